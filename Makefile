@@ -1,0 +1,45 @@
+# make demo | test | check | bench | soak | crash — everything runs inside .venv, made on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check format bench soak crash clean
+
+$(VENV)/.engine: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Forwarder needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.tests: $(VENV)/.engine
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,check]'
+	touch $@
+
+demo: $(VENV)/.engine
+	$(BIN)/forwarder demo
+
+test: $(VENV)/.tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.tests
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.tests
+	$(BIN)/python -m benchmarks
+
+MINUTES ?= 10
+soak: $(VENV)/.tests
+	$(BIN)/python -m benchmarks soak --minutes $(MINUTES)
+
+KILLS ?= 2000
+crash: $(VENV)/.tests
+	$(BIN)/python -m tests.crash --kills $(KILLS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,30 @@
+"""Forwarder: a mail-forwarding engine.
+
+The rooms of the house, from the ground up; each imports only from those above it in this list:
+
+    forwarder.mail      PURE decisions: addresses, aliases, replies, outcomes, retry, SRS, signatures, DSNs.
+                        No sockets, SQL, clock or randomness: time and chance are arguments.
+    forwarder.config    config.toml -> one frozen Settings value.
+    forwarder.store     all SQL and nothing else: group commit, the queue, the directory, the journal.
+    forwarder.net       sockets and DNS, no policy: resolver, TLS contexts, one SMTP session, guarded HTTP.
+    forwarder.inbound   mail in: the SMTP dialogues of the MX and of submission, limits, screening.
+    forwarder.outbound  mail on: dispatcher, delivery, routes, connections, bounces, webhooks.
+    api                 the REST face; knows the store, not the mail sides.
+    forwarder.serve     the roof: builds every room from Settings; nobody imports it but the command line.
+    forwarder.cli       the commands.
+
+Who may import whom (``tests/test_architecture.py`` proves it):
+
+    mail -> standard library, idna, dkim, cryptography, re2     config -> mail
+    store, net -> mail, config                                  inbound, outbound -> mail, config, store, net; never each other
+    api -> mail, config, store, net                             serve, cli -> everything; imported by nobody
+
+The path of one message (* = durable): ``inbound.server`` accepts and greets; ``inbound.mx`` decides MAIL and
+RCPT with ``mail.address`` and ``mail.rules`` over the rule sets of ``store.directory``; DATA is checked by
+``mail.content`` and ``inbound.screening``; ``store.queue.enqueue`` * commits message, deliveries and QUEUED events
+in one transaction; only then 250. The fresh deliveries, leased to this process, go in memory to
+``outbound.dispatcher``; ``outbound.delivery`` signs and sends; ``mail.outcome`` judges the replies;
+``store.queue.settle`` * writes DELIVERED, SOFT-BOUNCE with the next attempt, or HARD-BOUNCE with its DSN.
+"""
+
+__version__ = "0.1.0"

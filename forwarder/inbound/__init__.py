@@ -1,0 +1,1 @@
+"""Mail in: listeners, the two dialogues, limits and screening."""

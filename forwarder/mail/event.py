@@ -1,0 +1,53 @@
+"""What is recorded about a message, and the states a delivery passes through.
+
+The five statuses are the wire words of the logs API. A delivery's row exists in the queue only while it is
+``queued``, ``leased`` or ``held``; ``delivered`` and ``failed`` are terminal: the row leaves and the journal keeps
+the last event.
+"""
+
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """The status of one event, as stored and as the API shows it."""
+
+    QUEUED = "QUEUED"  # accepted: on disk, the sender has its 250
+    REFUSED = "REFUSED"  # refused in the session: the sender keeps the message
+    DELIVERED = "DELIVERED"  # the destination answered 2xx (or the alias told us to discard)
+    SOFT_BOUNCE = "SOFT-BOUNCE"  # a temporary failure: another attempt is planned
+    HARD_BOUNCE = "HARD-BOUNCE"  # given up: the sender gets one DSN, unless there is nobody to tell
+
+
+class DeliveryState(StrEnum):
+    """Where one delivery (message x destination) stands."""
+
+    QUEUED = "queued"  # due at next_attempt_at
+    LEASED = "leased"  # one worker holds it
+    HELD = "held"  # an operator put it aside; only ``forwarder queue release`` moves it
+    DELIVERED = "delivered"  # terminal
+    FAILED = "failed"  # terminal
+
+
+TRANSITIONS: dict[DeliveryState, frozenset[DeliveryState]] = {
+    DeliveryState.QUEUED: frozenset({DeliveryState.LEASED, DeliveryState.HELD, DeliveryState.FAILED}),
+    DeliveryState.LEASED: frozenset({DeliveryState.QUEUED, DeliveryState.DELIVERED, DeliveryState.FAILED}),
+    DeliveryState.HELD: frozenset({DeliveryState.QUEUED, DeliveryState.FAILED}),
+    DeliveryState.DELIVERED: frozenset(),
+    DeliveryState.FAILED: frozenset(),
+}
+
+
+class DeliveryKind(StrEnum):
+    """What a destination is, and so who delivers it."""
+
+    SMTP = "smtp"  # an address: outbound.delivery
+    WEBHOOK = "webhook"  # an https URL of an alias: the message as JSON
+    NOTIFY = "notify"  # the webhook of a domain: one event as JSON
+
+
+class Transport(StrEnum):
+    """How a message came in."""
+
+    SMTP = "smtp"  # from the Internet, through the MX listener
+    SUBMISSION = "submission"  # from a person or application with credentials
+    REPORT = "report"  # written here: a DSN or a notification

@@ -1,0 +1,1 @@
+"""Sockets and DNS, no policy."""

@@ -1,0 +1,1 @@
+"""Mail on: dispatcher, deliveries, routes, connections, bounces and webhooks."""
