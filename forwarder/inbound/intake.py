@@ -1,0 +1,65 @@
+"""What the inbound rooms are given: the other rooms they talk to, and the hand-over of fresh mail.
+
+``Rooms`` is one value, built by the roof, so that a listener's constructor does not take a dozen arguments. ``Intake``
+is the outbound side as seen from here: inbound and outbound never import each other, the dispatcher satisfies this
+protocol by its shape.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from forwarder.config import Settings
+    from forwarder.inbound.screening import Screening
+    from forwarder.mail.ids import IdSource
+    from forwarder.mail.srs import Srs
+    from forwarder.net.tls import ServerTls
+    from forwarder.store.directory import Directory
+    from forwarder.store.engine import Database
+    from forwarder.store.queue import NewMessage, Queue
+
+
+class Intake(Protocol):
+    """Where accepted mail goes on, in this process."""
+
+    def lease(self, destination_domain: str) -> bool:
+        """Whether there is room to deliver there now; True makes the delivery leased to this process."""
+        ...
+
+    def hand_over(self, message: "NewMessage") -> None:
+        """Take the leased deliveries of a message that is committed. Must not raise."""
+        ...
+
+
+class StoreOnly:
+    """The intake of a process that delivers nothing: every delivery stays due in the store."""
+
+    def lease(self, destination_domain: str) -> bool:
+        return False
+
+    def hand_over(self, message: "NewMessage") -> None:
+        return None
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rooms:
+    """What a listener needs from the rest of the house."""
+
+    settings: "Settings"
+    database: "Database"
+    directory: "Directory"
+    queue: "Queue"
+    ids: "IdSource"
+    srs: "Srs"
+    intake: Intake
+    tls: "ServerTls | None" = None  # None: STARTTLS is not offered, submission does not listen
+    screening: "Screening | None" = None  # None: nothing is looked up about the client
+    clock: Callable[[], datetime] = utc_now
+    region: int = 0  # this worker's place in the client table, 0 … regions - 1
+    regions: int = 1  # worker processes on this machine
