@@ -1,0 +1,69 @@
+"""The trace we leave on forwarded mail: ``X-Forwarder-Id`` and ``X-Forwarded-To``.
+
+``X-Forwarder-Id: <delivery id>-<mark>[, …]`` names every delivery of one outbound transaction. The id finds the
+delivery again when the message comes back inside a DSN. The mark is a keyed digest of the recipient (the alias address
+that accepted the message), so that this engine, and only an engine with the same key, can see that the same alias
+already forwarded the message: a loop (RFC 5321 6.3 leaves the means to us; counting ``Received`` fields is the
+other one). A bare digest would let a reader test guesses about Bcc recipients; a keyed one does not.
+
+``X-Forwarded-To: <alias address>`` says to the reader why the message came. It names the alias, never the private
+destination, and is left out where deliveries of several recipients share one transaction, since each copy would
+then tell its reader who the others are.
+
+Limits: at most ``MOST_ENTRIES`` deliveries are named or read; a message that passed more transactions than that
+is stopped by its hop count.
+"""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from forwarder.mail.address import Path
+
+MOST_ENTRIES = 200
+ID_FIELD = b"x-forwarder-id"
+TO_FIELD = b"x-forwarded-to"
+
+_ENTRY = re.compile(rb"\b([0-9a-f]{32})-([0-9a-f]{16})\b")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """One delivery that a message went through, as its trace tells."""
+
+    delivery_id: str
+    mark: str
+
+
+def mark(secret: bytes, recipient: Path) -> str:
+    """16 hex digits that stand for the recipient; the local part counts in lower case, as in our look-ups."""
+    identity = f"{recipient.key}@{recipient.domain}".encode()
+    return hmac.new(secret, b"forwarder trace\0" + identity, hashlib.sha256).hexdigest()[:16]
+
+
+def lines(passages: Sequence[Passage], forwarded_to: Path | None) -> bytes:
+    """The header lines to prepend to one transaction's copy, folded at each entry, ending in CRLF."""
+    named = b",\r\n\t".join(f"{p.delivery_id}-{p.mark}".encode() for p in passages[:MOST_ENTRIES])
+    head = b"X-Forwarder-Id: " + named + b"\r\n"
+    if forwarded_to is None or forwarded_to.needs_smtputf8:
+        return head
+    return head + b"X-Forwarded-To: " + forwarded_to.wire().encode("ascii") + b"\r\n"
+
+
+def passages(values: Iterable[bytes]) -> list[Passage]:
+    """The deliveries named by the values of every ``X-Forwarder-Id`` field of a message, newest first."""
+    found: list[Passage] = []
+    for value in values:
+        for entry in _ENTRY.finditer(value):
+            found.append(Passage(delivery_id=entry[1].decode(), mark=entry[2].decode()))
+            if len(found) == MOST_ENTRIES:
+                return found
+    return found
+
+
+def looped(secrets: Sequence[bytes], recipient: Path, seen: Iterable[Passage]) -> bool:
+    """Whether this recipient, under any of our secrets, already forwarded the message."""
+    ours = {mark(secret, recipient) for secret in secrets}
+    return any(passage.mark in ours for passage in seen)
