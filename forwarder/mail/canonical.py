@@ -1,0 +1,148 @@
+"""The canonical forms that DKIM and ARC hash (RFC 6376 section 3.4), over the bytes of one message.
+
+``Canonical(content)`` splits a message once; every signature and every verification of that message then shares
+its header fields and its body hashes. Nothing is copied for a body that is already in canonical form, which nearly
+all are: three substring searches prove it, and the hash runs over a view of the content.
+
+No input raises: a line without a colon, or a folded line before any header, becomes a nameless field that no
+signature can select. Every step is linear in the size of the message; no regular expressions run over the body.
+A body without a final line end is hashed as if it had one, since that is how it will go over the wire.
+"""
+
+import hashlib
+from enum import StrEnum
+
+_CRLF = b"\r\n"
+_MANY_CRLF = _CRLF * 2048
+_TAB_TO_SPACE = bytes.maketrans(b"\t", b" ")
+
+
+class Form(StrEnum):
+    """The two canonicalisation algorithms."""
+
+    SIMPLE = "simple"
+    RELAXED = "relaxed"
+
+
+class Canonical:
+    """One message, split into header fields and body, with the hashes that were asked for so far."""
+
+    __slots__ = ("_by_name", "_digests", "body_start", "content", "fields")
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        head_end, self.body_start = _boundaries(content)
+        self.fields: list[tuple[bytes, bytes]] = split_fields(content[:head_end])
+        self._by_name: dict[bytes, list[bytes]] | None = None
+        self._digests: dict[Form, tuple[bytes, int]] = {}
+
+    def instances(self, name: bytes) -> list[bytes]:
+        """The raw fields (with their final CRLF) of a lower-case name, topmost first."""
+        if self._by_name is None:
+            self._by_name = {}
+            for key, raw in self.fields:
+                self._by_name.setdefault(key, []).append(raw)
+        return self._by_name.get(name, [])
+
+    def body_hash(self, form: Form) -> bytes:
+        """SHA-256 of the canonical body."""
+        return self._body(form)[0]
+
+    def body_length(self, form: Form) -> int:
+        """Octets of the canonical body: what a ``l=`` tag is compared with."""
+        return self._body(form)[1]
+
+    def _body(self, form: Form) -> tuple[bytes, int]:
+        known = self._digests.get(form)
+        if known is None:
+            known = self._digests[form] = _hash_body(self.content, self.body_start, form)
+        return known
+
+
+def split_fields(head: bytes) -> list[tuple[bytes, bytes]]:
+    """Header fields as (lower-case name, raw bytes with final CRLF), in order, folded lines kept whole."""
+    fields: list[tuple[bytes, bytes]] = []
+    pending: list[bytes] = []
+    for line in head.split(_CRLF):
+        if line[:1] in (b" ", b"\t"):
+            pending.append(line)
+            continue
+        if pending:
+            fields.append(_field(pending))
+        pending = [line] if line else []
+    if pending:
+        fields.append(_field(pending))
+    return fields
+
+
+def relaxed_field(raw: bytes) -> bytes:
+    """RFC 6376 3.4.2 of one field, without the final CRLF."""
+    name, _, value = raw.partition(b":")
+    # bytes.split() also splits at VT, FF and bare CR or LF, which are not white space to DKIM.
+    if b"\x0b" in value or b"\x0c" in value or _has_bare_newline(value):
+        value = _collapse(value.replace(_CRLF, b"").translate(_TAB_TO_SPACE)).strip(b" ")
+    else:
+        value = b" ".join(value.split())
+    return name.rstrip(b" \t").lower() + b":" + value
+
+
+def simple_field(raw: bytes) -> bytes:
+    """RFC 6376 3.4.1 of one field: as it is, without the final CRLF."""
+    return raw.removesuffix(_CRLF)
+
+
+def _boundaries(content: bytes) -> tuple[int, int]:
+    """Where the head ends (after its last CRLF) and where the body begins."""
+    if content.startswith(_CRLF):
+        return 0, 2
+    blank = content.find(b"\r\n\r\n")
+    return (len(content), len(content)) if blank < 0 else (blank + 2, blank + 4)
+
+
+def _field(lines: list[bytes]) -> tuple[bytes, bytes]:
+    name, colon, _ = lines[0].partition(b":")
+    # A folded line that begins the head belongs to no field: nameless, whatever it says.
+    named = colon and not lines[0][:1].isspace()
+    return name.rstrip(b" \t").lower() if named else b"", _CRLF.join(lines) + _CRLF
+
+
+def _has_bare_newline(value: bytes) -> bool:
+    pairs = value.count(_CRLF)
+    return value.count(b"\r") != pairs or value.count(b"\n") != pairs
+
+
+def _hash_body(content: bytes, start: int, form: Form) -> tuple[bytes, int]:
+    if form is Form.RELAXED and _needs_relaxing(content, start):
+        body = content[start:] if content.endswith(_CRLF) else content[start:] + _CRLF
+        body = _collapse(body.translate(_TAB_TO_SPACE)).replace(b" \r\n", _CRLF)
+        content, start = body, 0
+    end = len(content)
+    while content.endswith(_MANY_CRLF, start, end):
+        end -= len(_MANY_CRLF)
+    while content.endswith(_CRLF, start, end):
+        end -= 2
+    hasher = hashlib.sha256(memoryview(content)[start:end])
+    length = end - start
+    # An empty body is nothing when relaxed, and one CRLF when simple (RFC 6376 3.4.3, 3.4.4).
+    if length or form is Form.SIMPLE:
+        hasher.update(_CRLF)
+        length += 2
+    return hasher.digest(), length
+
+
+def _needs_relaxing(content: bytes, start: int) -> bool:
+    return (
+        content.find(b"  ", start) >= 0
+        or content.find(b" \r\n", start) >= 0
+        or content.find(b"\t", start) >= 0
+        or content.endswith(b" ", start)
+    )
+
+
+def _collapse(text: bytes) -> bytes:
+    """Runs of spaces become one. Each pass halves the runs, so this is linear whatever the input."""
+    for run in (b" " * 64, b" " * 8):
+        text = text.replace(run, b" ")
+    while b"  " in text:
+        text = text.replace(b"  ", b" ")
+    return text

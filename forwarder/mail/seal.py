@@ -1,0 +1,222 @@
+"""DKIM signing (RFC 6376, RFC 8463): RSA and Ed25519, relaxed/relaxed, over one pass of the message.
+
+``sign`` makes the headers to prepend; ``Signer`` is a loaded key with its names. The private-key work is OpenSSL's,
+which releases the interpreter lock: call it in a thread. Content must be what will be sent, CRLF line ends and all:
+normalise first, sign afterwards.
+
+Promises: never ``l=``; From, To, Cc, Subject, Date, Reply-To, MIME-Version and Content-Type are each signed once
+more often than they occur, so that a second one added later breaks the signature (RFC 6376 8.15). Time is an
+argument. Signing never raises for any content; keys that are not RSA of 1,024 to 8,192 bits or Ed25519 are refused with
+``KeyFault`` when loaded.
+
+Limits: of a header that occurs more than 20 times only the lowest 20 are covered.
+"""
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, NamedTuple
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
+
+from forwarder.mail.canonical import Canonical, Form, relaxed_field
+
+PrivateKey = rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
+Algorithm = Literal["rsa", "ed25519"]
+
+OVERSIGNED = (
+    b"from",
+    b"to",
+    b"cc",
+    b"subject",
+    b"date",
+    b"reply-to",
+    b"mime-version",
+    b"content-type",
+)
+# Signed as often as present: what a reader, a mailing list or a threading view relies on (RFC 6376 5.4.1).
+SIGNED = (
+    b"message-id",
+    b"in-reply-to",
+    b"references",
+    b"sender",
+    b"content-transfer-encoding",
+    b"content-id",
+    b"content-description",
+    b"resent-date",
+    b"resent-from",
+    b"resent-sender",
+    b"resent-to",
+    b"resent-cc",
+    b"resent-message-id",
+    b"list-id",
+    b"list-help",
+    b"list-unsubscribe",
+    b"list-unsubscribe-post",
+    b"list-subscribe",
+    b"list-post",
+    b"list-owner",
+    b"list-archive",
+    b"auto-submitted",
+    b"feedback-id",
+)
+MAX_INSTANCES = 20
+LINE_LENGTH = 76
+
+
+class KeyFault(ValueError):
+    """A private key we cannot sign with; the text is for a person and holds nothing of the key."""
+
+
+class GeneratedKey(NamedTuple):
+    """A new key: PKCS#8 PEM to keep secret, and the TXT record to publish."""
+
+    pem: bytes
+    record: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signer:
+    """A loaded private key and the names under which its public half is published."""
+
+    domain: str
+    selector: str
+    key: PrivateKey
+
+    @property
+    def algorithm(self) -> str:
+        """The ``a=`` value."""
+        return "rsa-sha256" if isinstance(self.key, rsa.RSAPrivateKey) else "ed25519-sha256"
+
+    def signature(self, data: bytes) -> bytes:
+        """Base64 of the signature over ``data``."""
+        if isinstance(self.key, rsa.RSAPrivateKey):
+            return base64.b64encode(self.key.sign(data, padding.PKCS1v15(), hashes.SHA256()))
+        # RFC 8463 section 3: Ed25519 signs the SHA-256 of the data, not the data.
+        digest = hashes.Hash(hashes.SHA256())
+        digest.update(data)
+        return base64.b64encode(self.key.sign(digest.finalize()))
+
+
+def sign(content: bytes | Canonical, signers: Sequence[Signer], *, now: datetime) -> bytes:
+    """One DKIM-Signature header for each signer, ready to be prepended."""
+    message = content if isinstance(content, Canonical) else Canonical(content)
+    names, data = signed_fields(message)
+    body_hash = base64.b64encode(message.body_hash(Form.RELAXED))
+    return b"".join(
+        sealed(
+            b"DKIM-Signature",
+            signature_tags(signer, names=names, body_hash=body_hash, now=now, first=b"v=1"),
+            data,
+            signer,
+        )
+        for signer in signers
+    )
+
+
+def signed_fields(
+    message: Canonical, *, oversigned: Iterable[bytes] = OVERSIGNED, signed: Iterable[bytes] = SIGNED
+) -> tuple[list[bytes], bytes]:
+    """The names for ``h=`` and the canonical fields they select, in that order, each with its CRLF."""
+    names: list[bytes] = []
+    lines: list[bytes] = []
+    for wanted, extra in ((oversigned, 1), (signed, 0)):
+        for name in wanted:
+            # RFC 6376 5.4.2: instances are taken from the bottom of the header upwards.
+            covered = message.instances(name)[: -MAX_INSTANCES - 1 : -1]
+            names += [name] * (len(covered) + extra)
+            lines += [relaxed_field(raw) for raw in covered]
+    lines.append(b"")
+    return names, b"\r\n".join(lines)
+
+
+def signature_tags(
+    signer: Signer, *, names: Sequence[bytes], body_hash: bytes, now: datetime, first: bytes
+) -> list[bytes]:
+    """The tags of a DKIM or ARC message signature, up to an empty ``b=``; ``h=`` in pieces that may be folded."""
+    head = b"h=" + names[0]
+    pieces = [head if len(names) == 1 else head + b":", *(name + b":" for name in names[1:-1])]
+    pieces += [names[-1]] if len(names) > 1 else []
+    pieces[-1] += b";"
+    return [
+        first + b";",
+        b"a=%s;" % signer.algorithm.encode(),
+        b"c=relaxed/relaxed;",
+        b"d=%s;" % signer.domain.encode(),
+        b"s=%s;" % signer.selector.encode(),
+        b"t=%d;" % int(now.timestamp()),
+        *pieces,
+        b"bh=%s;" % body_hash,
+    ]
+
+
+def sealed(name: bytes, tags: Sequence[bytes], data: bytes, signer: Signer) -> bytes:
+    """The header ``name`` of ``tags`` and a signature over ``data`` followed by that header (RFC 6376 3.7)."""
+    unsigned = _folded(name, [*tags, b"b="])
+    signature = signer.signature(data + relaxed_field(unsigned))
+    lines = [
+        signature[start : start + LINE_LENGTH - 4] for start in range(0, len(signature), LINE_LENGTH - 4)
+    ]
+    return unsigned + b"\r\n  " + b"\r\n  ".join(lines) + b"\r\n"
+
+
+def _folded(name: bytes, pieces: Iterable[bytes]) -> bytes:
+    """Pieces on lines of at most LINE_LENGTH octets; names of ``h=`` are packed without spaces between them."""
+    line = name + b":"
+    lines: list[bytes] = []
+    joint = b" "
+    for piece in pieces:
+        if len(line) + len(joint) + len(piece) > LINE_LENGTH:
+            lines.append(line)
+            line = b"  " + piece
+        else:
+            line += joint + piece
+        joint = b"" if piece.endswith(b":") else b" "
+    lines.append(line)
+    return b"\r\n".join(lines)
+
+
+def load_key(pem: bytes) -> PrivateKey:
+    """A private key from PEM (PKCS#8 or PKCS#1, not encrypted). Slow (milliseconds): keep what it returns."""
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise KeyFault("this is not an unencrypted private key in PEM form") from error
+    if isinstance(key, rsa.RSAPrivateKey):
+        if not 1024 <= key.key_size <= 8192:
+            raise KeyFault(f"an RSA key of {key.key_size} bits cannot sign mail: use 2048")
+        return key
+    if isinstance(key, ed25519.Ed25519PrivateKey):
+        return key
+    raise KeyFault("this key is neither RSA nor Ed25519")
+
+
+def generate(algorithm: Algorithm) -> GeneratedKey:
+    """A fresh RSA-2048 or Ed25519 key. RSA takes some 100 ms of CPU: call it in a thread."""
+    key: PrivateKey
+    if algorithm == "rsa":
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    else:
+        key = ed25519.Ed25519PrivateKey.generate()
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return GeneratedKey(pem, public_record(key))
+
+
+def public_record(key: PrivateKey) -> str:
+    """The TXT record that publishes the public half (RFC 6376 3.6.1, RFC 8463 section 4)."""
+    public = key.public_key()
+    if isinstance(public, rsa.RSAPublicKey):
+        der = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+        return f"v=DKIM1; k=rsa; p={base64.b64encode(der).decode()}"
+    raw = public.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    return f"v=DKIM1; k=ed25519; p={base64.b64encode(raw).decode()}"
+
+
+def zone_text(record: str) -> str:
+    """A TXT value as zone files and DNS panels take it: quoted strings of at most 255 octets."""
+    return " ".join(f'"{record[start : start + 255]}"' for start in range(0, len(record), 255))
