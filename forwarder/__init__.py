@@ -4,7 +4,7 @@ The rooms of the house, from the ground up; each imports only from those above i
 
     forwarder.mail      PURE decisions: addresses, aliases, replies, outcomes, retry, SRS, signatures, DSNs.
                         No sockets, SQL, clock or randomness: time and chance are arguments.
-    forwarder.config    config.toml -> one frozen Settings value.
+    forwarder.config    config.toml and environment -> one frozen Settings value; every default and unit.
     forwarder.store     all SQL and nothing else: group commit, the queue, the directory, the journal.
     forwarder.net       sockets and DNS, no policy: resolver, TLS contexts, one SMTP session, guarded HTTP.
     forwarder.inbound   mail in: the SMTP dialogues of the MX and of submission, limits, screening.

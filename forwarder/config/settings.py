@@ -1,0 +1,233 @@
+"""The sections of the configuration with every default; the value that all rooms are built from."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from forwarder.config.units import (
+    MIB,
+    Count,
+    DatabaseUrl,
+    Duration,
+    Endpoints,
+    HostName,
+    HostPort,
+    OptionalEndpoint,
+    OptionalHostName,
+    Positive,
+    Size,
+    Texts,
+    split_list,
+)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
+
+
+class DatabaseSection(Section):
+    url: DatabaseUrl = Field(default="", repr=False)  # "": SQLite in data_dir
+    pool_size: Positive = 8  # PostgreSQL connections a process
+
+
+class MxSection(Section):
+    listen: Endpoints = (HostPort("0.0.0.0", 25), HostPort("::", 25))  # noqa: S104 - the Internet is the point
+    size_limit: Size = 25 * MIB
+    recipients: Positive = 1000  # per message
+    connections: Count = 2000  # at once, in all, per process; 0: no limit
+    connections_per_client: Count = 50  # at once, per address; 0: no limit
+    connections_per_minute: Count = 300  # per address; 0: no limit
+    bare_newline: Literal["reject", "normalize"] = "reject"
+    line_limit: Positive = 998  # octets of a text line without its CRLF
+    max_hops: Positive = 50  # Received lines
+    command_timeout: Duration = timedelta(seconds=300)
+    data_timeout: Duration = timedelta(seconds=180)  # between two blocks of DATA
+    min_rate: Size = 500  # octets a second that DATA must reach on average; 0: any
+    errors: Count = 20  # replies 5xx before we hang up
+    junk_commands: Count = 100  # NOOP, RSET, VRFY, … between two messages before we hang up
+
+
+class SubmissionSection(Section):
+    listen: Endpoints = (HostPort("0.0.0.0", 587),)  # noqa: S104
+    listen_tls: Endpoints = (HostPort("0.0.0.0", 465),)  # noqa: S104
+    require_dns: bool = True
+    size_limit: Size = 25 * MIB
+    recipients: Positive = 500
+    connections: Count = 1000
+    connections_per_client: Count = 50
+    connections_per_minute: Count = 120
+    line_limit: Positive = 998
+    max_hops: Positive = 50
+    command_timeout: Duration = timedelta(seconds=300)
+    data_timeout: Duration = timedelta(seconds=180)
+    min_rate: Size = 500
+    errors: Count = 20
+    junk_commands: Count = 100
+    show_client_address: bool = False  # in Received
+    failures_per_connection: Positive = 3  # wrong passwords before we hang up
+    failures_per_minute: Positive = 10  # per client address, all processes together
+    failures_per_account: Positive = 50  # per log-in name and hour, all processes together
+    password_checks: Positive = 2  # argon2 verifications at once in a process
+    login_cache: Duration = timedelta(minutes=5)  # a verified log-in is remembered this long; "0s": never
+
+
+class TlsSection(Section):
+    certificate: str = ""
+    key: str = ""
+
+    @property
+    def configured(self) -> bool:
+        return bool(self.certificate)
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("certificate and key go together: name both PEM files, or neither")
+        return self
+
+
+class ApiSection(Section):
+    listen: OptionalEndpoint = HostPort("127.0.0.1", 8080)  # "": no API
+    public_url: str = ""  # how people reach it, for links in answers; empty: http://<listen>
+    body_limit: Size = 1 * MIB
+    rate: Count = 600  # requests a minute per account, all processes together; 0: no limit
+    failures_per_minute: Count = 60  # wrong keys per client address; 0: no limit
+    trusted_proxies: Texts = ()  # may say X-Forwarded-For
+    recheck_every: Duration = timedelta(hours=12)  # each domain's DNS is asked again; "0s": never
+
+
+class DnsSection(Section):
+    nameservers: Endpoints = ()  # empty: the system's
+    timeout: Duration = timedelta(seconds=5)  # of one question, with its repetitions
+    cache: Positive = 50_000  # answers held
+
+
+class OutboundSection(Section):
+    smarthost: OptionalEndpoint = None
+    port: Annotated[int, Field(ge=1, le=65535)] = 25
+    allow_private_destinations: bool = False
+    tls: Literal["opportunistic", "required", "off"] = "opportunistic"
+    concurrency: Positive = 200  # sessions at once, per process
+    concurrency_per_site: Positive = 20
+    window: Positive = 2000  # deliveries held in memory, per process
+    reuse_limit: Positive = 100  # messages over one connection
+    idle_timeout: Duration = timedelta(seconds=5)  # of a connection kept for reuse
+    connect_timeout: Duration = timedelta(seconds=30)
+    greeting_timeout: Duration = timedelta(seconds=60)
+    command_timeout: Duration = timedelta(seconds=60)
+    data_timeout: Duration = timedelta(seconds=180)  # between two blocks we send
+    dot_timeout: Duration = timedelta(seconds=600)  # RFC 5321 4.5.3.2.6: hanging up earlier makes duplicates
+    webhook_timeout: Duration = timedelta(seconds=30)
+    bind_ipv4: str = ""  # the address to dial from; empty: the system's choice
+    bind_ipv6: str = ""
+    disclose_destination: bool = False  # a DSN names the alias only, unless true
+
+
+class RetrySection(Section):
+    delays: Annotated[tuple[Duration, ...], BeforeValidator(split_list), Field(min_length=1)] = tuple(
+        timedelta(minutes=minutes) for minutes in (1, 5, 15, 30, 60, 120, 240)
+    )
+    give_up_after: Duration = timedelta(days=5)
+    spread: Annotated[float, Field(ge=0, le=1)] = 0.1  # each delay grows by up to this share, by chance
+
+
+class SrsSection(Section):
+    domain: OptionalHostName = ""  # filled with hostname
+    max_age_days: Annotated[int, Field(ge=1, le=1000)] = 21
+
+
+class DkimSection(Section):
+    domain: OptionalHostName = ""  # filled with hostname
+    selector: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?$")] = (
+        "fwd"  # fwd1: RSA, fwd2: Ed25519
+    )
+    algorithms: Annotated[
+        tuple[Literal["rsa", "ed25519"], ...], BeforeValidator(split_list), Field(min_length=1, max_length=2)
+    ] = ("rsa", "ed25519")
+
+
+class ArcSection(Section):
+    enabled: bool = True
+
+
+class ScreeningSection(Section):
+    spf: bool = True
+    dkim: bool = True
+    dmarc: bool = True
+    dmarc_reject: bool = True  # refuse what fails a policy p=reject
+
+
+class Plan(Section):
+    """The limits of an account; the names are those of ``GET /v3/account``."""
+
+    display: str = ""
+    price: Count = 0
+    yearly: bool = False
+    premium: bool = True
+    domains: Count = 10_000
+    aliases: Count = 10_000  # per domain
+    credentials: Count = 1000  # per domain
+    destinations: Count = 100  # per alias
+    redirections: Count = 50
+    subdomains: Count = 10
+    daily_quota: Count = 100_000  # messages forwarded a day
+    daily_send: Count = 10_000  # messages submitted a day
+    ratelimit: Count = 600  # messages submitted a minute
+    api: Count = 10  # API keys
+
+
+class LogsSection(Section):
+    retention: Duration = timedelta(days=30)
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"  # auto: console on a terminal
+
+
+class WorkersSection(Section):
+    processes: Count = 0  # 0: one per core
+    lease: Duration = timedelta(
+        seconds=15
+    )  # a process that is silent this long loses its deliveries to others
+
+
+class Settings(Section):
+    """The whole configuration.
+
+    ``srs.domain`` and ``dkim.domain`` are filled with ``hostname``, ``database.url`` with SQLite in
+    ``data_dir``, so that readers need no fallback of their own.
+    """
+
+    hostname: HostName
+    data_dir: Path = Path("data")
+    postmaster: str = ""  # where mail to <postmaster> without a domain goes; empty: refused
+    require_confirmed_destinations: bool = False
+    database: DatabaseSection = DatabaseSection()
+    mx: MxSection = MxSection()
+    submission: SubmissionSection = SubmissionSection()
+    tls: TlsSection = TlsSection()
+    api: ApiSection = ApiSection()
+    dns: DnsSection = DnsSection()
+    outbound: OutboundSection = OutboundSection()
+    retry: RetrySection = RetrySection()
+    srs: SrsSection = SrsSection()
+    dkim: DkimSection = DkimSection()
+    arc: ArcSection = ArcSection()
+    screening: ScreeningSection = ScreeningSection()
+    plans: Mapping[str, Plan] = Field(default_factory=lambda: {"default": Plan()})
+    logs: LogsSection = LogsSection()
+    workers: WorkersSection = WorkersSection()
+
+    @model_validator(mode="after")
+    def _fill(self) -> Self:
+        filled: dict[str, Any] = {
+            "srs": self.srs.model_copy(update={"domain": self.srs.domain or self.hostname}),
+            "dkim": self.dkim.model_copy(update={"domain": self.dkim.domain or self.hostname}),
+            "plans": {"default": Plan(), **self.plans},
+        }
+        if not self.database.url:
+            url = f"sqlite:///{self.data_dir / 'forwarder.db'}"
+            filled["database"] = self.database.model_copy(update={"url": url})
+        self.__dict__.update(filled)  # the model is frozen for readers, and not yet handed to any
+        return self

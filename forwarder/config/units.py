@@ -1,0 +1,116 @@
+"""The units of the configuration: endpoints, sizes, durations, host names, lists, the database's URL.
+
+Each parser takes what TOML or the environment gives (or the finished value) and answers the finished
+value; a ``ValueError`` says what to write instead. Nothing is guessed: a duration without a unit is
+refused.
+"""
+
+import re
+from datetime import timedelta
+from typing import Annotated, NamedTuple
+
+from pydantic import BeforeValidator, Field
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+class HostPort(NamedTuple):
+    """Where to listen or whom to call; port 0 asks the system for a free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+_HOST_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\[\]:/\s]*)):([0-9]{1,5})")
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]i?B|kB|B)", re.IGNORECASE)
+_SIZE_UNITS = {"b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": KIB, "mib": MIB, "gib": 1024 * MIB}
+_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d|w))+")
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|w)")
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?"
+_HOSTNAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
+
+
+def parse_host_port(value: object) -> HostPort:
+    """``"host:port"`` or ``"[IPv6]:port"``; an empty host means all addresses."""
+    if isinstance(value, HostPort):
+        return value
+    found = _HOST_PORT.fullmatch(value) if isinstance(value, str) else None
+    if found is None or int(found[3]) > 65535:
+        raise ValueError('write "host:port", for example "0.0.0.0:25" or "[::]:25"')
+    return HostPort(found[1] or found[2] or "0.0.0.0", int(found[3]))  # noqa: S104 - an empty host asks for it
+
+
+def parse_size(value: object) -> int:
+    """A number of octets: ``"25 MiB"``, ``"500 kB"``, or a plain number."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str):
+        if value.isascii() and value.isdigit():
+            return int(value)
+        if found := _SIZE.fullmatch(value.strip()):
+            return int(float(found[1]) * _SIZE_UNITS[found[2].lower()])
+    raise ValueError('write a size with its unit, for example "25 MiB" or "500 kB"')
+
+
+def parse_duration(value: object) -> timedelta:
+    """``"90s"``, ``"5m"``, ``"1h30m"``, ``"5d"``; a bare number is refused, for nobody knows its unit."""
+    if isinstance(value, timedelta):
+        return value
+    if isinstance(value, str) and _DURATION.fullmatch(text := value.replace(" ", "")):
+        return timedelta(seconds=sum(float(n) * _SECONDS[unit] for n, unit in _DURATION_PART.findall(text)))
+    raise ValueError('write a duration with its unit (ms, s, m, h, d, w), for example "5m" or "1h30m"')
+
+
+def split_list(value: object) -> object:
+    """Lists come from the environment as text separated by commas."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.strip().strip("[]").split(",") if part.strip())
+    return value
+
+
+def _listeners(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _host_port_or_none(value: object) -> HostPort | None:
+    return None if value is None or value == "" else parse_host_port(value)
+
+
+def _hostname(value: object) -> str:
+    if isinstance(value, str) and _HOSTNAME.fullmatch(name := value.strip().rstrip(".").lower()):
+        return name
+    raise ValueError('write a host name in ASCII, for example "mx1.example.net"')
+
+
+def _hostname_or_empty(value: object) -> str:
+    return "" if value == "" else _hostname(value)
+
+
+def _database_url(value: object) -> str:
+    if isinstance(value, str):
+        for found, wanted in (("postgres://", "postgresql://"), ("postgresql+asyncpg://", "postgresql://")):
+            if value.startswith(found):
+                value = wanted + value.removeprefix(found)
+        if value == "" or value.startswith("postgresql://") or re.match("sqlite:///.", value):
+            return value
+    raise ValueError('write "sqlite:///data/forwarder.db" or "postgresql://user:password@host/database"')
+
+
+Size = Annotated[int, BeforeValidator(parse_size)]
+Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+Endpoint = Annotated[HostPort, BeforeValidator(parse_host_port)]
+OptionalEndpoint = Annotated[HostPort | None, BeforeValidator(_host_port_or_none)]
+Endpoints = Annotated[tuple[Endpoint, ...], BeforeValidator(_listeners)]
+HostName = Annotated[str, BeforeValidator(_hostname)]
+OptionalHostName = Annotated[str, BeforeValidator(_hostname_or_empty)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(split_list)]
+DatabaseUrl = Annotated[str, BeforeValidator(_database_url)]
