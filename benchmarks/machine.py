@@ -1,0 +1,114 @@
+"""What machine this is, what is missing on it, and how much processor time a set of process trees has used."""
+
+import os
+import platform
+import shutil
+import sqlite3
+import ssl
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+NEEDED = {
+    "smtp-source": "postfix",
+    "smtp-sink": "postfix",
+    "postfix": "postfix",
+    "postmap": "postfix",
+    "opendkim": "opendkim",
+    "postsrsd": "postsrsd",
+    "openssl": "openssl",
+}
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def missing() -> dict[str, str]:
+    """The programs that are not here, each with the Debian package that holds it."""
+    search = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    return {name: package for name, package in NEEDED.items() if shutil.which(name, path=search) is None}
+
+
+def facts() -> list[tuple[str, str]]:
+    """The machine in a few lines, for the head of the results."""
+    model, memory = "unknown", "unknown"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.split(":", 1)[1].strip()
+            break
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemTotal"):
+            memory = f"{int(line.split()[1]) / 2**20:.0f} GiB"
+            break
+    return [
+        ("processor", f"{model}, {os.cpu_count()} cores"),
+        ("memory", memory),
+        ("kernel", platform.release()),
+        ("python", sys.version.split()[0]),
+        ("sqlite", sqlite3.sqlite_version),
+        ("openssl", ssl.OPENSSL_VERSION),
+    ]
+
+
+def _stat(pid: int) -> tuple[int, float, float]:
+    """(parent, own seconds, seconds of children already reaped) of one process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (
+        int(fields[1]),
+        (int(fields[11]) + int(fields[12])) / _TICKS,
+        (int(fields[13]) + int(fields[14])) / _TICKS,
+    )
+
+
+def tree(roots: Iterable[int]) -> set[int]:
+    """The processes ``roots`` and all that descend from them and still live."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                children.setdefault(_stat(int(entry.name))[0], []).append(int(entry.name))
+            except OSError:
+                continue  # it ended while we looked
+    found: set[int] = set()
+    waiting = list(roots)
+    while waiting:
+        pid = waiting.pop()
+        if pid not in found:
+            found.add(pid)
+            waiting += children.get(pid, [])
+    return found
+
+
+def cpu_seconds(roots: Iterable[int]) -> float:
+    """Processor seconds, user and system, of the trees below ``roots``, ended children included."""
+    total = 0.0
+    for pid in tree(roots):
+        try:
+            _, own, reaped = _stat(pid)
+        except OSError:
+            continue  # ended; its parent has it as reaped
+        total += own + reaped
+    return total
+
+
+def resident_bytes(roots: Iterable[int]) -> int:
+    """Resident memory of the trees below ``roots``, shared pages counted once a process."""
+    total = 0
+    for pid in tree(roots):
+        try:
+            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+        except OSError:
+            continue
+    return total
+
+
+def peak_bytes(roots: Iterable[int]) -> int:
+    """The sum of the peaks (VmHWM) of the processes that live now."""
+    total = 0
+    for pid in tree(roots):
+        try:
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                if line.startswith("VmHWM"):
+                    total += int(line.split()[1]) * 1024
+        except OSError:
+            continue
+    return total
