@@ -1,0 +1,27 @@
+"""What the store raises when it cannot do its work.
+
+All of these are temporary and ours: a peer hears 451, an API client 503, and neither hears the text of the database's
+error, which may hold a host, a password or SQL. That text stays in ``__cause__`` for the log of this process. What
+the data itself is refused for (``sqlalchemy.exc.IntegrityError``) is no trouble of the store and passes as it is.
+"""
+
+
+class StoreUnavailable(Exception):
+    """The store could not be reached or did not answer in time; nothing of the change is, or will be, in force."""
+
+    def __init__(self, text: str = "the store is not available") -> None:
+        super().__init__(text)
+
+
+class StoreFull(StoreUnavailable):
+    """The disk of the store is full: 452 4.3.1."""
+
+    def __init__(self, text: str = "the store is full") -> None:
+        super().__init__(text)
+
+
+class CommitUnknown(StoreUnavailable):
+    """The store went away after COMMIT was sent: the change may be in force, and nobody can tell yet."""
+
+    def __init__(self, text: str = "the store did not say whether it kept the change") -> None:
+        super().__init__(text)
