@@ -1,0 +1,197 @@
+"""Accounts and their API keys.
+
+Functions of a connection, to be run as ``database.read(lambda c: accounts.get(c, …))`` or
+``database.write(…)``. An account's e-mail address is its name for people: lower case, unique. Of an API key
+only the SHA-256 is stored: the key is 256 random bits, so that no slow hash is needed and the digest cannot
+be turned back. The key itself is shown once, by whoever made it (``new_key``). A revoked key stays as a
+row, so that its name and last use can be read.
+
+``lock`` takes the account's row until the transaction ends: whoever counts what an account has before
+adding to it calls it first, which makes limits exact under parallel requests. Directory changes are
+announced (``directory.touch``) before the account is locked, everywhere in this order: two transactions
+that each hold one and want the other would end in a deadlock.
+"""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from forwarder.store.conflict import AlreadyExists, LimitReached
+from forwarder.store.tables import accounts, api_keys
+
+KEY_PREFIX = "fwd_"  # lets secret scanners and people recognise a key of ours
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """Who owns domains."""
+
+    id: int
+    email: str
+    plan: str
+    created_at: datetime
+    locked_at: datetime | None
+    lock_reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """What is known of a key after it was shown."""
+
+    id: int
+    account_id: int
+    name: str
+    prefix: str
+    created_at: datetime
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewKey:
+    """A key that was just made; ``secret`` is never stored."""
+
+    secret: str
+    digest: str
+    prefix: str
+
+
+def new_key() -> NewKey:
+    """256 random bits, their digest, and the first characters for people to recognise the key by."""
+    secret = KEY_PREFIX + secrets.token_urlsafe(32)
+    return NewKey(secret=secret, digest=key_digest(secret), prefix=secret[: len(KEY_PREFIX) + 6])
+
+
+def key_digest(secret: str) -> str:
+    """SHA-256 in hex of a presented key."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def create(conn: Connection, email: str, plan: str, now: datetime) -> Account:
+    """A new account; AlreadyExists("email")."""
+    values = {"email": email.lower(), "plan": plan, "created_at": now}
+    try:
+        row = conn.execute(insert(accounts).values(values).returning(*accounts.c)).mappings().one()
+    except IntegrityError as fault:
+        raise AlreadyExists("email") from fault
+    return _account(row)
+
+
+def get(conn: Connection, account_id: int) -> Account | None:
+    """By id."""
+    row = conn.execute(select(accounts).where(accounts.c.id == account_id)).mappings().one_or_none()
+    return None if row is None else _account(row)
+
+
+def by_email(conn: Connection, email: str) -> Account | None:
+    """By e-mail address, whatever its case."""
+    row = conn.execute(select(accounts).where(accounts.c.email == email.lower())).mappings().one_or_none()
+    return None if row is None else _account(row)
+
+
+def list_accounts(conn: Connection) -> Sequence[Account]:
+    """All accounts by id."""
+    return [_account(row) for row in conn.execute(select(accounts).order_by(accounts.c.id)).mappings()]
+
+
+def set_plan(conn: Connection, account_id: int, plan: str) -> bool:
+    """Move an account to another named set of limits; False: no such account."""
+    changed = conn.execute(update(accounts).where(accounts.c.id == account_id).values(plan=plan))
+    return changed.rowcount == 1
+
+
+def lock(conn: Connection, account_id: int) -> bool:
+    """Hold the account's row until the transaction ends; False: it is gone.
+
+    On SQLite there is one writer anyway.
+    """
+    held = conn.execute(select(accounts.c.id).where(accounts.c.id == account_id).with_for_update())
+    return held.one_or_none() is not None
+
+
+def add_key(
+    conn: Connection,
+    account_id: int,
+    name: str,
+    digest: str,
+    prefix: str,
+    now: datetime,
+    *,
+    limit: int | None = None,
+) -> ApiKey:
+    """Store the digest of a new key.
+
+    AlreadyExists("name") among the keys in force, LimitReached("API keys").
+    """
+    lock(conn, account_id)
+    in_force = (api_keys.c.account_id == account_id) & api_keys.c.revoked_at.is_(None)
+    if conn.execute(select(api_keys.c.id).where(in_force, api_keys.c.name == name)).first() is not None:
+        raise AlreadyExists("name")  # the account's row is held: nobody adds the same name meanwhile
+    if limit is not None:
+        count = conn.execute(select(func.count()).select_from(api_keys).where(in_force)).scalar_one()
+        if count >= limit:
+            raise LimitReached("API keys", limit)
+    values = {"account_id": account_id, "name": name, "digest": digest, "prefix": prefix, "created_at": now}
+    row = conn.execute(insert(api_keys).values(values).returning(*api_keys.c)).mappings().one()
+    return _key(row)
+
+
+def list_keys(conn: Connection, account_id: int) -> Sequence[ApiKey]:
+    """The keys of an account by id, revoked ones among them."""
+    query = select(api_keys).where(api_keys.c.account_id == account_id).order_by(api_keys.c.id)
+    return [_key(row) for row in conn.execute(query).mappings()]
+
+
+def revoke_key(conn: Connection, account_id: int, key_id: int, now: datetime) -> bool:
+    """Void a key from now on; False: no such key in force in this account."""
+    mine = (api_keys.c.id == key_id) & (api_keys.c.account_id == account_id) & api_keys.c.revoked_at.is_(None)
+    return conn.execute(update(api_keys).where(mine).values(revoked_at=now)).rowcount == 1
+
+
+def by_key_digest(conn: Connection, digest: str) -> tuple[Account, ApiKey] | None:
+    """Whose key this is; None for an unknown or revoked one."""
+    query = (
+        select(api_keys, *(column.label(f"account__{column.name}") for column in accounts.c))
+        .join(accounts, accounts.c.id == api_keys.c.account_id)
+        .where(api_keys.c.digest == digest, api_keys.c.revoked_at.is_(None))
+    )
+    row = conn.execute(query).mappings().one_or_none()
+    # The index already compared; this keeps the answer independent of how the database compares.
+    if row is None or not hmac.compare_digest(str(row["digest"]), digest):
+        return None
+    return _account({column.name: row[f"account__{column.name}"] for column in accounts.c}), _key(row)
+
+
+def key_used(conn: Connection, key_id: int, now: datetime) -> None:
+    """Note the last use of a key."""
+    conn.execute(update(api_keys).where(api_keys.c.id == key_id).values(last_used_at=now))
+
+
+def _account(row: RowMapping | dict[str, Any]) -> Account:
+    return Account(
+        id=row["id"],
+        email=row["email"],
+        plan=row["plan"],
+        created_at=row["created_at"],
+        locked_at=row["locked_at"],
+        lock_reason=row["lock_reason"],
+    )
+
+
+def _key(row: RowMapping) -> ApiKey:
+    return ApiKey(
+        id=row["id"],
+        account_id=row["account_id"],
+        name=row["name"],
+        prefix=row["prefix"],
+        created_at=row["created_at"],
+        last_used_at=row["last_used_at"],
+        revoked_at=row["revoked_at"],
+    )

@@ -1,0 +1,275 @@
+"""Aliases of a domain: a pattern and where it leads.
+
+Functions of a connection. Patterns and forwards arrive canonical (``mail.rules``); the store only keeps one
+alias of a pattern a domain. Every change is announced with ``directory.touch`` in the same transaction,
+before any row is held. The limit of aliases is one of the account, over all its domains; it is counted with
+the account's row held, so parallel creates cannot pass it, and counting stops at the limit, so a count
+costs at most that many index entries.
+
+An alias is found by its pattern or by its id. A pattern of digits alone is a pattern first.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
+
+from forwarder.store import accounts, directory
+from forwarder.store import domains as domain_verbs
+from forwarder.store.conflict import AlreadyExists, LimitReached, Missing
+from forwarder.store.domains import Domain
+from forwarder.store.tables import aliases, domains
+
+_LARGEST_ID = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alias:
+    """One alias as stored."""
+
+    id: int
+    domain_id: int
+    pattern: str
+    forward: str
+    is_active: bool
+    when_disabled: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bulk:
+    """What became of the entries of a bulk request, each in the order given."""
+
+    added: Sequence[Alias]
+    updated: Sequence[Alias]
+    failed: Sequence[Alias]  # existed already, and updating was not asked for; nothing was changed
+
+
+def add(
+    conn: Connection,
+    domain: Domain,
+    pattern: str,
+    forward: str,
+    now: datetime,
+    *,
+    is_active: bool = True,
+    when_disabled: int = 550,
+    limit: int | None = None,
+) -> Alias:
+    """A new alias; AlreadyExists("alias"), LimitReached("aliases"), Missing("domain")."""
+    directory.touch(conn, domain.name, now)
+    accounts.lock(conn, domain.account_id)
+    domain_verbs.hold(conn, domain)
+    if limit is not None and count(conn, domain.account_id, stop_at=limit) >= limit:
+        if get(conn, domain.id, pattern) is not None:
+            raise AlreadyExists("alias")
+        raise LimitReached("aliases", limit)
+    values = {
+        "domain_id": domain.id,
+        "pattern": pattern,
+        "forward": forward,
+        "is_active": is_active,
+        "when_disabled": when_disabled,
+        "created_at": now,
+    }
+    try:
+        row = conn.execute(insert(aliases).values(values).returning(*aliases.c)).mappings().one()
+    except IntegrityError as fault:
+        raise AlreadyExists("alias") from fault
+    return _alias(row)
+
+
+def get(conn: Connection, domain_id: int, pattern: str) -> Alias | None:
+    """By pattern."""
+    query = select(aliases).where(aliases.c.domain_id == domain_id, aliases.c.pattern == pattern)
+    row = conn.execute(query).mappings().one_or_none()
+    return None if row is None else _alias(row)
+
+
+def find(conn: Connection, domain_id: int, patterns: Iterable[str], name: str) -> Alias | None:
+    """By the first of ``patterns`` that exists, or by id when ``name`` is a number."""
+    for pattern in patterns:
+        found = get(conn, domain_id, pattern)
+        if found is not None:
+            return found
+    if not (name.isascii() and name.isdigit()) or len(name) > 19 or int(name) > _LARGEST_ID:
+        return None
+    query = select(aliases).where(aliases.c.domain_id == domain_id, aliases.c.id == int(name))
+    row = conn.execute(query).mappings().one_or_none()
+    return None if row is None else _alias(row)
+
+
+def count(conn: Connection, account_id: int, *, stop_at: int) -> int:
+    """How many aliases an account has over all its domains, counted up to ``stop_at``."""
+    some = (
+        select(aliases.c.id)
+        .join(domains, domains.c.id == aliases.c.domain_id)
+        .where(domains.c.account_id == account_id)
+        .limit(stop_at)
+        .subquery()
+    )
+    return int(conn.execute(select(func.count()).select_from(some)).scalar_one())
+
+
+def list_aliases(
+    conn: Connection,
+    domain_id: int,
+    *,
+    starts_with: str = "",
+    pattern_starts_with: str = "",
+    is_active: bool | None = None,
+    limit: int | None = None,
+    offset: int = 0,
+) -> tuple[Sequence[Alias], int]:
+    """A page by id, and how many match in all; ``starts_with`` looks at pattern and forward, without case."""
+    wanted: list[ColumnElement[bool]] = [aliases.c.domain_id == domain_id]
+    if is_active is not None:
+        wanted.append(aliases.c.is_active.is_(is_active))
+    if starts_with:
+        prefix = starts_with.lower()
+        wanted.append(
+            or_(
+                func.lower(aliases.c.pattern).startswith(prefix, autoescape=True),
+                func.lower(aliases.c.forward).startswith(prefix, autoescape=True),
+            )
+        )
+    if pattern_starts_with:
+        prefix = pattern_starts_with.lower()
+        wanted.append(func.lower(aliases.c.pattern).startswith(prefix, autoescape=True))
+    condition = and_(*wanted)
+    total = conn.execute(select(func.count()).select_from(aliases).where(condition)).scalar_one()
+    page = select(aliases).where(condition).order_by(aliases.c.id).limit(limit).offset(offset)
+    return [_alias(row) for row in conn.execute(page).mappings()], int(total)
+
+
+def first_of_each(conn: Connection, domain_ids: Sequence[int], at_most: int) -> dict[int, list[Alias]]:
+    """The first ``at_most`` aliases of each domain, by domain id, in one statement."""
+    found: dict[int, list[Alias]] = {domain_id: [] for domain_id in domain_ids}
+    last = (
+        select(aliases.c.id)
+        .where(aliases.c.domain_id == domains.c.id)
+        .order_by(aliases.c.id)
+        .limit(1)
+        .offset(at_most - 1)
+        .scalar_subquery()
+    )
+    # The id of each domain's last alias to show, looked up once a domain: a window function would number
+    # them all.
+    bound = select(domains.c.id, last.label("last_id")).where(domains.c.id.in_(domain_ids)).subquery()
+    query = (
+        select(aliases)
+        .join(bound, bound.c.id == aliases.c.domain_id)
+        .where(or_(bound.c.last_id.is_(None), aliases.c.id <= bound.c.last_id))
+        .order_by(aliases.c.domain_id, aliases.c.id)
+    )
+    for row in conn.execute(query).mappings():
+        found[row["domain_id"]].append(_alias(row))
+    return found
+
+
+def update_alias(conn: Connection, domain: Domain, alias: Alias, now: datetime, **values: Any) -> Alias:
+    """Set pattern, forward, is_active, when_disabled (only what is given).
+
+    AlreadyExists("alias"), Missing("alias").
+    """
+    unknown = values.keys() - {"pattern", "forward", "is_active", "when_disabled"}
+    if unknown:
+        raise TypeError(f"an alias's {', '.join(sorted(unknown))} cannot be set")
+    directory.touch(conn, domain.name, now)
+    if not values:
+        return alias
+    changed = update(aliases).where(aliases.c.id == alias.id).values(values).returning(*aliases.c)
+    try:
+        row = conn.execute(changed).mappings().one_or_none()
+    except IntegrityError as fault:
+        raise AlreadyExists("alias") from fault
+    if row is None:
+        raise Missing("alias")
+    return _alias(row)
+
+
+def remove(conn: Connection, domain: Domain, alias: Alias, now: datetime) -> bool:
+    """Remove an alias; False: it was gone already."""
+    directory.touch(conn, domain.name, now)
+    return conn.execute(delete(aliases).where(aliases.c.id == alias.id)).rowcount == 1
+
+
+def bulk(
+    conn: Connection,
+    domain: Domain,
+    entries: Sequence[tuple[str, str]],
+    now: datetime,
+    *,
+    update_existing: bool,
+    limit: int | None = None,
+) -> Bulk:
+    """Add many (pattern, forward) in one transaction; existing ones are updated or listed as failed.
+
+    A pattern that comes twice counts as existing the second time. LimitReached("aliases"), Missing("domain").
+    """
+    directory.touch(conn, domain.name, now)
+    accounts.lock(conn, domain.account_id)
+    domain_verbs.hold(conn, domain)
+    wanted = dict(reversed(entries))  # the first of a pattern is the one added
+    there = select(aliases).where(aliases.c.domain_id == domain.id, aliases.c.pattern.in_(list(wanted)))
+    existing = {row["pattern"]: _alias(row) for row in conn.execute(there).mappings()}
+    new = [pattern for pattern in dict.fromkeys(pattern for pattern, _ in entries) if pattern not in existing]
+    if new and limit is not None and count(conn, domain.account_id, stop_at=limit) + len(new) > limit:
+        raise LimitReached("aliases", limit)
+    added = _insert(conn, domain, [(pattern, wanted[pattern]) for pattern in new], now)
+    known = existing | {alias.pattern: alias for alias in added}
+    again: dict[str, str] = {}
+    unseen = set(new)
+    for pattern, forward in entries:
+        if pattern in unseen:
+            unseen.remove(pattern)
+        else:
+            again[pattern] = forward
+    if not update_existing:
+        return Bulk(added=added, updated=(), failed=[known[pattern] for pattern in again])
+    if again:
+        change = (
+            update(aliases).where(aliases.c.id == bindparam("alias_id")).values(forward=bindparam("leads_to"))
+        )
+        conn.execute(change, [{"alias_id": known[p].id, "leads_to": f} for p, f in again.items()])
+    updated = list(
+        conn.execute(select(aliases).where(aliases.c.id.in_([known[p].id for p in again]))).mappings()
+    )
+    by_pattern = {row["pattern"]: _alias(row) for row in updated}
+    return Bulk(added=added, updated=[by_pattern[pattern] for pattern in again], failed=())
+
+
+def _insert(
+    conn: Connection, domain: Domain, entries: Sequence[tuple[str, str]], now: datetime
+) -> Sequence[Alias]:
+    if not entries:
+        return ()
+    rows = [
+        {"domain_id": domain.id, "pattern": pattern, "forward": forward, "created_at": now}
+        | {"is_active": True, "when_disabled": 550}
+        for pattern, forward in entries
+    ]
+    result = conn.execute(insert(aliases).returning(*aliases.c, sort_by_parameter_order=True), rows)
+    return [_alias(row) for row in result.mappings()]
+
+
+def _alias(row: RowMapping) -> Alias:
+    return Alias(**{name: row[name] for name in _FIELDS})
+
+
+_FIELDS: Iterable[str] = tuple(Alias.__dataclass_fields__)

@@ -1,0 +1,33 @@
+"""Why the store refused a change that was well-formed: somebody else has it, or a limit is reached.
+
+Both are raised inside the transaction, so nothing of the refused change remains; they reach only the caller
+whose change it was. Neither says anything about other accounts.
+"""
+
+
+class AlreadyExists(Exception):
+    """A unique constraint refused the row.
+
+    ``field`` names what clashed (domain, alias, username, email, name).
+    """
+
+    def __init__(self, field: str) -> None:
+        super().__init__(f"this {field} already exists")
+        self.field = field
+
+
+class LimitReached(Exception):
+    """The account may not have more of ``what`` (domains, aliases, credentials, keys) than ``limit``."""
+
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(f"limited to {limit} {what}")
+        self.what = what
+        self.limit = limit
+
+
+class Missing(Exception):
+    """What the change was about is gone: removed by another request in the meantime, or never there."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"this {what} is not there")
+        self.what = what

@@ -1,0 +1,166 @@
+"""Credentials: who may send as a domain.
+
+Functions of a connection. ``username`` is the left part of the address, lower case; the log-in name is the
+whole address. Passwords arrive hashed (argon2id); nothing here sees one. ``changed_at`` moves with every
+change of the password or the permission, so that a cache of verified log-ins can tell that it is old.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from forwarder.store import accounts, directory
+from forwarder.store import domains as domain_verbs
+from forwarder.store.conflict import AlreadyExists, LimitReached, Missing
+from forwarder.store.domains import Domain
+from forwarder.store.tables import accounts as account_table
+from forwarder.store.tables import credentials, domains
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credential:
+    """One log-in for sending."""
+
+    id: int
+    domain_id: int
+    username: str
+    password_hash: str
+    is_limited: bool  # true: may send as its own address only
+    usage: int
+    created_at: datetime
+    changed_at: datetime
+    last_used_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Login:
+    """A credential with what submission must know of its domain and account."""
+
+    credential: Credential
+    domain: Domain
+    account_plan: str
+    account_locked: bool
+
+
+def add(
+    conn: Connection,
+    domain: Domain,
+    username: str,
+    password_hash: str,
+    now: datetime,
+    *,
+    is_limited: bool = False,
+    limit: int | None = None,
+) -> Credential:
+    """A new credential.
+
+    AlreadyExists("username"), LimitReached("credentials") of the domain, Missing("domain").
+    """
+    directory.touch(conn, domain.name, now)
+    accounts.lock(conn, domain.account_id)
+    domain_verbs.hold(conn, domain)
+    if limit is not None and count(conn, domain.id) >= limit:
+        if get(conn, domain.id, username) is not None:
+            raise AlreadyExists("username")
+        raise LimitReached("credentials", limit)
+    values = {
+        "domain_id": domain.id,
+        "username": username.lower(),
+        "password_hash": password_hash,
+        "is_limited": is_limited,
+        "usage": 0,
+        "created_at": now,
+        "changed_at": now,
+    }
+    try:
+        row = conn.execute(insert(credentials).values(values).returning(*credentials.c)).mappings().one()
+    except IntegrityError as fault:
+        raise AlreadyExists("username") from fault
+    return _credential(row)
+
+
+def get(conn: Connection, domain_id: int, username: str) -> Credential | None:
+    """By the left part of its address."""
+    query = select(credentials).where(
+        credentials.c.domain_id == domain_id, credentials.c.username == username.lower()
+    )
+    row = conn.execute(query).mappings().one_or_none()
+    return None if row is None else _credential(row)
+
+
+def for_login(conn: Connection, username: str, domain_name: str) -> Login | None:
+    """The credential of ``username@domain_name`` with its domain and account."""
+    domain = domain_verbs.get(conn, domain_name)
+    if domain is None:
+        return None
+    credential = get(conn, domain.id, username)
+    if credential is None:
+        return None
+    query = select(account_table.c.plan, account_table.c.locked_at).where(
+        account_table.c.id == domain.account_id
+    )
+    plan, locked_at = conn.execute(query).one()
+    return Login(
+        credential=credential, domain=domain, account_plan=plan, account_locked=locked_at is not None
+    )
+
+
+def count(conn: Connection, domain_id: int) -> int:
+    """How many credentials a domain has."""
+    query = select(func.count()).select_from(credentials).where(credentials.c.domain_id == domain_id)
+    return int(conn.execute(query).scalar_one())
+
+
+def list_credentials(conn: Connection, domain_id: int) -> Sequence[Credential]:
+    """All of a domain by id; bounded by the account's limit."""
+    query = select(credentials).where(credentials.c.domain_id == domain_id).order_by(credentials.c.id)
+    return [_credential(row) for row in conn.execute(query).mappings()]
+
+
+def update_credential(
+    conn: Connection, domain: Domain, username: str, now: datetime, **values: Any
+) -> Credential:
+    """Set password_hash, is_limited (only what is given) and void cached log-ins; Missing("credential")."""
+    unknown = values.keys() - {"password_hash", "is_limited"}
+    if unknown:
+        raise TypeError(f"a credential's {', '.join(sorted(unknown))} cannot be set")
+    directory.touch(conn, domain.name, now)
+    mine = (credentials.c.domain_id == domain.id) & (credentials.c.username == username.lower())
+    changed = update(credentials).where(mine).values(values | {"changed_at": now}).returning(*credentials.c)
+    row = conn.execute(changed).mappings().one_or_none()
+    if row is None:
+        raise Missing("credential")
+    return _credential(row)
+
+
+def remove(conn: Connection, domain: Domain, username: str, now: datetime) -> bool:
+    """Remove a credential; False: there is none of that name."""
+    directory.touch(conn, domain.name, now)
+    mine = (credentials.c.domain_id == domain.id) & (credentials.c.username == username.lower())
+    return conn.execute(delete(credentials).where(mine)).rowcount == 1
+
+
+def used(conn: Connection, credential_id: int, now: datetime, *, messages: int = 1) -> None:
+    """Count what was sent and note when."""
+    values = {"usage": credentials.c.usage + messages, "last_used_at": now}
+    conn.execute(update(credentials).where(credentials.c.id == credential_id).values(values))
+
+
+def usernames(conn: Connection, domain_ids: Iterable[int]) -> dict[int, list[str]]:
+    """The left parts by domain id."""
+    found: dict[int, list[str]] = {}
+    query = select(credentials.c.domain_id, credentials.c.username).where(domains.c.id.in_(list(domain_ids)))
+    for domain_id, username in conn.execute(query.join(domains, domains.c.id == credentials.c.domain_id)):
+        found.setdefault(domain_id, []).append(username)
+    return found
+
+
+def _credential(row: RowMapping) -> Credential:
+    return Credential(**{name: row[name] for name in _FIELDS})
+
+
+_FIELDS: Iterable[str] = tuple(Credential.__dataclass_fields__)

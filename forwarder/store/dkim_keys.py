@@ -1,0 +1,71 @@
+"""The DKIM keys of domains: private halves sealed, public halves as the TXT record to publish.
+
+Functions of a connection. ``private_key`` is what ``vault.Vault.seal`` made of the PEM; the key that opens
+it is a file that is not in the database, so a copy of the database alone signs nothing.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, RowMapping, insert, select
+from sqlalchemy.exc import IntegrityError
+
+from forwarder.store import directory
+from forwarder.store.conflict import AlreadyExists
+from forwarder.store.domains import Domain
+from forwarder.store.tables import dkim_keys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewDkimKey:
+    """A key that was made and sealed, before it has a row."""
+
+    selector: str
+    algorithm: str  # rsa or ed25519
+    private_key: bytes  # sealed
+    public_record: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DkimKey:
+    """A stored key."""
+
+    id: int
+    domain_id: int
+    selector: str
+    algorithm: str
+    private_key: bytes  # sealed
+    public_record: str
+    created_at: datetime
+
+
+def add(conn: Connection, domain: Domain, key: NewDkimKey, now: datetime) -> DkimKey:
+    """Store a key; AlreadyExists("selector")."""
+    directory.touch(conn, domain.name, now)
+    values = {
+        "domain_id": domain.id,
+        "selector": key.selector,
+        "algorithm": key.algorithm,
+        "private_key": key.private_key,
+        "public_record": key.public_record,
+        "created_at": now,
+    }
+    try:
+        row = conn.execute(insert(dkim_keys).values(values).returning(*dkim_keys.c)).mappings().one()
+    except IntegrityError as fault:
+        raise AlreadyExists("selector") from fault
+    return _key(row)
+
+
+def list_keys(conn: Connection, domain_id: int) -> Sequence[DkimKey]:
+    """The keys of a domain in the order of their selectors."""
+    query = select(dkim_keys).where(dkim_keys.c.domain_id == domain_id).order_by(dkim_keys.c.selector)
+    return [_key(row) for row in conn.execute(query).mappings()]
+
+
+def _key(row: RowMapping) -> DkimKey:
+    return DkimKey(**{name: row[name] for name in _FIELDS})
+
+
+_FIELDS: Iterable[str] = tuple(DkimKey.__dataclass_fields__)

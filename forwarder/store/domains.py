@@ -1,0 +1,226 @@
+"""Domains: whose they are, what their DNS said, and where their events go.
+
+Functions of a connection. Every change of what a domain does with mail is announced with
+``directory.touch`` in the same transaction, first thing (see ``accounts`` for the order of locks). Names
+are unique over all accounts: the first to add a domain has it. Removing a domain removes its aliases,
+credentials and keys; its queued mail and its journal outlive it.
+
+``account_id=None`` looks over all accounts: for the command line and background work, never for a request.
+"""
+
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from forwarder.store import accounts, directory
+from forwarder.store.conflict import AlreadyExists, LimitReached, Missing
+from forwarder.store.tables import domains
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Domain:
+    """One hosted domain; ``name`` in A-labels, ``display`` in U-labels."""
+
+    id: int
+    account_id: int
+    name: str
+    display: str
+    is_active: bool
+    notification_email: str | None
+    webhook: str | None
+    webhook_key: str
+    whitelabel: str | None
+    dkim_selector: str
+    added_at: datetime
+    checked_at: datetime | None
+    sending_checked_at: datetime | None
+    broken_since: datetime | None
+    notified_at: datetime | None
+
+
+def add(
+    conn: Connection,
+    account_id: int,
+    name: str,
+    display: str,
+    now: datetime,
+    *,
+    dkim_selector: str,
+    notification_email: str | None = None,
+    webhook: str | None = None,
+    whitelabel: str | None = None,
+    limit: int | None = None,
+) -> Domain:
+    """A new domain without aliases or keys.
+
+    AlreadyExists("domain"), LimitReached("domains"), Missing("account").
+    """
+    directory.touch(conn, name, now)
+    if not accounts.lock(conn, account_id):
+        raise Missing("account")
+    if limit is not None and count(conn, account_id) >= limit:
+        # A name that is taken is told as such even to an account that is full: retries of a create see why.
+        if get(conn, name) is not None:
+            raise AlreadyExists("domain")
+        raise LimitReached("domains", limit)
+    values = {
+        "account_id": account_id,
+        "name": name,
+        "display": display,
+        "is_active": False,
+        "notification_email": notification_email,
+        "webhook": webhook,
+        "webhook_key": secrets.token_hex(32),
+        "whitelabel": whitelabel,
+        "dkim_selector": dkim_selector,
+        "added_at": now,
+    }
+    try:
+        row = conn.execute(insert(domains).values(values).returning(*domains.c)).mappings().one()
+    except IntegrityError as fault:
+        raise AlreadyExists("domain") from fault
+    return _domain(row)
+
+
+def get(conn: Connection, name: str, *, account_id: int | None = None) -> Domain | None:
+    """By name, within one account or over all."""
+    query = select(domains).where(domains.c.name == name)
+    if account_id is not None:
+        query = query.where(domains.c.account_id == account_id)
+    row = conn.execute(query).mappings().one_or_none()
+    return None if row is None else _domain(row)
+
+
+def by_id(conn: Connection, domain_id: int) -> Domain | None:
+    """By id, over all accounts."""
+    row = conn.execute(select(domains).where(domains.c.id == domain_id)).mappings().one_or_none()
+    return None if row is None else _domain(row)
+
+
+def count(conn: Connection, account_id: int) -> int:
+    """How many domains an account has."""
+    query = select(func.count()).select_from(domains).where(domains.c.account_id == account_id)
+    return int(conn.execute(query).scalar_one())
+
+
+def list_domains(
+    conn: Connection,
+    account_id: int | None = None,
+    *,
+    starts_with: str = "",
+    is_active: bool | None = None,
+    limit: int | None = None,
+    offset: int = 0,
+) -> tuple[Sequence[Domain], int]:
+    """A page by id, and how many match in all."""
+    wanted: list[ColumnElement[bool]] = []
+    if account_id is not None:
+        wanted.append(domains.c.account_id == account_id)
+    if is_active is not None:
+        wanted.append(domains.c.is_active.is_(is_active))
+    if starts_with:
+        prefix = starts_with.lower()
+        wanted.append(
+            or_(
+                domains.c.name.startswith(prefix, autoescape=True),
+                func.lower(domains.c.display).startswith(prefix, autoescape=True),
+            )
+        )
+    condition = and_(True, *wanted)
+    total = conn.execute(select(func.count()).select_from(domains).where(condition)).scalar_one()
+    page = select(domains).where(condition).order_by(domains.c.id).limit(limit).offset(offset)
+    return [_domain(row) for row in conn.execute(page).mappings()], int(total)
+
+
+def whitelabels(conn: Connection, account_id: int) -> Sequence[str]:
+    """The distinct parents' domains that an account's domains name, in order."""
+    query = (
+        select(domains.c.whitelabel)
+        .where(domains.c.account_id == account_id, domains.c.whitelabel.is_not(None))
+        .distinct()
+        .order_by(domains.c.whitelabel)
+    )
+    return [str(row[0]) for row in conn.execute(query)]
+
+
+def update_domain(conn: Connection, domain: Domain, now: datetime, **values: Any) -> Domain:
+    """Set notification_email, webhook, whitelabel, webhook_key (only what is given); Missing("domain")."""
+    unknown = values.keys() - {"notification_email", "webhook", "whitelabel", "webhook_key"}
+    if unknown:
+        raise TypeError(f"a domain's {', '.join(sorted(unknown))} cannot be set")
+    directory.touch(conn, domain.name, now)
+    if not values:
+        return domain
+    row = _update(conn, domain.id, values)
+    if row is None:
+        raise Missing("domain")
+    return row
+
+
+def remove(conn: Connection, domain: Domain, now: datetime) -> bool:
+    """Remove a domain with its aliases, credentials and keys; False: it was gone already."""
+    directory.touch(conn, domain.name, now)
+    return conn.execute(delete(domains).where(domains.c.id == domain.id)).rowcount == 1
+
+
+def hold(conn: Connection, domain: Domain) -> None:
+    """Hold the row until the transaction ends; Missing("domain")."""
+    held = conn.execute(select(domains.c.id).where(domains.c.id == domain.id).with_for_update())
+    if held.one_or_none() is None:
+        raise Missing("domain")
+
+
+def due_for_check(conn: Connection, before: datetime, limit: int) -> Sequence[Domain]:
+    """The domains whose DNS was not asked since ``before``, the longest waiting first."""
+    query = (
+        select(domains)
+        .where(or_(domains.c.checked_at.is_(None), domains.c.checked_at < before))
+        .order_by(domains.c.checked_at.is_not(None), domains.c.checked_at, domains.c.id)
+        .limit(limit)
+    )
+    return [_domain(row) for row in conn.execute(query).mappings()]
+
+
+def record_check(
+    conn: Connection,
+    domain: Domain,
+    now: datetime,
+    *,
+    is_active: bool,
+    sending_ready: bool,
+    broken_since: datetime | None,
+    notified_at: datetime | None,
+) -> Domain | None:
+    """What the DNS said just now.
+
+    Announced only when mail is affected: a check is not a change. None: gone.
+    """
+    sending_checked_at = now if sending_ready else None
+    if (domain.sending_checked_at is None) != (sending_checked_at is None):
+        directory.touch(conn, domain.name, now)
+    values = {
+        "is_active": is_active,
+        "checked_at": now,
+        "sending_checked_at": sending_checked_at,
+        "broken_since": broken_since,
+        "notified_at": notified_at,
+    }
+    return _update(conn, domain.id, values)
+
+
+def _update(conn: Connection, domain_id: int, values: dict[str, Any]) -> Domain | None:
+    changed = update(domains).where(domains.c.id == domain_id).values(values).returning(*domains.c)
+    row = conn.execute(changed).mappings().one_or_none()
+    return None if row is None else _domain(row)
+
+
+def _domain(row: RowMapping) -> Domain:
+    return Domain(**{name: row[name] for name in _FIELDS})
+
+
+_FIELDS: Iterable[str] = tuple(Domain.__dataclass_fields__)
