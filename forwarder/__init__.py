@@ -16,8 +16,9 @@ The rooms of the house, from the ground up; each imports only from those above i
 Who may import whom (``tests/test_architecture.py`` proves it):
 
     mail -> standard library, idna, dkim, cryptography, re2     config -> mail
-    store, net -> mail, config                                  inbound, outbound -> mail, config, store, net; never each other
-    api -> mail, config, store, net                             serve, cli -> everything; imported by nobody
+    store, net -> mail, config                                  api -> mail, config, store, net
+    inbound, outbound -> mail, config, store, net; never each other
+    the roof (serve and its rooms, commands) -> everything; imported by nobody
 
 The path of one message (* = durable): ``inbound.server`` accepts and greets; ``inbound.mx`` decides MAIL and
 RCPT with ``mail.address`` and ``mail.rules`` over the rule sets of ``store.directory``; DATA is checked by

@@ -1,0 +1,103 @@
+"""One node: a data_dir that one engine at a time may use, the node's id, and the ports that were really opened.
+
+``<data_dir>/run`` holds
+
+    lock        an exclusive flock for as long as any process of this engine lives: the supervisor takes it and hands
+                the descriptor to its workers, so that a supervisor that was killed does not open the door while its
+                workers still deliver
+    node        the id under which this node's workers stand in the database
+    ports.json  where the listeners are, for those who asked for port 0 (tests, the demo) and for ``forwarder check``
+
+Whoever holds the lock knows that every worker row of this node in the database belongs to the dead.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from forwarder.config import HostPort
+from forwarder.keyring import create_private
+
+LOCK_PATIENCE = 10.0  # seconds: longer than the orphans of a killed supervisor need to leave
+
+
+class NodeError(Exception):
+    """This node cannot start; the text says why and what to do."""
+
+
+class NodeLock:
+    """The lock of a data_dir; released by ``release`` or by the end of every process that holds its descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    @classmethod
+    def take(
+        cls,
+        data_dir: Path,
+        *,
+        patience: float = LOCK_PATIENCE,
+        waiting: Callable[[], None] = lambda: None,
+    ) -> "NodeLock":
+        """Take the lock, waiting up to ``patience`` seconds; ``waiting`` is called once when it is not free."""
+        folder = run_folder(data_dir)
+        try:
+            descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise NodeError(f"{folder / 'lock'} cannot be opened ({error.strerror})") from error
+        deadline = time.monotonic() + patience
+        told = False
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    os.close(descriptor)
+                    raise NodeError(
+                        f"another engine is running with data_dir {data_dir}; "
+                        "stop it first, or give this one a data_dir of its own"
+                    ) from None
+            else:
+                return cls(descriptor)
+            if not told:
+                waiting()
+                told = True
+            time.sleep(0.05)
+
+    def release(self) -> None:
+        os.close(self.descriptor)
+
+
+def run_folder(data_dir: Path) -> Path:
+    folder = data_dir / "run"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise NodeError(
+            f"{folder} cannot be made ({error.strerror}); data_dir must be writable for the user that runs this"
+        ) from error
+    return folder
+
+
+def node_id(data_dir: Path) -> str:
+    """The node's id, made at first use."""
+    path = run_folder(data_dir) / "node"
+    if not path.exists():
+        create_private(path, os.urandom(16).hex().encode())
+    return path.read_text(encoding="ascii").strip()
+
+
+def write_ports(data_dir: Path, ports: Mapping[str, Sequence[tuple[str, int]]]) -> None:
+    """Say where the listeners ``mx``, ``submission``, ``submission_tls`` and ``api`` are, at once whole."""
+    path = run_folder(data_dir) / "ports.json"
+    draft = path.with_suffix(f".{os.getpid()}")
+    shown = {name: [str(HostPort(host, port)) for host, port in found] for name, found in ports.items()}
+    draft.write_text(json.dumps({"pid": os.getpid(), **shown}), encoding="utf-8")
+    draft.replace(path)
+
+
+def forget_ports(data_dir: Path) -> None:
+    (run_folder(data_dir) / "ports.json").unlink(missing_ok=True)

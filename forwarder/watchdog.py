@@ -1,0 +1,111 @@
+"""The engine's own tasks, watched: none ends silently, and health says what is wrong now.
+
+``Watchdog.keep`` runs a coroutine for as long as the engine lives. When it fails, or returns though nobody stopped
+it, that is logged and it is started again after a pause that grows from half a second to ten. Until it runs again,
+readiness says so. ``Probe`` is a question asked every second whose failing makes the engine not ready: the store's
+answer is one. Nothing here decides what to do with mail.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import structlog
+
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 10.0
+STEADY_AFTER = 30.0  # seconds of work after which a failure counts as the first again
+
+log = structlog.get_logger("watchdog")
+
+
+@dataclass(slots=True, kw_only=True)
+class _Kept:
+    """One task as the watchdog sees it."""
+
+    running: bool = False
+    starts: int = 0
+    trouble: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Watchdog:
+    """Keeps tasks running and collects what is wrong."""
+
+    _tasks: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
+    _kept: dict[str, _Kept] = field(default_factory=dict)
+    _probes: dict[str, str] = field(default_factory=dict)  # name -> what is wrong; "": fine
+
+    def keep(self, name: str, make: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Run ``make()`` until ``stop``; again whenever it ends."""
+        kept = self._kept[name] = _Kept()
+        self._tasks[name] = asyncio.create_task(self._run(name, kept, make), name=name)
+
+    def probe(
+        self, name: str, ask: Callable[[], Awaitable[object]], *, every: timedelta, patience: timedelta
+    ) -> None:
+        """Ask every so often; an exception, or no answer within ``patience``, is a reason not to be ready."""
+        self._probes[name] = "not asked yet"
+        self.keep(
+            f"probe {name}", lambda: self._ask(name, ask, every.total_seconds(), patience.total_seconds())
+        )
+
+    def note(self, name: str, trouble: str) -> None:
+        """Another room's word about itself: ``""`` when all is well."""
+        self._probes[name] = trouble
+
+    def troubles(self) -> dict[str, str]:
+        """Name -> what is wrong, in words fit for strangers; empty when all is well."""
+        found = {name: trouble for name, trouble in self._probes.items() if trouble}
+        return found | {name: kept.trouble for name, kept in self._kept.items() if not kept.running}
+
+    def tasks(self) -> dict[str, bool]:
+        """Every kept task and whether it runs."""
+        return {name: kept.running for name, kept in self._kept.items()}
+
+    async def stop(self, *names: str) -> None:
+        """Cancel the tasks named, or all, the newest first, and wait for their end."""
+        for name in names or tuple(reversed(self._tasks)):
+            task = self._tasks.pop(name, None)
+            self._kept.pop(name, None)
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
+
+    async def _run(self, name: str, kept: _Kept, make: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            started = time.monotonic()
+            kept.running, kept.trouble, kept.starts = True, "", kept.starts + 1
+            try:
+                await make()
+                log.error("a task of the engine ended by itself; starting it again", task=name)
+            except Exception as error:
+                log.error("a task of the engine failed; starting it again", task=name, exc_info=error)
+            kept.running, kept.trouble = False, "restarting"
+            if time.monotonic() - started > STEADY_AFTER:
+                pause = FIRST_PAUSE
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _ask(
+        self, name: str, ask: Callable[[], Awaitable[object]], every: float, patience: float
+    ) -> None:
+        while True:
+            before = self._probes.get(name)
+            try:
+                async with asyncio.timeout(patience):
+                    await ask()
+                self._probes[name] = ""
+            except TimeoutError:
+                self._probes[name] = "no answer"
+            except Exception as error:
+                self._probes[name] = "failing"
+                if not before or before == "not asked yet":
+                    log.warning("a probe fails", probe=name, exc_info=error)
+            if before == "failing" and not self._probes[name]:
+                log.info("a probe is well again", probe=name)
+            await asyncio.sleep(every)
