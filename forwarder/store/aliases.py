@@ -75,7 +75,7 @@ def add(
     directory.touch(conn, domain.name, now)
     accounts.lock(conn, domain.account_id)
     domain_verbs.hold(conn, domain)
-    if limit is not None and count(conn, domain.account_id, stop_at=limit) >= limit:
+    if limit is not None and count(conn, domain.id) >= limit:
         if get(conn, domain.id, pattern) is not None:
             raise AlreadyExists("alias")
         raise LimitReached("aliases", limit)
@@ -114,16 +114,10 @@ def find(conn: Connection, domain_id: int, patterns: Iterable[str], name: str) -
     return None if row is None else _alias(row)
 
 
-def count(conn: Connection, account_id: int, *, stop_at: int) -> int:
-    """How many aliases an account has over all its domains, counted up to ``stop_at``."""
-    some = (
-        select(aliases.c.id)
-        .join(domains, domains.c.id == aliases.c.domain_id)
-        .where(domains.c.account_id == account_id)
-        .limit(stop_at)
-        .subquery()
-    )
-    return int(conn.execute(select(func.count()).select_from(some)).scalar_one())
+def count(conn: Connection, domain_id: int) -> int:
+    """How many aliases a domain has."""
+    query = select(func.count()).select_from(aliases).where(aliases.c.domain_id == domain_id)
+    return int(conn.execute(query).scalar_one())
 
 
 def list_aliases(
@@ -229,7 +223,7 @@ def bulk(
     there = select(aliases).where(aliases.c.domain_id == domain.id, aliases.c.pattern.in_(list(wanted)))
     existing = {row["pattern"]: _alias(row) for row in conn.execute(there).mappings()}
     new = [pattern for pattern in dict.fromkeys(pattern for pattern, _ in entries) if pattern not in existing]
-    if new and limit is not None and count(conn, domain.account_id, stop_at=limit) + len(new) > limit:
+    if new and limit is not None and count(conn, domain.id) + len(new) > limit:
         raise LimitReached("aliases", limit)
     added = _insert(conn, domain, [(pattern, wanted[pattern]) for pattern in new], now)
     known = existing | {alias.pattern: alias for alias in added}
