@@ -1,0 +1,58 @@
+"""``make crash KILLS=10000``: the long campaign, with a report."""
+
+import argparse
+import contextlib
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.crash.campaign import Campaign, progress
+
+
+@contextlib.contextmanager
+def _database(kind: str) -> Iterator[str]:
+    if kind == "sqlite":
+        yield ""
+        return
+    from tests import postgres
+
+    with postgres.server() as server, server.database() as url:
+        yield url
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.crash", description=__doc__)
+    parser.add_argument("--kills", type=int, default=2000)
+    parser.add_argument("--database", choices=("sqlite", "postgresql", "both"), default="both")
+    parser.add_argument("--nodes", type=int, default=1, help="on PostgreSQL; SQLite has one")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    options = parser.parse_args()
+    kinds = ("sqlite", "postgresql") if options.database == "both" else (options.database,)
+    failed = False
+    for kind in kinds:
+        nodes = options.nodes if kind == "postgresql" else 1
+        with tempfile.TemporaryDirectory(prefix="forwarder-crash-") as folder, _database(kind) as url:
+            campaign = Campaign(
+                folder=Path(folder),
+                database_url=url,
+                nodes=nodes,
+                processes=options.processes,
+                seed=options.seed,
+                tell=progress,
+            )
+            with campaign:
+                campaign.random_kills(options.kills, rate=options.rate)
+                verdict = campaign.settle()
+        slowest = max(campaign.restarts)
+        print(f"\n{kind}, {nodes} node(s), seed {options.seed}, slowest restart {slowest:.2f} s")
+        print("\n".join("  " + line for line in verdict.lines()))
+        failed = failed or bool(verdict.broken)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

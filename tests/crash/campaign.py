@@ -1,0 +1,171 @@
+"""Load, deaths, recovery, verdict."""
+
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.crash.client import Load, send
+from tests.crash.ledger import Ledger, Verdict, judge
+from tests.crash.node import Node
+from tests.crash.sink import Sink
+
+SETTLE = 60.0
+
+# Points that are reached once at start, or only in trouble: they need another occasion than a message.
+RARE = {
+    "takeover.before-release",
+    "release.before-commit",
+    "purge.before-commit",
+    "migrate.before-commit",
+    "migrate.after-commit",
+    "start.after-keys",
+}
+
+
+@dataclass(slots=True)
+class Campaign:
+    """One sink, one ledger, one to three nodes on one database."""
+
+    folder: Path
+    database_url: str = ""
+    nodes: int = 1
+    processes: int = 1
+    seed: int = 1
+    tell: Callable[[str], None] = lambda text: None
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.ledger = Ledger(self.folder / "ledger.jsonl")
+        self.sink = Sink(self.ledger)
+        self.members = [
+            Node(
+                self.folder / f"node{n}",
+                database_url=self.database_url,
+                sink_port=self.sink.port,
+                processes=self.processes,
+                name=f"mx{n}.crash.test",
+            )
+            for n in range(1, self.nodes + 1)
+        ]
+        self.chance = random.Random(self.seed)
+        self.restarts: list[float] = []
+
+    def __enter__(self) -> "Campaign":
+        self.sink.start()
+        self.members[0].populate()
+        for node in self.members:
+            self.restarts.append(node.start())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in self.members:
+            node.kill()
+        self.sink.stop()
+        self.ledger.close()
+
+    def ports(self) -> list[int]:
+        return [node.port for node in self.members if node.alive()]
+
+    def kill(self, node: Node) -> None:
+        node.kill()
+        self.ledger.write("killed", node=str(node.port))
+
+    def restart(self, node: Node) -> None:
+        self.restarts.append(node.start())
+
+    def random_kills(self, kills: int, *, rate: float = 30.0) -> None:
+        """SIGKILL at random moments under ``rate`` messages a second, each node started again at once."""
+        load = Load(self.ports, self.ledger, rate=rate, seed=self.seed)
+        load.start()
+        try:
+            for number in range(kills):
+                time.sleep(self.chance.uniform(0.05, 0.9))
+                node = self.chance.choice(self.members)
+                self.kill(node)
+                self.restart(node)
+                self.tell(f"{number + 1}/{kills} kills")
+        finally:
+            load.stop()
+
+    def failpoint(self, name: str, *, nth: int = 1, messages: int = 6, rare: bool = False) -> bool:
+        """Restart the first node with ``name`` armed to kill, send until it dies, start it clean; False: never reached."""
+        node = self.members[0]
+        node.terminate()
+        node.start({"FORWARDER_TEST": "1", "FORWARDER_FAILPOINT": f"{name}:{nth}:kill"}, wait=not rare)
+        for number in range(messages):
+            if not node.alive():
+                break
+            kind = ("ok", "hard", "soft", "ok", "drop", "hard")[number % 6]
+            recipients = [f"{kind}-{self.chance.randrange(10**9)}@crash.test"]
+            if number % 2:
+                recipients += [f"ok-{self.chance.randrange(10**9)}@crash.test" for _ in range(3)]
+            send(node.port, self.ledger, recipients, self.chance)
+        if rare and node.alive():
+            node.signal(signal.SIGTERM)
+        reached = node.wait_for_death(8.0) and not self._exited_in_order(node)
+        if reached:
+            self.ledger.write("killed", node=str(node.port), point=name)
+        else:
+            node.kill()
+            self.ledger.write("killed", node=str(node.port))
+        self.restart(node)
+        return reached
+
+    def stop_longer_than_lease(self, seconds: float) -> None:
+        """SIGSTOP a node until others have taken its work, then let it wake."""
+        node = self.members[0]
+        node.signal(signal.SIGSTOP)
+        self.ledger.write("stopped", node=str(node.port))
+        time.sleep(seconds)
+        self.ledger.write("stopped", node=str(node.port))
+        node.signal(signal.SIGCONT)
+
+    def rolling_restart(self) -> list[int]:
+        """SIGTERM each node in turn and start it again; the exit statuses."""
+        statuses = []
+        for node in self.members:
+            statuses.append(node.terminate())
+            self.restart(node)
+        return statuses
+
+    def settle(self, seconds: float = SETTLE) -> Verdict:
+        """Wait until nothing acknowledged is outstanding and the queue is empty, or time is up; then judge."""
+        deadline = time.monotonic() + seconds
+        while True:
+            verdict = judge(self.ledger.snapshot())
+            if not verdict.waiting and self.members[0].queued() == 0:
+                break
+            if time.monotonic() > deadline:
+                verdict.broken.append(
+                    f"after {seconds:.0f} s of peace the queue still holds {self.members[0].queued()} deliveries"
+                )
+                return verdict
+            time.sleep(0.5)
+        return judge(self.ledger.snapshot())
+
+    @staticmethod
+    def _exited_in_order(node: Node) -> bool:
+        return node.process is not None and node.process.returncode == 0
+
+
+def progress(text: str) -> None:
+    """One line on stderr that is written over, when a person watches."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+
+
+def failpoint_table(
+    campaign: Campaign, points: Sequence[str], *, nths: Sequence[int] = (1,)
+) -> list[tuple[str, int, bool]]:
+    """Every point once for each of ``nths``; (point, nth, was it reached)."""
+    rows = []
+    for point in points:
+        for nth in nths:
+            rows.append((point, nth, campaign.failpoint(point, nth=nth, rare=point in RARE)))
+            campaign.tell(f"failpoint {point}:{nth}")
+    return rows

@@ -1,0 +1,159 @@
+"""Starts, kills, stops and drains engine processes, as an operator or the kernel would."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+PATIENCE = 30.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Node:
+    """One ``forwarder serve`` with its own data folder; its ports stay the same over restarts."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        database_url: str,
+        sink_port: int,
+        processes: int = 1,
+        name: str = "mx1.crash.test",
+    ) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.api_port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.toml").touch()
+        self.environ = {
+            "HOSTNAME": name,
+            "DATA_DIR": str(folder / "data"),
+            "DATABASE__URL": database_url or f"sqlite:///{folder}/data/forwarder.db",
+            "MX__LISTEN": json.dumps([f"127.0.0.1:{self.port}"]),
+            "MX__CONNECTIONS_PER_CLIENT": "0",
+            "MX__CONNECTIONS_PER_MINUTE": "0",
+            "SUBMISSION__LISTEN": "[]",
+            "SUBMISSION__LISTEN_TLS": "[]",
+            "API__LISTEN": f"127.0.0.1:{self.api_port}",
+            "OUTBOUND__SMARTHOST": f"127.0.0.1:{sink_port}",
+            "OUTBOUND__ALLOW_PRIVATE_DESTINATIONS": "true",
+            "RETRY__DELAYS": '["1s", "1s", "2s"]',
+            "SRS__DOMAIN": "srs.crash.test",
+            "DKIM__ALGORITHMS": '["ed25519"]',
+            "ARC__ENABLED": "false",
+            "SCREENING__SPF": "false",
+            "SCREENING__DKIM": "false",
+            "SCREENING__DMARC": "false",
+            "WORKERS__PROCESSES": str(processes),
+        }
+
+    def command(self, *words: str) -> object:
+        """One command with ``--json``; RuntimeError with its words when it fails."""
+        done = subprocess.run(
+            self._line(*words, "--json"),
+            env=self._environment({}),
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(
+                f"forwarder {' '.join(words)} failed: {done.stderr.decode()}{done.stdout.decode()}"
+            )
+        return json.loads(done.stdout) if done.stdout.strip() else None
+
+    def populate(self) -> None:
+        """The one domain of the campaign, each of its addresses leading to the same local part at the sink."""
+        self.command("migrate")
+        self.command("account", "create", "owner@sink.test")
+        self.command("domain", "add", "crash.test", "--account", "owner@sink.test")
+        self.command("alias", "add", "crash.test", "(ok|soft|hard|drop)-([0-9]+)", "$1-$2@sink.test")
+
+    def start(self, extra: Mapping[str, str] | None = None, *, wait: bool = True) -> float:
+        """Start; with ``wait``, return the seconds until it greets. A process that dies at once is not waited for."""
+        begin = time.monotonic()
+        with (self.folder / "serve.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                self._line("serve"),
+                env=self._environment(extra or {}),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        if wait and not self.wait_until_ready():
+            raise RuntimeError(f"the engine does not greet; see {self.folder / 'serve.log'}")
+        return time.monotonic() - begin
+
+    def wait_until_ready(self, seconds: float = PATIENCE) -> bool:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if not self.alive():
+                return False
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
+                    if connection.recv(3) == b"220":
+                        return True
+            except OSError:
+                pass  # not yet
+            time.sleep(0.02)
+        return False
+
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def kill(self) -> None:
+        """SIGKILL to the whole group at once, as a power cut does to processes."""
+        if self.process is None:
+            return
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # it died of its own failpoint
+        self.process.wait()
+
+    def signal(self, number: int) -> None:
+        if self.process is not None and self.alive():
+            os.killpg(self.process.pid, number)
+
+    def terminate(self) -> int:
+        """SIGTERM to the first process; its exit status once it has drained."""
+        if self.process is None:
+            return 0
+        if self.alive():
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+    def wait_for_death(self, seconds: float) -> bool:
+        """True when the process ended in time: an armed failpoint was reached."""
+        try:
+            assert self.process is not None
+            self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        self.kill()  # what is left of its group
+        return True
+
+    def queued(self) -> int:
+        listed = self.command("queue", "list")
+        assert isinstance(listed, dict)
+        return len(listed["deliveries"])
+
+    def _line(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "forwarder", *words, "--config", str(self.folder / "config.toml")]
+
+    def _environment(self, extra: Mapping[str, str]) -> dict[str, str]:
+        forms = {f"FORWARDER_{key}": value for key, value in self.environ.items()}
+        return {**os.environ, **forms, **extra}
