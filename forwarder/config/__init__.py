@@ -19,7 +19,44 @@ Relative paths start at the working directory. The database's URL may hold a pas
 """
 
 from forwarder.config.load import ConfigError, load
-from forwarder.config.settings import Plan, Settings
+from forwarder.config.settings import (
+    ApiSection,
+    ArcSection,
+    DatabaseSection,
+    DkimSection,
+    DnsSection,
+    LogsSection,
+    MxSection,
+    OutboundSection,
+    Plan,
+    RetrySection,
+    ScreeningSection,
+    Settings,
+    SrsSection,
+    SubmissionSection,
+    TlsSection,
+    WorkersSection,
+)
 from forwarder.config.units import HostPort
 
-__all__ = ["ConfigError", "HostPort", "Plan", "Settings", "load"]
+__all__ = [
+    "ApiSection",
+    "ArcSection",
+    "ConfigError",
+    "DatabaseSection",
+    "DkimSection",
+    "DnsSection",
+    "HostPort",
+    "LogsSection",
+    "MxSection",
+    "OutboundSection",
+    "Plan",
+    "RetrySection",
+    "ScreeningSection",
+    "Settings",
+    "SrsSection",
+    "SubmissionSection",
+    "TlsSection",
+    "WorkersSection",
+    "load",
+]
