@@ -65,7 +65,8 @@ async def against_peers(root: Path, *, rounds: int, scale: float) -> list[report
     )
     table = report.throughput(
         "The same job, side by side",
-        f"Aliases, SRS, one RSA-2048 signature, durable before 250; 20 sessions, {rounds} alternating runs; ratios are to the full stack. "
+        f"Aliases, SRS, one RSA-2048 signature, durable before 250; 20 sessions, {rounds} alternating runs; "
+        "ratios are to the full stack. "
         "*Postfix alone* does neither SRS nor DKIM.",
         runs,
         against=full.name,

@@ -92,7 +92,7 @@ class Campaign:
             load.stop()
 
     def failpoint(self, name: str, *, nth: int = 1, messages: int = 6, rare: bool = False) -> bool:
-        """Restart the first node with ``name`` armed to kill, send until it dies, start it clean; False: never reached."""
+        """Restart the first node with ``name`` armed to kill, send until it dies, start it clean; False: not reached."""
         node = self.members[0]
         node.terminate()
         node.start({"FORWARDER_TEST": "1", "FORWARDER_FAILPOINT": f"{name}:{nth}:kill"}, wait=not rare)

@@ -59,7 +59,7 @@ def send(
     *,
     sender: str = "sender@origin.test",
 ) -> int | None:
-    """Send one message to ``recipients`` (addresses at the hosted domain); the code that ended it, None for no answer."""
+    """Send one message to ``recipients`` at the hosted domain; the code that ended it, None for no answer."""
     number = uuid.uuid4().hex
     content, body = compose(number, sender, recipients[0], chance)
     ledger.write("sending", id=number, recipients=recipients, body=body)

@@ -1,5 +1,6 @@
 """Starts, kills, stops and drains engine processes, as an operator or the kernel would."""
 
+import contextlib
 import json
 import os
 import signal
@@ -102,12 +103,12 @@ class Node:
         while time.monotonic() < deadline:
             if not self.alive():
                 return False
-            try:
-                with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
-                    if connection.recv(3) == b"220":
-                        return True
-            except OSError:
-                pass  # not yet
+            with (
+                contextlib.suppress(OSError),  # not yet
+                socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection,
+            ):
+                if connection.recv(3) == b"220":
+                    return True
             time.sleep(0.02)
         return False
 
@@ -118,10 +119,8 @@ class Node:
         """SIGKILL to the whole group at once, as a power cut does to processes."""
         if self.process is None:
             return
-        try:
+        with contextlib.suppress(ProcessLookupError):  # it may have died of its own failpoint
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it died of its own failpoint
         self.process.wait()
 
     def signal(self, number: int) -> None:
