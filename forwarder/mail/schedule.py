@@ -1,0 +1,56 @@
+"""When to try again: the only arithmetic of retry.
+
+Pure: the time and the chance are arguments. A delivery is tried after each delay of the policy in turn, the last
+delay repeating, until the next attempt would come ``give_up_after`` or more after the message was accepted.
+
+Limits: the spread is a fraction of the delay, so that a thousand messages deferred in the same second do not come
+back in the same second; it never makes a delay negative.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """The delays between attempts and the age at which a message is given up."""
+
+    delays: tuple[timedelta, ...]  # after the first attempt, the second, …; the last one repeats
+    give_up_after: timedelta  # counted from the moment the message was accepted
+    spread: float = 0.1  # at most this fraction of the delay is added or taken away
+
+    def __post_init__(self) -> None:
+        if not self.delays:
+            raise ValueError("a retry policy needs at least one delay")
+        if min(self.delays) <= timedelta(0) or self.give_up_after <= timedelta(0):
+            raise ValueError("retry delays and the give-up age must be longer than nothing")
+        if not 0 <= self.spread < 1:
+            raise ValueError("the spread of retries is a fraction: at least 0 and below 1")
+
+
+# RFC 5321 4.5.4.1: the give-up time should be at least 4-5 days; the first retries may come sooner than the
+# 30 minutes it names, since most failures of a first attempt (greylisting) are over within minutes.
+DEFAULT_POLICY = RetryPolicy(
+    delays=(
+        timedelta(minutes=1),
+        timedelta(minutes=5),
+        timedelta(minutes=15),
+        timedelta(minutes=30),
+        timedelta(hours=1),
+        timedelta(hours=2),
+        timedelta(hours=4),
+    ),
+    give_up_after=timedelta(days=5),
+)
+
+
+def next_attempt_at(
+    policy: RetryPolicy, *, created_at: datetime, attempts: int, now: datetime, jitter: float
+) -> datetime | None:
+    """When to try again after ``attempts`` tries, or None once the message is too old.
+
+    ``jitter`` is chance, from -1 to 1; values outside are brought inside. ``attempts`` below 1 counts as 1.
+    """
+    delay = policy.delays[min(max(attempts, 1), len(policy.delays)) - 1]
+    due = now + delay * (1 + policy.spread * max(-1.0, min(1.0, jitter)))
+    return due if due - created_at < policy.give_up_after else None
