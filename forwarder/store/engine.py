@@ -1,17 +1,118 @@
-"""signatures; the substance follows"""
+"""The database behind one face: SQLite by default, PostgreSQL for several processes and nodes.
+
+``read`` and ``write`` run synchronous functions of a connection, the same for both databases. ``write`` joins the
+next group commit (``writer``) and returns when its COMMIT is durable. Every failure to reach or use the database is
+StoreUnavailable (StoreFull when its disk is full, CommitUnknown when COMMIT was sent and not answered), in bounded
+time, about ten seconds; what the data is refused for (IntegrityError, or what the function itself raises) reaches the
+caller whose data it was, and nobody else.
+
+There is no setting that makes a commit less durable.
+"""
+
+import asyncio
+import os
 from collections.abc import Callable
 from typing import TypeVar
-from sqlalchemy import Connection
-from forwarder.store.trouble import CommitUnknown as CommitUnknown, StoreFull as StoreFull, StoreUnavailable as StoreUnavailable
+
+from sqlalchemy import Connection, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from forwarder.store import postgresql, sqlite
+from forwarder.store.trouble import CommitUnknown as CommitUnknown
+from forwarder.store.trouble import StoreFull as StoreFull
+from forwarder.store.trouble import StoreUnavailable as StoreUnavailable
+from forwarder.store.writer import Writer
+
 T = TypeVar("T")
 
 
+def sqlite_path(url: str) -> str | None:
+    """The file of a ``sqlite:///path`` URL; None for PostgreSQL; ValueError for anything else."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        if not parsed.database or parsed.database == ":memory:":
+            raise ValueError("the store needs a file: sqlite:///path/to/forwarder.db")
+        return parsed.database
+    if parsed.get_backend_name() in ("postgresql", "postgres"):
+        return None
+    raise ValueError(f"{parsed.get_backend_name()} is not a database of ours; use sqlite or postgresql")
+
+
+def postgres_dsn(url: str) -> str:
+    """The URL as asyncpg takes it: without SQLAlchemy's driver name."""
+    scheme, separator, rest = url.partition("://")
+    return scheme.partition("+")[0] + separator + rest
+
+
 class Database:
-    dialect: str
+    """One open store; made by ``open``, in the event loop that will use it."""
+
+    def __init__(self, *, dialect: str, path: str | None, engine: AsyncEngine | None) -> None:
+        self.dialect = dialect
+        self._path = path
+        self._engine = engine
+        self._readers: sqlite.SqliteReaders | postgresql.PostgresReaders
+        self.writer: Writer
+        if engine is not None:
+            self._readers = postgresql.PostgresReaders(engine)
+            self.writer = postgresql.PostgresWriter(engine)
+        else:
+            assert path is not None
+            self._readers = sqlite.SqliteReaders(path)
+            self.writer = sqlite.SqliteWriter(path)
+
     @classmethod
-    async def open(cls, url: str, *, pool_size: int = 8) -> "Database": ...
-    async def close(self) -> None: ...
-    async def read(self, work: Callable[[Connection], T]) -> T: ...
-    async def write(self, work: Callable[[Connection], T]) -> T: ...
+    async def open(cls, url: str, *, pool_size: int = 8) -> "Database":
+        """Open without asking the database anything: a store that is down now may be up in a second."""
+        path = sqlite_path(url)
+        if path is None:
+            engine = postgresql.make_engine(postgres_dsn(url), pool_size=pool_size)
+            return cls(dialect="postgresql", path=None, engine=engine)
+        await asyncio.to_thread(make_private_file, path)
+        return cls(dialect="sqlite", path=path, engine=None)
+
+    async def close(self) -> None:
+        """Write what waits, then let go of every connection."""
+        await self.writer.close()
+        if isinstance(self._readers, sqlite.SqliteReaders):
+            await asyncio.to_thread(self._readers.close)
+        else:
+            await self._readers.close()
+        if self._engine is not None:
+            await self._engine.dispose()
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Run ``work`` on a connection that cannot write (SQLite: in one snapshot)."""
+        return await self._readers.read(work)
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """Run ``work`` in the next group commit; it may run again when others in the group fail."""
+        return await self.writer.write(work)
+
     async def ready(self) -> None:
-        """StoreUnavailable unless the store answers, is migrated, and its last fsync worked."""
+        """StoreUnavailable unless the store answers, has its tables, and can commit."""
+        if self.writer.failing:  # only a commit can tell whether the cause is gone
+            await self.write(lambda conn: conn.execute(text("UPDATE sequences SET value = value")).rowcount)
+        await self.read(lambda conn: conn.execute(text("SELECT value FROM sequences LIMIT 1")).first())
+
+    def free_bytes(self) -> int | None:
+        """Room left on the disk of the store; None where only the database server knows."""
+        if self._path is None:
+            return None
+        try:
+            disk = os.statvfs(os.path.dirname(os.path.abspath(self._path)))
+        except OSError:
+            return None
+        return disk.f_bavail * disk.f_frsize
+
+
+def make_private_file(path: str) -> None:
+    """Create the file and its folder if need be, readable by its owner only; SQLite gives its other files the same."""
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.chmod(path, 0o600)
+    except OSError as error:
+        raise StoreUnavailable("the file of the store cannot be opened") from error

@@ -1,0 +1,227 @@
+"""PostgreSQL: asyncpg under SQLAlchemy, a few lanes that commit groups at the same moment.
+
+asyncpg reads the URL itself, as libpq would: several hosts, ``sslmode``, ``target_session_attrs``, a password file.
+Every connection is told ``synchronous_commit=on``, whatever the server's or the role's default, and to give up
+statements, locks and idle transactions in bounded time.
+
+When a connection is lost before COMMIT was sent, the group is certain not to be in force and is tried once more on a
+new connection, so that a restarted server is noticed by nobody. When it is lost after COMMIT was sent, nobody can tell:
+CommitUnknown. Lanes run LANES transactions at once; conflicts between them (deadlock, serialization) are tried again.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import asyncpg
+import structlog
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
+
+from forwarder.failpoint import reach
+from forwarder.store.faults import ended_for_certain, may_work_again, trouble_of
+from forwarder.store.trouble import CommitUnknown, StoreUnavailable
+from forwarder.store.writer import Failed, Item, Writer, apply_group, halves
+
+LANES = 2
+CONNECT_LIMIT = 5.0  # seconds
+STATEMENT_LIMIT = 8.0
+TRANSACTION_LIMIT = 10.0
+TRIES = 3
+
+T = TypeVar("T")
+_log = structlog.get_logger("forwarder.store")
+
+
+def make_engine(url: str, *, pool_size: int) -> AsyncEngine:
+    """A pool of connections to ``url``; none is opened yet."""
+
+    async def connect() -> asyncpg.Connection:
+        return await asyncpg.connect(
+            dsn=url,
+            timeout=CONNECT_LIMIT,
+            command_timeout=STATEMENT_LIMIT,
+            statement_cache_size=0,  # SQLAlchemy keeps the prepared statements
+            server_settings={
+                "application_name": "forwarder",
+                "synchronous_commit": "on",
+                "statement_timeout": str(int(STATEMENT_LIMIT * 1000)),
+                "lock_timeout": str(int(STATEMENT_LIMIT * 1000)),
+                "idle_in_transaction_session_timeout": str(int(TRANSACTION_LIMIT * 1000)),
+                "jit": "off",
+                "timezone": "UTC",
+            },
+        )
+
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=connect,
+        poolclass=AsyncAdaptedQueuePool,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=CONNECT_LIMIT,
+        hide_parameters=True,
+    )
+
+
+class PostgresWriter(Writer):
+    """Group commit in a few tasks of the event loop."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        super().__init__()
+        self._engine = engine
+        self._signal = asyncio.Semaphore(0)
+        self._idle = 0
+        self._lanes = [self.loop.create_task(self._lane(), name=f"store-lane-{n}") for n in range(LANES)]
+
+    def wake(self) -> None:
+        if self._idle:
+            self._idle -= 1
+            self._signal.release()
+
+    async def close(self) -> None:
+        await super().close()
+        for _ in self._lanes:
+            self._signal.release()
+        await asyncio.wait(self._lanes, timeout=TRANSACTION_LIMIT)
+        for lane in self._lanes:
+            lane.cancel()
+        await asyncio.gather(*self._lanes, return_exceptions=True)
+
+    async def _lane(self) -> None:
+        while True:
+            while group := self.waiting.take():
+                await self._round(group)
+            if self.closing:
+                return
+            self._idle += 1
+            await self._signal.acquire()
+            await asyncio.sleep(0)  # what else this turn of the event loop submits joins the group
+
+    async def _round(self, group: list[Item]) -> None:
+        """Commit one group. Nothing may escape, or nobody would write any more."""
+        self.running[id(group)] = (time.monotonic(), group)
+        todo = [group]
+        try:
+            while todo:
+                part = todo.pop()
+                try:
+                    results = await self._with_patience(part)
+                    self.failing = False
+                except Exception as error:  # noqa: BLE001 - every error has its item or is trouble
+                    results = self._blame(part, error, todo)
+                self.resolve(zip(part, results, strict=False))
+        finally:
+            self.running.pop(id(group), None)
+
+    def _blame(self, part: list[Item], error: Exception, todo: list[list[Item]]) -> list[Failed]:
+        trouble = trouble_of(error)
+        if trouble is not None:
+            if trouble is not error:
+                trouble.__cause__ = error
+            self.failing = True
+            _log.error("store.write_failed", items=len(part), error=repr(error.__cause__ or error))
+            return [Failed(trouble)] * len(part)
+        if len(part) == 1:
+            return [Failed(error)]
+        todo.extend(halves(part))
+        return []
+
+    async def _with_patience(self, part: list[Item]) -> list[Any]:
+        for remaining in reversed(range(TRIES)):
+            try:
+                return await self._transact(part)
+            except Exception as error:
+                if not remaining or not may_work_again(error):
+                    raise
+        raise StoreUnavailable  # not reached: the last try returns or raises
+
+    async def _transact(self, part: list[Item]) -> list[Any]:
+        reach("writer.before-begin")
+        sent = False
+        conn: AsyncConnection | None = None
+        try:
+            async with asyncio.timeout(TRANSACTION_LIMIT):
+                conn = await self._engine.connect()
+                await conn.begin()
+                results = await conn.run_sync(apply_group, part)
+                reach("writer.before-commit")
+                sent = True
+                await conn.commit()
+                reach("writer.after-commit")
+                await conn.close()
+        except BaseException as error:
+            if conn is not None:
+                await discard(conn, error)
+            if sent and not ended_for_certain(error):
+                raise CommitUnknown from error
+            raise
+        return results
+
+
+async def discard(conn: AsyncConnection, error: BaseException) -> None:
+    """Give a connection back after an error: rolled back when the server still talks to us, else cut."""
+    try:
+        if trouble_of(error) is not None or not isinstance(error, Exception):
+            await conn.invalidate()
+        async with asyncio.timeout(CONNECT_LIMIT):
+            await conn.close()
+    except Exception as second:  # noqa: BLE001 - the first error is the one that counts
+        _log.warning("store.connection_lost", error=repr(second))
+
+
+class PostgresReaders:
+    """Reads on connections of the pool, a statement a transaction."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Run ``work``; once more when the connection turned out to be lost.
+
+        In a task of its own: a caller that is cancelled must not leave a statement half read on a pooled connection.
+        """
+        task = asyncio.get_running_loop().create_task(self._with_patience(work))
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen by the caller, if there still is one
+
+    async def _with_patience(self, work: Callable[[Connection], T]) -> T:
+        try:
+            try:
+                return await self._run(work)
+            except Exception as error:
+                if not may_work_again(error):
+                    raise
+                return await self._run(work)
+        except Exception as error:
+            trouble = trouble_of(error)
+            if trouble is None:
+                raise
+            raise trouble from error
+
+    async def _run(self, work: Callable[[Connection], T]) -> T:
+        conn: AsyncConnection | None = None
+        try:
+            async with asyncio.timeout(TRANSACTION_LIMIT):
+                conn = await self._engine.connect()
+                result = await conn.run_sync(work)
+                await conn.close()
+        except BaseException as error:
+            if conn is not None:
+                await discard(conn, error)
+            raise
+        return result
+
+    async def close(self) -> None:
+        """Wait for reads under way."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=TRANSACTION_LIMIT)

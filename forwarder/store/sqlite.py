@@ -1,0 +1,245 @@
+"""SQLite: one writer thread, a few reader threads, a fair lock between processes.
+
+WAL with ``synchronous=FULL``: a COMMIT returns after its fsync. No ``mmap_size``: a read error of the disk would then
+be a SIGBUS for the whole process instead of an error of one statement.
+
+Writes begin with BEGIN IMMEDIATE. Several processes share a file: SQLite's own busy handler sleeps in growing steps
+and lets the luckiest in, so each transaction is taken under two advisory locks on files beside the database. Whoever
+wants ``.lock`` first holds ``.turn``; a process that has just committed has to queue up behind the one that holds it,
+so turns alternate. Groups are collected only once the turn has come, and grow while it has not.
+
+The writer is a daemon thread: a disk that hangs must not keep the process from ending. Callers are protected by the
+time limits of ``writer``. After trouble the connection is opened anew.
+"""
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import structlog
+from sqlalchemy import Connection, Engine, Transaction, create_engine, event
+from sqlalchemy.pool import NullPool
+
+from forwarder.failpoint import reach
+from forwarder.store.faults import trouble_of
+from forwarder.store.trouble import CommitUnknown, StoreUnavailable
+from forwarder.store.writer import Failed, Item, Writer, apply_group, halves
+
+READERS = 3
+BUSY_TIMEOUT = 5.0  # seconds, for programs that write to the file without taking our locks
+READ_LIMIT = 10.0
+CHECKPOINT_PAGES = 4000  # rows of mail that came and went between two checkpoints never reach the main file
+
+T = TypeVar("T")
+_log = structlog.get_logger("forwarder.store")
+
+
+def make_engine(path: str, *, immediate: bool) -> Engine:
+    """An engine whose every connection is a new one; ``immediate`` for the writer."""
+
+    def connect() -> sqlite3.Connection:
+        # isolation_level None: the driver must not begin transactions by itself
+        raw = sqlite3.connect(
+            path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=512
+        )
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            "temp_store=MEMORY",
+            f"cache_size={-32 * 1024 if immediate else -8 * 1024}",  # KiB
+            f"wal_autocheckpoint={CHECKPOINT_PAGES}",
+            f"journal_size_limit={64 * 1024 * 1024}",
+            f"query_only={'OFF' if immediate else 'ON'}",
+        ):
+            raw.execute(f"PRAGMA {pragma}").close()
+        return raw
+
+    engine = create_engine("sqlite://", creator=connect, poolclass=NullPool, hide_parameters=True)
+    begin = "BEGIN IMMEDIATE" if immediate else "BEGIN"
+    event.listen(engine, "begin", lambda conn: conn.exec_driver_sql(begin))
+    return engine
+
+
+class FairLock:
+    """The turn of one process to write; blocking, not reentrant, released by the kernel when a process dies."""
+
+    def __init__(self, path: str) -> None:
+        self._turn = os.open(path + ".turn", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        fcntl.flock(self._turn, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        finally:
+            fcntl.flock(self._turn, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        os.close(self._turn)
+        os.close(self._lock)
+
+
+class SqliteWriter(Writer):
+    """Group commit on one thread."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._lock = FairLock(path)
+        self._engine = make_engine(path, immediate=True)
+        self._conn: Connection | None = None
+        self._signal = threading.Event()
+        self._ended = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        self._signal.set()
+
+    async def close(self) -> None:
+        await super().close()
+        self.wake()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), READ_LIMIT)
+
+    def _run(self) -> None:
+        while True:
+            self._signal.wait()
+            self._signal.clear()
+            while len(self.waiting):
+                self._round()
+            if self.closing:
+                break
+        self._drop_connection()
+        self._lock.close()
+        self._tell(self._ended.set)
+
+    def _round(self) -> None:
+        """One turn: collect a group and commit it. Nothing may escape, or nobody would write any more."""
+        group: list[Item] = []
+        done: list[tuple[Item, Any]] = []
+        try:
+            with self._lock.held():
+                reach("writer.before-begin")
+                conn = self._connection()
+                transaction = conn.begin()
+                group = self.waiting.take()  # only now: what came while others wrote is in
+                self.running[id(group)] = (time.monotonic(), group)
+                todo = [group]
+                while todo:
+                    part = todo.pop()
+                    if not transaction.is_active:
+                        transaction = conn.begin()
+                    self._write(conn, transaction, part, todo, done)
+            self.failing = False
+        except BaseException as error:  # noqa: BLE001 - a thread has nobody to raise to
+            trouble = trouble_of(error) or StoreUnavailable()
+            trouble.__cause__ = error
+            self.failing = True
+            self._drop_connection()
+            told = {id(item) for item, _ in done}
+            failed = [item for item in group or self.waiting.take() if id(item) not in told]
+            done += [(item, Failed(trouble)) for item in failed]
+            _log.error("store.write_failed", items=len(failed), error=repr(error))
+        self._tell(self._finish, group, done)
+
+    def _write(
+        self,
+        conn: Connection,
+        transaction: Transaction,
+        part: list[Item],
+        todo: list[list[Item]],
+        done: list[tuple[Item, Any]],
+    ) -> None:
+        """Commit one part; where one of its items is to blame, put its halves on ``todo``. Raises trouble only."""
+        try:
+            results = apply_group(conn, part)
+            reach("writer.before-commit")
+        except Exception as error:
+            if trouble_of(error) is not None:
+                raise
+            transaction.rollback()
+            if len(part) == 1:
+                done.append((part[0], Failed(error)))
+            else:
+                todo.extend(halves(part))
+            return
+        try:
+            transaction.commit()
+        except Exception as error:
+            # A failed fsync: the frames may be in the log file all the same, and be found after a crash.
+            raise CommitUnknown from error
+        reach("writer.after-commit")
+        done.extend(zip(part, results, strict=True))
+
+    def _connection(self) -> Connection:
+        if self._conn is None:
+            self._conn = self._engine.connect()
+        return self._conn
+
+    def _drop_connection(self) -> None:
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            with suppress(Exception):  # it is being thrown away because it is broken
+                conn.close()
+
+    def _finish(self, group: list[Item], done: list[tuple[Item, Any]]) -> None:
+        self.running.pop(id(group), None)
+        self.resolve(done)
+
+    def _tell(self, function: Callable[..., object], *arguments: object) -> None:
+        with suppress(RuntimeError):  # the event loop is closed: nobody waits any more
+            self.loop.call_soon_threadsafe(function, *arguments)
+
+
+class SqliteReaders:
+    """A few threads, each with a read-only connection of its own."""
+
+    def __init__(self, path: str) -> None:
+        self._engine = make_engine(path, immediate=False)
+        self._local = threading.local()
+        self._connections: list[Connection] = []
+        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Run ``work`` in a snapshot; StoreUnavailable after READ_LIMIT seconds."""
+        running = asyncio.get_running_loop().run_in_executor(self._threads, self._run, work)
+        try:
+            return await asyncio.wait_for(running, READ_LIMIT)
+        except TimeoutError as error:
+            raise StoreUnavailable from error
+
+    def _run(self, work: Callable[[Connection], T]) -> T:
+        conn: Connection | None = getattr(self._local, "conn", None)
+        try:
+            if conn is None:
+                conn = self._local.conn = self._engine.connect()
+                self._connections.append(conn)
+            with conn.begin():
+                return work(conn)
+        except Exception as error:
+            trouble = trouble_of(error)
+            if trouble is None:
+                raise
+            self._local.conn = None  # opened anew by the next read
+            if conn is not None:
+                conn.invalidate()
+            raise trouble from error
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for conn in self._connections:
+            with suppress(Exception):
+                conn.close()

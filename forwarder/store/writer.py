@@ -1,0 +1,219 @@
+"""Group commit: one transaction for all that waits, one future per caller.
+
+A caller hands an item and the batch that knows how to write many of its kind (``submit``); it hears back only when
+the COMMIT that holds its item is durable. Items that wait together are written together, batch by batch, so that a
+group costs a handful of statements and one fsync whatever its size.
+
+Promises. A group that fails because of what one item holds (a constraint, a value the database refuses, any error
+raised by a batch) is rolled back and tried again in halves until the bad item is alone: it fails alone. A group that
+fails because of the database fails as a whole, with StoreUnavailable. A caller that is cancelled never cuts a
+transaction: its item is dropped if it has not been taken yet, else written like the others. An item that nobody could
+take within WAIT_LIMIT fails and is certain not to be written; an item in a transaction that has not ended by then
+fails with CommitUnknown, since nobody knows how it will end.
+
+Bounds: WAITING_ITEMS and WAITING_WEIGHT wait at most, what comes beyond is refused at once; a group takes at most
+GROUP_ITEMS and, unless one item alone is larger, GROUP_WEIGHT (weights are the bytes of message contents).
+"""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from sqlalchemy import Connection
+
+from forwarder.store.trouble import CommitUnknown, StoreUnavailable
+
+WAITING_ITEMS = 20_000
+WAITING_WEIGHT = 256 * 1024 * 1024
+GROUP_ITEMS = 256
+GROUP_WEIGHT = 32 * 1024 * 1024
+WAIT_LIMIT = 10.0  # seconds
+
+I = TypeVar("I", contravariant=True)  # noqa: E741 - the item
+R = TypeVar("R", covariant=True)
+T = TypeVar("T")
+
+
+class Batch(Protocol[I, R]):
+    """Writes many items of one kind in the open transaction; one result an item, in their order."""
+
+    def apply(self, conn: Connection, items: Sequence[I]) -> Sequence[R]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The result of an item that failed without harm to the rest of its group."""
+
+    error: Exception
+
+
+class Work(Generic[T]):
+    """Any function of a connection, one at a time, each in a savepoint so that its failure is its own."""
+
+    def apply(self, conn: Connection, items: Sequence[Callable[[Connection], T]]) -> Sequence[T | Failed]:
+        if len(items) == 1:
+            return [items[0](conn)]
+        return [self._in_savepoint(conn, work) for work in items]
+
+    @staticmethod
+    def _in_savepoint(conn: Connection, work: Callable[[Connection], T]) -> T | Failed:
+        savepoint = conn.begin_nested()
+        try:
+            result = work(conn)
+        except Exception as error:  # noqa: BLE001 - handed to the caller whose work it was
+            savepoint.rollback()  # a lost connection fails here too, and so fails the group
+            return Failed(error)
+        savepoint.commit()
+        return result
+
+
+class Item:
+    """One caller's change and the future it waits for."""
+
+    __slots__ = ("batch", "future", "since", "value", "weight")
+
+    def __init__(self, batch: Batch[Any, Any], value: Any, weight: int, future: asyncio.Future[Any]) -> None:
+        self.batch = batch
+        self.value = value
+        self.weight = weight
+        self.future = future
+        self.since = time.monotonic()
+
+
+class Waiting:
+    """The bounded line of items, shared by the event loop that fills it and whoever takes groups."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._items: deque[Item] = deque()
+        self._weight = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: Item) -> None:
+        """Queue up; StoreUnavailable at the bound."""
+        with self._lock:
+            if len(self._items) >= WAITING_ITEMS or self._weight + item.weight > WAITING_WEIGHT:
+                raise StoreUnavailable("too many changes wait for the store")
+            self._items.append(item)
+            self._weight += item.weight
+
+    def take(self) -> list[Item]:
+        """The next group; callers that gave up meanwhile are left out."""
+        group: list[Item] = []
+        weight = 0
+        with self._lock:
+            while self._items and len(group) < GROUP_ITEMS:
+                if group and weight + self._items[0].weight > GROUP_WEIGHT:
+                    break
+                item = self._items.popleft()
+                self._weight -= item.weight
+                if not item.future.done():
+                    group.append(item)
+                    weight += item.weight
+        return group
+
+    def expire(self, before: float) -> list[Item]:
+        """Remove and return what has waited since before that monotonic time."""
+        expired = []
+        with self._lock:
+            while self._items and self._items[0].since < before:
+                item = self._items.popleft()
+                self._weight -= item.weight
+                expired.append(item)
+        return expired
+
+
+class Writer:
+    """What the two databases share: the line, its bounds, and telling callers how it ended.
+
+    A subclass takes groups with ``waiting.take()``, notes them in ``running`` while their transaction is open, and
+    reports them with ``resolve`` in the event loop.
+    """
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.waiting = Waiting()
+        self.running: dict[int, tuple[float, list[Item]]] = {}  # by the identity of the group
+        self.failing = False  # the last group failed because of the database
+        self.closing = False
+        self._work: Work[Any] = Work()
+        self._watch = self.loop.create_task(self._expire(), name="store-watch")
+
+    async def submit(self, batch: Batch[I, R], value: I, *, weight: int = 0) -> R:
+        """Write ``value`` in the next group; returns when it is durable.
+
+        May be cancelled at any time; the change is then in force or not, as a whole.
+        """
+        if self.closing:
+            raise StoreUnavailable("the store is closing")
+        item = Item(batch, value, weight, self.loop.create_future())
+        self.waiting.put(item)
+        self.wake()
+        result: R = await item.future
+        return result
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """Run a function of a connection in the next group."""
+        return await self.submit(self._work, work)
+
+    def wake(self) -> None:
+        """There is something to take."""
+        raise TypeError(f"{type(self).__name__} must say how it is woken")
+
+    def resolve(self, results: Iterable[tuple[Item, Any]]) -> None:
+        """Tell callers; runs in the event loop. Results of callers that gave up are dropped."""
+        for item, result in results:
+            if item.future.done():
+                continue
+            if isinstance(result, Failed):
+                item.future.set_exception(result.error)
+            else:
+                item.future.set_result(result)
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(WAIT_LIMIT / 20)
+            self.expire_now(time.monotonic() - WAIT_LIMIT)
+
+    def expire_now(self, before: float) -> None:
+        """Fail what began to wait before that monotonic time."""
+        late = self.waiting.expire(before)
+        self.resolve((item, Failed(StoreUnavailable())) for item in late)
+        for since, group in list(self.running.values()):
+            if since < before:
+                self.resolve((item, Failed(CommitUnknown())) for item in group)
+                late = group
+        if late:
+            self.failing = True
+
+    async def close(self) -> None:
+        """Refuse new changes, write what waits, stop."""
+        self.closing = True
+        self._watch.cancel()
+        await asyncio.gather(self._watch, return_exceptions=True)
+
+
+def apply_group(conn: Connection, group: Sequence[Item]) -> list[Any]:
+    """Write a group in the open transaction; results in the order of the items."""
+    by_batch: dict[int, list[int]] = {}
+    for index, item in enumerate(group):
+        by_batch.setdefault(id(item.batch), []).append(index)
+    results: list[Any] = [None] * len(group)
+    for indexes in by_batch.values():
+        batch = group[indexes[0]].batch
+        answers = batch.apply(conn, [group[index].value for index in indexes])
+        for index, answer in zip(indexes, answers, strict=True):
+            results[index] = answer
+    return results
+
+
+def halves(group: list[Item]) -> tuple[list[Item], list[Item]]:
+    """The two groups to try after a group failed because of one of its items; the second first."""
+    middle = len(group) // 2
+    return group[middle:], group[:middle]
