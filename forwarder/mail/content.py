@@ -1,0 +1,264 @@
+"""The bytes of a message: split, looked at, prepended to; never parsed whole and never written again.
+
+What it does: splits head and body at the first empty line, looks headers up, counts hops, finds bare CR and LF and
+long lines. What it shows to people (subject, author) it decodes by RFC 2047.
+
+What it promises: no function raises, whatever the bytes; all are linear in their input and bounded in their output;
+nothing copies the body except ``prepend`` and ``normalize_newlines``, whose results are new contents. The standard
+``email`` package is not used: it recurses on nested comments and parts.
+
+Limits: ``headers`` gives at most 2,000 fields and ``first`` and ``mailboxes`` look at 8 KiB of a field; what lies
+beyond is for nobody's eyes, and is still sent on untouched. To refuse messages with many fields of one name, count
+them with ``count_fields``, which sees them all.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+
+from forwarder.mail.words import decode_words, printable
+
+__all__ = [
+    "MAX_LINE",
+    "ContentFault",
+    "Header",
+    "bare_newline",
+    "count_fields",
+    "count_received",
+    "first",
+    "first_raw",
+    "headers",
+    "line_too_long",
+    "mailbox",
+    "mailboxes",
+    "malformed_head",
+    "normalize_newlines",
+    "prepend",
+    "printable",
+    "split",
+]
+
+MAX_LINE = 998  # octets without CRLF, RFC 5322 2.1.1
+MAX_FIELDS = 2000
+MAX_VALUE = 8192  # octets of one field that are looked at
+_COMMENT_DEPTH = 50
+_FIELD_START = re.compile(rb"[!-9;-~]+[ \t]*:")
+
+
+class ContentFault(StrEnum):
+    """What is wrong with a content."""
+
+    BARE_CR_OR_LF = "bare CR or LF"
+    NO_FIELD = "a line of the head is not a header field"
+    FOLDED_FIRST = "the head begins with a continuation line"
+    NUL = "NUL in the head"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """One header field."""
+
+    name: bytes  # lower case, without blanks; empty for a line that is no field
+    raw: bytes  # all its lines, final CRLF included
+    value: bytes  # what follows the colon, folding and final CRLF included
+
+
+def split(content: bytes) -> tuple[bytes, memoryview]:
+    """The head, with the CRLF of its last line, and the body after the empty line, not copied.
+
+    Without an empty line everything is head.
+    """
+    if content.startswith(b"\r\n"):
+        return b"", memoryview(content)[2:]
+    end = content.find(b"\r\n\r\n")
+    if end < 0:
+        return content, memoryview(b"")
+    return content[: end + 2], memoryview(content)[end + 4 :]
+
+
+def headers(head: bytes, limit: int = MAX_FIELDS) -> list[Header]:
+    """The first ``limit`` fields of a head, in order; lines that are no field are kept with an empty name."""
+    found: list[Header] = []
+    position = 0
+    while position < len(head) and len(found) < limit:
+        end = _field_end(head, position)
+        raw = head[position:end]
+        name, colon, value = raw.partition(b":")
+        if not colon or raw[0] in b" \t":
+            name, value = b"", raw
+        found.append(Header(name=name.strip().lower(), raw=raw, value=value))
+        position = end
+    return found
+
+
+def _field_end(head: bytes, position: int) -> int:
+    """Where the field that begins at ``position`` ends: after a CRLF that no blank follows (RFC 5322 2.2.3)."""
+    while True:
+        position = head.find(b"\r\n", position) + 2
+        if position < 2:
+            return len(head)
+        if head[position : position + 1] not in (b" ", b"\t"):
+            return position
+
+
+@lru_cache(maxsize=256)
+def _finder(name: bytes) -> re.Pattern[bytes]:
+    return re.compile(rb"^" + re.escape(name) + rb"[ \t]*:", re.IGNORECASE | re.MULTILINE)
+
+
+def first_raw(head: bytes, name: bytes) -> bytes | None:
+    """What follows the colon in the first field of this name, cut at 8 KiB; None without one."""
+    found = _finder(name).search(head)
+    if found is None:
+        return None
+    bounded = head[found.end() : found.end() + MAX_VALUE]
+    return bounded[: _field_end(bounded, 0)]
+
+
+def first(head: bytes, name: bytes) -> str | None:
+    """The first field of this name for people: unfolded, RFC 2047 decoded, printable, at most 1 KiB."""
+    raw = first_raw(head, name)
+    return None if raw is None else printable(decode_words(_unfold(raw)))
+
+
+def _unfold(raw: bytes) -> str:
+    return raw.replace(b"\r\n", b"").decode("utf-8", "replace").strip()
+
+
+def count_fields(head: bytes, name: bytes) -> int:
+    """How many fields of this name the whole head has."""
+    return sum(1 for _ in _finder(name).finditer(head))
+
+
+def count_received(head: bytes) -> int:
+    """The hops the message has made (RFC 5321 6.3)."""
+    return count_fields(head, b"received")
+
+
+def malformed_head(head: bytes) -> ContentFault | None:
+    """The first thing that makes parsers disagree about a head, or None.
+
+    Not for mail that is only passed on: much of it is a little wrong and harmless.
+    """
+    if b"\0" in head:
+        return ContentFault.NUL
+    if head[:1] in (b" ", b"\t"):
+        return ContentFault.FOLDED_FIRST
+    position = 0
+    while position < len(head):
+        field = _FIELD_START.match(head, position)
+        if field is None or head[field.end() - 2 : field.end() - 1] in (b" ", b"\t"):
+            return ContentFault.NO_FIELD
+        position = _field_end(head, position)
+    return None
+
+
+def bare_newline(content: bytes) -> ContentFault | None:
+    """Whether a CR or LF stands alone: the root of SMTP smuggling (RFC 5321 2.3.8)."""
+    pairs = content.count(b"\r\n")
+    if content.count(b"\r") == pairs and content.count(b"\n") == pairs:
+        return None
+    return ContentFault.BARE_CR_OR_LF
+
+
+def normalize_newlines(content: bytes) -> bytes:
+    """Each CRLF, CR and LF as CRLF."""
+    return content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
+
+
+def line_too_long(content: bytes, limit: int = MAX_LINE) -> bool:
+    """Whether a line has more than ``limit`` octets before its CRLF.
+
+    Jumps to the last line end within reach instead of looking at every line: a line of 998 octets costs the same as
+    a hundred short ones.
+    """
+    position, end = 0, len(content)
+    while end - position > limit:
+        position = content.rfind(b"\n", position, position + limit + 2) + 1
+        if not position:
+            return True
+    return False
+
+
+def prepend(content: bytes, *fields: bytes) -> bytes:
+    """The content with complete header fields (CRLF included) before it."""
+    return b"".join((*fields, content))
+
+
+def mailbox(value: bytes | str) -> tuple[str | None, str | None]:
+    """The first address of an address field and its name, for logs: ``(email, name)``, each None if not there."""
+    found = mailboxes(value, 1)
+    return found[0] if found else (None, None)
+
+
+def mailboxes(value: bytes | str, limit: int = 100) -> list[tuple[str | None, str | None]]:
+    """The addresses of an address field, ``(email, name)`` each, as it stands before RFC 2047 decoding.
+
+    Takes the raw value, since a decoded name could hold what looks like an address. Groups lose their name. Nothing
+    here is checked by the grammar of addresses: it is for display, and for asking ``mail.address`` next.
+    """
+    text = _unfold(value[:MAX_VALUE]) if isinstance(value, bytes) else value[:MAX_VALUE]
+    found: list[tuple[str | None, str | None]] = []
+    for words, angle, comment in _addresses(text):
+        bare = words.strip()
+        if angle is not None:
+            email, name = angle.strip(), bare
+        elif "@" in bare:
+            email, name = bare.replace(" ", ""), comment
+        else:
+            email, name = "", bare
+        if email or name:
+            shown = printable(decode_words(name.strip()), 256)
+            found.append((printable(email, 320) or None, shown or None))
+            if len(found) >= limit:
+                break
+    return found
+
+
+def _addresses(text: str) -> list[tuple[str, str | None, str]]:
+    """One pass over an address list: the words outside brackets, what is inside < >, and the comments."""
+    found: list[tuple[str, str | None, str]] = []
+    words: list[str] = []
+    comments: list[str] = []
+    angle: list[str] | None = None
+    in_angle = in_quotes = False
+    depth = 0
+    escaped = False
+    for character in [*text, ","]:
+        if escaped:
+            escaped = False
+        elif character == "\\" and (in_quotes or depth):
+            escaped = True
+            continue
+        elif depth:
+            depth += {"(": 1, ")": -1}.get(character, 0)
+            if depth:
+                comments.append(character)
+            continue
+        elif character == '"':
+            in_quotes = not in_quotes
+            if not in_angle:
+                continue
+        elif in_quotes:
+            pass
+        elif character == "(":
+            depth = 1
+            continue
+        elif character == "<" and not in_angle and angle is None:
+            in_angle, angle = True, []
+            continue
+        elif character == ">" and in_angle:
+            in_angle = False
+            continue
+        elif character == ":" and not in_angle and not "".join(words).count("@"):
+            words.clear()  # the name of a group
+            continue
+        elif character in ",;" and not in_angle:
+            found.append(("".join(words), None if angle is None else "".join(angle), "".join(comments)))
+            words, comments, angle = [], [], None
+            continue
+        (angle if in_angle and angle is not None else words).append(character)
+    return found

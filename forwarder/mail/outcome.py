@@ -1,0 +1,169 @@
+"""The one place that judges a peer's reply: delivered, next host, retry later, or give up.
+
+What it does: ``decide`` turns a reply and what it condemns (``Scope``) into an ``Action``; ``scope_at`` says what a
+reply at a stage of the dialogue condemns; ``reply_for`` gives the reply that stands for a failure where no server
+spoke (no connection, no TLS, no DNS), so that everything that can happen to an attempt is a ``Reply``.
+
+What it promises: what is not understood is temporary. Only a permanent reply that a server said about the message or
+the recipient, or that every host of the site said at its door, ends a delivery.
+
+Pure; its test is a table. An ``except`` elsewhere that picks between retry and giving up is a bug.
+"""
+
+from enum import StrEnum
+
+from forwarder.mail.event import Status
+from forwarder.mail.reply import Reply
+
+
+class Scope(StrEnum):
+    """What a reply condemns."""
+
+    SITE = "site"  # this host, now: nothing is known about the message
+    MESSAGE = "message"  # all recipients of this transaction
+    RECIPIENT = "recipient"  # one recipient
+
+
+class Stage(StrEnum):
+    """Where in the dialogue a reply came."""
+
+    CONNECT = "connect"  # no connection, or the greeting
+    HELLO = "hello"  # EHLO, HELO
+    STARTTLS = "starttls"
+    AUTH = "auth"  # our log-in at a smarthost
+    MAIL = "mail"
+    RCPT = "rcpt"
+    DATA = "data"
+    DOT = "dot"  # the end of the content
+    QUIT = "quit"  # RSET and QUIT as well
+
+
+class Action(StrEnum):
+    """What to do with the delivery now."""
+
+    DELIVERED = "delivered"  # the destination has it
+    NEXT_HOST = "next host"  # try another MX host in this attempt
+    RETRY_LATER = "retry later"  # soft bounce; mail.schedule says when
+    GIVE_UP = "give up"  # hard bounce, and a DSN if there is somebody to tell
+
+
+class Fault(StrEnum):
+    """A failure of an attempt in which no server said a reply of its own."""
+
+    REFUSED = "refused"  # connection refused
+    UNREACHABLE = "unreachable"  # no route to the host, or no address of a usable family
+    CONNECT_TIMEOUT = "connect timeout"
+    TIMEOUT = "timeout"  # connected, then silent for too long
+    TIMEOUT_AFTER_DOT = "timeout after dot"  # may have been delivered: RFC 1047
+    LOST = "lost"  # the connection broke in the middle
+    LOST_AFTER_DOT = "lost after dot"  # may have been delivered: RFC 1047
+    PROTOCOL = "protocol"  # what came is not SMTP, or too much of it
+    TLS = "tls"  # the handshake failed
+    TLS_REQUIRED = "tls required"  # policy wants TLS and the server offers none
+    CERTIFICATE = "certificate"  # policy wants a certificate that the server does not have
+    DNS = "dns"  # the resolver cannot tell
+    NO_DOMAIN = "no domain"  # NXDOMAIN
+    NO_HOST = "no host"  # the domain has neither MX nor address
+    NULL_MX = "null mx"  # RFC 7505: the domain says that it takes no mail
+    LOOP = "loop"  # the best MX host is this engine
+    PRIVATE = "private"  # every host has a private address, which we do not dial
+    SMTPUTF8 = "smtputf8"  # the address is not ASCII and the host does not know SMTPUTF8
+    TOO_BIG = "too big"  # above the SIZE the host announced
+    EXPIRED = "expired"  # tried for as long as the policy allows
+    INTERNAL = "internal"  # our own trouble
+
+
+_FAULTS: dict[Fault, Reply] = {
+    fault: Reply(code=code, enhanced=enhanced, text=text)
+    for fault, code, enhanced, text in (
+        (Fault.REFUSED, 451, "4.4.1", "the host refused the connection"),
+        (Fault.UNREACHABLE, 451, "4.4.1", "the host cannot be reached"),
+        (Fault.CONNECT_TIMEOUT, 451, "4.4.1", "the host did not answer the connection in time"),
+        (Fault.TIMEOUT, 451, "4.4.2", "the host did not answer in time"),
+        (
+            Fault.TIMEOUT_AFTER_DOT,
+            451,
+            "4.4.2",
+            "the host did not answer after the end of the data; the message may have been delivered",
+        ),
+        (Fault.LOST, 451, "4.4.2", "the host closed the connection"),
+        (
+            Fault.LOST_AFTER_DOT,
+            451,
+            "4.4.2",
+            "the host closed the connection after the end of the data; the message may have been delivered",
+        ),
+        (Fault.PROTOCOL, 451, "4.5.0", "the host does not speak SMTP as expected"),
+        (Fault.TLS, 451, "4.7.5", "the TLS handshake with the host failed"),
+        (Fault.TLS_REQUIRED, 451, "4.7.10", "the host does not offer TLS, which is required"),  # RFC 7817/8461
+        (Fault.CERTIFICATE, 451, "4.7.5", "the certificate of the host is not the one required"),
+        (Fault.DNS, 451, "4.4.3", "the mail hosts of the domain could not be looked up"),
+        (Fault.NO_DOMAIN, 550, "5.1.2", "the domain does not exist"),
+        (Fault.NO_HOST, 550, "5.1.2", "the domain has no mail host"),
+        (Fault.NULL_MX, 556, "5.1.10", "the domain accepts no mail"),  # RFC 7505 4.2
+        (Fault.LOOP, 554, "5.4.6", "mail for the domain loops back to this host"),
+        (Fault.PRIVATE, 554, "5.4.4", "the mail hosts of the domain have no public address"),
+        (Fault.SMTPUTF8, 553, "5.6.7", "the host does not accept internationalised addresses"),  # RFC 6531 3.5
+        (Fault.TOO_BIG, 552, "5.3.4", "the message is larger than the host accepts"),  # RFC 1870 6.1
+        (Fault.EXPIRED, 554, "5.4.7", "could not be delivered for too long, giving up"),  # RFC 3463 3.5
+        (Fault.INTERNAL, 451, "4.3.0", "temporary failure here, will be tried again"),
+    )
+}
+
+_SITE_STAGES = frozenset({Stage.CONNECT, Stage.HELLO, Stage.STARTTLS, Stage.AUTH, Stage.QUIT})
+
+
+def reply_for(fault: Fault, detail: str = "") -> Reply:
+    """The reply that stands for a failure without one; ``detail`` (printable) is appended to its text."""
+    reply = _FAULTS[fault]
+    return reply.saying(f"{reply.text}: {detail}") if detail else reply
+
+
+def scope_at(stage: Stage, reply: Reply) -> Scope:
+    """What a reply at this stage condemns."""
+    # RFC 5321 3.8, 4.2.2: 421 may answer any command and says that the service is closing, nothing else.
+    if reply.code == 421 or stage in _SITE_STAGES:
+        return Scope.SITE
+    return Scope.RECIPIENT if stage is Stage.RCPT else Scope.MESSAGE
+
+
+def decide(scope: Scope, reply: Reply, *, more_hosts: bool, others_may_recover: bool = False) -> Action:
+    """What a reply asks of us.
+
+    A permanent reply about the message or the recipient ends the delivery. Trouble with the site does not while
+    another host is left; when the last one says 5xx at its door (RFC 7504: 521, RFC 5321 3.1: 554) and no earlier
+    host failed in a way that another hour may mend (``others_may_recover``), nobody there wants this mail.
+    """
+    if reply.positive:
+        return Action.DELIVERED
+    if is_permanent(scope, reply):
+        if scope is not Scope.SITE:
+            return Action.GIVE_UP
+        if not more_hosts and not others_may_recover:
+            return Action.GIVE_UP
+    return Action.NEXT_HOST if more_hosts else Action.RETRY_LATER
+
+
+def is_permanent(scope: Scope, reply: Reply) -> bool:
+    """Whether a reply is final for what it condemns."""
+    if scope is Scope.RECIPIENT and reply.code == 552:
+        # RFC 5321 4.5.3.1.10: old servers say 552 for too many recipients; treat it as 452. A mailbox that is
+        # really full and says 552 is retried for some days, which harms nobody.
+        return False
+    return reply.permanent
+
+
+def status_of(action: Action) -> Status:
+    """The event an action writes into the log."""
+    match action:
+        case Action.DELIVERED:
+            return Status.DELIVERED
+        case Action.GIVE_UP:
+            return Status.HARD_BOUNCE
+        case Action.NEXT_HOST | Action.RETRY_LATER:
+            return Status.SOFT_BOUNCE
+
+
+def expired(last: Reply) -> Reply:
+    """What a delivery ends with when its message is too old: our 5.4.7 with the last thing that was said."""
+    return reply_for(Fault.EXPIRED, f"last reply was {last}")

@@ -1,0 +1,87 @@
+"""Text from strangers made fit for people's eyes: RFC 2047 words decoded, control characters escaped, all bounded.
+
+Nothing here raises, whatever the text. Only the character sets in the table are decoded; a word in another stays as
+it was written. (Asking Python for any name a stranger writes would grow its table of unknown codecs for ever.)
+"""
+
+import base64
+import binascii
+import re
+
+_WORD = re.compile(r"=\?([!-~]{1,40}?)\?([bq])\?([!->@-~]*)\?=", re.IGNORECASE)
+_QUOTED_OCTET = re.compile(rb"=([0-9A-Fa-f]{2})")
+
+_CHARSETS = frozenset(
+    """utf-8 utf8 us-ascii ascii utf-16 utf-16le utf-16be latin1 koi8-r koi8-u gb2312 gbk gb18030 hz-gb-2312
+    big5 big5-hkscs euc-jp shift_jis iso-2022-jp iso-2022-jp-2 iso-2022-kr euc-kr ks_c_5601-1987 tis-620 cp437 cp850
+    cp852 cp866 cp932 cp949 cp950 macintosh""".split()
+    + [f"iso-8859-{part}" for part in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 16)]
+    + [f"windows-{page}" for page in (874, *range(1250, 1259))]
+    + [f"cp{page}" for page in (874, *range(1250, 1259))]
+)
+
+
+def printable(text: str, limit: int = 1024) -> str:
+    """The text on one line without control characters, at most ``limit`` octets of UTF-8.
+
+    What does not print (controls, surrogates, line separators, bidirectional overrides) is written as an escape.
+    """
+    if text.isprintable() and len(text) <= limit and (text.isascii() or len(text) * 4 <= limit):
+        return text
+    shown = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text[:limit]
+    )
+    encoded = shown.encode()
+    if len(encoded) <= limit and len(text) <= limit:
+        return shown
+    return encoded[: limit - 3].decode("utf-8", "ignore") + "…"
+
+
+def decode_words(text: str) -> str:
+    """RFC 2047 encoded words as characters; white space between two of them goes (RFC 2047 6.2)."""
+    if "=?" not in text:
+        return text
+    pieces: list[str] = []
+    pending = b""  # octets of adjacent words of one character set: a character may be cut between them
+    pending_charset = ""
+    end = 0
+    for word in _WORD.finditer(text):
+        charset = word[1].partition("*")[0].lower()  # RFC 2231 5: a language may follow
+        octets = _octets(word[2], word[3]) if charset in _CHARSETS else None
+        gap = text[end : word.start()]
+        if pending_charset and (gap.strip() or octets is None or charset != pending_charset):
+            pieces.append(_decode(pending, pending_charset))
+            pending, was_word = b"", True
+            pending_charset = ""
+        else:
+            was_word = bool(pending_charset)
+        if gap.strip() or octets is None or not (was_word or end == 0) or end == 0:
+            pieces.append(gap)
+        if octets is None:
+            pieces.append(word[0])
+        else:
+            pending += octets
+            pending_charset = charset
+        end = word.end()
+    if pending_charset:
+        pieces.append(_decode(pending, pending_charset))
+    pieces.append(text[end:])
+    return "".join(pieces)
+
+
+def _octets(encoding: str, encoded: str) -> bytes | None:
+    raw = encoded.encode("ascii")
+    if encoding in "qQ":
+        return _QUOTED_OCTET.sub(lambda found: bytes.fromhex(found[1].decode()), raw.replace(b"_", b" "))
+    try:
+        return base64.b64decode(raw + b"=" * (-len(raw) % 4))
+    except binascii.Error:
+        return None
+
+
+def _decode(octets: bytes, charset: str) -> str:
+    try:
+        return octets.decode(charset, "replace")
+    except (LookupError, UnicodeError):
+        return octets.decode("ascii", "replace")
