@@ -1,0 +1,195 @@
+"""The DNS records a hosted domain needs, and whether what was found is right.
+
+Pure: what the DNS answered is an argument. The names of ours:
+
+    MX       <hostname>
+    SPF      include:<hostname>, merged into what is there (RFC 7208 5.2); the host's own SPF record lists its addresses
+    DKIM     <selector>1._domainkey.<domain> and <selector>2._domainkey.<domain>: a CNAME each to
+             <selector>N._domainkey.<domain>.<hostname>, or the TXT record itself where the host runs no zone
+    DMARC    _dmarc.<domain>, any policy
+
+Each hosted domain has keys of its own, therefore each has names of its own below the host name.
+
+Limits: an SPF record is judged by its text; nested includes are not followed here. A name beyond 253 octets cannot be
+a CNAME target; such a domain publishes TXT records.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+DMARC = "v=DMARC1; p=none;"
+_SPF_VERSION = re.compile(r"v=spf1(?: |$)", re.IGNORECASE)
+_DMARC_VERSION = re.compile(r"v=DMARC1\s*(?:;|$)", re.IGNORECASE)
+_ALL = re.compile(r"[+?~-]?all", re.IGNORECASE)
+_LONGEST_NAME = 253
+_PROVIDERS = (  # the ending of a name server's name, and who runs it
+    ("cloudflare.com", "cloudflare"),
+    ("domaincontrol.com", "godaddy"),
+    ("registrar-servers.com", "namecheap"),
+    ("namecheaphosting.com", "namecheap"),
+    ("googledomains.com", "google"),
+    ("google.com", "google"),
+    ("gandi.net", "gandi"),
+    ("ovh.net", "ovh"),
+    ("anycast.me", "ovh"),
+    ("digitalocean.com", "digitalocean"),
+    ("hetzner.com", "hetzner"),
+    ("hetzner.de", "hetzner"),
+    ("dnsimple.com", "dnsimple"),
+    ("dnsimple-edge.net", "dnsimple"),
+    ("linode.com", "linode"),
+    ("vultr.com", "vultr"),
+    ("nsone.net", "ns1"),
+    ("ui-dns.com", "ionos"),
+    ("wixdns.net", "wix"),
+    ("squarespacedns.com", "squarespace"),
+    ("wordpress.com", "wordpress"),
+    ("vercel-dns.com", "vercel"),
+    ("dreamhost.com", "dreamhost"),
+    ("bluehost.com", "bluehost"),
+    ("hostgator.com", "hostgator"),
+    ("name.com", "name.com"),
+    ("porkbun.com", "porkbun"),
+    ("hover.com", "hover"),
+    ("infomaniak.ch", "infomaniak"),
+    ("desec.io", "desec"),
+    ("desec.org", "desec"),
+    ("he.net", "hurricane electric"),
+    ("njal.la", "njalla"),
+    ("transip.net", "transip"),
+    ("strato.de", "strato"),
+    ("azure-dns.com", "azure"),
+)
+_AWS = re.compile(r"(?:^|\.)awsdns-\d+\.(?:com|net|org|co\.uk)$")
+_AZURE = re.compile(r"(?:^|\.)azure-dns\.(?:com|net|org|info)$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DnsRecord:
+    """One record to paste; names and targets without the final dot."""
+
+    purpose: str  # mx, spf, dkim1, dkim2, dmarc
+    kind: str  # MX, TXT, CNAME
+    name: str
+    value: str
+    priority: int | None = None  # MX only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRecord:
+    """One DKIM key's public side."""
+
+    selector: str
+    public_record: str  # v=DKIM1; k=…; p=…
+
+
+def dkim_name(domain: str, selector: str) -> str:
+    """Where verifiers look for the key."""
+    return f"{selector}._domainkey.{domain}"
+
+
+def dkim_target(domain: str, selector: str, hostname: str) -> str | None:
+    """The name of ours that the CNAME points at; None when it would be too long for the DNS."""
+    name = f"{dkim_name(domain, selector)}.{hostname}"
+    return name if len(name) <= _LONGEST_NAME else None
+
+
+def records_to_publish(
+    domain: str, hostname: str, keys: Sequence[KeyRecord], *, as_txt: bool, spf_found: str | None = None
+) -> tuple[DnsRecord, ...]:
+    """What the owner of ``domain`` pastes: DKIM as CNAMEs, or as TXT records with ``as_txt``."""
+    records = [
+        DnsRecord(purpose="mx", kind="MX", name=domain, value=hostname, priority=10),
+        DnsRecord(purpose="spf", kind="TXT", name=domain, value=merge_spf(spf_found, hostname)),
+    ]
+    for number, key in enumerate(keys, start=1):
+        name, target = dkim_name(domain, key.selector), dkim_target(domain, key.selector, hostname)
+        kind, value = ("TXT", key.public_record) if as_txt or target is None else ("CNAME", target)
+        records.append(DnsRecord(purpose=f"dkim{number}", kind=kind, name=name, value=value))
+    records.append(DnsRecord(purpose="dmarc", kind="TXT", name=f"_dmarc.{domain}", value=DMARC))
+    return tuple(records)
+
+
+def zone_of_keys(domain: str, hostname: str, keys: Sequence[KeyRecord]) -> tuple[DnsRecord, ...]:
+    """What we publish ourselves, in the zone of ``hostname``, for the CNAMEs of ``domain`` to lead to."""
+    named = ((key, dkim_target(domain, key.selector, hostname)) for key in keys)
+    return tuple(
+        DnsRecord(purpose=f"dkim{number}", kind="TXT", name=name, value=key.public_record)
+        for number, (key, name) in enumerate(named, start=1)
+        if name is not None
+    )
+
+
+def mx_is_ours(found: Iterable[tuple[int, str]], hostname: str) -> bool:
+    """Whether mail comes here first: ``hostname`` is among the most preferred of (preference, host)."""
+    hosts = [(preference, host.rstrip(".").lower()) for preference, host in found]
+    return bool(hosts) and (min(hosts)[0], hostname.lower()) in hosts
+
+
+def spf_records(texts: Iterable[str]) -> list[str]:
+    """The SPF records among the TXT records of a domain; more than one is an error (RFC 7208 4.5)."""
+    return [text for text in texts if _SPF_VERSION.match(text)]
+
+
+def merge_spf(found: str | None, hostname: str) -> str:
+    """``found`` with our include in it, everything else kept; a fresh record when there is none."""
+    if found is None:
+        return f"v=spf1 include:{hostname} ~all"
+    if spf_includes(found, hostname):
+        return found
+    terms = found.split()
+    # RFC 7208 5.1: what follows "all" is never looked at; 6.1: a redirect is, only when there is no "all".
+    at = next(
+        (
+            index
+            for index, term in enumerate(terms)
+            if _ALL.fullmatch(term) or term.lower().startswith("redirect=")
+        ),
+        len(terms),
+    )
+    return " ".join([*terms[:at], f"include:{hostname}", *terms[at:]])
+
+
+def spf_includes(record: str, hostname: str) -> bool:
+    """Whether our include is there, with a pass, before any ``all``."""
+    wanted = f"include:{hostname.lower()}"
+    for term in record.lower().split()[1:]:
+        if term.rstrip(".") in (wanted, "+" + wanted):
+            return True
+        if _ALL.fullmatch(term):
+            return False
+    return False
+
+
+def dmarc_records(texts: Iterable[str]) -> list[str]:
+    """The DMARC records among TXT records (RFC 7489 6.6.3)."""
+    return [text for text in texts if _DMARC_VERSION.match(text.strip())]
+
+
+def same_key(found: str, public_record: str) -> bool:
+    """Whether a published DKIM record holds our public key (RFC 6376 3.6.1), however it is spaced."""
+    published, ours = _tags(found), _tags(public_record)
+    return (
+        published.get("p", "") == ours["p"]
+        and published.get("k", "rsa") == ours.get("k", "rsa")
+        and published.get("v", "DKIM1") == "DKIM1"
+    )
+
+
+def _tags(record: str) -> dict[str, str]:
+    pairs = (part.partition("=") for part in record.split(";"))
+    return {name.strip(): "".join(value.split()) for name, _, value in pairs if name.strip()}
+
+
+def provider(name_servers: Iterable[str]) -> str | None:
+    """Who runs the zone, from the names of its servers; None when we do not know them."""
+    for server in sorted(name.rstrip(".").lower() for name in name_servers):
+        if _AWS.search(server):
+            return "aws"
+        if _AZURE.search(server):
+            return "azure"
+        for ending, who in _PROVIDERS:
+            if server == ending or server.endswith("." + ending):
+                return who
+    return None
