@@ -38,6 +38,7 @@ class Watchdog:
     _tasks: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
     _kept: dict[str, _Kept] = field(default_factory=dict)
     _probes: dict[str, str] = field(default_factory=dict)  # name -> what is wrong; "": fine
+    _ending: bool = False
 
     def keep(self, name: str, make: Callable[[], Coroutine[Any, Any, object]]) -> None:
         """Run ``make()`` until ``stop``; again whenever it ends."""
@@ -66,14 +67,19 @@ class Watchdog:
         """Every kept task and whether it runs."""
         return {name: kept.running for name, kept in self._kept.items()}
 
-    async def stop(self, *names: str) -> None:
-        """Cancel the tasks named, or all, the newest first, and wait for their end."""
-        for name in names or tuple(reversed(self._tasks)):
-            task = self._tasks.pop(name, None)
-            self._kept.pop(name, None)
-            if task is not None:
-                task.cancel()
-                await asyncio.wait({task})
+    def expect_ends(self) -> None:
+        """From now on a task that returns has done its work and is not started again."""
+        self._ending = True
+
+    async def stop(self) -> None:
+        """Cancel what still runs, the newest first, and wait for its end."""
+        self.expect_ends()
+        for task in reversed(self._tasks.values()):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks.values())
+        self._tasks.clear()
+        self._kept.clear()
 
     async def _run(self, name: str, kept: _Kept, make: Callable[[], Coroutine[Any, Any, object]]) -> None:
         pause = FIRST_PAUSE
@@ -82,6 +88,8 @@ class Watchdog:
             kept.running, kept.trouble, kept.starts = True, "", kept.starts + 1
             try:
                 await make()
+                if self._ending:
+                    return
                 log.error("a task of the engine ended by itself; starting it again", task=name)
             except Exception as error:
                 log.error("a task of the engine failed; starting it again", task=name, exc_info=error)

@@ -1,0 +1,81 @@
+"""Background work that one process at a time does, for all processes and nodes on one database.
+
+    take-over    every poll: leases of workers that are silent too long become due again
+    journal      hourly: logs and events older than logs.retention go
+    counters     hourly: counters whose window is over go
+    changes      hourly: notices of directory changes that every cache has seen go
+
+Each is guarded by a row of ``chores``: who claims it does it, and a process that dies in the middle loses the claim
+with time. All are safe to do twice. A failure of one is logged and tried again at its next turn.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+
+from forwarder.config import Settings
+from forwarder.store import chores, counters, directory, workers
+from forwarder.store.engine import Database, StoreUnavailable
+from forwarder.store.journal import Journal
+
+CHANGES_KEPT = timedelta(hours=1)  # a cache that slept longer than this loads everything again
+
+log = structlog.get_logger("housekeeping")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chore:
+    """One piece of background work."""
+
+    name: str
+    every: timedelta
+    patience: timedelta  # a claim older than this is another's for the taking
+    work: Callable[[datetime], Awaitable[int]]  # how many rows it changed
+
+
+def chores_of(settings: Settings, database: Database, journal: Journal) -> Sequence[Chore]:
+    """What is to be done, and how often."""
+
+    async def take_over(now: datetime) -> int:
+        return await workers.take_over(database, now)
+
+    async def purge_journal(now: datetime) -> int:
+        return await journal.purge(now - settings.logs.retention)
+
+    async def purge_counters(now: datetime) -> int:
+        return await counters.purge(database, now)
+
+    async def purge_changes(now: datetime) -> int:
+        return await database.write(lambda conn: directory.purge_changes(conn, now - CHANGES_KEPT))
+
+    hour = timedelta(hours=1)
+    poll = max(timedelta(seconds=1), settings.workers.lease / 10)
+    return (
+        Chore(name="take-over", every=poll, patience=settings.workers.lease, work=take_over),
+        Chore(name="journal", every=hour, patience=hour, work=purge_journal),
+        Chore(name="counters", every=hour, patience=hour, work=purge_counters),
+        Chore(name="changes", every=hour, patience=hour, work=purge_changes),
+    )
+
+
+async def keep_house(chore: Chore, database: Database, *, owner: str, clock: Callable[[], datetime]) -> None:
+    """A task body: do the chore at its turns, whenever this process is the one to do it."""
+    while True:
+        # Asked more often than done, so that another process takes over soon when the one that did it is gone.
+        await asyncio.sleep(min(chore.every.total_seconds(), 60.0))
+        now = clock()
+        try:
+            if not await chores.claim(
+                database, chore.name, owner, now=now, for_=chore.patience, every=chore.every
+            ):
+                continue
+            changed = await chore.work(now)
+            await chores.done(database, chore.name, owner, now=clock())
+        except StoreUnavailable as error:
+            log.warning("a chore waits for the store", chore=chore.name, reason=str(error))
+            continue
+        if changed:
+            log.info("a chore is done", chore=chore.name, rows=changed)

@@ -1,0 +1,201 @@
+"""The life of one serving process: its engine, its signals, a new configuration in place of the old one.
+
+SIGTERM and SIGINT drain and end with exit status 0; a second one ends at once. SIGHUP loads certificates and the
+configuration again: what is wrong with a new configuration is said, and the old one stays. A changed configuration
+is taken over without a gap: a second engine opens the same ports beside the first, which then drains.
+
+A worker of a supervisor reads its standard input: ``go`` starts it, the end of the stream means that the supervisor
+is gone, and then it drains in a few seconds, so that the next supervisor finds the door open.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+
+import structlog
+
+from forwarder.config import ConfigError, Settings
+from forwarder.diagnostics import set_up
+from forwarder.keyring import KeyringError
+from forwarder.node import NodeError, NodeLock, forget_ports, write_ports
+from forwarder.schema import SchemaError
+from forwarder.serve import GRACE, Engine, Place, StartError, listenable, prepare
+
+ORPHAN_GRACE = timedelta(seconds=3)
+
+log = structlog.get_logger("process")
+
+
+class Process:
+    """One process that serves."""
+
+    def __init__(self, load: Callable[[], Settings], place: Place) -> None:
+        self._load = load
+        self._place = place
+        self._generation = 0
+        self._ends = asyncio.Event()
+        self._reloads = asyncio.Event()
+        self._grace = GRACE
+        self._draining: asyncio.Task[None] | None = None
+
+    async def run(self, settings: Settings, started: Callable[[Engine], None]) -> None:
+        """Serve until told to end; ``started`` is called whenever an engine has opened its ports."""
+        self._listen_to_signals()
+        engine = Engine(settings, self._next_place())
+        await engine.start()
+        started(engine)
+        while not self._ends.is_set():
+            waits = {asyncio.create_task(event.wait()) for event in (self._ends, self._reloads)}
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+            if self._reloads.is_set() and not self._ends.is_set():
+                self._reloads.clear()
+                engine = await self._reload(engine, started)
+        log.info("draining")
+        if self._draining is not None:
+            await self._draining
+        await engine.stop(grace=self._grace)
+        log.info("ended")
+
+    def end(self, grace: timedelta = GRACE) -> None:
+        """Drain within ``grace`` and return from ``run``."""
+        self._grace = grace
+        self._ends.set()
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._told_to_end)
+        loop.add_signal_handler(signal.SIGHUP, self._reloads.set)
+
+    def _told_to_end(self) -> None:
+        if self._ends.is_set():
+            log.warning("told to end twice: leaving at once; what is in flight is sent again later")
+            os._exit(1)
+        self.end()
+
+    def _next_place(self) -> Place:
+        """Two regions of the client table a process: the old engine counts in one while the new one starts."""
+        place = self._place
+        if self._generation:
+            place = replace(place, worker_id="", successor_of="")
+        place = replace(place, region=place.region * 2 + self._generation % 2, regions=place.regions * 2)
+        self._generation += 1
+        return place
+
+    async def _reload(self, engine: Engine, started: Callable[[Engine], None]) -> Engine:
+        engine.refresh_certificates()
+        try:
+            settings = listenable(self._load())
+        except ConfigError as error:
+            log.error("the new configuration has mistakes; the old one stays", problems=str(error))
+            return engine
+        if settings == engine.settings:
+            log.info("the configuration is unchanged")
+            return engine
+        if (settings.data_dir, settings.database.url) != (
+            engine.settings.data_dir,
+            engine.settings.database.url,
+        ):
+            log.error("data_dir and database.url cannot change while running; restart for that")
+            return engine
+        if self._draining is not None:
+            await self._draining
+        successor = Engine(settings, self._next_place())
+        try:
+            await successor.start()
+        except (StartError, KeyringError, NodeError, OSError) as error:
+            log.error("the new configuration cannot be used; the old one stays", reason=str(error))
+            return engine
+        set_up(settings)
+        started(successor)
+        log.info("the new configuration is in force")
+        self._draining = asyncio.create_task(engine.stop())
+        return successor
+
+
+def serve_alone(load: Callable[[], Settings], settings: Settings) -> int:
+    """The whole engine in this one process; the exit status."""
+
+    async def main() -> None:
+        lock = await _take_lock(settings)
+        try:
+            await prepare(settings)
+
+            def started(engine: Engine) -> None:
+                write_ports(engine.settings.data_dir, engine.ports)
+                notify("READY=1")
+
+            await Process(load, Place()).run(listenable(settings), started)
+            forget_ports(settings.data_dir)
+        finally:
+            lock.release()
+
+    return _status(main)
+
+
+def serve_as_worker(load: Callable[[], Settings], settings: Settings, place: Place) -> int:
+    """One worker of a supervisor, which holds the lock and has prepared the node."""
+
+    async def main() -> None:
+        process = Process(load, place)
+        words = await _standard_input()
+        if (await words.readline()).strip() != b"go":
+            return
+        orphaned = asyncio.create_task(_when_orphaned(words, process))
+
+        def started(_engine: Engine) -> None:
+            print("ready", flush=True)  # noqa: T201 - the supervisor reads it
+
+        await process.run(listenable(settings), started)
+        orphaned.cancel()
+
+    return _status(main)
+
+
+async def _take_lock(settings: Settings) -> NodeLock:
+    def waiting() -> None:
+        log.warning("data_dir is in use; waiting for it", data_dir=str(settings.data_dir))
+
+    return await asyncio.to_thread(NodeLock.take, settings.data_dir, waiting=waiting)
+
+
+async def _standard_input() -> asyncio.StreamReader:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    return reader
+
+
+async def _when_orphaned(words: asyncio.StreamReader, process: Process) -> None:
+    while await words.readline():
+        continue
+    log.warning("the supervisor is gone; draining")
+    process.end(ORPHAN_GRACE)
+
+
+def _status(main: Callable[[], object]) -> int:
+    import uvloop
+
+    try:
+        uvloop.run(main())
+    except (StartError, KeyringError, NodeError, SchemaError) as error:
+        log.error("the engine cannot start", reason=str(error))
+        return 1
+    return 0
+
+
+def notify(state: str) -> None:
+    """Tell systemd, when it is systemd that waits (``Type=notify``)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
+            link.connect("\0" + address[1:] if address.startswith("@") else address)
+            link.sendall(state.encode())

@@ -1,0 +1,361 @@
+"""The roof: builds every room from Settings, starts them in order, stops them in the reverse.
+
+Order of start: keys, store, worker row, directory, queue, outbound, listeners. Mail is taken only when all that can
+deliver it stands. Order of the stop, within ``GRACE``: listeners stop accepting and finish what they are reading,
+while the dispatcher finishes what is on the wire; what is left is given back to the store; the worker says farewell,
+which frees its leases at once.
+
+An ``Engine`` is all that one process needs to serve: no state of it is global, so a process may run two at a time,
+as it does while it takes over a new configuration. ``running`` is the same for a test:
+
+    async with running(settings) as engine:
+        engine.ports["mx"]
+
+Fails with ``StartError`` (its text says what to do), ``KeyringError`` or ``NodeError``. While the store does not
+answer, the start waits for it.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import structlog
+
+from api.app import build_app
+from api.health import Health
+from forwarder.config import HostPort, Settings
+from forwarder.domain_keys import DomainKeys
+from forwarder.failpoint import reach
+from forwarder.housekeeping import chores_of, keep_house
+from forwarder.inbound import mx, submission
+from forwarder.inbound.intake import Rooms
+from forwarder.inbound.screening import Screening
+from forwarder.inbound.server import Server
+from forwarder.keyring import Keyring, open_keyring
+from forwarder.mail.ids import IdSource
+from forwarder.mail.srs import Srs
+from forwarder.net.dns import Resolver
+from forwarder.net.http import GuardedClient
+from forwarder.net.tls import ServerTls
+from forwarder.node import NodeLock, forget_ports, node_id, write_ports
+from forwarder.outbound.delivery import Courier
+from forwarder.outbound.dispatcher import Dispatcher
+from forwarder.outbound.pool import Pool
+from forwarder.outbound.prepare import Signing
+from forwarder.outbound.route import Router
+from forwarder.outbound.webhook import Webhooks
+from forwarder.schema import prepare_schema
+from forwarder.store import workers
+from forwarder.store.directory import Directory
+from forwarder.store.engine import Database, StoreUnavailable
+from forwarder.store.journal import Journal
+from forwarder.store.queue import Queue
+from forwarder.store.vault import Vault
+from forwarder.watchdog import Watchdog
+from forwarder.web import WebServer
+
+GRACE = timedelta(seconds=30)
+MAIL_GRACE = timedelta(seconds=24)  # of GRACE: the rest is for giving back, the API and the farewell
+PROBE_EVERY = timedelta(seconds=1)
+PROBE_PATIENCE = timedelta(seconds=3)
+
+log = structlog.get_logger("serve")
+
+
+class StartError(Exception):
+    """The engine cannot start; the text is for the person who runs it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Which of the processes of a node this engine is in."""
+
+    region: int = 0  # in the shared table of clients
+    regions: int = 1
+    worker_id: str = ""  # "": a fresh one
+    successor_of: str = ""  # the id of a worker that died: its leases are released at start
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Engine:
+    """Everything one process serves mail with."""
+
+    def __init__(
+        self, settings: Settings, place: Place = Place(), *, clock: Callable[[], datetime] = utc_now
+    ) -> None:
+        self.settings = settings
+        self.ports: dict[str, list[tuple[str, int]]] = {}
+        self.watchdog = Watchdog()
+        self._place = place
+        self._clock = clock
+        self._ids = IdSource(clock=clock, entropy=os.urandom)
+        self.worker_id = place.worker_id or self._ids()
+        self._closing = AsyncExitStack()
+        self._servers: list[Server] = []
+        self._web: WebServer | None = None
+        self._tls: ServerTls | None = None
+
+    async def start(self) -> None:
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop(grace=timedelta(0))
+            raise
+
+    async def _start(self) -> None:
+        settings = self.settings
+        keyring = await asyncio.to_thread(open_keyring, settings)
+        reach("start.after-keys")
+        self.database = await Database.open(settings.database.url, pool_size=settings.database.pool_size)
+        self._closing.push_async_callback(self.database.close)
+        await self._register()
+        self._build(keyring)
+        self._keep()
+        for server in self._servers:
+            await _listen(server)
+            self.ports[server.name] = list(server.addresses)
+        if self._web is not None:
+            await _listen(self._web)
+            self.ports["api"] = list(self._web.addresses)
+        shown = {name: ", ".join(str(HostPort(*at)) for at in found) for name, found in self.ports.items()}
+        log.info("the engine serves", worker=self.worker_id, **shown)
+
+    async def _register(self) -> None:
+        """This process's row, and the leases of the one it replaces made free."""
+        if self._place.successor_of:
+            await workers.farewell(self.database, self._place.successor_of, self._clock())
+        await workers.register(
+            self.database,
+            worker_id=self.worker_id,
+            node=node_id(self.settings.data_dir),
+            hostname=socket.gethostname(),
+            pid=os.getpid(),
+            now=self._clock(),
+            alive_for=self.settings.workers.lease,
+        )
+
+    def _build(self, keyring: Keyring) -> None:
+        settings, clock, ids, database = self.settings, self._clock, self._ids, self.database
+        self.directory = Directory(database, clock=clock)
+        self.journal = Journal(database, ids=ids, clock=clock)
+        self.queue = Queue(
+            database, worker_id=self.worker_id, local_name=settings.hostname, ids=ids, clock=clock
+        )
+        self.resolver = Resolver(
+            settings.dns.nameservers,
+            clock=clock,
+            deadline=settings.dns.timeout,
+            cache_size=settings.dns.cache,
+        )
+        srs = Srs(keyring.srs_secrets, domain=settings.srs.domain, max_age_days=settings.srs.max_age_days)
+        vault = Vault(keyring.store_key)
+        self.dispatcher = self._outbound(keyring, srs, DomainKeys(database, vault))
+        if settings.tls.configured:
+            self._tls = ServerTls(Path(settings.tls.certificate), Path(settings.tls.key))
+        rooms = Rooms(
+            settings=settings,
+            database=database,
+            directory=self.directory,
+            queue=self.queue,
+            ids=ids,
+            srs=srs,
+            intake=self.dispatcher,
+            tls=self._tls,
+            screening=self._screening(),
+            clock=clock,
+            region=self._place.region,
+            regions=self._place.regions,
+        )
+        if settings.mx.listen:
+            self._servers.append(mx.build_server(rooms))
+        self._servers.extend(submission.build_servers(rooms))
+        if settings.api.listen is not None:
+            app = build_app(settings, database, self.resolver, clock, self.health, vault=vault)
+            self._web = WebServer(
+                app, listen=settings.api.listen, trusted_proxies=settings.api.trusted_proxies
+            )
+
+    def _screening(self) -> Screening | None:
+        wanted = self.settings.screening
+        if not (wanted.spf or wanted.dkim or wanted.dmarc):
+            return None
+        return Screening(
+            self.resolver,
+            authserv_id=self.settings.hostname,
+            clock=self._clock,
+            spf=wanted.spf,
+            dkim=wanted.dkim,
+            dmarc=wanted.dmarc,
+            dmarc_reject=wanted.dmarc_reject,
+            arc=self.settings.arc.enabled,
+        )
+
+    def _outbound(self, keyring: Keyring, srs: Srs, keys: DomainKeys) -> Dispatcher:
+        settings, clock, hostname = self.settings, self._clock, self.settings.hostname
+        signing = Signing(
+            service=keyring.service,
+            signers_for=keys.signers,
+            arc=settings.arc.enabled,
+            authserv_id=hostname,
+            threads=2,
+            clock=clock,
+        )
+        self._closing.callback(signing.close)
+        pool = Pool(settings.outbound, hello=hostname)
+        self._closing.push_async_callback(pool.close)
+        client = GuardedClient(self.resolver, allow_private=settings.outbound.allow_private_destinations)
+        self._closing.push_async_callback(client.close)
+        courier = Courier(
+            pool=pool,
+            settings=settings,
+            srs=srs,
+            signing=signing,
+            webhooks=Webhooks(client=client, key_of=keys.webhook_key, hostname=hostname, clock=clock),
+            secrets=keyring.srs_secrets,
+            hostname=hostname,
+            clock=clock,
+        )
+        return Dispatcher(
+            queue=self.queue,
+            courier=courier,
+            router=Router(self.resolver, settings),
+            settings=settings,
+            ids=self._ids,
+            clock=clock,
+        )
+
+    def _keep(self) -> None:
+        watch = self.watchdog
+        watch.probe("store", self.database.ready, every=PROBE_EVERY, patience=PROBE_PATIENCE)
+        watch.keep("heartbeat", self._heartbeat)
+        watch.keep("directory", self.directory.follow)
+        watch.keep("queue", self.queue.run)
+        watch.keep("dispatcher", self.dispatcher.run)
+        for chore in chores_of(self.settings, self.database, self.journal):
+            watch.keep(
+                f"chore {chore.name}",
+                lambda chore=chore: keep_house(chore, self.database, owner=self.worker_id, clock=self._clock),
+            )
+
+    async def _heartbeat(self) -> None:
+        """Keeps our leases ours. A row that is gone was taken for dead: what it held is another's now."""
+        lease = self.settings.workers.lease
+        while True:
+            await asyncio.sleep(min(lease.total_seconds() / 4, 5.0))
+            try:
+                alive = await workers.heartbeat(
+                    self.database, self.worker_id, now=self._clock(), alive_for=lease
+                )
+                if not alive:
+                    log.warning("taken for dead by another process; registering again", worker=self.worker_id)
+                    await self._register()
+            except StoreUnavailable as error:
+                log.warning("the heartbeat waits for the store", reason=str(error))
+
+    def health(self) -> Health:
+        """What ``/health`` answers."""
+        troubles = dict(self.watchdog.troubles())
+        tasks = {**self.watchdog.tasks(), **self.dispatcher.tasks()}
+        if self._web is not None:
+            tasks["api"] = self._web.alive
+        troubles.update({name: "not running" for name, alive in tasks.items() if not alive})
+        return Health(ready=not troubles, troubles=troubles, tasks=tasks)
+
+    def refresh_certificates(self) -> None:
+        if self._tls is not None and self._tls.refresh():
+            log.info("the certificate is loaded anew", certificate=self.settings.tls.certificate)
+
+    async def stop(self, *, grace: timedelta = GRACE) -> None:
+        """Drain and close; bounded by ``grace`` and a few seconds."""
+        self.watchdog.expect_ends()
+        for server in self._servers:
+            server.stop_accepting()
+        mail_grace = min(grace, MAIL_GRACE)
+        drains = [server.drain(mail_grace) for server in self._servers]
+        if hasattr(self, "dispatcher"):
+            drains.append(self.dispatcher.drain(mail_grace))
+        for failed in await asyncio.gather(*drains, return_exceptions=True):
+            if isinstance(failed, Exception):
+                log.error("a drain failed", exc_info=failed)
+        if self._web is not None:
+            await self._web.stop()
+        await self.watchdog.stop()
+        if hasattr(self, "journal"):
+            try:
+                async with asyncio.timeout(3):
+                    await self.journal.flush()
+                    await workers.farewell(self.database, self.worker_id, self._clock())
+            except (TimeoutError, StoreUnavailable) as error:
+                log.warning("left without a farewell; others take over in time", reason=str(error))
+        await self._closing.aclose()
+
+
+async def _listen(server: Server | WebServer) -> None:
+    try:
+        await server.start()
+    except OSError as error:
+        text = error.strerror or str(error)
+        if isinstance(error, PermissionError):
+            text += "; ports below 1024 need root or the capability CAP_NET_BIND_SERVICE"
+        raise StartError(f"cannot listen: {text}") from error
+
+
+def listenable(settings: Settings) -> Settings:
+    """Without listeners on ``[::]`` where the machine has no IPv6, which the default would ask for in vain."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        log.warning("this machine has no IPv6; listening on IPv4 only")
+        changed = {
+            name: getattr(settings, name).model_copy(
+                update={
+                    key: tuple(at for at in getattr(getattr(settings, name), key) if at.host != "::")
+                    for key in keys
+                }
+            )
+            for name, keys in {"mx": ("listen",), "submission": ("listen", "listen_tls")}.items()
+        }
+        return settings.model_copy(update=changed)
+    return settings
+
+
+async def prepare(settings: Settings) -> None:
+    """What one process of a node does before any serves: the schema, and leases of the node's dead made free."""
+    await prepare_schema(settings.database.url)
+    database = await Database.open(settings.database.url, pool_size=1)
+    try:
+        released = await workers.release_node(database, node_id(settings.data_dir), utc_now())
+        if released:
+            log.info("deliveries of an earlier run are due again", deliveries=released)
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings, *, clock: Callable[[], datetime] = utc_now, grace: timedelta = timedelta(seconds=5)
+) -> AsyncIterator[Engine]:
+    """A whole engine in this process and loop, for as long as the block lasts."""
+    settings = listenable(settings)
+    lock = NodeLock.take(settings.data_dir, patience=0.5)
+    try:
+        await prepare(settings)
+        engine = Engine(settings, clock=clock)
+        await engine.start()
+        write_ports(settings.data_dir, engine.ports)
+        try:
+            yield engine
+        finally:
+            await engine.stop(grace=grace)
+            forget_ports(settings.data_dir)
+    finally:
+        lock.release()

@@ -1,0 +1,92 @@
+"""The API's listener: uvicorn in our loop, on a socket of ours, without its signal handlers.
+
+The socket is shared among worker processes (SO_REUSEPORT). ``start`` returns when the port is open; an address that
+cannot be had is an ``OSError``. ``stop`` lets requests in flight finish for up to five seconds.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Generator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from forwarder.config import HostPort
+
+GRACE = 5  # seconds
+
+
+class _Uvicorn(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.opened = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.opened.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """SIGTERM and SIGINT are the process's, which drains the mail first."""
+        yield
+
+
+class WebServer:
+    """One HTTP listener."""
+
+    def __init__(self, app: ASGIApp, *, listen: HostPort, trusted_proxies: tuple[str, ...]) -> None:
+        self._listen = listen
+        self.addresses: list[tuple[str, int]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._server = _Uvicorn(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=bool(trusted_proxies),
+                forwarded_allow_ips=list(trusted_proxies) or None,
+                lifespan="off",
+                timeout_graceful_shutdown=GRACE,
+                h11_max_incomplete_event_size=16 * 1024,
+            )
+        )
+
+    async def start(self) -> None:
+        opened = listening_socket(self._listen)
+        self.addresses = [opened.getsockname()[:2]]
+        self._task = asyncio.create_task(self._server.serve(sockets=[opened]), name="api")
+        opening = asyncio.create_task(self._server.opened.wait())
+        await asyncio.wait({opening, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        opening.cancel()
+        if self._task.done():
+            await self._task  # it did not come to serve: raises why
+
+    @property
+    def alive(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._server.should_exit = True
+            await asyncio.wait({self._task}, timeout=GRACE + 2)
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+
+def listening_socket(address: HostPort) -> socket.socket:
+    """A bound socket that other processes of ours may bind as well."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        opened.bind((address.host, address.port))
+        opened.setblocking(False)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
