@@ -1,19 +1,43 @@
-"""ARC (RFC 8617): validation of a chain and our seal on it."""
+"""ARC (RFC 8617): validation of the chain a message brings, and our seal on it.
 
+``needed_keys`` and ``validate`` work over TXT answers fetched beforehand, like the verification of DKIM. A chain is
+PASS only when every set is complete and in order, the newest message signature and every seal verify. Anything else
+is FAIL; a message without any ARC header has NONE. When DNS could not tell, the chain is FAIL and ``temporary``: it
+does not pass, but it is not sealed as failed for ever either.
+
+``seal_arc`` adds the next set. A chain that arrived sealed as failed is left alone, and so is one of 50 sets.
+Receivers turn away from ARC: it is sealed where switched on, and nothing here depends on it.
+"""
+
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from forwarder.mail.canonical import Canonical
-from forwarder.mail.seal import Signer
-from forwarder.mail.verification import Answers
+from forwarder.mail.canonical import Canonical, Form, relaxed_field
+from forwarder.mail.seal import OVERSIGNED, SIGNED, Signer, sealed, signature_tags, signed_fields
+from forwarder.mail.tags import blank_signature, encode_base64
+from forwarder.mail.verification import (
+    Answers,
+    AuthResult,
+    Signature,
+    SignatureError,
+    check_octets,
+    check_signature,
+    parse_signature,
+)
+
+MAX_SETS = 50
+_AAR, _AMS, _AS = b"arc-authentication-results", b"arc-message-signature", b"arc-seal"
+_INSTANCE = re.compile(rb"[ \t\r\n]*i[ \t\r\n]*=[ \t\r\n]*([0-9]{1,3})[ \t\r\n]*;")
 
 
 class ChainStatus(StrEnum):
-    """The cv= words."""
+    """The ``cv=`` words."""
 
     NONE = "none"
-    PASS = "pass"
+    PASS = "pass"  # noqa: S105 - a result word
     FAIL = "fail"
 
 
@@ -24,16 +48,69 @@ class Chain:
     status: ChainStatus
     sets: int = 0
     reason: str = ""
+    domain: str = ""  # of the newest seal
+    selector: str = ""
+    temporary: bool = False  # FAIL only because a key could not be looked up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Set:
+    results: bytes  # the raw AAR
+    message: Signature
+    seal: Signature
+
+
+class _ChainError(ValueError):
+    """Why a chain does not pass."""
+
+    def __init__(self, reason: str, *, temporary: bool = False) -> None:
+        super().__init__(reason)
+        self.temporary = temporary
+
+    @classmethod
+    def of(cls, what: str, error: SignatureError) -> "_ChainError":
+        return cls(f"{what}: {error.reason}", temporary=error.result is AuthResult.TEMPERROR)
 
 
 def needed_keys(content: bytes | Canonical) -> tuple[str, ...]:
-    """TXT names to ask for."""
-    return ()
+    """The TXT names ``validate`` wants answered: one message signature and at most MAX_SETS seals."""
+    message = content if isinstance(content, Canonical) else Canonical(content)
+    try:
+        sets = _collect(message)
+    except _ChainError:
+        return ()
+    names = dict.fromkeys(one.seal.key_name for one in sets)
+    if sets:
+        names[sets[-1].message.key_name] = None
+    return tuple(names)
 
 
-def validate(content: bytes | Canonical, answers: Answers, *, now: datetime) -> Chain:
-    """Judge the chain."""
-    return Chain(status=ChainStatus.NONE)
+def validate(content: bytes | Canonical, answers: Answers) -> Chain:
+    """Judge the chain by RFC 8617 section 5.2."""
+    message = content if isinstance(content, Canonical) else Canonical(content)
+    try:
+        sets = _collect(message)
+        if not sets:
+            return Chain(status=ChainStatus.NONE)
+        try:
+            check_signature(message, sets[-1].message, answers)
+        except SignatureError as error:
+            raise _ChainError.of(f"message signature {len(sets)}", error) from error
+        # The newest seal first: it is the one most likely to be broken (RFC 8617 5.2 step 6).
+        for count in range(len(sets), 0, -1):
+            try:
+                check_octets(sets[count - 1].seal, _seal_data(sets[:count]), answers)
+            except SignatureError as error:
+                raise _ChainError.of(f"seal {count}", error) from error
+    except _ChainError as error:
+        return Chain(
+            status=ChainStatus.FAIL,
+            sets=len(message.instances(_AS)),
+            reason=str(error),
+            temporary=error.temporary,
+        )
+    newest = sets[-1].seal
+    return Chain(status=ChainStatus.PASS, sets=len(sets), domain=newest.domain, selector=newest.selector)
 
 
 def seal_arc(
@@ -45,5 +122,134 @@ def seal_arc(
     chain: ChainStatus,
     now: datetime,
 ) -> bytes:
-    """The three headers of our set, to prepend; b"" when the chain must not be continued."""
-    return b""
+    """Our set (seal, message signature, results: in that order) to prepend; b"" when there is nothing to continue.
+
+    ``results`` is the text of Authentication-Results after the authserv-id; ``chain`` what ``validate`` said about
+    the message when it came in.
+    """
+    message = content if isinstance(content, Canonical) else Canonical(content)
+    present = [raw for name in (_AAR, _AMS, _AS) for raw in message.instances(name)]
+    number = max(map(_lenient_instance, present), default=0) + 1
+    if number > MAX_SETS or any(_sealed_as_failed(raw) for raw in message.instances(_AS)):
+        return b""  # RFC 8617 5.1: a chain that is sealed as failed, or full, is not continued
+    if chain is ChainStatus.NONE and present:
+        chain = ChainStatus.FAIL
+    aar = b"ARC-Authentication-Results: i=%d; %s;%s\r\n" % (
+        number,
+        authserv_id.encode(),
+        _with_space(results).encode("utf-8", "replace"),
+    )
+    names, data = signed_fields(message, oversigned=OVERSIGNED, signed=(*SIGNED, b"dkim-signature"))
+    body_hash = encode_base64(message.body_hash(Form.RELAXED)).encode()
+    first = b"i=%d" % number
+    ams = sealed(
+        b"ARC-Message-Signature",
+        signature_tags(signer, names=names, body_hash=body_hash, now=now, first=first),
+        data,
+        signer,
+    )
+    tags = [
+        first + b";",
+        b"a=%s;" % signer.algorithm.encode(),
+        b"t=%d;" % int(now.timestamp()),
+        b"cv=%s;" % chain.encode(),
+        b"d=%s;" % signer.domain.encode(),
+        b"s=%s;" % signer.selector.encode(),
+    ]
+    before: list[bytes] = []
+    if chain is ChainStatus.PASS:
+        before = [relaxed_field(raw) for one in _collect(message) for raw in _raws(one)]
+    # RFC 8617 5.1.2: a failed chain is sealed over our own set alone, since its structure cannot be trusted.
+    lines = [*before, relaxed_field(aar), relaxed_field(ams), b""]
+    return sealed(b"ARC-Seal", tags, b"\r\n".join(lines), signer) + ams + aar
+
+
+def _collect(message: Canonical) -> list[_Set]:
+    """The sets in order; raises when the structure alone shows that the chain fails (steps 1 to 3)."""
+    raws = {name: _by_instance(message.instances(name)) for name in (_AAR, _AMS, _AS)}
+    count = len(raws[_AS])
+    if not any(raws.values()):
+        return []
+    if any(set(found) != set(range(1, count + 1)) for found in raws.values()):
+        raise _ChainError("the sets are not complete")
+    sets: list[_Set] = []
+    for number in range(1, count + 1):
+        try:
+            one = _Set(
+                results=raws[_AAR][number],
+                # ARC knows one canonicalisation: a signature that names none means relaxed.
+                message=parse_signature(raws[_AMS][number], forms="relaxed/relaxed"),
+                seal=parse_signature(raws[_AS][number], of_message=False),
+            )
+        except SignatureError as error:
+            raise _ChainError.of(f"set {number}", error) from error
+        _check_set(one, number)
+        sets.append(one)
+    return sets
+
+
+def _check_set(one: _Set, number: int) -> None:
+    expected = ChainStatus.NONE if number == 1 else ChainStatus.PASS
+    if one.seal.tags.get("cv", "").lower() != expected:
+        raise _ChainError(f"seal {number}: cv= is not {expected}")
+    if "h" in one.seal.tags:
+        raise _ChainError(f"seal {number}: h= is not allowed")  # RFC 8617 4.1.3
+    if _AS in one.message.names:
+        raise _ChainError(f"message signature {number}: covers a seal")  # RFC 8617 4.1.2
+
+
+def _by_instance(raws: Sequence[bytes]) -> dict[int, bytes]:
+    if len(raws) > MAX_SETS:
+        raise _ChainError(f"more than {MAX_SETS} sets")
+    found: dict[int, bytes] = {}
+    for raw in raws:
+        number = _instance(raw)
+        if number in found:
+            raise _ChainError(f"set {number} occurs twice")
+        found[number] = raw
+    return found
+
+
+def _instance(raw: bytes) -> int:
+    """The i= of any of the three headers; the tag may stand anywhere but in the AAR, where it comes first."""
+    name, _, value = raw.partition(b":")
+    if name.strip().lower() != _AAR:
+        for part in value.split(b";"):
+            if part.partition(b"=")[0].strip() == b"i":
+                value = part.strip() + b";"
+                break
+    found = _INSTANCE.match(value)
+    number = int(found.group(1)) if found else 0
+    if not 1 <= number <= MAX_SETS:
+        raise _ChainError("a header has no instance number from 1 to 50")
+    return number
+
+
+def _lenient_instance(raw: bytes) -> int:
+    try:
+        return _instance(raw)
+    except _ChainError:
+        return 0
+
+
+def _sealed_as_failed(raw: bytes) -> bool:
+    try:
+        return parse_signature(raw, of_message=False).tags.get("cv", "").lower() == ChainStatus.FAIL
+    except SignatureError:
+        return False
+
+
+def _raws(one: _Set) -> tuple[bytes, bytes, bytes]:
+    return one.results, one.message.raw, one.seal.raw
+
+
+def _seal_data(sets: Sequence[_Set]) -> bytes:
+    """RFC 8617 5.1.1: all sets from the first on, results before message signature before seal; the newest seal
+    is last and without its b=."""
+    lines = [relaxed_field(raw) for one in sets for raw in _raws(one)]
+    lines[-1] = relaxed_field(blank_signature(sets[-1].seal.raw))
+    return b"\r\n".join(lines)
+
+
+def _with_space(results: str) -> str:
+    return results if results[:1] in (" ", "\t", "\r") else " " + results

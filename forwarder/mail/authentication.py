@@ -1,35 +1,30 @@
-"""DMARC (RFC 7489) and the Authentication-Results header (RFC 8601)."""
+"""What screening found out about a message: the verdict, and the Authentication-Results header (RFC 8601).
 
+The header is read back when the message is forwarded (``recorded``), so that its ARC set says what was seen when the
+mail came in. Whatever the peer said (HELO name, domains) is written only when it is an ordinary name; anything else
+becomes ``unknown``, so no text of a peer can pose as a result. ``remove_forged`` takes out the headers of a message
+that claim to be ours (RFC 8601 section 5).
+"""
+
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from forwarder.mail.arc import Chain
+from forwarder.mail.arc import Chain, ChainStatus
+from forwarder.mail.author import AuthorFault
+from forwarder.mail.canonical import Canonical, relaxed_field
+from forwarder.mail.dmarc import DmarcResult, Policy, SpfResult
+from forwarder.mail.reply import BAD_CONTENT, POLICY_REFUSAL, Reply
 from forwarder.mail.verification import AuthResult, SignatureResult
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpfResult:
-    """SPF of one session."""
-
-    result: AuthResult
-    domain: str = ""
-    identity: str = "mailfrom"  # or "helo"
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DmarcResult:
-    """DMARC of one message."""
-
-    result: AuthResult
-    domain: str = ""  # of the From header
-    policy: str = "none"  # what the domain asks for: none, quarantine, reject
-    reason: str = ""
+_NAME = re.compile(r"[A-Za-z0-9._+/=-]{1,255}\Z")
+_ARC = re.compile(r"(?:^|;)\s*arc=(none|pass|fail)\b")
+_HEADER = b"authentication-results"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """All that screening found out."""
+    """All that screening found out; None or empty: not looked at, or nothing there."""
 
     spf: SpfResult | None = None
     dkim: Sequence[SignatureResult] = ()
@@ -37,21 +32,126 @@ class Results:
     arc: Chain | None = None
 
 
-def results_text(results: Results) -> str:
-    """The part after the authserv-id."""
-    return "none"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """Our own header of a stored message."""
+
+    text: str  # what follows the authserv-id, unfolded
+    chain: ChainStatus | None  # None: the chain could not be judged, and must not be continued
+
+
+def verdict(results: Results, *, reject: bool) -> Reply | None:
+    """The refusal a message deserves, or None. ``reject`` is whether p=reject is honoured."""
+    dmarc = results.dmarc
+    if dmarc is None or not reject:
+        return None
+    if dmarc.result is AuthResult.PERMERROR and dmarc.reason == AuthorFault.SEVERAL:
+        # RFC 7489 6.6.1: which author a reader will be shown cannot be known, so none can be vouched for.
+        return BAD_CONTENT.saying("the message must name one author in one From header")
+    if dmarc.result is AuthResult.FAIL and dmarc.policy is Policy.REJECT:
+        return POLICY_REFUSAL.saying(
+            f"{dmarc.domain} asks to refuse mail that fails DMARC, as this message does"
+        )
+    return None
 
 
 def authentication_results_header(authserv_id: str, results: Results) -> bytes:
-    """The header to prepend."""
-    return b""
+    """The header to prepend, one result a line."""
+    return f"Authentication-Results: {authserv_id}; {results_text(results)}\r\n".encode(
+        "ascii", "replace"
+    ).replace(b"; ", b";\r\n\t")
+
+
+def results_text(results: Results) -> str:
+    """The results as RFC 8601 writes them, unfolded; ``none`` when nothing was looked at."""
+    parts: list[str] = []
+    if results.spf is not None:
+        spf = results.spf
+        checked = "smtp.helo" if spf.identity == "helo" else "smtp.mailfrom"
+        parts.append(f"spf={spf.result}{_reason(spf.reason)} {checked}={_name(spf.domain)}")
+    parts += [_dkim(signature) for signature in results.dkim]
+    if results.arc is not None and not results.arc.temporary:
+        parts.append(f"arc={results.arc.status}{_reason(results.arc.reason)}")
+    if results.dmarc is not None:
+        dmarc = results.dmarc
+        asked = f" (p={dmarc.policy})" if dmarc.result in (AuthResult.PASS, AuthResult.FAIL) else ""
+        author = f" header.from={_name(dmarc.domain)}" if dmarc.domain else ""
+        parts.append(f"dmarc={dmarc.result}{asked}{_reason(dmarc.reason)}{author}")
+    return "; ".join(parts) or "none"
 
 
 def remove_forged(content: bytes, authserv_id: str) -> bytes:
-    """Content without Authentication-Results headers that claim to be ours."""
-    return content
+    """Content without the Authentication-Results headers that name us; the same object when there are none."""
+    head_end = content.find(b"\r\n\r\n")
+    if _HEADER not in (content if head_end < 0 else content[:head_end]).lower():
+        return content
+    message = Canonical(content)
+    kept = [
+        raw
+        for name, raw in message.fields
+        if name != _HEADER or not _claims(_value(raw), authserv_id.lower())
+    ]
+    if len(kept) == len(message.fields):
+        return content
+    return b"".join(kept) + b"\r\n" + content[message.body_start :]
 
 
-def recorded(content: bytes, authserv_id: str) -> tuple[str, str] | None:
-    """Our own recorded results of a stored message: (text after the authserv-id, chain status)."""
+def recorded(content: bytes | Canonical, authserv_id: str) -> Recorded | None:
+    """What our topmost Authentication-Results header says; None when there is none."""
+    message = content if isinstance(content, Canonical) else Canonical(content)
+    for raw in message.instances(_HEADER):
+        value = _value(raw)
+        name, _, text = value.partition(";")
+        if name.strip().lower() == authserv_id.lower():
+            chain = _ARC.search(text)
+            return Recorded(text=text.strip(), chain=ChainStatus(chain.group(1)) if chain else None)
     return None
+
+
+def _value(raw: bytes) -> str:
+    return relaxed_field(raw).partition(b":")[2].decode("utf-8", "replace")
+
+
+def _claims(value: str, authserv_id: str) -> bool:
+    """Whether a reader might take the header for ours: its authserv-id, comments and quotes aside, is our name."""
+    kept: list[str] = []
+    depth = 0
+    characters = iter(value)
+    for character in characters:
+        if character == "\\":
+            escaped = next(characters, "")
+            kept.append("" if depth else escaped)
+        elif character == "(":
+            depth += 1
+        elif character == ")" and depth:
+            depth -= 1
+            kept.append(" ")
+        elif depth:
+            continue
+        elif character == ";":
+            break
+        elif character != '"':
+            kept.append(character)
+    # A comment that never ends hides everything from us, and perhaps not from the next reader.
+    return authserv_id in "".join(kept).lower().split() or (depth > 0 and authserv_id in value.lower())
+
+
+def _dkim(signature: SignatureResult) -> str:
+    text = f"dkim={signature.result}{_reason(signature.reason)}"
+    if signature.domain:
+        text += f" header.d={_name(signature.domain)} header.s={_name(signature.selector)}"
+        text += f" header.a={_name(signature.algorithm)} header.b={_name(signature.signature)}"
+    return text
+
+
+def _name(value: str) -> str:
+    """A value that is an ordinary name, quoted when RFC 2045 asks for it; everything else is not repeated."""
+    if not _NAME.match(value):
+        return "unknown"
+    return f'"{value}"' if "/" in value or "=" in value else value
+
+
+def _reason(text: str) -> str:
+    """RFC 8601 reasonspec; the texts are ours, and kept to characters that need no escape."""
+    clean = re.sub(r"[^A-Za-z0-9 .,:=_-]", "", text)[:200]
+    return f' reason="{clean}"' if clean else ""

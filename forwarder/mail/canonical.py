@@ -41,7 +41,8 @@ class Canonical:
         if self._by_name is None:
             self._by_name = {}
             for key, raw in self.fields:
-                self._by_name.setdefault(key, []).append(raw)
+                if key:
+                    self._by_name.setdefault(key, []).append(raw)
         return self._by_name.get(name, [])
 
     def body_hash(self, form: Form) -> bytes:

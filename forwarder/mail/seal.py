@@ -7,7 +7,7 @@ normalise first, sign afterwards.
 Promises: never ``l=``; From, To, Cc, Subject, Date, Reply-To, MIME-Version and Content-Type are each signed once
 more often than they occur, so that a second one added later breaks the signature (RFC 6376 8.15). Time is an
 argument. Signing never raises for any content; keys that are not RSA of 1,024 to 8,192 bits or Ed25519 are refused with
-``KeyFault`` when loaded.
+``UnusableKeyError`` when loaded.
 
 Limits: of a header that occurs more than 20 times only the lowest 20 are covered.
 """
@@ -67,7 +67,7 @@ MAX_INSTANCES = 20
 LINE_LENGTH = 76
 
 
-class KeyFault(ValueError):
+class UnusableKeyError(ValueError):
     """A private key we cannot sign with; the text is for a person and holds nothing of the key."""
 
 
@@ -184,14 +184,14 @@ def load_key(pem: bytes) -> PrivateKey:
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise KeyFault("this is not an unencrypted private key in PEM form") from error
+        raise UnusableKeyError("this is not an unencrypted private key in PEM form") from error
     if isinstance(key, rsa.RSAPrivateKey):
         if not 1024 <= key.key_size <= 8192:
-            raise KeyFault(f"an RSA key of {key.key_size} bits cannot sign mail: use 2048")
+            raise UnusableKeyError(f"an RSA key of {key.key_size} bits cannot sign mail: use 2048")
         return key
     if isinstance(key, ed25519.Ed25519PrivateKey):
         return key
-    raise KeyFault("this key is neither RSA nor Ed25519")
+    raise UnusableKeyError("this key is neither RSA nor Ed25519")
 
 
 def generate(algorithm: Algorithm) -> GeneratedKey:

@@ -1,0 +1,107 @@
+"""Whose mail a message claims to be: the domain of its From header, as DMARC needs it (RFC 7489 section 6.6.1).
+
+The reading is strict where parsers differ, because a difference between us and the reader's mail program is an attack:
+two From headers, or addresses of two domains in one, are ``SEVERAL`` and never an author. Comments, quoted strings
+and angle brackets are scanned once, without recursion, whatever they nest; input beyond ``MAX_OCTETS`` is not read.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from forwarder.mail.canonical import Canonical, relaxed_field
+from forwarder.mail.verification import SignatureError, domain_name
+
+MAX_OCTETS = 64 * 1024
+
+
+class AuthorFault(StrEnum):
+    """Why a message has no author to check."""
+
+    MISSING = "no From header"
+    SEVERAL = "more than one author"
+    UNREADABLE = "the From header cannot be read"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Author:
+    """The author's domain (A-labels, lower case), or why there is none."""
+
+    domain: str = ""
+    fault: AuthorFault | None = None
+
+
+def author(message: Canonical) -> Author:
+    """The one domain that the From header names."""
+    fields = message.instances(b"from")
+    if not fields:
+        return Author(fault=AuthorFault.MISSING)
+    if len(fields) > 1:
+        return Author(fault=AuthorFault.SEVERAL)
+    value = relaxed_field(fields[0]).partition(b":")[2]
+    if len(value) > MAX_OCTETS:
+        return Author(fault=AuthorFault.UNREADABLE)
+    try:
+        domains = {
+            domain_name(address.rpartition("@")[2]) if "@" in address else ""
+            for address in addresses(value.decode("utf-8", "replace"))
+        }
+    except (SignatureError, ValueError):
+        return Author(fault=AuthorFault.UNREADABLE)
+    if len(domains) > 1:
+        return Author(fault=AuthorFault.SEVERAL)
+    domain = next(iter(domains), "")
+    return Author(domain=domain) if domain else Author(fault=AuthorFault.UNREADABLE)
+
+
+def addresses(value: str) -> list[str]:
+    """The addresses of a mailbox list, display names and comments left out; ValueError when it is not one."""
+    found: list[str] = []
+    outside: list[str] = []  # text of the current mailbox outside angle brackets
+    inside: list[str] | None = None
+    closed = False
+    depth = 0
+    quoted = False
+    characters = iter(value)
+    for character in characters:
+        place = outside if inside is None else inside
+        if character == "\\" and (quoted or depth):
+            escaped = next(characters, "")
+            if quoted:
+                place.append(escaped.replace("@", "_"))  # a quoted @ does not divide the address
+        elif quoted:
+            if character == '"':
+                quoted = False
+            else:
+                place.append("_" if character in "@, \t" else character)
+        elif character == "(":
+            depth += 1
+        elif depth:
+            depth -= character == ")"
+        elif character == '"':
+            quoted = True
+        elif character == "<":
+            if inside is not None or closed:
+                raise ValueError("two addresses in one mailbox")
+            inside = []
+        elif character == ">":
+            if inside is None:
+                raise ValueError("a bracket that was not opened")
+            found.append("".join(inside).strip())
+            inside, closed = None, True
+        elif character == "," and inside is None:
+            _finish(found, outside, closed)
+            outside, closed = [], False
+        elif character in ";:" and inside is None:
+            raise ValueError("a group")
+        else:
+            place.append(character)
+    if depth or quoted or inside is not None:
+        raise ValueError("something is not closed")
+    _finish(found, outside, closed)
+    return found
+
+
+def _finish(found: list[str], outside: list[str], closed: bool) -> None:
+    text = "".join(outside).strip()
+    if text and not closed:
+        found.append(text)

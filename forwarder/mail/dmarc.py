@@ -1,0 +1,150 @@
+"""DMARC (RFC 7489): the policy record, alignment and the result, over DNS answers fetched beforehand.
+
+The organisational domain comes from the caller, as a function: the public suffix list is data, not a decision.
+FAIL is only said when everything that could have passed was looked up: trouble with DNS is TEMPERROR, and nobody is
+refused for it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from forwarder.mail.author import Author
+from forwarder.mail.tags import TagListError, parse_tags
+from forwarder.mail.verification import Answers, AuthResult, SignatureResult
+
+Organisational = Callable[[str], str]
+
+
+class Policy(StrEnum):
+    """What a domain asks receivers to do with mail that fails."""
+
+    NONE = "none"
+    QUARANTINE = "quarantine"
+    REJECT = "reject"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpfResult:
+    """SPF of one session and message."""
+
+    result: AuthResult
+    domain: str = ""  # the domain that was checked
+    identity: str = "mailfrom"  # or "helo"
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DmarcResult:
+    """DMARC of one message."""
+
+    result: AuthResult
+    domain: str = ""  # of the From header
+    policy: Policy = Policy.NONE  # what applies to this message when it fails
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One published policy."""
+
+    policy: Policy
+    subdomain_policy: Policy
+    strict_dkim: bool = False
+    strict_spf: bool = False
+    percent: int = 100
+
+
+def record_names(author: Author, organisational: Organisational) -> tuple[str, ...]:
+    """The TXT names to ask for, the one that decides first."""
+    if not author.domain:
+        return ()
+    domains = dict.fromkeys((author.domain, organisational(author.domain)))
+    return tuple(f"_dmarc.{domain}" for domain in domains)
+
+
+def parse_record(records: Sequence[bytes]) -> Record | None:
+    """The policy among the TXT records of a name; None when there is none or more than one (RFC 7489 6.6.3)."""
+    found = [record for record in records if record.replace(b" ", b"").startswith(b"v=DMARC1")]
+    if len(found) != 1:
+        return None
+    try:
+        tags = parse_tags(found[0])
+    except TagListError:
+        return None
+    if tags.get("v") != "DMARC1":
+        return None
+    policy = _policy(tags.get("p"))
+    subdomain_policy = _policy(tags.get("sp", tags.get("p")))
+    if policy is None or subdomain_policy is None:
+        # RFC 7489 6.6.3: with somebody to report to, a record with a bad policy counts as p=none.
+        if "rua" not in tags:
+            return None
+        policy = subdomain_policy = Policy.NONE
+    percent = tags.get("pct", "100")
+    return Record(
+        policy=policy,
+        subdomain_policy=subdomain_policy,
+        strict_dkim=tags.get("adkim", "r").lower() == "s",
+        strict_spf=tags.get("aspf", "r").lower() == "s",
+        percent=int(percent) if percent.isascii() and percent.isdigit() and len(percent) <= 3 else 100,
+    )
+
+
+def evaluate(
+    author: Author,
+    answers: Answers,
+    *,
+    spf: SpfResult | None,
+    dkim: Sequence[SignatureResult],
+    organisational: Organisational,
+) -> DmarcResult:
+    """The result for one message."""
+    if author.fault is not None:
+        return DmarcResult(result=AuthResult.PERMERROR, reason=author.fault.value)
+    record: Record | None = None
+    policy = Policy.NONE
+    for index, name in enumerate(record_names(author, organisational)):
+        texts = answers.get(name)
+        if texts is None:
+            return DmarcResult(
+                result=AuthResult.TEMPERROR, domain=author.domain, reason="the policy could not be looked up"
+            )
+        record = parse_record(texts)
+        if record is not None:
+            policy = record.subdomain_policy if index else record.policy
+            break
+    if record is None:
+        return DmarcResult(result=AuthResult.NONE, domain=author.domain)
+    if policy is Policy.REJECT and record.percent < 100:
+        # RFC 7489 6.6.4: a share of the mail gets the next milder policy. No dice here: all of it does.
+        policy = Policy.QUARANTINE
+    same = _aligned(author.domain, organisational)
+    verdicts = [signature.result for signature in dkim if same(signature.domain, record.strict_dkim)]
+    if spf is not None and same(spf.domain, record.strict_spf):
+        verdicts.append(spf.result)
+    if AuthResult.PASS in verdicts:
+        result = AuthResult.PASS
+    elif AuthResult.TEMPERROR in verdicts:
+        result = AuthResult.TEMPERROR
+    else:
+        result = AuthResult.FAIL
+    return DmarcResult(result=result, domain=author.domain, policy=policy)
+
+
+def _aligned(author_domain: str, organisational: Organisational) -> Callable[[str, bool], bool]:
+    organisation = organisational(author_domain)
+
+    def same(domain: str, strict: bool) -> bool:
+        if not domain:
+            return False
+        return domain == author_domain or (not strict and organisational(domain) == organisation)
+
+    return same
+
+
+def _policy(value: str | None) -> Policy | None:
+    try:
+        return Policy((value or "").lower())
+    except ValueError:
+        return None
