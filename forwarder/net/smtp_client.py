@@ -95,7 +95,7 @@ class Session:
         *,
         hello: str,
         tls: TlsMode = TlsMode.OPPORTUNISTIC,
-        timeouts: Timeouts = Timeouts(),  # noqa: B008
+        timeouts: Timeouts = Timeouts(),
         local_address: str = "",
     ) -> "Session":
         """Dial, read the greeting, EHLO, STARTTLS; raises ``SessionFault``."""

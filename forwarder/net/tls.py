@@ -1,40 +1,151 @@
-"""TLS contexts for both directions."""
+"""TLS contexts for both directions.
 
+Serving: ``ServerTls`` holds one context for the life of the process and changes the certificate inside it when the
+files change (the certificate's renewal needs no restart, and every listener follows). The new pair is tried in a
+scratch context first; when it does not load, the old one stays in use, ``trouble`` holds the reason, and a warning
+is logged once per change. The very first load has no old pair: ``TlsFilesError``.
+
+Sending: opportunistic TLS (RFC 7435) takes any certificate and also weak keys and hashes, since the alternative is
+clear text; ``verify=True`` takes only what the system's authorities vouch for. TLS 1.2 is the least in both directions
+(RFC 8996).
+
+Limits: one certificate for all names; no DANE. A renewal that writes the certificate first and the key later is seen
+as a bad pair in between: the old one is kept, and the next look finds both.
+"""
+
+import os
 import ssl
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
+
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+_log = structlog.get_logger("forwarder.net.tls")
 
 
 class TlsMode(StrEnum):
     """What a session to an MX host asks of TLS."""
 
     OFF = "off"  # never
-    OPPORTUNISTIC = "opportunistic"  # when offered, any certificate (RFC 7435)
-    REQUIRED = "required"  # encrypted or not at all, any certificate
-    VERIFIED = "verified"  # encrypted, certificate valid for the host name
+    OPPORTUNISTIC = "opportunistic"  # when offered, with any certificate
+    REQUIRED = "required"  # encrypted or not at all, with any certificate
+    VERIFIED = "verified"  # encrypted, with a certificate that is valid for the host's name
+
+
+class TlsFilesError(Exception):
+    """Certificate and key cannot be used; str() says which file and why."""
 
 
 class ServerTls:
-    """The certificate we serve; reloaded when its files change."""
+    """The certificate we serve."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
-        raise RuntimeError("being written")
+        self.certificate = certificate
+        self.key = key
+        self.trouble = ""  # why the files on disk are not the pair in use; "" when they are
+        self._seen = _stamp(certificate, key)
+        _load(_server_context(), certificate, key)
+        self._context = _server_context()
+        _load(self._context, certificate, key)
 
     def context(self) -> ssl.SSLContext:
-        """Always the same context; looks whether the files changed."""
-        raise RuntimeError("being written")
+        """Always the same context; looks first whether the files changed (two stat calls)."""
+        self.refresh()
+        return self._context
 
     def refresh(self) -> bool:
-        """Load changed files; False: nothing new or the new ones are bad (``trouble`` says why)."""
-        raise RuntimeError("being written")
+        """Load changed files; False when there was nothing new or the new pair is bad."""
+        stamp = _stamp(self.certificate, self.key)
+        if stamp == self._seen:
+            return False
+        self._seen = stamp
+        try:
+            _load(_server_context(), self.certificate, self.key)
+            _load(self._context, self.certificate, self.key)
+        except TlsFilesError as exc:
+            self.trouble = str(exc)
+            _log.warning("tls.kept_old_certificate", reason=self.trouble)
+            return False
+        self.trouble = ""
+        _log.info("tls.certificate_loaded", certificate=str(self.certificate))
+        return True
 
 
 def client_context(*, verify: bool) -> ssl.SSLContext:
-    """For sessions to MX hosts."""
-    raise RuntimeError("being written")
+    """For sessions to MX hosts; costs some 10 ms, so make it once."""
+    if verify:
+        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        context.set_ciphers("DEFAULT:@SECLEVEL=0")  # weak beats none: the alternative is clear text
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
 
 
 def self_signed(hostnames: Sequence[str], into: Path) -> tuple[Path, Path]:
-    """Write certificate.pem and key.pem for tests and the demo; their paths."""
-    raise RuntimeError("being written")
+    """Write certificate.pem and key.pem (0600), valid for a year, for tests and the demo; their paths."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, hostnames[0][:64])])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=365))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.DNSName(host) for host in hostnames]), critical=False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    into.mkdir(parents=True, exist_ok=True)
+    paths = into / "certificate.pem", into / "key.pem"
+    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    paths[1].touch(mode=0o600)
+    paths[1].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return paths
+
+
+def _server_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    return context
+
+
+def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    try:
+        # an encrypted key must not make OpenSSL ask a terminal for its password
+        context.load_cert_chain(certificate, key, password=b"")
+    except ssl.SSLError as exc:
+        reason = "they do not belong together" if "MISMATCH" in str(exc) else exc.reason or "not PEM"
+        raise TlsFilesError(f"{certificate} and {key} cannot be used: {reason}") from exc
+    except OSError as exc:
+        raise TlsFilesError(f"{certificate} and {key} cannot be read: {exc.strerror}") from exc
+
+
+def _stamp(*paths: Path) -> tuple[tuple[int, int, int] | None, ...]:
+    """Changes when a file does, also when another takes its place by rename."""
+    stamps: list[tuple[int, int, int] | None] = []
+    for path in paths:
+        try:
+            found = os.stat(path)
+        except OSError:
+            stamps.append(None)
+        else:
+            stamps.append((found.st_mtime_ns, found.st_size, found.st_ino))
+    return tuple(stamps)
