@@ -88,7 +88,9 @@ accounts = Table(
     metadata,
     Column("id", Serial, primary_key=True),
     Column("email", Text, nullable=False, unique=True),  # lower case
-    Column("plan", Text, nullable=False, server_default="default"),  # a named set of limits in the configuration
+    Column(
+        "plan", Text, nullable=False, server_default="default"
+    ),  # a named set of limits in the configuration
     Column("created_at", UtcDateTime, nullable=False),
     Column("locked_at", UtcDateTime),
     Column("lock_reason", Text),
@@ -116,7 +118,9 @@ domains = Table(
     Column("account_id", ForeignKey("accounts.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("name", Text, nullable=False, unique=True),  # A-labels, lower case
     Column("display", Text, nullable=False),  # U-labels
-    Column("is_active", Boolean, nullable=False, server_default=text("false")),  # its MX was right when last asked
+    Column(
+        "is_active", Boolean, nullable=False, server_default=text("false")
+    ),  # its MX was right when last asked
     Column("notification_email", Text),
     Column("webhook", Text),
     Column("webhook_key", Text, nullable=False),  # signs what is POSTed to the webhook
@@ -129,7 +133,12 @@ domains = Table(
     Column("notified_at", UtcDateTime),  # notification_email was told so
     sqlite_autoincrement=True,
 )
-Index("ix_domains_webhook", domains.c.id, postgresql_where=domains.c.webhook.is_not(None), sqlite_where=domains.c.webhook.is_not(None))
+Index(
+    "ix_domains_webhook",
+    domains.c.id,
+    postgresql_where=domains.c.webhook.is_not(None),
+    sqlite_where=domains.c.webhook.is_not(None),
+)
 
 aliases = Table(
     "aliases",
@@ -170,7 +179,9 @@ dkim_keys = Table(
     Column("domain_id", ForeignKey("domains.id", ondelete="CASCADE"), nullable=False),
     Column("selector", Text, nullable=False),
     Column("algorithm", Text, nullable=False),
-    Column("private_key", LargeBinary, nullable=False),  # PKCS#8, sealed with a key that is not in the database
+    Column(
+        "private_key", LargeBinary, nullable=False
+    ),  # PKCS#8, sealed with a key that is not in the database
     Column("public_record", Text, nullable=False),  # the TXT value: v=DKIM1; k=…; p=…
     Column("created_at", UtcDateTime, nullable=False),
     UniqueConstraint("domain_id", "selector"),
@@ -212,7 +223,9 @@ deliveries = Table(
     Column("id", Id, primary_key=True),
     Column("message_id", ForeignKey("messages.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("kind", Text, nullable=False),
-    Column("domain_id", BigInteger),  # the hosted domain it is for, if any; no key: the queue outlives the domain
+    Column(
+        "domain_id", BigInteger
+    ),  # the hosted domain it is for, if any; no key: the queue outlives the domain
     Column("alias", Text),  # the pattern that answered
     Column("recipient", Text, nullable=False),  # the forward-path we accepted, Path.storage()
     Column("destination", Text, nullable=False),  # an address or a URL
@@ -231,6 +244,7 @@ deliveries = Table(
 Index(
     "ix_deliveries_due",
     deliveries.c.next_attempt_at,
+    deliveries.c.destination_domain,  # a claim passes over domains that are at their limit without reading rows
     postgresql_where=text("state = 'queued'"),
     sqlite_where=text("state = 'queued'"),
 )
@@ -269,8 +283,18 @@ logs = Table(
     Column("recipient_name", Text),
     Column("forward_email", Text),
     Column("forward_name", Text),
+    Column(
+        "failed", Boolean, nullable=False, server_default=text("false")
+    ),  # it has a REFUSED, SOFT or HARD event
     Index("ix_logs_domain_id_id", "domain_id", "id"),
     Index("ix_logs_domain_id_alias_id", "domain_id", "alias", "id"),
+)
+Index(
+    "ix_logs_failed",
+    logs.c.domain_id,
+    logs.c.id,
+    postgresql_where=logs.c.failed,
+    sqlite_where=logs.c.failed,
 )
 
 events = Table(

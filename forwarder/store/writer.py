@@ -21,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection
 
@@ -51,16 +51,16 @@ class Failed:
     error: Exception
 
 
-class Work(Generic[T]):
+class Work:
     """Any function of a connection, one at a time, each in a savepoint so that its failure is its own."""
 
-    def apply(self, conn: Connection, items: Sequence[Callable[[Connection], T]]) -> Sequence[T | Failed]:
+    def apply(self, conn: Connection, items: Sequence[Callable[[Connection], Any]]) -> Sequence[Any]:
         if len(items) == 1:
             return [items[0](conn)]
         return [self._in_savepoint(conn, work) for work in items]
 
     @staticmethod
-    def _in_savepoint(conn: Connection, work: Callable[[Connection], T]) -> T | Failed:
+    def _in_savepoint(conn: Connection, work: Callable[[Connection], Any]) -> Any:
         savepoint = conn.begin_nested()
         try:
             result = work(conn)
@@ -142,7 +142,7 @@ class Writer:
         self.running: dict[int, tuple[float, list[Item]]] = {}  # by the identity of the group
         self.failing = False  # the last group failed because of the database
         self.closing = False
-        self._work: Work[Any] = Work()
+        self._work = Work()
         self._watch = self.loop.create_task(self._expire(), name="store-watch")
 
     async def submit(self, batch: Batch[I, R], value: I, *, weight: int = 0) -> R:
@@ -150,17 +150,21 @@ class Writer:
 
         May be cancelled at any time; the change is then in force or not, as a whole.
         """
+        return await self.enlist(batch, value, weight=weight)
+
+    def enlist(self, batch: Batch[I, R], value: I, *, weight: int = 0) -> "asyncio.Future[R]":
+        """As ``submit``, for a caller that wants to know the end even when it is cancelled: it shields the future."""
         if self.closing:
             raise StoreUnavailable("the store is closing")
         item = Item(batch, value, weight, self.loop.create_future())
         self.waiting.put(item)
         self.wake()
-        result: R = await item.future
-        return result
+        return item.future
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Run a function of a connection in the next group."""
-        return await self.submit(self._work, work)
+        result: T = await self.submit(self._work, work)
+        return result
 
     def wake(self) -> None:
         """There is something to take."""
