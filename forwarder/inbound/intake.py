@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from forwarder.net.tls import ServerTls
     from forwarder.store.directory import Directory
     from forwarder.store.engine import Database
+    from forwarder.store.journal import Journal
     from forwarder.store.queue import NewMessage, Queue
 
 
@@ -55,9 +56,13 @@ class Rooms:
     database: "Database"
     directory: "Directory"
     queue: "Queue"
+    journal: "Journal"
     ids: "IdSource"
     srs: "Srs"
     intake: Intake
+    trace_secrets: tuple[
+        bytes, ...
+    ] = ()  # whose marks in X-Forwarder-Id are our own; empty: loops are not looked for
     tls: "ServerTls | None" = None  # None: STARTTLS is not offered, submission does not listen
     screening: "Screening | None" = None  # None: nothing is looked up about the client
     clock: Callable[[], datetime] = utc_now

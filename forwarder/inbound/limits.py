@@ -1,16 +1,210 @@
-"""Connections at once and per minute, per client and in all, shared by the worker processes of one machine."""
+"""Connections at once and per minute, per client and in all, shared by the worker processes of one machine.
 
+The kernel spreads the connections of one client over all workers, so each must see what the others hold. They share
+a small file, mapped into memory, without locks: every worker writes its own region only and reads all of them. A
+region counts in the manner of a count-min sketch: each client is hashed, with a key that the file keeps, to ``ROWS``
+cells, and its count is the least of them. So memory is bounded whatever the number of clients, and an error can only
+be a count that is too high, and only when all of a client's cells collide with busy ones.
+
+A client is an IPv4 address or an IPv6 network of 64 bits: that is what one customer gets (RFC 6177).
+
+Limits: two workers that admit at the same instant may both take the last place. A worker that dies without leaving
+keeps its counts until ``clear_region``. A rate is counted in slots of ten seconds over the last minute.
+"""
+
+import hashlib
+import ipaddress
+import mmap
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
+ROWS = 4
+CELLS = 2048  # of one row
+SLOT_SECONDS = 10
+SLOTS = 7  # the last minute and the slot that is being filled
+_SHEET = ROWS * CELLS  # the cells of one sketch: one for what is open, one for each slot
+_WORDS = (
+    1 + SLOTS + _SHEET * (1 + SLOTS)
+)  # of one region: how many are open, the number of each slot, the sketches
+_KEY_BYTES = 32
+_HEADER = 64
 
-class ClientTable:
-    """Counts of connections by client in a file mapped by every worker; each worker writes its own region only."""
 
-    def __init__(self, path: Path, *, region: int = 0, regions: int = 1) -> None:
-        self._path = path
-        self._region = region
-        self._regions = regions
+class Crowded(StrEnum):
+    """Why a connection is not taken."""
+
+    SERVER = "too many connections"
+    CLIENT = "too many connections from your address"
+    RATE = "too many connections a minute from your address"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """How much is allowed; 0 means without limit."""
+
+    in_all: int  # at once, in this process
+    per_client: int  # at once, in all processes
+    per_minute: int  # of one client, in all processes
+
+
+def client_of(address: str) -> str:
+    """Who counts as one client."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))
+    return address
+
+
+def table_path(data_dir: Path, service: str) -> Path:
+    """Where the workers of one machine share what they count for a service (``mx``, ``submission``)."""
+    return data_dir / "run" / f"clients-{service}"
 
 
 def clear_region(path: Path, *, region: int, regions: int) -> None:
-    """Forget what a dead worker had counted; called by the supervisor before it starts the next one."""
+    """Forget what a dead worker had counted; for the supervisor, before it starts the next one."""
+    table = ClientTable(path, region=region, regions=regions)
+    table.clear()
+    table.close()
+
+
+class ClientTable:
+    """The mapped file. Counts are 32 bits wide and aligned, so a reader sees the old or the new one."""
+
+    def __init__(self, path: Path, *, region: int = 0, regions: int = 1) -> None:
+        size = _HEADER + 4 * _WORDS * regions
+        self._file = _shared_file(path, size)
+        self._map = mmap.mmap(self._file, size)
+        self._key = self._map[:_KEY_BYTES]
+        self._words = memoryview(self._map)[_HEADER:].cast("I")
+        self._own = _WORDS * region
+        self._starts = [_WORDS * number for number in range(regions)]
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what this region counts."""
+        for place in range(self._own, self._own + _WORDS):
+            self._words[place] = 0
+
+    def close(self) -> None:
+        self._words.release()
+        self._map.close()
+        os.close(self._file)
+
+    def cells(self, client: str) -> tuple[int, ...]:
+        """The client's place in each row of a sketch."""
+        digest = hashlib.blake2b(client.encode(), key=self._key, digest_size=4 * ROWS).digest()
+        return tuple(
+            row * CELLS + int.from_bytes(digest[4 * row : 4 * row + 4], "little") % CELLS
+            for row in range(ROWS)
+        )
+
+    @property
+    def open_here(self) -> int:
+        return self._words[self._own]
+
+    def open_of(self, cells: tuple[int, ...]) -> int:
+        """Connections of one client open now, in all processes."""
+        return self._least(cells, [start + 1 + SLOTS for start in self._starts])
+
+    def recent_of(self, cells: tuple[int, ...], slot: int) -> int:
+        """Connections of one client in the last minute, in all processes."""
+        sheets = [
+            start + 1 + SLOTS + _SHEET * (1 + place)
+            for start in self._starts
+            for place in range(SLOTS)
+            if slot - self._words[start + 1 + place] < SLOTS
+        ]
+        return self._least(cells, sheets)
+
+    def entered(self, cells: tuple[int, ...], slot: int) -> None:
+        """One more is open."""
+        self._words[self._own] += 1
+        self._add(cells, self._own + 1 + SLOTS)
+        self._counted(cells, slot)
+
+    def left(self, cells: tuple[int, ...]) -> None:
+        """One less is open."""
+        words, sheet = self._words, self._own + 1 + SLOTS
+        for place in (self._own, *(sheet + cell for cell in cells)):
+            if words[place]:  # zero where the region was cleared meanwhile
+                words[place] -= 1
+
+    def _counted(self, cells: tuple[int, ...], slot: int) -> None:
+        place = slot % SLOTS
+        sheet = self._own + 1 + SLOTS + _SHEET * (1 + place)
+        if self._words[self._own + 1 + place] != slot:
+            self._words[sheet : sheet + _SHEET] = _EMPTY_SHEET
+            self._words[self._own + 1 + place] = slot
+        self._add(cells, sheet)
+
+    def _add(self, cells: tuple[int, ...], sheet: int) -> None:
+        for cell in cells:
+            self._words[sheet + cell] += 1
+
+    def _least(self, cells: tuple[int, ...], sheets: list[int]) -> int:
+        words = self._words
+        return min(sum(words[sheet + cell] for sheet in sheets) for cell in cells)
+
+
+class Doorkeeper:
+    """Who may come in: asked once for each connection, told when it ends."""
+
+    def __init__(self, table: ClientTable, allowance: Allowance, *, seconds: Callable[[], float]) -> None:
+        self._table = table
+        self._allowance = allowance
+        self._seconds = seconds  # since the epoch: the same for all processes
+
+    def enter(self, address: str) -> tuple[int, ...] | Crowded:
+        """A token to leave with, or why not. A refused connection counts neither as open nor for the rate."""
+        table, allowance = self._table, self._allowance
+        if allowance.in_all and table.open_here >= allowance.in_all:
+            return Crowded.SERVER
+        cells = table.cells(client_of(address))
+        slot = int(self._seconds()) // SLOT_SECONDS
+        if allowance.per_client and table.open_of(cells) >= allowance.per_client:
+            return Crowded.CLIENT
+        if allowance.per_minute and table.recent_of(cells, slot) >= allowance.per_minute:
+            return Crowded.RATE
+        table.entered(cells, slot)
+        return cells
+
+    def leave(self, cells: tuple[int, ...]) -> None:
+        self._table.left(cells)
+
+    def close(self) -> None:
+        self._table.close()
+
+
+_EMPTY_SHEET = memoryview(bytes(4 * _SHEET)).cast("I")
+
+
+def _shared_file(path: Path, size: int) -> int:
+    """Open the file, made and keyed by whichever process comes first; 0600, it tells who our clients are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        fresh = path.with_name(f"{path.name}.{os.getpid()}")
+        descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        os.write(descriptor, secrets.token_bytes(_KEY_BYTES))
+        os.ftruncate(descriptor, size)
+        os.close(descriptor)
+        try:
+            os.link(fresh, path)  # fails where another process was first: then its file is the one
+        except FileExistsError:
+            pass
+        finally:
+            os.unlink(fresh)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    if os.fstat(descriptor).st_size < size:
+        os.ftruncate(descriptor, size)  # more workers than before; what is new is zero
+    return descriptor

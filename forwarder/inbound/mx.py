@@ -1,9 +1,245 @@
-"""The MX dialogue: what port 25 answers to MAIL, RCPT and DATA."""
+"""The MX: what port 25 decides about mail from anybody on the Internet.
 
+A recipient is taken when an alias of a domain hosted here answers for it, when it is an SRS address that we made and
+that is not too old (a bounce, or an automatic answer, on its way back to the sender), or when it is the postmaster
+of this host. Everything else is refused in the session, so that nothing has to be bounced later.
+
+Promises: a refusal of a recipient was confirmed by the store; trouble of ours is 451 or 452; 250 after the dot is
+said when the message, its deliveries and its QUEUED events are committed, or when every recipient's alias discards,
+and then the log says so. REFUSED events and late bounces are written behind the reply.
+
+Limits: a message that one of its recipients sees again (``X-Forwarder-Id``) is refused for all of them.
+"""
+
+import asyncio
+import os
+from collections.abc import Sequence
+
+import structlog
+
+from forwarder.failpoint import reach
+from forwarder.inbound.arrival import Composer, Facts, client_name, facts, received
 from forwarder.inbound.intake import Rooms
+from forwarder.inbound.late_bounce import LateBounces
+from forwarder.inbound.reception import COMMAND_LIMIT, Ask
+from forwarder.inbound.refusals import Refusals
+from forwarder.inbound.resolution import resolve
 from forwarder.inbound.server import Server
+from forwarder.inbound.session import Recipient, Session, Transaction
+from forwarder.mail import content as contents
+from forwarder.mail import reply as replies
+from forwarder.mail import trace
+from forwarder.mail.address import Path, parse_address
+from forwarder.mail.envelope import MailCommand
+from forwarder.mail.event import Transport
+from forwarder.mail.reply import Reply
+from forwarder.mail.rules import Expansion, Trouble
+from forwarder.mail.srs import SrsFault
+from forwarder.store.records import NewMessage
+
+log = structlog.get_logger(__name__)
 
 
 def build_server(rooms: Rooms) -> Server:
     """The server of the MX listeners of the settings; nothing is opened yet."""
-    return Server(name="mx", listen=rooms.settings.mx.listen, make=lambda: __import__("asyncio").Protocol())
+    settings = rooms.settings.mx
+    return Server(
+        name="mx",
+        listen=settings.listen,
+        rooms=rooms,
+        reception=MxReception(rooms),
+        normalize=settings.bare_newline == "normalize",
+        line_limit=COMMAND_LIMIT,
+    )
+
+
+class MxReception:
+    """Decides for all sessions of the MX."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+        self._hostname = rooms.settings.hostname
+        self._size_limit = rooms.settings.mx.size_limit
+        self._max_hops = rooms.settings.mx.max_hops
+        self._postmaster = parse_address(rooms.settings.postmaster) if rooms.settings.postmaster else None
+        self._composer = Composer(
+            transport=Transport.SMTP,
+            ids=rooms.ids,
+            intake=rooms.intake,
+            first_delay=rooms.settings.retry.delays[0],
+        )
+        self._refusals = Refusals(
+            rooms.journal,
+            transport=Transport.SMTP,
+            local_name=self._hostname,
+            ids=rooms.ids,
+            clock=rooms.clock,
+        )
+        self._late_bounces = LateBounces(
+            rooms.journal, secrets=rooms.trace_secrets, local_name=self._hostname
+        )
+
+    def extensions(self, session: Session) -> Sequence[str]:
+        return ()
+
+    async def welcome(self, session: Session) -> Reply | None:
+        return None
+
+    async def log_in(self, session: Session, arguments: bytes, ask: Ask) -> Reply:
+        return replies.AUTH_NOT_HERE
+
+    async def close(self) -> None:
+        await self._late_bounces.close()
+        await self._rooms.journal.flush()
+
+    async def sender(self, session: Session, command: MailCommand) -> Reply:
+        if has_room(self._rooms.settings.data_dir, self._size_limit):
+            return replies.SENDER_OK
+        log.warning("disk nearly full", path=str(self._rooms.settings.data_dir))
+        return replies.STORAGE_FULL
+
+    async def recipient(self, session: Session, transaction: Transaction, path: Path) -> Reply:
+        elsewhere = self._returning(path)
+        if isinstance(elsewhere, Reply):
+            return elsewhere
+        expansion = await resolve(self._rooms.directory, elsewhere or path)
+        if expansion.trouble is Trouble.NOT_HOSTED and elsewhere is not None:
+            transaction.recipients.append(Recipient(path=path, ways=(None,), elsewhere=elsewhere))
+            return replies.RECIPIENT_OK
+        refusal = judged(expansion)
+        if refusal is not None:
+            self._note_refused_recipient(session, transaction, path, expansion, refusal)
+            return refusal
+        transaction.recipients.append(
+            Recipient(path=path, ways=expansion.matches, discarded=expansion.trouble is Trouble.DISCARD)
+        )
+        return replies.RECIPIENT_OK
+
+    def _returning(self, path: Path) -> Path | Reply | None:
+        """Where an address of this host itself leads; None when it is not one."""
+        rooms = self._rooms
+        if path.domain == rooms.srs.domain:
+            reversed_path = rooms.srs.reverse(path, now=rooms.clock())
+            if isinstance(reversed_path, Path):
+                return reversed_path
+            if reversed_path is not SrsFault.NOT_SRS:
+                return replies.BAD_RETURN_ADDRESS
+        if path.key == "postmaster" and path.domain in ("", self._hostname):
+            return self._postmaster or (replies.NO_SUCH_USER if not path.domain else None)
+        return None
+
+    def _note_refused_recipient(
+        self, session: Session, transaction: Transaction, path: Path, expansion: Expansion, refusal: Reply
+    ) -> None:
+        self._refusals.write(
+            session,
+            refusal,
+            domain_id=expansion.domain_id,
+            alias=expansion.alias,
+            sender=transaction.reverse_path,
+            recipient=path,
+            hostname=client_name(session),
+        )
+
+    async def message(self, session: Session, transaction: Transaction, content: bytes) -> Reply:
+        reach("receive.after-dot")
+        rooms = self._rooms
+        now = rooms.clock()
+        head, _ = contents.split(content)
+        seen = facts(head)
+        refusal = self._circling(transaction, head)
+        added = b""
+        if refusal is None and rooms.screening is not None:
+            screened = await rooms.screening.examine(
+                client_address=session.client,
+                helo=session.helo,
+                reverse_path=transaction.reverse_path,
+                content=content,
+            )
+            refusal, added, content = screened.reply, screened.headers, screened.content
+        if refusal is not None:
+            self._note_refused_message(session, transaction, seen, refusal)
+            return refusal
+        identifier = rooms.ids()
+        trail = received(session, transaction, hostname=self._hostname, identifier=identifier, now=now)
+        message = self._composer.compose(
+            transaction,
+            contents.prepend(content, trail, added),
+            seen,
+            identifier=identifier,
+            now=now,
+            hostname=client_name(session),
+        )
+        reach("receive.before-enqueue")
+        await rooms.queue.enqueue(message)
+        reach("receive.before-reply")
+        # After the reply: the dialogue writes it before the loop comes round again.
+        asyncio.get_running_loop().call_soon(self._hand_over, message)
+        if transaction.reverse_path.is_null:
+            self._late_bounces.look_at(content, head)
+        return replies.queued_as(identifier)
+
+    def _hand_over(self, message: NewMessage) -> None:
+        reach("receive.after-reply")
+        self._rooms.intake.hand_over(message)
+
+    def _circling(self, transaction: Transaction, head: bytes) -> Reply | None:
+        if contents.count_received(head) > self._max_hops:
+            return replies.TOO_MANY_HOPS
+        if contents.first_raw(head, trace.ID_FIELD) is None:
+            return None
+        passages = trace.passages(
+            field.value for field in contents.headers(head) if field.name == trace.ID_FIELD
+        )
+        secrets = self._rooms.trace_secrets
+        if any(trace.looped(secrets, recipient.path, passages) for recipient in transaction.recipients):
+            return replies.OUR_OWN_LOOP
+        return None
+
+    def _note_refused_message(
+        self, session: Session, transaction: Transaction, seen: Facts, refusal: Reply
+    ) -> None:
+        for recipient in transaction.recipients:
+            target = recipient.ways[0] if recipient.ways else None
+            if target is not None:
+                self._refusals.write(
+                    session,
+                    refusal,
+                    domain_id=target.domain_id,
+                    alias=target.alias,
+                    sender=transaction.reverse_path,
+                    recipient=recipient.path,
+                    hostname=client_name(session),
+                    subject=seen.subject,
+                    message_id=seen.message_id,
+                    sender_name=seen.sender_name,
+                )
+
+
+def judged(expansion: Expansion) -> Reply | None:
+    """The refusal an expansion asks for; None when its recipient is taken."""
+    match expansion.trouble:
+        case None | Trouble.DISCARD:
+            return None
+        case Trouble.NOT_HOSTED:
+            return replies.RELAY_DENIED
+        case Trouble.UNKNOWN:
+            return replies.NO_SUCH_USER
+        case Trouble.DISABLED_DEFER:
+            return DISABLED_FOR_NOW
+        case Trouble.DISABLED_REFUSE:
+            return replies.ADDRESS_DISABLED
+        case Trouble.LOOP:
+            return replies.ROUTING_LOOP
+        case Trouble.TOO_MANY:
+            return replies.TOO_MANY_DESTINATIONS
+
+
+def has_room(data_dir: os.PathLike[str], size_limit: int) -> bool:
+    """Whether the disk can take one more message with its journal and log (Postfix: queue_minfree)."""
+    disk = os.statvfs(data_dir)
+    return disk.f_bavail * disk.f_frsize >= size_limit * 3 // 2
+
+
+# An alias that is disabled with 421 says so about itself: the code its owner chose, and the session goes on.
+DISABLED_FOR_NOW = Reply(code=421, enhanced="4.2.1", text="this address does not take mail at the moment")

@@ -1,34 +1,158 @@
 """The listeners: sockets, the sessions that live on them, and how they end.
 
-``Server`` opens every listen address in the running loop (no thread, no loop of its own) with SO_REUSEPORT, so that
-several worker processes share a port and the kernel spreads connections among them.
+``Server`` opens every listen address in the running loop (no thread and no loop of its own, unlike aiosmtpd's
+Controller) with SO_REUSEPORT, so that several worker processes share a port and the kernel spreads connections.
+
+It ends in three steps: the sockets close; sessions that wait for a command are told 421 4.3.2 and close, a message in
+flight gets its real answer first; what is left when the grace is over is cut off. A message whose commit has begun
+then is still committed: the sender that missed the 250 sends again, which RFC 1047 prefers to a loss.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+import logging
+import socket
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from forwarder.config import HostPort
+import structlog
+
+from forwarder.config import HostPort
+from forwarder.inbound.connection import Connection
+from forwarder.inbound.dialogue import HANDSHAKE_SECONDS, Dialogue
+from forwarder.inbound.intake import Rooms
+from forwarder.inbound.limits import Allowance, ClientTable, Doorkeeper, table_path
+from forwarder.inbound.reception import Desk, Reception
+
+BACKLOG = 1024
+COMMIT_SECONDS = 10.0  # how long a session that was cut off may still need to commit
+
+log = structlog.get_logger(__name__)
 
 
 class Server:
     """One service (MX or submission) on one or several addresses."""
 
     def __init__(
-        self, *, name: str, listen: "Sequence[HostPort]", make: Callable[[], asyncio.BaseProtocol]
+        self,
+        *,
+        name: str,
+        listen: Sequence[HostPort],
+        rooms: Rooms,
+        reception: Reception,
+        normalize: bool,
+        line_limit: int,
+        implicit_tls: bool = False,
     ) -> None:
         self.name = name
         self.addresses: list[tuple[str, int]] = []  # what is really listened on, once started
-        self._listen = listen
-        self._make = make
+        self._listen = tuple(listen)
+        self._rooms = rooms
+        self._reception = reception
+        self._normalize = normalize
+        self._line_limit = line_limit
+        self._implicit_tls = implicit_tls
+        self._desk: Desk | None = None
+        self._sessions: set[Connection] = set()
+        self._servers: list[asyncio.Server] = []
+
+    @property
+    def sessions(self) -> int:
+        """How many are open now."""
+        return len(self._sessions)
 
     async def start(self) -> None:
         """Open the sockets; OSError names the address that cannot be had."""
+        logging.getLogger("mail.log").setLevel(logging.WARNING)  # aiosmtpd formats a line for every command
+        loop = asyncio.get_running_loop()
+        desk = self._desk = self._make_desk(loop)
+        tls = self._rooms.tls
+        context = tls.context() if self._implicit_tls and tls is not None else None
+        try:
+            for endpoint in self._listen:
+                server = await loop.create_server(
+                    lambda: Dialogue(desk, self._sessions),
+                    sock=_listening(endpoint),
+                    backlog=BACKLOG,
+                    ssl=context,
+                    ssl_handshake_timeout=HANDSHAKE_SECONDS if context is not None else None,
+                )
+                self._servers.append(server)
+                self.addresses.extend(each.getsockname()[:2] for each in server.sockets)
+        except BaseException:
+            self.stop_accepting()
+            raise
 
     def stop_accepting(self) -> None:
-        """Close the listening sockets; idle sessions are told 421 4.3.2."""
+        """Close the listening sockets; sessions are told 421 4.3.2 where they next wait for a command."""
+        if self._desk is not None:
+            self._desk.stopping = True
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+        for session in self._sessions:
+            session.stop()
 
     async def drain(self, grace: timedelta) -> None:
-        """Stop accepting, let mail in flight have its real answer, close what is left after the grace."""
+        """Stop accepting, let mail in flight have its real answer, cut off what is left after the grace."""
+        self.stop_accepting()
+        await self._ended(grace.total_seconds())
+        if self._sessions:
+            log.warning("sessions cut off", service=self.name, sessions=len(self._sessions))
+            for session in list(self._sessions):
+                session.abort()
+            await self._ended(COMMIT_SECONDS)
+        await self._reception.close()
+        if self._desk is not None:
+            self._desk.doorkeeper.close()
+            self._desk = None
+
+    async def _ended(self, seconds: float) -> None:
+        tasks = [session.task for session in self._sessions if session.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+
+    def _make_desk(self, loop: asyncio.AbstractEventLoop) -> Desk:
+        rooms, settings = self._rooms, self._rooms.settings
+        bounds = settings.mx if self.name == "mx" else settings.submission
+        table = ClientTable(
+            table_path(settings.data_dir, self.name), region=rooms.region, regions=rooms.regions
+        )
+        allowance = Allowance(
+            in_all=bounds.connections,
+            per_client=bounds.connections_per_client,
+            per_minute=bounds.connections_per_minute,
+        )
+        return Desk(
+            name=self.name,
+            hostname=settings.hostname,
+            bounds=bounds,
+            normalize=self._normalize,
+            reception=self._reception,
+            doorkeeper=Doorkeeper(table, allowance, seconds=lambda: rooms.clock().timestamp()),
+            tls=rooms.tls,
+            loop=loop,
+            line_limit=self._line_limit,
+        )
+
+
+def _listening(endpoint: HostPort) -> socket.socket:
+    """A socket bound to one address; OSError says which."""
+    host, port = endpoint
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen on {endpoint}: {error.strerror}") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # 0.0.0.0 has a socket of its own
+        listener.setblocking(False)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"cannot listen on {endpoint}: {error.strerror}") from error
+    return listener

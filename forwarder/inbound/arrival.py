@@ -1,0 +1,156 @@
+"""From a transaction and a content to the message the queue takes, with the trace RFC 5321 4.4 asks for.
+
+Pure but for the ids and the time it is given. What a client says about itself is printed only after it parsed as a
+domain or an address literal (RFC 5321 4.1.2); anything else is replaced by the address it came from, so that nothing
+it says can end a comment or a line of ``Received``.
+"""
+
+import ipaddress
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from email.utils import format_datetime
+
+from forwarder.inbound.intake import Intake
+from forwarder.inbound.session import Recipient, Session, Transaction
+from forwarder.mail import content as contents
+from forwarder.mail.address import Path, parse_helo
+from forwarder.mail.event import DeliveryKind, Transport
+from forwarder.mail.rules import Target, Url
+from forwarder.store.records import NewDelivery, NewMessage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the log shows of a content; all of it bounded and printable."""
+
+    message_id: str | None
+    subject: str | None
+    sender_email: str | None
+    sender_name: str | None
+
+
+def facts(head: bytes) -> Facts:
+    """Read from the head of the message; never raises."""
+    author = contents.first_raw(head, b"from")
+    email, name = contents.mailbox(author) if author is not None else (None, None)
+    return Facts(
+        message_id=contents.first(head, b"message-id"),
+        subject=contents.first(head, b"subject"),
+        sender_email=email,
+        sender_name=name,
+    )
+
+
+def client_name(session: Session) -> str:
+    """What the client calls itself where that is a name, else its address: for the log and for Received."""
+    return parse_helo(session.helo) or literal(session.client)
+
+
+def literal(address: str) -> str:
+    """An address in brackets (RFC 5321 4.1.3)."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return "[127.0.0.1]"  # a local socket has no address
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return f"[{parsed.ipv4_mapped}]"
+        return f"[IPv6:{parsed}]"
+    return f"[{parsed}]"
+
+
+def received(
+    session: Session,
+    transaction: Transaction,
+    *,
+    hostname: str,
+    identifier: str,
+    now: datetime,
+    show_client: bool = True,
+) -> bytes:
+    """The Received field, CRLF included. ``for`` only with one recipient: it would tell each about the others."""
+    # RFC 3848 and RFC 6531 4.3: E for EHLO, S for TLS, A for AUTH; UTF8 in front where it was asked for.
+    flags = ("S" if session.tls else "") + ("A" if session.login is not None else "")
+    protocol = f"UTF8SMTP{flags}" if transaction.smtputf8 else f"ESMTP{flags}" if session.extended else "SMTP"
+    tls = f" ({session.tls})" if session.tls else ""
+    origin = f"from {client_name(session)} ({literal(session.client)})\r\n\t" if show_client else ""
+    only = transaction.recipients[0].path if len(transaction.recipients) == 1 else None
+    recipient = f"\r\n\tfor <{only.wire()}>" if only is not None else ""
+    line = (
+        f"Received: {origin}by {hostname} (Forwarder) with {protocol}{tls}\r\n\tid {identifier}{recipient};\r\n\t"
+        f"{format_datetime(now)}\r\n"
+    )
+    return line.encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composer:
+    """Makes the messages of one service."""
+
+    transport: Transport
+    ids: Callable[[], str]
+    intake: Intake
+    first_delay: timedelta  # when to try again what this process leased and did not finish
+
+    def compose(
+        self,
+        transaction: Transaction,
+        content: bytes,
+        seen: Facts,
+        *,
+        identifier: str,
+        now: datetime,
+        hostname: str,
+        signing_domain: str | None = None,
+        sender_domain_id: int | None = None,
+        sender_alias: str | None = None,
+    ) -> NewMessage:
+        """The message with a delivery for each recipient and destination.
+
+        ``sender_…`` own the deliveries that go out to addresses that are not hosted here (submission).
+        """
+        later = now + self.first_delay
+        made: dict[tuple[str, str], NewDelivery] = {}
+        for recipient in transaction.recipients:
+            for target in recipient.ways:
+                destination, domain, kind = _where(target, recipient)
+                key = (recipient.path.storage(), destination)
+                if key in made:
+                    continue
+                leased = not recipient.discarded and self.intake.lease(domain)
+                made[key] = NewDelivery(
+                    id=self.ids(),
+                    kind=kind,
+                    domain_id=target.domain_id if target is not None else sender_domain_id,
+                    alias=target.alias if target is not None else sender_alias,
+                    recipient=recipient.path,
+                    destination=destination,
+                    destination_domain=domain,
+                    leased=leased,
+                    next_attempt_at=later if leased else now,
+                    discard=recipient.discarded,
+                )
+        return NewMessage(
+            id=identifier,
+            created_at=now,
+            transport=self.transport,
+            reverse_path=transaction.reverse_path,
+            smtputf8=transaction.smtputf8,
+            signing_domain=signing_domain,
+            content=content,
+            hostname=hostname,
+            message_id=seen.message_id,
+            subject=seen.subject,
+            sender_email=seen.sender_email,
+            sender_name=seen.sender_name,
+            deliveries=tuple(made.values()),
+        )
+
+
+def _where(target: Target | None, recipient: Recipient) -> tuple[str, str, DeliveryKind]:
+    """Destination, its domain, and who delivers it."""
+    destination: Path | Url = recipient.elsewhere if target is None else target.destination
+    if isinstance(destination, Url):
+        return destination.url, destination.host, DeliveryKind.WEBHOOK
+    return destination.storage(), destination.domain, DeliveryKind.SMTP

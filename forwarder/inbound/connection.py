@@ -1,0 +1,175 @@
+"""One connection: aiosmtpd's protocol with its reading, its timer and its end replaced.
+
+aiosmtpd's ``SMTP`` cancels the running handler when the peer closes its side, when the connection is lost and when
+its timer rings, and so cuts a commit in two; the timer runs while the server works, and closes without a word. Here
+nothing cancels the handler: the callbacks tell the ``Inlet``, and whoever waits for the peer there learns of it.
+
+Promises: every session ends in ``_part``, which writes what is left to say, closes so that the peer can read it,
+and gives the place at the door back. Replies to pipelined commands are written together (RFC 2920 3.1).
+
+Limits: a peer that does not read its replies holds up its own commands, and is dropped after the command timeout.
+"""
+
+import asyncio
+import contextlib
+
+import structlog
+from aiosmtpd.smtp import SMTP
+
+from forwarder.inbound.inlet import Expired, Gone, Inlet, Stopped
+from forwarder.inbound.limits import Crowded
+from forwarder.inbound.reception import Desk
+from forwarder.inbound.session import Session
+from forwarder.mail import reply as replies
+from forwarder.mail.reply import Reply
+
+LINGER_SECONDS = 2.0  # a close with unread bytes becomes a reset, which may take our last reply with it
+
+log = structlog.get_logger(__name__)
+
+
+class Connection(SMTP):  # type: ignore[misc]  # aiosmtpd ships no types
+    """A transport, the session on it, and the task that serves it."""
+
+    def __init__(self, desk: Desk, sessions: "set[Connection]") -> None:
+        # Not SMTP.__init__: it inspects its classes anew for each connection (0.16 ms) and makes a reader.
+        super(asyncio.StreamReaderProtocol, self).__init__(loop=desk.loop)
+        self.loop = desk.loop
+        self.hostname = desk.hostname
+        self.event_handler = desk.reception
+        self.transport: asyncio.Transport | None = None
+        self.session = Session("")
+        self.task: asyncio.Task[None] | None = None
+        self._desk = desk
+        self._sessions = sessions
+        self._inlet = Inlet(desk.loop)
+        self._out: list[bytes] = []
+        self._closing = False
+        self._place: tuple[int, ...] | None = None
+
+    # Callbacks of the transport. None of them cancels the task.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        desk = self._desk
+        self.transport = transport
+        peer = transport.get_extra_info("peername")
+        self.session.client = peer[0] if peer else ""
+        self.session.tls = described_tls(transport)
+        if desk.stopping:
+            self._turn_away(replies.SHUTTING_DOWN)
+            return
+        place = desk.doorkeeper.enter(self.session.client)
+        if isinstance(place, Crowded):
+            self._turn_away(replies.SERVER_BUSY if place is Crowded.SERVER else replies.TOO_MANY_CONNECTIONS)
+            return
+        self._place = place
+        self._inlet.attach(transport)
+        self._sessions.add(self)
+        self.task = desk.loop.create_task(self._handle_client())
+
+    def data_received(self, data: bytes) -> None:
+        if not self._closing:
+            self._inlet.feed(data)
+
+    def eof_received(self) -> bool:
+        # A client may close its side after the dot and still wait for our answer; TLS cannot half-close.
+        self._inlet.end()
+        return not self.session.tls
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super(asyncio.StreamReaderProtocol, self).connection_lost(error)  # frees a writer that waits
+        self._inlet.end()
+        self.transport = None
+
+    # What the server calls when it stops.
+
+    def stop(self) -> None:
+        """Say 421 as soon as the session waits for a command."""
+        self._inlet.stop()
+
+    def abort(self) -> None:
+        """Close at once, whatever is unsent."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    # The session.
+
+    async def _converse(self) -> None:
+        """Serve the session; returns, or raises Gone, Expired or Stopped, when it is over."""
+        raise RuntimeError("a connection needs a dialogue")
+
+    async def _handle_client(self) -> None:
+        try:
+            await self._converse()
+        except (Gone, ConnectionError):
+            self._out.clear()
+        except Stopped:
+            self._say(replies.SHUTTING_DOWN)
+        except Expired:
+            self._say(replies.TIMED_OUT)
+        except Exception:  # a defect of ours must not leave a connection open, nor be told to the peer
+            log.exception("session failed", service=self._desk.name, client=self.session.client)
+            self._say(replies.SERVICE_TROUBLE)
+        finally:
+            try:
+                await self._part()
+            finally:
+                self._sessions.discard(self)
+                if self._place is not None:
+                    self._desk.doorkeeper.leave(self._place)
+
+    # Replies.
+
+    def _say(self, answer: Reply) -> None:
+        self._out.append(answer.wire())
+
+    def _write_out(self) -> None:
+        if self._out and self.transport is not None and not self.transport.is_closing():
+            self.transport.write(self._out[0] if len(self._out) == 1 else b"".join(self._out))
+        self._out.clear()
+
+    async def _flush(self) -> None:
+        self._write_out()
+        if self._paused:
+            try:
+                async with asyncio.timeout(self._desk.command_seconds):
+                    await self._drain_helper()
+            except TimeoutError:
+                self.abort()
+                raise Gone from None
+
+    async def _part(self) -> None:
+        self._write_out()
+        transport = self.transport
+        if transport is None:
+            self._inlet.close()
+            return
+        # The peer may still be sending what we do not want to hear: let it finish, so that it hears us.
+        if self._closing and self.session.errors and transport.can_write_eof():
+            transport.write_eof()
+            await self._linger()
+        self._inlet.close()
+        transport.close()
+        if transport.get_write_buffer_size():  # a peer that does not read must not keep the socket
+            self.loop.call_later(LINGER_SECONDS, transport.abort)
+
+    async def _linger(self) -> None:
+        deadline = self.loop.time() + LINGER_SECONDS
+        with contextlib.suppress(Gone, Expired, Stopped):
+            while True:
+                await self._inlet.block(deadline - self.loop.time())
+
+    def _turn_away(self, answer: Reply) -> None:
+        assert self.transport is not None
+        self._closing = True
+        self.transport.write(answer.wire())
+        self.transport.close()
+
+
+def described_tls(transport: asyncio.BaseTransport) -> str:
+    """Protocol and cipher, as Received tells them; empty in the clear."""
+    tls = transport.get_extra_info("ssl_object")
+    if tls is None:
+        return ""
+    cipher = tls.cipher()
+    return f"{tls.version()} {cipher[0]}" if cipher else "TLS"

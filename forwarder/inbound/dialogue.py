@@ -1,0 +1,303 @@
+"""One SMTP session: commands in, replies out, the same for the MX and for submission.
+
+``Dialogue`` replaces aiosmtpd's command loop (it takes bare LF, counts nothing, and answers an exception with 500 and
+its text), its reading of DATA a line at a time, its address parser and its log-in. What it decides itself is syntax,
+order, time and number; who may send what to whom is decided by a ``Reception``, to which it hands parsed commands
+and whole messages.
+
+Promises: any bytes end in replies or a close, never in a traceback to the peer; an exception is 451 4.3.0 and its
+text goes to the log only; every close of ours is announced, by a 421 or by the reply that was asked for.
+
+Limits: a command has at most ``desk.line_limit`` octets; a longer one is thrown away as it comes and answered 500.
+"""
+# ruff: noqa: N802 - the verbs carry aiosmtpd's names
+
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from forwarder.inbound.connection import Connection, described_tls
+from forwarder.inbound.data import read_content, smuggles, unstuffed
+from forwarder.inbound.inlet import Expired, Gone, Stopped, TooLong
+from forwarder.inbound.reception import AUTH_LIMIT, COMMAND_LIMIT
+from forwarder.inbound.session import Transaction
+from forwarder.mail import reply as replies
+from forwarder.mail.content import bare_newline, line_too_long, normalize_newlines
+from forwarder.mail.envelope import RequestError, parse_mail_args, parse_rcpt_args
+from forwarder.mail.reply import Reply
+from forwarder.store.trouble import StoreFull, StoreUnavailable
+
+HANDSHAKE_SECONDS = 30.0
+
+log = structlog.get_logger(__name__)
+_HTTP = frozenset(
+    {b"GET", b"POST", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"CONNECT", b"TRACE", b"PATCH", b"PRI"}
+)
+_JUNK = frozenset({b"NOOP", b"RSET", b"VRFY", b"EXPN", b"HELP", b"EHLO", b"HELO", b"STARTTLS", b"ETRN"})
+
+
+class Dialogue(Connection):
+    """The commands of one session."""
+
+    async def _converse(self) -> None:
+        desk, inlet = self._desk, self._inlet
+        refusal = await desk.reception.welcome(self.session)
+        self._say(refusal or desk.greeting)
+        self._closing = refusal is not None
+        await self._flush()
+        while not self._closing:
+            try:
+                line = await inlet.line(desk.line_limit, desk.command_seconds)
+            except TooLong:
+                answer: Reply | None = replies.COMMAND_TOO_LONG
+            else:
+                answer = await self._obey(line)
+            if answer is not None:
+                self._say(self._weighed(answer))
+            if self._closing or not inlet.has_line():
+                await self._flush()
+
+    async def _obey(self, line: bytes) -> Reply | None:
+        """Carry out one command; None where it wrote its replies itself."""
+        if not line.endswith(b"\r\n"):
+            return replies.BAD_LINE_END
+        verb, _, arguments = line[:-2].partition(b" ")
+        verb = verb.upper()
+        method = _VERBS.get(verb)
+        if method is None:
+            if verb in _HTTP or line.startswith(b"\x16\x03"):  # a browser, or TLS where it does not begin
+                self._closing = True
+                return replies.WRONG_PROTOCOL
+            return replies.UNKNOWN_COMMAND
+        if len(line) > COMMAND_LIMIT and verb != b"AUTH":
+            return replies.COMMAND_TOO_LONG
+        if verb in _JUNK:
+            self.session.junk += 1
+        try:
+            return await method(self, arguments.strip(b" \t"))
+        except RequestError as refused:
+            return refused.reply
+        except (Gone, Expired, Stopped, ConnectionError):
+            raise
+        except StoreUnavailable as trouble:
+            log.warning(
+                "store trouble", service=self._desk.name, error=str(trouble), cause=repr(trouble.__cause__)
+            )
+            return replies.STORAGE_FULL if isinstance(trouble, StoreFull) else replies.TROUBLE
+        except Exception:
+            log.exception("command failed", service=self._desk.name, verb=verb.decode())
+            return replies.TROUBLE
+
+    def _weighed(self, answer: Reply) -> Reply:
+        """The answer, unless it is one refusal or one empty command too many."""
+        session, bounds = self.session, self._desk.bounds
+        if answer.permanent:
+            session.errors += 1
+        if answer.code == 521 or (answer.code == 421 and not answer.enhanced.startswith("4.2.")):
+            self._closing = True
+        elif bounds.errors and session.errors >= bounds.errors:
+            self._closing = True
+            return replies.TOO_MANY_ERRORS
+        elif bounds.junk_commands and session.junk >= bounds.junk_commands:
+            self._closing = True
+            return replies.TOO_MANY_COMMANDS
+        return answer
+
+    # The verbs; each takes what follows it.
+
+    async def smtp_HELO(self, arguments: bytes) -> Reply:
+        if not arguments:
+            return replies.HELO_NEEDS_NAME
+        self._greeted(arguments, extended=False)
+        return replies.hello(self.hostname)
+
+    async def smtp_EHLO(self, arguments: bytes) -> Reply:
+        if not arguments:
+            return replies.HELO_NEEDS_NAME
+        self._greeted(arguments, extended=True)
+        desk = self._desk
+        extensions = [
+            f"SIZE {desk.bounds.size_limit}",
+            "8BITMIME",
+            "SMTPUTF8",
+            "PIPELINING",
+            "ENHANCEDSTATUSCODES",
+        ]
+        if desk.tls is not None and not self.session.tls:
+            extensions.append("STARTTLS")
+        extensions.extend(desk.reception.extensions(self.session))
+        return replies.hello(self.hostname, tuple(extensions))
+
+    async def smtp_MAIL(self, arguments: bytes) -> Reply:
+        session, desk = self.session, self._desk
+        if not session.helo:
+            return replies.HELLO_FIRST
+        if session.transaction is not None:
+            return replies.MAIL_TWICE
+        command = parse_mail_args(
+            arguments, size_limit=desk.bounds.size_limit, auth_offered=session.login is not None
+        )
+        answer = await desk.reception.sender(session, command)
+        if answer.positive:
+            session.transaction = Transaction(
+                reverse_path=command.path, smtputf8=command.smtputf8, body8bit=command.body8bit
+            )
+        return answer
+
+    async def smtp_RCPT(self, arguments: bytes) -> Reply:
+        session, desk = self.session, self._desk
+        transaction = session.transaction
+        if transaction is None:
+            return replies.MAIL_FIRST if session.helo else replies.HELLO_FIRST
+        if len(transaction.recipients) >= desk.bounds.recipients:
+            return (
+                replies.TOO_MANY_RECIPIENTS
+            )  # RFC 5321 4.5.3.1.10: 452, and what was accepted stays accepted
+        path = parse_rcpt_args(arguments, smtputf8=transaction.smtputf8)
+        return await desk.reception.recipient(session, transaction, path)
+
+    async def smtp_DATA(self, arguments: bytes) -> Reply:
+        session, desk = self.session, self._desk
+        transaction = session.transaction
+        if transaction is None:
+            return replies.MAIL_FIRST if session.helo else replies.HELLO_FIRST
+        if arguments:
+            return replies.BAD_ARGUMENTS
+        if not transaction.recipients:
+            return replies.NO_VALID_RECIPIENTS
+        self._say(replies.START_INPUT)
+        await self._flush()
+        limit = desk.bounds.size_limit
+        raw = await read_content(
+            self._inlet,
+            limit=limit + limit // 8,  # room for the dots that stuffing added
+            block_timeout=desk.bounds.data_timeout.total_seconds(),
+            min_rate=desk.bounds.min_rate,
+        )
+        session.transaction = None
+        content = self._checked(raw)
+        del raw  # half of the memory of a large message
+        if isinstance(content, Reply):
+            return content
+        answer = await desk.reception.message(session, transaction, content)
+        if answer.positive:
+            session.junk = 0
+        return answer
+
+    def _checked(self, raw: bytes | None) -> bytes | Reply:
+        """The content as the sender meant it, or why it is refused whoever sent it."""
+        bounds = self._desk.bounds
+        if raw is None:
+            return replies.MESSAGE_TOO_BIG
+        content = unstuffed(raw)
+        if len(content) > bounds.size_limit:
+            return replies.MESSAGE_TOO_BIG
+        if bare_newline(content) is not None:
+            if not self._desk.normalize:
+                return replies.SMUGGLING if smuggles(raw) else replies.BARE_NEWLINE
+            content = normalize_newlines(content)
+        if line_too_long(content, bounds.line_limit):
+            return replies.LINE_TOO_LONG.saying(
+                f"a line of the message is longer than {bounds.line_limit} octets"
+            )
+        return content
+
+    async def smtp_RSET(self, arguments: bytes) -> Reply:
+        self.session.transaction = None
+        return replies.BAD_ARGUMENTS if arguments else replies.OK
+
+    async def smtp_NOOP(self, arguments: bytes) -> Reply:
+        return replies.OK
+
+    async def smtp_QUIT(self, arguments: bytes) -> Reply:
+        if arguments:
+            return replies.BAD_ARGUMENTS
+        self._closing = True
+        return replies.BYE
+
+    async def smtp_VRFY(self, arguments: bytes) -> Reply:
+        return replies.CANNOT_VERIFY if arguments else replies.BAD_ARGUMENTS
+
+    async def smtp_HELP(self, arguments: bytes) -> Reply:
+        return replies.HELP
+
+    async def smtp_EXPN(self, arguments: bytes) -> Reply:
+        return replies.NOT_IMPLEMENTED  # so are BDAT, ETRN and TURN
+
+    async def smtp_AUTH(self, arguments: bytes) -> Reply:
+        if not self.session.helo:
+            return replies.HELLO_FIRST
+        if self.session.transaction is not None:
+            return replies.BAD_SEQUENCE  # RFC 4954 4
+        return await self._desk.reception.log_in(self.session, arguments, self._ask)
+
+    async def smtp_STARTTLS(self, arguments: bytes) -> Reply | None:
+        desk, session = self._desk, self.session
+        if arguments:
+            return replies.BAD_ARGUMENTS
+        if session.tls:
+            return replies.TLS_ALREADY
+        if desk.tls is None:
+            return replies.NOT_IMPLEMENTED
+        context = desk.tls.context()
+        self._say(replies.START_TLS)
+        self._write_out()
+        # What came in the clear after STARTTLS may be somebody else's (CVE-2011-0411): gone before TLS begins.
+        self._inlet.discard()
+        transport = self.transport
+        if transport is None:
+            raise Gone
+        try:
+            secured = await desk.loop.start_tls(
+                transport, self, context, server_side=True, ssl_handshake_timeout=HANDSHAKE_SECONDS
+            )
+        except OSError as error:  # ssl.SSLError and TimeoutError among them
+            log.info(
+                "TLS handshake failed", service=desk.name, client=session.client, error=type(error).__name__
+            )
+            self.abort()
+            raise Gone from error
+        if secured is None:
+            raise Gone
+        self.transport = secured
+        self._inlet.attach(secured)
+        session.forget()
+        session.tls = described_tls(secured)
+        return None
+
+    async def _ask(self, challenge: str) -> bytes | None:
+        """One step of AUTH: 334, and the line that comes back without its CRLF; None when it is no line of AUTH."""
+        self._out.append(b"334 " + challenge.encode("ascii") + b"\r\n")
+        await self._flush()
+        seconds = self._desk.bounds.command_timeout.total_seconds()
+        try:
+            line = await self._inlet.line(AUTH_LIMIT, seconds)
+        except TooLong:
+            return None
+        return line[:-2] if line.endswith(b"\r\n") else None
+
+    def _greeted(self, name: bytes, *, extended: bool) -> None:
+        session = self.session
+        session.transaction = None
+        session.extended = extended
+        session.helo = name.decode("utf-8", "backslashreplace")
+
+
+_VERBS: dict[bytes, Callable[[Dialogue, bytes], Awaitable[Reply | None]]] = {
+    b"HELO": Dialogue.smtp_HELO,
+    b"EHLO": Dialogue.smtp_EHLO,
+    b"MAIL": Dialogue.smtp_MAIL,
+    b"RCPT": Dialogue.smtp_RCPT,
+    b"DATA": Dialogue.smtp_DATA,
+    b"RSET": Dialogue.smtp_RSET,
+    b"NOOP": Dialogue.smtp_NOOP,
+    b"QUIT": Dialogue.smtp_QUIT,
+    b"VRFY": Dialogue.smtp_VRFY,
+    b"EXPN": Dialogue.smtp_EXPN,
+    b"HELP": Dialogue.smtp_HELP,
+    b"BDAT": Dialogue.smtp_EXPN,
+    b"ETRN": Dialogue.smtp_EXPN,
+    b"TURN": Dialogue.smtp_EXPN,
+    b"AUTH": Dialogue.smtp_AUTH,
+    b"STARTTLS": Dialogue.smtp_STARTTLS,
+}

@@ -1,0 +1,85 @@
+"""Bounces that come back: a DSN from beyond our next hop finds its delivery in the log.
+
+A destination that took a message and could not deliver it later sends a report to the reverse-path, which is an SRS
+address of ours (forwarded mail) or the sender's own (submission). The report holds the headers of the message, with our
+``X-Forwarder-Id``; the delivery it names gets a HARD-BOUNCE after its DELIVERED.
+
+It is believed only as far as its mark is genuine: the mark is a keyed digest of the recipient that the log knows.
+It is done behind the reply and bounded: ``AT_ONCE`` reports at a time, more are forwarded without a note.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from forwarder.mail import content as contents
+from forwarder.mail import dsn, trace
+from forwarder.mail.address import AddressError, parse_address
+from forwarder.mail.event import Status
+from forwarder.store.journal import Journal
+from forwarder.store.records import NewEvent
+from forwarder.store.trouble import StoreUnavailable
+
+AT_ONCE = 20
+LARGEST = 1024 * 1024  # octets of a report that is read
+
+log = structlog.get_logger(__name__)
+
+
+class LateBounces:
+    """Notes the reports that are about deliveries of ours."""
+
+    def __init__(self, journal: Journal, *, secrets: Sequence[bytes], local_name: str) -> None:
+        self._journal = journal
+        self._secrets = tuple(secrets)
+        self._local_name = local_name
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def look_at(self, content: bytes, head: bytes) -> None:
+        """Consider a message that came from the null reverse-path; returns at once."""
+        kind = contents.first_raw(head, b"content-type")
+        if kind is None or b"report" not in kind.lower() or len(self._tasks) >= AT_ONCE:
+            return
+        task = asyncio.get_running_loop().create_task(self._note(content))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Finish what was begun."""
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=5)
+
+    async def _note(self, content: bytes) -> None:
+        try:
+            report = dsn.read_report(content[:LARGEST])
+            if report is None or report.action != "failed":
+                return
+            for passage in trace.passages([report.token.encode()]):
+                if await self._is_ours(passage):
+                    await self._journal.append_event(passage.delivery_id, self._event(report))
+        except StoreUnavailable as trouble:
+            log.warning("late bounce not noted", error=str(trouble))
+        except Exception:  # whatever a stranger wrote into a report, the message itself is already on its way
+            log.exception("late bounce not understood")
+
+    async def _is_ours(self, passage: trace.Passage) -> bool:
+        entry = await self._journal.entry(passage.delivery_id)
+        if entry is None or entry.recipient_email is None:
+            return False
+        try:
+            recipient = parse_address(entry.recipient_email)
+        except AddressError:
+            return False
+        return trace.looped(self._secrets, recipient, [passage])
+
+    def _event(self, report: dsn.ReturnedReport) -> NewEvent:
+        status = report.status if report.status[:2] == "5." else "5.0.0"
+        text = contents.printable(report.diagnostic or "the destination could not deliver the message", 1024)
+        return NewEvent(
+            status=Status.HARD_BOUNCE,
+            code=550,
+            message=f"{status} {text}",
+            local=self._local_name,
+            recipient=contents.printable(report.recipient, 320) or None,
+        )

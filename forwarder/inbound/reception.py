@@ -1,0 +1,76 @@
+"""Between the dialogue and those who decide: what the one asks and the other answers."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from forwarder.config import MxSection, SubmissionSection
+from forwarder.inbound.limits import Doorkeeper
+from forwarder.inbound.session import Session, Transaction
+from forwarder.mail import reply as replies
+from forwarder.mail.address import Path
+from forwarder.mail.envelope import MailCommand
+from forwarder.mail.reply import Reply
+from forwarder.net.tls import ServerTls
+
+COMMAND_LIMIT = 2048  # octets with CRLF; RFC 5321 4.5.3.1.4 says 512 and extensions add to it
+AUTH_LIMIT = 12288  # RFC 4954 4
+
+Ask = Callable[
+    [str], Awaitable[bytes | None]
+]  # sends 334 and a challenge; the line that comes back, None: unusable
+
+
+class Reception(Protocol):
+    """Who decides; one for all sessions of a service. May raise what the store raises: the dialogue says 451."""
+
+    def extensions(self, session: Session) -> Sequence[str]:
+        """What EHLO announces beyond what every dialogue can."""
+        ...
+
+    async def welcome(self, session: Session) -> Reply | None:
+        """Before the greeting: a reply to close with, or None."""
+        ...
+
+    async def log_in(self, session: Session, arguments: bytes, ask: Ask) -> Reply:
+        """AUTH, in its place."""
+        ...
+
+    async def sender(self, session: Session, command: MailCommand) -> Reply:
+        """MAIL, well formed and in its place; a positive reply opens the transaction."""
+        ...
+
+    async def recipient(self, session: Session, transaction: Transaction, path: Path) -> Reply:
+        """RCPT; a positive reply means that the recipient was added to the transaction."""
+        ...
+
+    async def message(self, session: Session, transaction: Transaction, content: bytes) -> Reply:
+        """The content, its line ends all CRLF; a positive reply means that it is on disk."""
+        ...
+
+    async def close(self) -> None:
+        """No session is left: finish what was written behind the replies."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Desk:
+    """What all sessions of one service share."""
+
+    name: str
+    hostname: str
+    bounds: MxSection | SubmissionSection
+    normalize: bool  # bare CR and LF become CRLF; otherwise the message is refused
+    reception: Reception
+    doorkeeper: Doorkeeper
+    tls: ServerTls | None
+    loop: asyncio.AbstractEventLoop
+    line_limit: int = COMMAND_LIMIT
+    stopping: bool = False
+    greeting: Reply = field(init=False)
+    command_seconds: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.greeting = replies.greeting(self.hostname)
+        self.command_seconds = self.bounds.command_timeout.total_seconds()

@@ -1,0 +1,101 @@
+"""REFUSED events: mail that was turned away at a hosted domain shows in that domain's log.
+
+They are written behind the reply: the journal batches them, and drops them when its bound is reached. What is
+bounded here is how much one client can make us write about one domain: a dictionary attack is not a write load. Within
+a minute, ``PER_CLIENT`` refusals of one client at one domain are written and the rest are only counted.
+
+Limits: the counts live in this process; at most ``CLIENTS`` pairs are remembered, the oldest forgotten first.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import datetime
+
+from forwarder.inbound.limits import client_of
+from forwarder.inbound.session import Session
+from forwarder.mail.address import Path
+from forwarder.mail.event import Status, Transport
+from forwarder.mail.reply import Reply
+from forwarder.store.journal import Journal, RefusedLog
+from forwarder.store.records import NewEvent
+
+PER_CLIENT = 30
+WINDOW_SECONDS = 60.0
+CLIENTS = 10_000
+
+
+class Refusals:
+    """Writes what was refused, as far as it may."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        transport: Transport,
+        local_name: str,
+        ids: Callable[[], str],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._journal = journal
+        self._transport = transport
+        self._local_name = local_name
+        self._ids = ids
+        self._clock = clock
+        self._seen: OrderedDict[tuple[str, int], tuple[float, int]] = OrderedDict()
+        self.unwritten = 0  # refusals that the bound kept out of the journal
+
+    def write(
+        self,
+        session: Session,
+        reply: Reply,
+        *,
+        domain_id: int | None,
+        alias: str | None,
+        sender: Path,
+        recipient: Path,
+        hostname: str | None,
+        subject: str | None = None,
+        message_id: str | None = None,
+        sender_name: str | None = None,
+    ) -> None:
+        """Note one refusal at a hosted domain; returns at once and never raises."""
+        now = self._clock()
+        if domain_id is None or not self._may(client_of(session.client), domain_id, now.timestamp()):
+            return
+        event = NewEvent(
+            status=Status.REFUSED,
+            code=reply.code,
+            message=f"{reply.enhanced} {reply.text}".strip(),
+            local=self._local_name,
+            server=hostname,
+            recipient=recipient.storage(),
+        )
+        log = RefusedLog(
+            id=self._ids(),
+            domain_id=domain_id,
+            alias=alias,
+            created_at=now,
+            transport=self._transport,
+            hostname=hostname,
+            message_id=message_id,
+            subject=subject,
+            sender_email=sender.display() or None,
+            sender_name=sender_name,
+            recipient_email=recipient.display(),
+            event=event,
+        )
+        if not self._journal.refused(log):
+            self.unwritten += 1
+
+    def _may(self, client: str, domain_id: int, now: float) -> bool:
+        key = (client, domain_id)
+        since, count = self._seen.pop(key, (now, 0))
+        if now - since >= WINDOW_SECONDS:
+            since, count = now, 0
+        self._seen[key] = (since, count + 1)
+        if len(self._seen) > CLIENTS:
+            self._seen.popitem(last=False)
+        if count < PER_CLIENT:
+            return True
+        self.unwritten += 1
+        return False

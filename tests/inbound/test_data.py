@@ -1,0 +1,129 @@
+"""Reading DATA: where it ends, what is kept, and for how long."""
+
+import asyncio
+
+import pytest
+
+from forwarder.inbound.data import RATE_GRACE, read_content, smuggles, unstuffed
+from forwarder.inbound.inlet import Expired, Gone, Inlet
+
+
+@pytest.fixture
+async def inlet():
+    inlet = Inlet(asyncio.get_running_loop())
+    yield inlet
+    inlet.close()
+
+
+async def read(inlet, *, limit=1000, min_rate=0, **more):
+    return await read_content(inlet, limit=limit, block_timeout=0.5, min_rate=min_rate, **more)
+
+
+@pytest.mark.parametrize(
+    ("octets", "content"),
+    [
+        (b".\r\n", b""),
+        (b"\r\n.\r\n", b"\r\n"),
+        (b"a\r\n.\r\n", b"a\r\n"),
+        (b"a\r\n..\r\n.\r\n", b"a\r\n..\r\n"),
+        (b"Subject: x\r\n\r\nbody\r\n.\r\n", b"Subject: x\r\n\r\nbody\r\n"),
+    ],
+)
+async def test_content_ends_at_the_lone_dot(inlet, octets, content):
+    inlet.feed(octets + b"QUIT\r\n")
+    assert await read(inlet) == content
+    assert await inlet.line(100, 1) == b"QUIT\r\n"
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 6, 7, 11])
+async def test_blocks_may_be_cut_anywhere(inlet, step):
+    stream = b"a\r\n.b\r\n\r\n..\r\nc\r.\r\nd\n.\ne\r\n.\r\nRSET\r\n"
+    reading = asyncio.ensure_future(read(inlet))
+    for start in range(0, len(stream), step):
+        inlet.feed(stream[start : start + step])
+        await asyncio.sleep(0)
+    assert await reading == b"a\r\n.b\r\n\r\n..\r\nc\r.\r\nd\n.\ne\r\n"
+    assert await inlet.line(100, 1) == b"RSET\r\n"
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        b"\n.\n",
+        b"\r.\r",
+        b"\r.\n",
+        b"\n.\r",
+        b"\n.\r\n",
+        b"\r\n.\n",
+        b"\r.\r\n",
+        b"\r\n.\r",
+        b"\r\n\0.\r\n",
+        b"\r\n.\0\r\n",
+    ],
+)
+async def test_no_look_alike_ends_it(inlet, ending):
+    first = b"Subject: one\r\n\r\nbody" + ending + b"MAIL FROM:<admin@victim.example>\r\nDATA\r\n"
+    inlet.feed(first + b".\r\n")
+    assert await read(inlet) == first
+    assert smuggles(first)
+
+
+async def test_a_stuffed_dot_is_no_look_alike():
+    assert not smuggles(b"a\r\n..\r\nb\n")
+
+
+@pytest.mark.parametrize("step", [7, 100, 5000])
+@pytest.mark.parametrize(("size", "kept"), [(98, True), (99, True), (100, True), (101, False), (5000, False)])
+async def test_more_than_the_limit_is_thrown_away_and_the_end_still_found(inlet, size, kept, step):
+    content = b"x" * (size - 2) + b"\r\n"
+    stream = content + b".\r\nNOOP\r\n"
+    reading = asyncio.ensure_future(read(inlet, limit=100))
+    for start in range(0, len(stream), step):
+        inlet.feed(stream[start : start + step])
+        await asyncio.sleep(0)
+    assert await reading == (content if kept else None)
+    assert await inlet.line(100, 1) == b"NOOP\r\n"
+
+
+async def test_a_peer_that_leaves_in_the_middle_leaves_no_message(inlet):
+    inlet.feed(b"half")
+    inlet.end()
+    with pytest.raises(Gone):
+        await read(inlet)
+
+
+async def test_silence_is_over_after_the_block_timeout(inlet):
+    inlet.feed(b"half")
+    with pytest.raises(Expired):
+        await read_content(inlet, limit=100, block_timeout=0.02, min_rate=0)
+
+
+@pytest.mark.parametrize(("per_second", "ends"), [(99, True), (101, False)])
+async def test_the_minimum_rate_counts_after_a_grace(inlet, per_second, ends):
+    now = 0.0
+    reading = asyncio.ensure_future(read(inlet, limit=10**6, min_rate=100, now=lambda: now))
+    while not reading.done() and now < 10_000:
+        now += 10
+        inlet.feed(b"x" * per_second * 10)
+        await asyncio.sleep(0)
+        if now < RATE_GRACE:
+            assert not reading.done()
+    if ends:
+        with pytest.raises(Expired):
+            await reading
+    else:
+        inlet.feed(b"\r\n.\r\n")
+        await reading
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b"", b""),
+        (b"..\r\n", b".\r\n"),
+        (b".a\r\n..b\r\nc.\r\n", b"a\r\n.b\r\nc.\r\n"),
+        (b"a\r\n..\r\n..\r\n...\r\n", b"a\r\n.\r\n.\r\n..\r\n"),
+    ],
+)
+def test_one_leading_dot_of_a_line_is_taken_off(raw, text):
+    assert unstuffed(raw) == text

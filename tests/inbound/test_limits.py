@@ -1,0 +1,158 @@
+"""Counting connections by client over several processes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from forwarder.inbound.limits import (
+    CELLS,
+    ROWS,
+    SLOT_SECONDS,
+    Allowance,
+    ClientTable,
+    Crowded,
+    Doorkeeper,
+    clear_region,
+    client_of,
+    table_path,
+)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def open_table(tmp_path):
+    tables = []
+
+    def make(region=0, regions=2):
+        tables.append(ClientTable(table_path(tmp_path, "mx"), region=region, regions=regions))
+        return tables[-1]
+
+    yield make
+    for table in tables:
+        table.close()
+
+
+def doorkeeper(table, clock, *, in_all=0, per_client=0, per_minute=0):
+    allowance = Allowance(in_all=in_all, per_client=per_client, per_minute=per_minute)
+    return Doorkeeper(table, allowance, seconds=clock)
+
+
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+    ],
+)
+def test_who_is_one_client(address, client):
+    assert client_of(address) == client
+
+
+def test_two_workers_share_the_count_of_one_client(open_table, clock):
+    first, second = (doorkeeper(open_table(region), clock, per_client=50) for region in (0, 1))
+    inside = [(keeper, keeper.enter("192.0.2.1")) for keeper in [first, second] * 25]
+    assert not any(isinstance(place, Crowded) for _, place in inside)
+    assert first.enter("192.0.2.1") is Crowded.CLIENT
+    assert second.enter("192.0.2.1") is Crowded.CLIENT
+    assert not isinstance(second.enter("192.0.2.2"), Crowded)
+    keeper, place = inside[0]
+    keeper.leave(place)
+    assert not isinstance(second.enter("192.0.2.1"), Crowded)
+    assert first.enter("192.0.2.1") is Crowded.CLIENT
+
+
+def test_another_process_sees_what_this_one_holds(open_table, clock, tmp_path):
+    keeper = doorkeeper(open_table(0), clock)
+    for _ in range(7):
+        keeper.enter("192.0.2.1")
+    program = (
+        "import sys; from pathlib import Path; from forwarder.inbound.limits import *\n"
+        "table = ClientTable(Path(sys.argv[1]), region=1, regions=2)\n"
+        "cells = table.cells('192.0.2.1'); table.entered(cells, 1); print(table.open_of(cells))"
+    )
+    path = str(table_path(tmp_path, "mx"))
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "8"
+    # It died without leaving: its count stands until the supervisor clears its region.
+    table = open_table(0)
+    assert table.open_of(table.cells("192.0.2.1")) == 1
+    clear_region(table_path(tmp_path, "mx"), region=1, regions=2)
+    assert table.open_of(table.cells("192.0.2.1")) == 0
+
+
+def test_a_client_may_come_so_often_a_minute(open_table, clock):
+    keeper = doorkeeper(open_table(), clock, per_minute=300)
+    for _ in range(300):
+        keeper.leave(keeper.enter("192.0.2.1"))
+    assert keeper.enter("192.0.2.1") is Crowded.RATE
+    assert not isinstance(keeper.enter("192.0.2.9"), Crowded)
+    clock.now += 30
+    assert keeper.enter("192.0.2.1") is Crowded.RATE
+    clock.now += 30 + SLOT_SECONDS
+    assert not isinstance(keeper.enter("192.0.2.1"), Crowded)
+
+
+def test_the_minute_slides(open_table, clock):
+    keeper = doorkeeper(open_table(), clock, per_minute=10)
+    for _ in range(5):
+        keeper.leave(keeper.enter("192.0.2.1"))
+    clock.now += 40
+    for _ in range(5):
+        keeper.leave(keeper.enter("192.0.2.1"))
+    assert keeper.enter("192.0.2.1") is Crowded.RATE
+    clock.now += 40  # the first five are more than a minute ago, the others are not
+    for _ in range(5):
+        keeper.leave(keeper.enter("192.0.2.1"))
+    assert keeper.enter("192.0.2.1") is Crowded.RATE
+
+
+def test_a_rate_long_ago_does_not_count_when_its_slot_comes_round(open_table, clock):
+    keeper = doorkeeper(open_table(), clock, per_minute=2)
+    for _ in range(100):
+        assert not isinstance(keeper.enter("192.0.2.1"), Crowded)
+        clock.now += 61 + SLOT_SECONDS
+
+
+def test_there_is_a_limit_in_all(open_table, clock):
+    keeper = doorkeeper(open_table(), clock, in_all=3)
+    places = [keeper.enter(f"192.0.2.{number}") for number in range(3)]
+    assert keeper.enter("192.0.2.200") is Crowded.SERVER
+    keeper.leave(places[0])
+    assert not isinstance(keeper.enter("192.0.2.200"), Crowded)
+
+
+def test_leaving_a_cleared_region_does_not_count_below_zero(open_table, clock):
+    table = open_table()
+    keeper = doorkeeper(table, clock)
+    place = keeper.enter("192.0.2.1")
+    table.clear()
+    keeper.leave(place)
+    assert table.open_here == 0
+
+
+def test_many_clients_do_not_crowd_each_other_out(open_table, clock):
+    keeper = doorkeeper(open_table(), clock, per_client=50)
+    for number in range(2000):
+        assert not isinstance(keeper.enter(f"10.0.{number // 250}.{number % 250}"), Crowded)
+    assert ROWS * CELLS == 8192
+
+
+def test_the_file_is_private(open_table, tmp_path):
+    open_table()
+    assert table_path(tmp_path, "mx").stat().st_mode & 0o077 == 0
