@@ -1,33 +1,243 @@
-"""signatures; the substance follows"""
-from collections.abc import Callable, Collection, Sequence
-from datetime import datetime
-from typing import Protocol
+"""The queue's verbs: enqueue, claim_due, settle, release, next_due_at, withdraw.
 
+Promises. ``enqueue`` returns when message, deliveries, logs and QUEUED events are durable: the moment of 250.
+``settle`` writes state, event and DSN in one transaction, guarded by lease owner and attempt; False means the lease was
+lost and nothing was written. Nothing leaves the queue but by ``settle``, an operator's drop, or ``withdraw``.
+
+How it fails. StoreUnavailable and its kinds, nothing of the change in force; then the caller says 451, or tries to
+settle again. After CommitUnknown nobody can say whether the change is in force:
+
+- A message so enqueued is answered 451 and will be sent again, so ``run`` withdraws what may have been stored: at once
+  and, since a COMMIT may still be under way to a server that lost us, again for DOUBT seconds. The window that remains:
+  this process dies before the store is back, or another worker began a delivery that was not leased to us. Then the
+  message is delivered although its client was told 451, and the client's second try is a second copy (RFC 1047).
+- A settlement is simply settled again: if it had taken, the second finds no lease; ``settle`` then says True.
+- Leases that a claim took without our knowing, and those of callers that were cancelled, are found by ``run``, which
+  compares what the store says we hold with what the dispatcher knows (``holding``), twice, LOOK apart, and frees what
+  both times nobody knew.
+
+A caller that is cancelled during ``enqueue`` leaves no half of a message: if it is stored, its leases are given back
+and it is delivered from the queue.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection
+from datetime import datetime, timedelta
+
+import structlog
+from sqlalchemy import select
+
+from forwarder.failpoint import reach
+from forwarder.mail.event import DeliveryState
+from forwarder.store.claiming import Claim, Claiming
+from forwarder.store.engine import Database
+from forwarder.store.enqueueing import Enqueueing
+from forwarder.store.recording import Notice, Recorder, plain_notice
 from forwarder.store.records import Delivery as Delivery
 from forwarder.store.records import NewDelivery as NewDelivery
 from forwarder.store.records import NewEvent as NewEvent
 from forwarder.store.records import NewMessage as NewMessage
 from forwarder.store.records import Outcome as Outcome
 from forwarder.store.records import Settlement as Settlement
-from forwarder.store.engine import Database
+from forwarder.store.settling import Doubt, Ended, Release, Releasing, Settling, withdraw
+from forwarder.store.tables import deliveries, messages
+from forwarder.store.trouble import CommitUnknown, StoreUnavailable
 
+IF_WORKER_DIES = timedelta(minutes=15)  # from a claim to the next attempt when its worker dies once too often
+DOUBT = 30.0  # seconds
+TICK = 2.0
+LOOK = 60.0
+RELEASE_TRIES = 3
 
-class Ids(Protocol):
-    """Makes ids that sort by time; ``forwarder.mail.ids.IdSource`` is one."""
-
-    def __call__(self) -> str: ...
+_log = structlog.get_logger("forwarder.store")
 
 
 class Queue:
-    def __init__(self, database: Database, *, worker_id: str, local_name: str, ids: Callable[[], str], clock: Callable[[], datetime]) -> None: ...
-    async def enqueue(self, message: NewMessage) -> None: ...
-    async def claim_due(self, now: datetime, limit: int, exclude_domains: Collection[str] = ()) -> list[Delivery]: ...
-    async def content(self, message_id: str) -> bytes | None: ...
-    async def settle(self, settlement: Settlement) -> bool: ...
-    async def release(self, delivery: Delivery, *, next_attempt_at: datetime) -> bool: ...
-    async def next_due_at(self) -> datetime | None: ...
-    async def withdraw(self, message_id: str) -> None: ...
+    """One worker's hands on the queue."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        worker_id: str,
+        local_name: str,
+        ids: Callable[[], str],
+        clock: Callable[[], datetime],
+        alive: Callable[[], bool] = lambda: True,
+        notice: Callable[[Notice], bytes] = plain_notice,
+    ) -> None:
+        self._database = database
+        self._worker_id = worker_id
+        self._ids = ids
+        self._clock = clock
+        self._alive = alive
+        recorder = Recorder(notice=notice)
+        self._enqueueing = Enqueueing(recorder=recorder, worker_id=worker_id, local_name=local_name)
+        self._settling = Settling(recorder=recorder, enqueueing=self._enqueueing, worker_id=worker_id)
+        self._releasing = Releasing(worker_id=worker_id)
+        self._claiming = Claiming(worker_id=worker_id)
+        self._doubts: dict[str, tuple[Doubt, float]] = {}
+        self._unsure: set[tuple[str, int]] = set()  # settlements whose COMMIT nobody answered
+        self._giving_back: set[asyncio.Task[None]] = set()
+
+    async def enqueue(self, message: NewMessage) -> None:
+        """Take charge of a message; durable on return. StoreUnavailable: not taken."""
+        self._check_alive()
+        stored = self._database.writer.enlist(self._enqueueing, message, weight=len(message.content))
+        try:
+            await asyncio.shield(stored)
+        except CommitUnknown:
+            self._doubt(message)
+            raise
+        except asyncio.CancelledError:
+            stored.add_done_callback(lambda ended: self._nobody_took(message, ended))
+            raise
+
+    async def claim_due(
+        self, now: datetime, limit: int, exclude_domains: Collection[str] = ()
+    ) -> list[Delivery]:
+        """Lease up to ``limit`` deliveries due at ``now``, oldest first, none to the excluded domains."""
+        self._check_alive()
+        claim = Claim(
+            now=now,
+            limit=limit,
+            exclude_domains=tuple(exclude_domains),
+            if_worker_dies=now + IF_WORKER_DIES,
+        )
+        claimed = await self._database.writer.submit(self._claiming, claim)
+        return sorted(claimed, key=lambda delivery: delivery.id)
+
+    async def content(self, message_id: str) -> bytes | None:
+        """The bytes of a message; None when its last delivery has ended."""
+        query = select(messages.c.content).where(messages.c.id == message_id)
+        content = await self._database.read(lambda conn: conn.execute(query).scalar_one_or_none())
+        return None if content is None else bytes(content)
+
+    async def settle(self, settlement: Settlement) -> bool:
+        """Write how an attempt ended, with its event and DSN. False: the lease was lost, nothing was written."""
+        ended = Ended(settlement, self._ids(), self._clock())
+        attempt = (settlement.delivery.id, settlement.delivery.attempts)
+        weight = len(settlement.report.content) if settlement.report else 0
+        try:
+            took = await self._database.writer.submit(self._settling, ended, weight=weight)
+        except CommitUnknown:
+            self._unsure.add(attempt)
+            raise
+        reach("settle.after-commit")
+        if attempt in self._unsure:
+            self._unsure.discard(attempt)
+            return True  # if not this time, then the time before
+        return took
+
+    async def release(self, delivery: Delivery, *, next_attempt_at: datetime) -> bool:
+        """Give a lease back unattempted. False: it was not ours any more."""
+        return await self._database.writer.submit(
+            self._releasing, Release(delivery.id, delivery.attempts, next_attempt_at)
+        )
+
+    async def next_due_at(self) -> datetime | None:
+        """When the earliest queued delivery is due; None when nothing is queued."""
+        query = (
+            select(deliveries.c.next_attempt_at)
+            .where(deliveries.c.state == DeliveryState.QUEUED.value)
+            .order_by(deliveries.c.next_attempt_at)
+            .limit(1)
+        )
+        return await self._database.read(lambda conn: conn.execute(query).scalar_one_or_none())
+
     async def held(self) -> dict[str, int]:
-        """id -> attempts of every delivery the store says this worker holds (to compare with memory)."""
-    async def run(self) -> None:
-        """task body: withdraws what an unknown COMMIT may have left."""
+        """The attempt of every delivery that the store says this worker holds, by its id."""
+        query = select(deliveries.c.id, deliveries.c.attempts).where(
+            deliveries.c.state == DeliveryState.LEASED.value, deliveries.c.lease_owner == self._worker_id
+        )
+        rows = await self._database.read(lambda conn: conn.execute(query).all())
+        return {row.id: row.attempts for row in rows}
+
+    async def free(self, attempts: dict[str, int]) -> int:
+        """Give back leases known by id and attempt only; how many were ours."""
+        now = self._clock()
+        took = await asyncio.gather(
+            *(
+                self._database.writer.submit(self._releasing, Release(id_, attempt, now))
+                for id_, attempt in attempts.items()
+            )
+        )
+        return sum(took)
+
+    async def withdraw(self, message_id: str) -> None:
+        """Delete what is stored of a message after an unknown COMMIT, unless a delivery of it has begun."""
+        doubt, _ = self._doubts.get(message_id, (Doubt(message_id, ()), 0.0))
+        await self._database.write(lambda conn: withdraw(conn, [doubt], self._worker_id))
+
+    async def run(self, holding: Callable[[], Collection[str]] | None = None) -> None:
+        """Task body: withdraw doubtful messages, free leases nobody here knows of. ``holding``: the ids known."""
+        loop = asyncio.get_running_loop()
+        before: dict[str, int] = {}
+        next_look = loop.time() + LOOK
+        while True:
+            await asyncio.sleep(TICK)
+            try:
+                await self.withdraw_doubtful(loop.time())
+                if holding is not None and loop.time() >= next_look:
+                    next_look = loop.time() + LOOK
+                    before = await self.free_strays(before, holding)
+            except StoreUnavailable:
+                _log.info("store.still_unavailable", doubtful=len(self._doubts))
+            except Exception as error:  # noqa: BLE001 - this task must outlive what it has not foreseen
+                _log.error("store.queue_care_failed", error=repr(error))
+
+    async def withdraw_doubtful(self, now: float) -> None:
+        """Withdraw every doubtful message; forget those that have been in doubt for DOUBT seconds."""
+        if not self._doubts:
+            return
+        doubts = dict(self._doubts)
+        found = [doubt for doubt, _ in doubts.values()]
+        withdrawn = await self._database.write(lambda conn: withdraw(conn, found, self._worker_id))
+        for message_id, (_, since) in doubts.items():
+            if now - since >= DOUBT:
+                del self._doubts[message_id]
+        if withdrawn:
+            _log.warning("store.withdrawn", messages=len(found), deliveries=withdrawn)
+
+    async def free_strays(
+        self, before: dict[str, int], holding: Callable[[], Collection[str]]
+    ) -> dict[str, int]:
+        """Free what was unknown at the look before and still is; returns what is unknown now."""
+        held = await self.held()
+        known = set(holding())
+        unknown = {id_: attempts for id_, attempts in held.items() if id_ not in known}
+        strays = {id_: attempts for id_, attempts in unknown.items() if before.get(id_) == attempts}
+        if strays:
+            _log.warning("store.strays_freed", deliveries=await self.free(strays))
+        return unknown
+
+    def _check_alive(self) -> None:
+        if not self._alive():  # others may already deliver what we would lease
+            raise StoreUnavailable("this worker's sign of life is overdue")
+
+    def _doubt(self, message: NewMessage) -> None:
+        ids = tuple(delivery.id for delivery in message.deliveries)
+        self._doubts[message.id] = (Doubt(message.id, ids), asyncio.get_running_loop().time())
+
+    def _nobody_took(self, message: NewMessage, stored: "asyncio.Future[None]") -> None:
+        """The caller was cancelled: what it would have handed over to the dispatcher goes back to the queue."""
+        error = stored.exception() if not stored.cancelled() else None
+        if isinstance(error, CommitUnknown):
+            self._doubt(message)
+        leased = {
+            delivery.id: 1 for delivery in message.deliveries if delivery.leased and not delivery.discard
+        }
+        if error is None and leased:
+            task = asyncio.get_running_loop().create_task(self._give_back(leased))
+            self._giving_back.add(task)
+            task.add_done_callback(self._giving_back.discard)
+
+    async def _give_back(self, leased: dict[str, int]) -> None:
+        for _ in range(RELEASE_TRIES):
+            try:
+                await self.free(leased)
+            except StoreUnavailable:
+                await asyncio.sleep(TICK)
+            else:
+                return
+        _log.warning("store.leases_left", deliveries=len(leased))  # ``run`` finds them

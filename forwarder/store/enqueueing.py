@@ -1,0 +1,153 @@
+"""Taking charge of messages: the rows of a whole group in a few statements.
+
+For each message its content, a delivery for each destination (leased to this worker, attempt 1 counted, where the
+dispatcher had room; due otherwise), a log and a QUEUED event for each. A destination that its alias says to discard
+leaves a log with QUEUED and DELIVERED and no delivery; a message with nothing else leaves no content either.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+
+from forwarder.failpoint import reach
+from forwarder.mail.event import DeliveryKind, DeliveryState, Status
+from forwarder.store.recording import (
+    DELIVERY_COLUMNS,
+    LOG_COLUMNS,
+    MESSAGE_COLUMNS,
+    Recorded,
+    Recorder,
+    clean,
+)
+from forwarder.store.records import NewMessage
+from forwarder.store.rows import insert_many
+from forwarder.store.tables import deliveries, logs, messages
+
+
+class Enqueueing:
+    """The batch of ``Queue.enqueue``; also stores the DSNs of a settlement."""
+
+    def __init__(self, *, recorder: Recorder, worker_id: str, local_name: str) -> None:
+        self._recorder = recorder
+        self._worker_id = worker_id
+        self._local_name = local_name
+
+    def apply(self, conn: Connection, items: Sequence[NewMessage]) -> Sequence[None]:
+        reach("enqueue.before-messages")
+        kept = [message for message in items if any(not d.discard for d in message.deliveries)]
+        insert_many(conn, messages, MESSAGE_COLUMNS, [_message_row(message) for message in kept])
+        reach("enqueue.before-deliveries")
+        insert_many(
+            conn,
+            deliveries,
+            DELIVERY_COLUMNS,
+            [
+                self._delivery_row(message, delivery)
+                for message in kept
+                for delivery in message.deliveries
+                if not delivery.discard
+            ],
+        )
+        reach("enqueue.before-logs")
+        insert_many(conn, logs, LOG_COLUMNS, [row for message in items for row in _log_rows(message)])
+        reach("enqueue.before-events")
+        self._recorder.events(conn, [event for message in items for event in self._events(message)])
+        return [None] * len(items)
+
+    def _delivery_row(self, message: NewMessage, delivery: Any) -> tuple[Any, ...]:
+        leased = delivery.leased
+        return (
+            delivery.id,
+            message.id,
+            delivery.kind.value,
+            delivery.domain_id,
+            clean(delivery.alias),
+            delivery.recipient.storage(),
+            delivery.destination,
+            delivery.destination_domain,
+            DeliveryState.LEASED.value if leased else DeliveryState.QUEUED.value,
+            1 if leased else 0,
+            message.created_at,
+            delivery.next_attempt_at,
+            self._worker_id if leased else None,
+        )
+
+    def _events(self, message: NewMessage) -> list[Recorded]:
+        at = message.created_at
+        recorded = []
+        for delivery in message.deliveries:
+            if delivery.kind is DeliveryKind.NOTIFY:
+                continue
+            about = delivery.domain_id, delivery.id
+            to = delivery.recipient.storage()
+            local = self._local_name
+            # The first event of a log may bear the log's own id: ids are unique within a log.
+            recorded.append(
+                Recorded(
+                    *about,
+                    delivery.id,
+                    at,
+                    Status.QUEUED,
+                    250,
+                    f"Queued as {message.id}",
+                    local,
+                    message.hostname,
+                    to,
+                )
+            )
+            if delivery.discard:
+                recorded.append(
+                    Recorded(
+                        *about,
+                        message.id,
+                        at,
+                        Status.DELIVERED,
+                        250,
+                        "Discarded, as the alias says",
+                        local,
+                        local,
+                        to,
+                    )
+                )
+        return recorded
+
+
+def _message_row(message: NewMessage) -> tuple[Any, ...]:
+    return (
+        message.id,
+        message.created_at,
+        message.transport.value,
+        message.reverse_path.storage(),
+        message.smtputf8,
+        message.signing_domain,
+        len(message.content),
+        message.content,
+    )
+
+
+def _log_rows(message: NewMessage) -> list[tuple[Any, ...]]:
+    shared = (
+        message.created_at,
+        message.transport.value,
+        clean(message.hostname),
+        clean(message.message_id),
+        clean(message.subject),
+        clean(message.sender_email),
+        clean(message.sender_name),
+    )
+    return [
+        (
+            delivery.id,
+            delivery.domain_id,
+            clean(delivery.alias),
+            *shared,
+            delivery.recipient.storage(),
+            clean(delivery.recipient_name),
+            delivery.destination,
+            None,
+            False,
+        )
+        for delivery in message.deliveries
+        if delivery.kind is not DeliveryKind.NOTIFY
+    ]

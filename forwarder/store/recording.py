@@ -1,0 +1,206 @@
+"""Rows of the journal, written in the transaction of what they tell about.
+
+The queue writes through here when it takes, settles or drops; the journal when mail is refused or a bounce comes back
+late. An event of a domain that has a webhook also becomes a message of its own with one NOTIFY delivery, in the same
+transaction; deliveries of that kind leave no logs themselves. The reader of the webhook gets what ``Notice`` makes of
+the event; by default the log's id and the event, as JSON.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, overload
+from urllib.parse import urlsplit
+
+from sqlalchemy import BigInteger, Connection, select, update
+
+from forwarder.mail.event import DeliveryKind, DeliveryState, Status, Transport
+from forwarder.mail.ids import log_public_id, new_id
+from forwarder.store.rows import Rows, insert_many
+from forwarder.store.tables import Id, deliveries, domains, events, logs, messages
+
+FAILURES = frozenset({Status.REFUSED, Status.SOFT_BOUNCE, Status.HARD_BOUNCE})
+
+LOG_COLUMNS = (
+    "id",
+    "domain_id",
+    "alias",
+    "created_at",
+    "transport",
+    "hostname",
+    "message_id",
+    "subject",
+    "sender_email",
+    "sender_name",
+    "recipient_email",
+    "recipient_name",
+    "forward_email",
+    "forward_name",
+    "failed",
+)
+EVENT_COLUMNS = ("log_id", "id", "created_at", "status", "code", "message", "local", "server", "recipient")
+MESSAGE_COLUMNS = (
+    "id",
+    "created_at",
+    "transport",
+    "reverse_path",
+    "smtputf8",
+    "signing_domain",
+    "size",
+    "content",
+)
+DELIVERY_COLUMNS = (
+    "id",
+    "message_id",
+    "kind",
+    "domain_id",
+    "alias",
+    "recipient",
+    "destination",
+    "destination_domain",
+    "state",
+    "attempts",
+    "created_at",
+    "next_attempt_at",
+    "lease_owner",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """An event about to be written, and whose it is."""
+
+    domain_id: int | None
+    log_id: str
+    id: str
+    at: datetime
+    status: Status
+    code: int
+    message: str
+    local: str | None
+    server: str | None
+    recipient: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """What a domain's webhook is to be told."""
+
+    domain: str
+    webhook_key: str
+    event: Recorded
+
+
+def plain_notice(notice: Notice) -> bytes:
+    """The content of a notification: the domain, the log's public id and the event, as JSON."""
+    event = notice.event
+    told = {
+        "domain": notice.domain,
+        "log": log_public_id(event.log_id),
+        "event": {
+            "id": event.id,
+            "created": int(event.at.timestamp() * 1000),
+            "status": event.status.value,
+            "code": event.code,
+            "message": event.message,
+            "local": event.local,
+            "server": event.server,
+            "recipient": event.recipient,
+        },
+    }
+    return json.dumps(told, ensure_ascii=False).encode()
+
+
+@overload
+def clean(text: str) -> str: ...
+@overload
+def clean(text: str | None) -> str | None: ...
+def clean(text: str | None) -> str | None:
+    """Text of a peer as both databases take it: PostgreSQL refuses NUL and lone surrogates."""
+    if text is None or (text.isascii() and "\0" not in text):
+        return text
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+_DOMAIN_IDS = Rows(id=BigInteger())
+_LOG_IDS = Rows(id=Id)
+
+
+def mark_failed(conn: Connection, log_ids: Iterable[str]) -> None:
+    """Note that these logs have a failure among their events."""
+    wanted = [(id_,) for id_ in log_ids]
+    if wanted:
+        given = _LOG_IDS.source(conn)
+        query = update(logs).where(logs.c.id.in_(select(given.c.id)), ~logs.c.failed).values(failed=True)
+        conn.execute(query, _LOG_IDS.values(conn, wanted))
+
+
+class Recorder:
+    """Writes events and what follows from them."""
+
+    def __init__(self, *, notice: Callable[[Notice], bytes] = plain_notice) -> None:
+        self._notice = notice
+
+    def events(self, conn: Connection, recorded: Sequence[Recorded]) -> None:
+        """Insert the events and tell the webhooks of their domains."""
+        rows = [
+            (
+                e.log_id,
+                e.id,
+                e.at,
+                e.status.value,
+                e.code,
+                clean(e.message),
+                clean(e.local),
+                clean(e.server),
+                clean(e.recipient),
+            )
+            for e in recorded
+        ]
+        insert_many(conn, events, EVENT_COLUMNS, rows)
+        self._tell_webhooks(conn, recorded)
+
+    def _tell_webhooks(self, conn: Connection, recorded: Sequence[Recorded]) -> None:
+        concerned = {e.domain_id for e in recorded if e.domain_id is not None}
+        if not concerned:
+            return
+        given = _DOMAIN_IDS.source(conn)
+        query = select(domains.c.id, domains.c.name, domains.c.webhook, domains.c.webhook_key).where(
+            domains.c.webhook.is_not(None), domains.c.id.in_(select(given.c.id))
+        )
+        found = conn.execute(query, _DOMAIN_IDS.values(conn, [(id_,) for id_ in concerned]))
+        hooks = {row.id: row for row in found}
+        if not hooks:
+            return
+        new_messages: list[tuple[Any, ...]] = []
+        new_deliveries: list[tuple[Any, ...]] = []
+        for event in recorded:
+            hook = hooks.get(event.domain_id) if event.domain_id is not None else None
+            if hook is None:
+                continue
+            content = self._notice(Notice(domain=hook.name, webhook_key=hook.webhook_key, event=event))
+            message_id = new_id(event.at, os.urandom(8))
+            new_messages.append(
+                (message_id, event.at, Transport.REPORT.value, "", False, None, len(content), content)
+            )
+            new_deliveries.append(
+                (
+                    new_id(event.at, os.urandom(8)),
+                    message_id,
+                    DeliveryKind.NOTIFY.value,
+                    event.domain_id,
+                    None,
+                    "",
+                    hook.webhook,
+                    urlsplit(hook.webhook).hostname or "",
+                    DeliveryState.QUEUED.value,
+                    0,
+                    event.at,
+                    event.at,
+                    None,
+                )
+            )
+        insert_many(conn, messages, MESSAGE_COLUMNS, new_messages)
+        insert_many(conn, deliveries, DELIVERY_COLUMNS, new_deliveries)

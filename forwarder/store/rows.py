@@ -1,0 +1,177 @@
+"""Many rows in one statement, on either database.
+
+``insert_many`` writes rows with a handful of statements whatever their number. ``Rows`` is a FROM clause of rows that
+travel as one parameter, for UPDATE, DELETE and SELECT by many keys.
+
+Why not ``executemany``: PostgreSQL would plan and check row by row; and SQLite's driver lets go of the interpreter
+lock at every row, so that a busy event loop takes each of them a time slice away while the write lock is held. For the
+same reason ``fetch`` brings a whole result of SQLite in one row of JSON.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    FromClause,
+    Integer,
+    LargeBinary,
+    Select,
+    Table,
+    Text,
+    bindparam,
+    func,
+    select,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.types import TypeEngine
+
+from forwarder.store.tables import UtcDateTime
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_CHUNKS = (64, 16, 4, 1)  # rows of one INSERT on SQLite: few shapes, so that they stay prepared
+
+
+def micros(at: datetime) -> int:
+    """How SQLite stores a time."""
+    return (at - _EPOCH) // _MICROSECOND
+
+
+def at_micros(value: int) -> datetime:
+    """The time that SQLite stored."""
+    return _EPOCH + timedelta(microseconds=value)
+
+
+def is_postgres(conn: Connection) -> bool:
+    return conn.dialect.name == "postgresql"
+
+
+def insert_many(
+    conn: Connection, table: Table, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]
+) -> None:
+    """INSERT the rows; their values are in the order of ``columns``, times as aware datetimes."""
+    if not rows:
+        return
+    if is_postgres(conn):
+        # a list for each column: unnest turns them back into rows
+        conn.exec_driver_sql(_unnest_insert(table, columns), tuple(map(list, zip(*rows, strict=True))))
+        return
+    times = _times_of(table, columns)
+    start = 0
+    while start < len(rows):
+        size = next(size for size in _CHUNKS if size <= len(rows) - start)
+        values: list[Any] = []
+        for row in rows[start : start + size]:
+            values.extend(row)
+        width = len(columns)
+        for column in times:
+            for index in range(column, len(values), width):
+                if values[index] is not None:
+                    values[index] = micros(values[index])
+        conn.exec_driver_sql(_values_insert(table, columns, size), tuple(values))
+        start += size
+
+
+@cache
+def _times_of(table: Table, columns: tuple[str, ...]) -> tuple[int, ...]:
+    return tuple(index for index, name in enumerate(columns) if isinstance(table.c[name].type, UtcDateTime))
+
+
+@cache
+def _values_insert(table: Table, columns: tuple[str, ...], size: int) -> str:
+    row = f"({', '.join('?' * len(columns))})"
+    return f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES {', '.join([row] * size)}"  # noqa: S608 - names of ours
+
+
+@cache
+def _unnest_insert(table: Table, columns: tuple[str, ...]) -> str:
+    arrays = ", ".join(f"${n}::{_array_of(table.c[name])}" for n, name in enumerate(columns, 1))
+    return f"INSERT INTO {table.name} ({', '.join(columns)}) SELECT * FROM unnest({arrays})"  # noqa: S608 - names of ours
+
+
+def _array_of(column: Column[Any]) -> str:
+    match column.type:
+        case UtcDateTime():
+            return "timestamptz[]"
+        case LargeBinary():
+            return "bytea[]"
+        case Boolean():
+            return "boolean[]"
+        case BigInteger():
+            return "bigint[]"
+        case Integer():
+            return "integer[]"
+        case _:
+            return "text[]"
+
+
+class Rows:
+    """Rows of named, typed columns bound as one parameter (SQLite: JSON; PostgreSQL: an array a column)."""
+
+    def __init__(self, **columns: TypeEngine[Any]) -> None:
+        self._columns = columns
+        self._times = tuple(n for n, kind in enumerate(columns.values()) if isinstance(kind, UtcDateTime))
+        self._sources = {True: self._unnest(), False: self._json_each()}
+
+    def source(self, conn: Connection) -> FromClause:
+        """The FROM clause; its columns are named as given."""
+        return self._sources[is_postgres(conn)]
+
+    def values(self, conn: Connection, rows: Iterable[Sequence[Any]]) -> dict[str, Any]:
+        """The parameters to execute a statement over ``source`` with."""
+        if is_postgres(conn):
+            columns = list(zip(*rows, strict=True)) or [()] * len(self._columns)
+            return {f"rows_{name}": list(column) for name, column in zip(self._columns, columns, strict=True)}
+        plain = [list(row) for row in rows]
+        for row in plain:
+            for index in self._times:
+                row[index] = micros(row[index])
+        return {"rows": json.dumps(plain)}
+
+    def _unnest(self) -> FromClause:
+        arrays = [bindparam(f"rows_{name}", type_=ARRAY(kind)) for name, kind in self._columns.items()]
+        columns = [Column(name, kind) for name, kind in self._columns.items()]
+        return func.unnest(*arrays).table_valued(*columns, name="given").render_derived()
+
+    def _json_each(self) -> FromClause:
+        each = func.json_each(bindparam("rows", type_=Text())).table_valued("value")
+        return select(
+            *(
+                func.json_extract(each.c.value, f"$[{index}]", type_=kind).label(name)
+                for index, (name, kind) in enumerate(self._columns.items())
+            )
+        ).subquery("given")
+
+
+def fetch(conn: Connection, query: Select[Any], parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """All rows of a query, in its order."""
+    if is_postgres(conn):
+        return [tuple(row) for row in conn.execute(query, parameters)]
+    inner = query.subquery("found")
+    packed = conn.execute(_packed(inner), parameters).scalar_one()
+    kinds = [column.type for column in inner.c]
+    readers: list[Callable[[Any], Any] | None] = [_json_reader(kind) for kind in kinds]
+    return [
+        tuple(
+            value if reader is None or value is None else reader(value)
+            for value, reader in zip(row, readers, strict=True)
+        )
+        for row in json.loads(packed)
+    ]
+
+
+def _packed(inner: FromClause) -> Select[Any]:
+    return select(func.json_group_array(func.json_array(*inner.c), type_=Text()))
+
+
+def _json_reader(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
+    if isinstance(kind, UtcDateTime):
+        return at_micros
+    return bool if isinstance(kind, Boolean) else None

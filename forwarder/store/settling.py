@@ -1,0 +1,236 @@
+"""The end of attempts: settle, release, withdraw. Every verb here first asks whether the lease is still ours.
+
+A lease is ours while the row names this worker and the attempt it was leased for. A worker that was stopped for longer
+than its life-sign is believed dead; its rows have moved on when it wakes, and it writes nothing.
+
+The message's row, with its content, goes with its last delivery. On PostgreSQL two transactions may each end one of the
+last two deliveries and not see the other's: whoever finds deliveries left takes the message's row lock and looks once
+more, so that the second of them sees what the first committed.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Integer, Text, delete, exists, func, select, update
+
+from forwarder.failpoint import reach
+from forwarder.mail.event import DeliveryKind, DeliveryState
+from forwarder.store.enqueueing import Enqueueing
+from forwarder.store.recording import FAILURES, Recorded, Recorder, clean, mark_failed
+from forwarder.store.records import Outcome, Settlement
+from forwarder.store.rows import Rows, fetch, is_postgres
+from forwarder.store.tables import Id, UtcDateTime, deliveries, events, logs, messages
+
+_IDS = Rows(id=Id)
+_RETRIES = Rows(id=Id, at=UtcDateTime(), taken_back=Integer(), reply=Text())
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A settlement with what only its moment knows."""
+
+    settlement: Settlement
+    event_id: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A lease given back without an attempt."""
+
+    delivery_id: str
+    attempts: int
+    next_attempt_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A message whose COMMIT nobody answered, and the deliveries it was to have."""
+
+    message_id: str
+    delivery_ids: tuple[str, ...]
+
+
+class Settling:
+    """The batch of ``Queue.settle``: True for each settlement that took."""
+
+    def __init__(self, *, recorder: Recorder, enqueueing: Enqueueing, worker_id: str) -> None:
+        self._recorder = recorder
+        self._enqueueing = enqueueing
+        self._worker_id = worker_id
+
+    def apply(self, conn: Connection, items: Sequence[Ended]) -> Sequence[bool]:
+        reach("settle.before-deliveries")
+        ours = still_ours(conn, self._worker_id, (item.settlement.delivery.id for item in items))
+        took = []
+        for item in items:
+            delivery = item.settlement.delivery
+            took.append(ours.pop(delivery.id, 0) == delivery.attempts)  # popped: a delivery settles once
+        taken = [item for item, is_ours in zip(items, took, strict=True) if is_ours]
+        soft = [item for item in taken if item.settlement.outcome is Outcome.SOFT]
+        ended = [item for item in taken if item.settlement.outcome is not Outcome.SOFT]
+        delete_deliveries(conn, (item.settlement.delivery.id for item in ended))
+        queue_again(
+            conn,
+            [
+                (
+                    item.settlement.delivery.id,
+                    item.settlement.next_attempt_at,
+                    0,
+                    clean(item.settlement.event.message),
+                )
+                for item in soft
+            ],
+        )
+        reach("settle.before-events")
+        told = [item for item in taken if item.settlement.delivery.kind is not DeliveryKind.NOTIFY]
+        self._recorder.events(conn, [_recorded(item) for item in told])
+        mark_failed(
+            conn, [item.settlement.delivery.id for item in told if item.settlement.event.status in FAILURES]
+        )
+        reach("settle.before-reports")
+        reports = [item.settlement.report for item in ended if item.settlement.report is not None]
+        if reports:
+            self._enqueueing.apply(conn, reports)
+        reach("settle.before-content")
+        delete_finished(conn, (item.settlement.delivery.message_id for item in ended))
+        return took
+
+
+class Releasing:
+    """The batch of ``Queue.release``: True for each lease that was ours to give back."""
+
+    def __init__(self, *, worker_id: str) -> None:
+        self._worker_id = worker_id
+
+    def apply(self, conn: Connection, items: Sequence[Release]) -> Sequence[bool]:
+        ours = still_ours(conn, self._worker_id, (item.delivery_id for item in items))
+        took = [ours.pop(item.delivery_id, 0) == item.attempts for item in items]
+        queue_again(
+            conn,
+            [
+                (item.delivery_id, item.next_attempt_at, 1, None)
+                for item, is_ours in zip(items, took, strict=True)
+                if is_ours
+            ],
+        )
+        reach("release.before-commit")
+        return took
+
+
+def still_ours(conn: Connection, worker_id: str, ids: Iterable[str]) -> dict[str, int]:
+    """The attempt each of these deliveries is leased to the worker for, locked until the transaction ends."""
+    given = _IDS.source(conn)
+    query = (
+        select(deliveries.c.id, deliveries.c.attempts)
+        .where(deliveries.c.id.in_(select(given.c.id)), _unindexed(conn) == worker_id)
+        .order_by(deliveries.c.id)  # one order for all who lock: no deadlocks among them
+    )
+    if is_postgres(conn):
+        query = query.with_for_update()
+    return dict(fetch(conn, query, _IDS.values(conn, [(id_,) for id_ in ids])))
+
+
+def _unindexed(conn: Connection) -> Any:
+    # As an expression, or SQLite may walk all leases of the worker instead of the primary key.
+    return deliveries.c.lease_owner if is_postgres(conn) else deliveries.c.lease_owner.op("||")("")
+
+
+def delete_deliveries(conn: Connection, ids: Iterable[str]) -> None:
+    wanted = [(id_,) for id_ in ids]
+    if wanted:
+        given = _IDS.source(conn)
+        conn.execute(
+            delete(deliveries).where(deliveries.c.id.in_(select(given.c.id))), _IDS.values(conn, wanted)
+        )
+
+
+def queue_again(conn: Connection, rows: Sequence[tuple[str, datetime | None, int, str | None]]) -> None:
+    """Back to queued: id, when due, how many attempts not to count, the reply to remember (None: the old one)."""
+    if not rows:
+        return
+    given = _RETRIES.source(conn)
+    reply = given.c.reply
+    query = (
+        update(deliveries)
+        .where(deliveries.c.id == given.c.id)
+        .values(
+            state=DeliveryState.QUEUED.value,
+            lease_owner=None,
+            next_attempt_at=given.c.at,
+            attempts=deliveries.c.attempts - given.c.taken_back,
+            last_reply=func.coalesce(reply, deliveries.c.last_reply),
+        )
+    )
+    conn.execute(query, _RETRIES.values(conn, rows))
+
+
+def delete_finished(conn: Connection, message_ids: Iterable[str]) -> None:
+    """Delete those of the messages that have no delivery left, with their contents."""
+    wanted = sorted(set(message_ids))
+    if not wanted:
+        return
+    left = _delete_without_deliveries(conn, wanted)
+    if left and is_postgres(conn):
+        given = _IDS.source(conn)
+        lock = (
+            select(messages.c.id)
+            .where(messages.c.id.in_(select(given.c.id)))
+            .order_by(messages.c.id)
+            .with_for_update(key_share=True)
+        )
+        conn.execute(lock, _IDS.values(conn, [(id_,) for id_ in left]))
+        _delete_without_deliveries(conn, left)
+
+
+def _delete_without_deliveries(conn: Connection, wanted: list[str]) -> list[str]:
+    given = _IDS.source(conn)
+    query = delete(messages).where(
+        messages.c.id.in_(select(given.c.id)), ~exists().where(deliveries.c.message_id == messages.c.id)
+    )
+    values = _IDS.values(conn, [(id_,) for id_ in wanted])
+    if not is_postgres(conn):
+        conn.execute(query, values)
+        return []
+    gone = set(conn.execute(query.returning(messages.c.id), values).scalars())
+    return [id_ for id_ in wanted if id_ not in gone]
+
+
+def withdraw(conn: Connection, doubts: Sequence[Doubt], worker_id: str) -> int:
+    """Delete what an unanswered COMMIT may have left of these messages and nobody has begun to deliver."""
+    ids = [(id_,) for doubt in doubts for id_ in doubt.delivery_ids]
+    given = _IDS.source(conn)
+    values = _IDS.values(conn, ids)
+    unbegun = (deliveries.c.lease_owner == worker_id) | (
+        (deliveries.c.state == DeliveryState.QUEUED.value) & (deliveries.c.attempts == 0)
+    )
+    mine = deliveries.c.id.in_(select(given.c.id))
+    conn.execute(delete(deliveries).where(mine, unbegun), values)
+    gone = ~exists().where(deliveries.c.id == logs.c.id)
+    conn.execute(
+        delete(events).where(
+            events.c.log_id.in_(select(given.c.id)), ~exists().where(deliveries.c.id == events.c.log_id)
+        ),
+        values,
+    )
+    withdrawn = conn.execute(delete(logs).where(logs.c.id.in_(select(given.c.id)), gone), values).rowcount
+    delete_finished(conn, (doubt.message_id for doubt in doubts))
+    return withdrawn
+
+
+def _recorded(item: Ended) -> Recorded:
+    delivery, event = item.settlement.delivery, item.settlement.event
+    return Recorded(
+        delivery.domain_id,
+        delivery.id,
+        item.event_id,
+        item.at,
+        event.status,
+        event.code,
+        event.message,
+        event.local,
+        event.server,
+        event.recipient,
+    )
