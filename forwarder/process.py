@@ -13,9 +13,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import structlog
 
@@ -181,7 +182,7 @@ async def _when_orphaned(words: asyncio.StreamReader, process: Process) -> None:
     process.end(ORPHAN_GRACE)
 
 
-def _status(main: Callable[[], object]) -> int:
+def _status(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
     import uvloop
 
     try:

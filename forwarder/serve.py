@@ -17,11 +17,13 @@ answer, the start waits for it.
 
 import asyncio
 import os
+import random
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -43,6 +45,7 @@ from forwarder.net.dns import Resolver
 from forwarder.net.http import GuardedClient
 from forwarder.net.tls import ServerTls
 from forwarder.node import NodeLock, forget_ports, node_id, write_ports
+from forwarder.outbound.bounce import Bounces
 from forwarder.outbound.delivery import Courier
 from forwarder.outbound.dispatcher import Dispatcher
 from forwarder.outbound.pool import Pool
@@ -165,6 +168,7 @@ class Engine:
             database=database,
             directory=self.directory,
             queue=self.queue,
+            journal=self.journal,
             ids=ids,
             srs=srs,
             intake=self.dispatcher,
@@ -215,21 +219,25 @@ class Engine:
         self._closing.push_async_callback(client.close)
         courier = Courier(
             pool=pool,
-            settings=settings,
             srs=srs,
             signing=signing,
             webhooks=Webhooks(client=client, key_of=keys.webhook_key, hostname=hostname, clock=clock),
-            secrets=keyring.srs_secrets,
-            hostname=hostname,
+            trace_secret=keyring.srs_secrets[0],
             clock=clock,
         )
         return Dispatcher(
             queue=self.queue,
             courier=courier,
             router=Router(self.resolver, settings),
+            bounces=Bounces(
+                hostname=hostname,
+                disclose_destination=settings.outbound.disclose_destination,
+                ids=self._ids,
+                clock=clock,
+            ),
             settings=settings,
-            ids=self._ids,
             clock=clock,
+            jitter=random.random,
         )
 
     def _keep(self) -> None:
@@ -240,10 +248,8 @@ class Engine:
         watch.keep("queue", self.queue.run)
         watch.keep("dispatcher", self.dispatcher.run)
         for chore in chores_of(self.settings, self.database, self.journal):
-            watch.keep(
-                f"chore {chore.name}",
-                lambda chore=chore: keep_house(chore, self.database, owner=self.worker_id, clock=self._clock),
-            )
+            turns = partial(keep_house, chore, self.database, owner=self.worker_id, clock=self._clock)
+            watch.keep(f"chore {chore.name}", turns)
 
     async def _heartbeat(self) -> None:
         """Keeps our leases ours. A row that is gone was taken for dead: what it held is another's now."""

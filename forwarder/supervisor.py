@@ -22,7 +22,7 @@ import structlog
 import uvloop
 
 from forwarder.config import HostPort, Settings
-from forwarder.inbound.limits import clear_region, table_paths
+from forwarder.inbound.limits import clear_region, table_path
 from forwarder.mail.ids import new_id
 from forwarder.node import NodeError, NodeLock, forget_ports, write_ports
 from forwarder.process import notify
@@ -159,8 +159,9 @@ class Supervisor:
                 status=status,
                 pause=worker.pause,
             )
-            for path in table_paths(self._settings.data_dir):
+            for service in ("mx", "submission"):
                 for region in (worker.index * 2, worker.index * 2 + 1):
+                    path = table_path(self._settings.data_dir, service)
                     clear_region(path, region=region, regions=len(self._workers) * 2)
             await asyncio.sleep(worker.pause)
             worker.pause = min(max(worker.pause * 2, FIRST_PAUSE), LONGEST_PAUSE)

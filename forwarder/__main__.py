@@ -1,0 +1,5 @@
+"""``python -m forwarder`` is ``forwarder``."""
+
+from forwarder.cli import main
+
+main()

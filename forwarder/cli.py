@@ -1,0 +1,61 @@
+"""``forwarder``: the commands, put together. What each does stands in ``forwarder.commands``.
+
+``forwarder --help`` must be quick, so nothing heavy is imported before a command runs.
+"""
+
+import sys
+
+import typer
+
+from forwarder.commands import directory, domain, queue
+from forwarder.commands.checking import check
+from forwarder.commands.frame import command
+from forwarder.commands.logs import show_logs
+from forwarder.commands.routing import route
+from forwarder.commands.serving import demo, migrate, serve
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="A mail-forwarding engine: mail in, mail on, every step logged.",
+)
+
+command(app, "serve")(serve)
+command(app, "demo")(demo)
+command(app, "check")(check)
+command(app, "migrate")(migrate)
+command(app, "route")(route)
+command(app, "logs")(show_logs)
+
+app.add_typer(directory.account, name="account")
+app.add_typer(domain.app, name="domain")
+app.add_typer(directory.alias, name="alias")
+app.add_typer(directory.credential, name="credential")
+app.add_typer(queue.app, name="queue")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from forwarder import __version__
+
+        typer.echo(f"forwarder {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(
+        False, "--version", help="Show the version.", callback=_show_version, is_eager=True
+    ),
+) -> None:
+    """A mail-forwarding engine: mail in, mail on, every step logged."""
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)

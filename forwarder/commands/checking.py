@@ -1,0 +1,232 @@
+"""``forwarder check``: configuration, keys, database, ports, and the DNS of the server and of every domain.
+
+Each line is one question with its answer and, where it went wrong, what to do. Exit status 1 when something must be
+mended; what is only advice does not count.
+"""
+
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from functools import partial
+from typing import TYPE_CHECKING
+
+import typer
+
+from forwarder.commands.frame import AsJson, Config, answer, settings_of, store_trouble
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from forwarder.config import HostPort, Settings
+    from forwarder.mail.records import KeyRecord
+    from forwarder.net.dns import Resolver
+    from forwarder.store.domains import Domain
+
+
+class Grade(StrEnum):
+    """How a question came out."""
+
+    FINE = "fine"
+    ADVICE = "advice"
+    WRONG = "wrong"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One question and its answer."""
+
+    about: str
+    grade: Grade
+    text: str
+
+
+def check(config: Config = None, as_json: AsJson = False) -> None:
+    """Look whether this server can do its work, and say what to do where it cannot."""
+    import asyncio
+
+    settings = settings_of(config)
+    found = [Finding(about="configuration", grade=Grade.FINE, text=f"is valid; this is {settings.hostname}")]
+    found += [_keys(settings), *_ports(settings)]
+    found += asyncio.run(_database_and_dns(settings))
+    ok = not any(finding.grade is Grade.WRONG for finding in found)
+
+    def people(out: "Console") -> None:
+        marks = {Grade.FINE: "[green]✓[/]", Grade.ADVICE: "[yellow]·[/]", Grade.WRONG: "[red]✗[/]"}
+        from rich.markup import escape
+
+        for finding in found:
+            out.print(f"{marks[finding.grade]} [bold]{escape(finding.about)}[/] {escape(finding.text)}")
+        out.print("\nAll is well." if ok else "\nWhat is marked ✗ must be mended.")
+
+    answer({"ok": ok, "findings": [asdict(finding) for finding in found]}, as_json=as_json, people=people)
+    if not ok:
+        raise typer.Exit(1)
+
+
+def _keys(settings: "Settings") -> Finding:
+    from forwarder.keyring import KeyringError, open_keyring
+
+    try:
+        keys = open_keyring(settings)
+    except KeyringError as error:
+        return Finding(about="keys", grade=Grade.WRONG, text=str(error))
+    names = ", ".join(f"{signer.selector} ({signer.algorithm})" for signer in keys.service)
+    return Finding(about="keys", grade=Grade.FINE, text=f"{settings.data_dir / 'keys'} holds {names}")
+
+
+def _ports(settings: "Settings") -> Iterator[Finding]:
+    listeners: list[tuple[str, HostPort]] = [("mx", at) for at in settings.mx.listen]
+    if settings.tls.configured:
+        listeners += [
+            ("submission", at) for at in (*settings.submission.listen, *settings.submission.listen_tls)
+        ]
+    else:
+        text = "no certificate: mail comes in clear, and submission does not listen; set [tls] certificate and key"
+        yield Finding(about="tls", grade=Grade.ADVICE, text=text)
+    if settings.api.listen is not None:
+        listeners.append(("api", settings.api.listen))
+    for name, at in listeners:
+        yield _port(name, at)
+
+
+def _port(name: str, at: "HostPort") -> Finding:
+    """Whether the port can be had; one that answers already is taken to be the engine's own."""
+    about = f"{name} {at}"
+    family = socket.AF_INET6 if ":" in at.host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((at.host, at.port))
+    except PermissionError:
+        text = "needs a privilege: run as root, or give CAP_NET_BIND_SERVICE as deploy/forwarder.service does"
+        return Finding(about=about, grade=Grade.WRONG, text=text)
+    except OSError as error:
+        taken = error.errno == 98
+        text = (
+            "is in use: by this engine, if it runs; else stop what holds it"
+            if taken
+            else f"cannot be had: {error.strerror}"
+        )
+        return Finding(about=about, grade=Grade.ADVICE if taken else Grade.WRONG, text=text)
+    return Finding(about=about, grade=Grade.FINE, text="is free; the engine does not run here now")
+
+
+async def _database_and_dns(settings: "Settings") -> list[Finding]:
+    import asyncio
+
+    from forwarder.mail.records import KeyRecord
+    from forwarder.net.dns import Resolver
+    from forwarder.schema import SchemaError, ensure_schema
+    from forwarder.store import dkim_keys, domains
+    from forwarder.store.engine import Database, StoreUnavailable
+
+    kind = settings.database.url.partition(":")[0]
+    try:
+        await asyncio.to_thread(ensure_schema, settings.database.url)
+        database = await Database.open(settings.database.url, pool_size=1)
+    except SchemaError as error:
+        return [Finding(about="database", grade=Grade.WRONG, text=str(error))]
+    except StoreUnavailable as error:
+        return [Finding(about="database", grade=Grade.WRONG, text=store_trouble(error))]
+    found = [
+        Finding(about="database", grade=Grade.FINE, text=f"{kind} answers and has this release's schema")
+    ]
+    resolver = Resolver(settings.dns.nameservers, deadline=settings.dns.timeout)
+    try:
+        found += await _server_names(settings, resolver)
+        hosted = (await database.read(lambda conn: domains.list_domains(conn)))[0]
+        for domain in hosted:
+            stored = await database.read(partial(dkim_keys.list_keys, domain_id=domain.id))
+            keys = [KeyRecord(selector=key.selector, public_record=key.public_record) for key in stored]
+            found += await _domain(settings, resolver, domain, keys)
+    finally:
+        await resolver.close()
+        await database.close()
+    return found
+
+
+async def _server_names(settings: "Settings", resolver: "Resolver") -> list[Finding]:
+    """The host name leads to addresses, and each address leads back."""
+    from forwarder.net.dns import CannotTell, Found, NotFound
+
+    match await resolver.addresses(settings.hostname):
+        case CannotTell(reason=reason):
+            text = f"the DNS cannot tell its addresses ({reason}); check [dns] nameservers and the network"
+            return [Finding(about=settings.hostname, grade=Grade.WRONG, text=text)]
+        case NotFound():
+            text = "has no address in the DNS; add an A record (and AAAA) with this server's public address"
+            return [Finding(about=settings.hostname, grade=Grade.WRONG, text=text)]
+        case Found(records=addresses):
+            pass
+    found = [Finding(about=settings.hostname, grade=Grade.FINE, text=f"leads to {', '.join(addresses)}")]
+    for address in addresses:
+        back = await resolver.ptr(address)
+        names = back.records if isinstance(back, Found) else ()
+        if settings.hostname in names:
+            found.append(Finding(about=address, grade=Grade.FINE, text=f"leads back to {settings.hostname}"))
+        else:
+            text = f"does not lead back to {settings.hostname}; set its PTR record where you rent the address"
+            found.append(Finding(about=address, grade=Grade.ADVICE, text=text))
+    return found
+
+
+async def _domain(
+    settings: "Settings", resolver: "Resolver", domain: "Domain", keys: "list[KeyRecord]"
+) -> list[Finding]:
+    """MX, SPF, DKIM and DMARC of one hosted domain."""
+    from forwarder.mail.records import (
+        dkim_name,
+        dmarc_records,
+        mx_is_ours,
+        records_to_publish,
+        same_key,
+        spf_includes,
+        spf_records,
+    )
+    from forwarder.net.dns import CannotTell, Found
+
+    found: list[Finding] = []
+    wanted = {
+        record.purpose: record
+        for record in records_to_publish(domain.name, settings.hostname, keys, as_txt=True)
+    }
+
+    def say(what: str, fine: bool, answer: object, *, advice: bool = False) -> None:
+        about, record = f"{domain.display} {what}", wanted[what.lower()]
+        if fine:
+            found.append(Finding(about=about, grade=Grade.FINE, text="is right"))
+            return
+        grade = Grade.ADVICE if advice or isinstance(answer, CannotTell) else Grade.WRONG
+        if isinstance(answer, CannotTell):
+            text = f"cannot be asked now ({answer.reason})"
+        else:
+            priority = f"{record.priority} " if record.priority is not None else ""
+            text = f"is missing or different; add {record.name} {record.kind} {priority}{record.value}"
+        found.append(Finding(about=about, grade=grade, text=text))
+
+    mx = await resolver.mx(domain.name)
+    hosts = [(record.preference, record.host) for record in mx.records] if isinstance(mx, Found) else []
+    say("MX", mx_is_ours(hosts, settings.hostname), mx)
+    spf = await resolver.txt(domain.name)
+    records = spf_records(_texts(spf))
+    say("SPF", len(records) == 1 and spf_includes(records[0], settings.hostname), spf, advice=True)
+    for number, key in enumerate(keys, start=1):
+        answer = await resolver.txt(dkim_name(domain.name, key.selector))
+        say(
+            f"DKIM{number}",
+            any(same_key(text, key.public_record) for text in _texts(answer)),
+            answer,
+            advice=True,
+        )
+    dmarc = await resolver.txt(f"_dmarc.{domain.name}")
+    say("DMARC", bool(dmarc_records(_texts(dmarc))), dmarc, advice=True)
+    return found
+
+
+def _texts(answer: object) -> list[str]:
+    from forwarder.net.dns import Found
+
+    return (
+        [record.decode("utf-8", "replace") for record in answer.records] if isinstance(answer, Found) else []
+    )

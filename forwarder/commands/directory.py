@@ -1,0 +1,237 @@
+"""``forwarder account | domain | alias | credential``: who may use this server, and where mail goes.
+
+Changes are in force within a second in every running process. Limits are those of the account's plan.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from forwarder.commands.frame import (
+    AsJson,
+    Config,
+    Failure,
+    answer,
+    command,
+    now,
+    read,
+    settings_of,
+    table,
+    vault_of,
+    write,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from sqlalchemy import Connection
+
+    from forwarder.config import Plan, Settings
+    from forwarder.store.accounts import Account
+    from forwarder.store.domains import Domain
+
+account = typer.Typer(no_args_is_help=True, help="Accounts: who owns domains and holds API keys.")
+alias = typer.Typer(no_args_is_help=True, help="Aliases: where mail for a domain goes.")
+credential = typer.Typer(no_args_is_help=True, help="Credentials: who may send as a domain.")
+
+
+@command(account, "create")
+def create_account(
+    email: Annotated[str, typer.Argument(help="The address of the person.")],
+    plan: Annotated[str, typer.Option(help="The named set of limits in [plans].")] = "default",
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create an account and print its API key, once."""
+    from forwarder.mail.address import parse_address
+    from forwarder.store import accounts
+
+    address = parse_address(email).display()
+    key = accounts.new_key()
+
+    def create(conn: "Connection", settings: "Settings") -> None:
+        if plan not in settings.plans:
+            raise Failure(f"there is no plan {plan!r}; the configuration has {', '.join(settings.plans)}")
+        made = accounts.create(conn, address, plan, now())
+        accounts.add_key(conn, made.id, "first", key.digest, key.prefix, now())
+
+    write(config, create)
+
+    def people(out: "Console") -> None:
+        out.print(
+            f"Account [bold]{address}[/] is made. Its API key, shown this once:\n\n  [bold]{key.secret}[/]\n"
+        )
+        out.print(f"Next: forwarder domain add example.com --account {address}")
+
+    answer({"email": address, "api_key": key.secret}, as_json=as_json, people=people)
+
+
+@command(account, "list")
+def list_accounts(config: Config = None, as_json: AsJson = False) -> None:
+    """List all accounts."""
+    from forwarder.store import accounts
+
+    found = read(config, lambda conn, _: accounts.list_accounts(conn))
+    rows = [
+        {"email": a.email, "plan": a.plan, "created_at": a.created_at, "locked_at": a.locked_at}
+        for a in found
+    ]
+    answer(
+        rows,
+        as_json=as_json,
+        people=lambda out: table(
+            out,
+            ("email", "plan", "created", "locked"),
+            [tuple(row.values()) for row in rows],
+            empty="No account yet: forwarder account create you@example.com",
+        ),
+    )
+
+
+def domain_named(conn: "Connection", name: str) -> "Domain":
+    """The hosted domain of that name, or a Failure."""
+    from forwarder.mail.address import parse_domain
+    from forwarder.store import domains
+
+    found = domains.get(conn, parse_domain(name))
+    if found is None:
+        raise Failure(f"{name} is not hosted here; forwarder domain list shows what is")
+    return found
+
+
+def owner_of(conn: "Connection", domain: "Domain", settings: "Settings") -> tuple["Account", "Plan"]:
+    """The domain's account and its limits."""
+    from forwarder.store import accounts
+
+    owner = accounts.get(conn, domain.account_id)
+    if owner is None:
+        raise Failure(f"the account of {domain.name} is gone")
+    return owner, settings.plans.get(owner.plan, settings.plans["default"])
+
+
+@command(alias, "add")
+def add_alias(
+    domain: str,
+    pattern: Annotated[str, typer.Argument(metavar="ALIAS", help="richard, sales-*, '(a|b)' or '*'.")],
+    forward: Annotated[str, typer.Argument(help="Addresses or https URLs, separated by commas.")],
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add an alias: mail for ALIAS at DOMAIN goes to FORWARD."""
+    from forwarder.commands.checked_alias import checked_alias
+    from forwarder.store import aliases
+
+    def add(conn: "Connection", settings: "Settings") -> Any:
+        hosted = domain_named(conn, domain)
+        _, plan = owner_of(conn, hosted, settings)
+        canonical, leads_to = checked_alias(conn, hosted, pattern, forward, plan)
+        return aliases.add(conn, hosted, canonical, leads_to, now(), limit=plan.aliases)
+
+    made = write(config, add)
+    answer(
+        {"id": made.id, "domain": domain, "alias": made.pattern, "forward": made.forward},
+        as_json=as_json,
+        people=lambda out: out.print(f"{made.pattern}@{domain} leads to {made.forward}", markup=False),
+    )
+
+
+@command(alias, "list")
+def list_aliases(domain: str, config: Config = None, as_json: AsJson = False) -> None:
+    """List the aliases of a domain, in order of creation."""
+    from forwarder.store import aliases
+
+    found = read(config, lambda conn, _: aliases.list_aliases(conn, domain_named(conn, domain).id)[0])
+    rows = [{"id": a.id, "alias": a.pattern, "forward": a.forward, "is_active": a.is_active} for a in found]
+    answer(
+        rows,
+        as_json=as_json,
+        people=lambda out: table(
+            out,
+            ("id", "alias", "forward", "active"),
+            [tuple(row.values()) for row in rows],
+            empty=f"No alias yet: forwarder alias add {domain} '*' you@example.com",
+        ),
+    )
+
+
+@command(alias, "remove")
+def remove_alias(
+    domain: str,
+    pattern: Annotated[str, typer.Argument(metavar="ALIAS", help="The alias as listed, or its id.")],
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove an alias."""
+    from forwarder.store import aliases
+
+    def remove(conn: "Connection", _settings: "Settings") -> str:
+        hosted = domain_named(conn, domain)
+        found = aliases.find(conn, hosted.id, (pattern, pattern.lower()), pattern)
+        if found is None:
+            raise Failure(f"{domain} has no alias {pattern}; forwarder alias list {domain} shows what it has")
+        aliases.remove(conn, hosted, found, now())
+        return found.pattern
+
+    removed = write(config, remove)
+    answer(
+        {"removed": removed, "domain": domain},
+        as_json=as_json,
+        people=lambda out: out.print(f"{removed}@{domain} is removed", markup=False),
+    )
+
+
+@command(credential, "add")
+def add_credential(
+    domain: str,
+    username: Annotated[str, typer.Argument(help="The part before the @ of the address to send as.")],
+    password: Annotated[
+        str, typer.Option(help="The password; asked for when a person is there, else made.", metavar="TEXT")
+    ] = "",
+    limited: Annotated[bool, typer.Option(help="May send as its own address only.")] = False,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add a log-in for sending as DOMAIN."""
+    import secrets
+
+    from forwarder.mail.address import parse_address
+    from forwarder.store import credentials
+    from forwarder.store.passwords import hash_password
+
+    settings_of(config)  # mistakes of the configuration come before questions
+    parse_address(f"{username}@{domain}")
+    if not password and sys.stdin.isatty() and not as_json:
+        password = typer.prompt(
+            "Password (empty: make one)",
+            default="",
+            hide_input=True,
+            confirmation_prompt=True,
+            show_default=False,
+        )
+    made_here = not password
+    password = password or secrets.token_urlsafe(18)
+    digest = hash_password(password)
+
+    def add(conn: "Connection", settings: "Settings") -> str:
+        hosted = domain_named(conn, domain)
+        _, plan = owner_of(conn, hosted, settings)
+        credentials.add(conn, hosted, username, digest, now(), is_limited=limited, limit=plan.credentials)
+        return f"{username.lower()}@{hosted.name}"
+
+    login = write(config, add)
+
+    def people(out: "Console") -> None:
+        out.print(
+            f"Log in as [bold]{login}[/]" + (f" with the password [bold]{password}[/]" if made_here else "")
+        )
+        out.print("Servers: port 587 with STARTTLS, or port 465 with TLS.")
+
+    value = {"login": login} | ({"password": password} if made_here else {})
+    answer(value, as_json=as_json, people=people)
+
+
+def keys_for(settings: "Settings", name: str) -> Any:
+    """Fresh DKIM keys for a domain, sealed."""
+    from forwarder.store.vault import make_keys
+
+    return make_keys(vault_of(settings), name, settings.dkim.selector)

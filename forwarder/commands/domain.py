@@ -1,0 +1,269 @@
+"""``forwarder domain``: the domains hosted here and the DNS records they need."""
+
+import ipaddress
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from forwarder.commands.directory import domain_named, keys_for, owner_of
+from forwarder.commands.frame import (
+    AsJson,
+    Config,
+    Failure,
+    answer,
+    command,
+    now,
+    read,
+    settings_of,
+    table,
+    write,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from sqlalchemy import Connection
+
+    from forwarder.config import Settings
+    from forwarder.mail.records import DnsRecord
+    from forwarder.store.domains import Domain
+
+app = typer.Typer(no_args_is_help=True, help="Domains: add, list, show, the DNS records to paste, remove.")
+
+
+@command(app, "add")
+def add_domain(
+    name: Annotated[str, typer.Argument(help="example.com")],
+    account: Annotated[
+        str, typer.Option("--account", help="The e-mail address of the account.", metavar="EMAIL")
+    ],
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Host a domain. Its DKIM keys are made here."""
+    from forwarder.mail.address import display_domain, parse_domain
+    from forwarder.store import accounts, dkim_keys, domains
+
+    ascii_name = parse_domain(name)
+    keys = keys_for(settings_of(config), ascii_name)
+
+    def add(conn: "Connection", settings: "Settings") -> "Domain":
+        owner = accounts.by_email(conn, account)
+        if owner is None:
+            raise Failure(f"there is no account {account}; make it with: forwarder account create {account}")
+        plan = settings.plans.get(owner.plan, settings.plans["default"])
+        made = domains.add(
+            conn,
+            owner.id,
+            ascii_name,
+            display_domain(ascii_name),
+            now(),
+            dkim_selector=settings.dkim.selector,
+            limit=plan.domains,
+        )
+        for key in keys:
+            dkim_keys.add(conn, made, key, now())
+        return made
+
+    made = write(config, add)
+
+    def people(out: "Console") -> None:
+        out.print(f"[bold]{made.display}[/] is hosted here. Next:\n")
+        out.print(f"  forwarder domain dns {made.display}     the DNS records to paste")
+        out.print(f"  forwarder alias add {made.display} '*' {account}     where its mail goes", markup=False)
+
+    answer(_plain(made), as_json=as_json, people=people)
+
+
+@command(app, "list")
+def list_domains(config: Config = None, as_json: AsJson = False) -> None:
+    """List all domains."""
+    from forwarder.store import domains
+
+    found = read(config, lambda conn, _: domains.list_domains(conn)[0])
+    rows = [_plain(domain) for domain in found]
+    answer(
+        rows,
+        as_json=as_json,
+        people=lambda out: table(
+            out,
+            ("domain", "MX is right", "may send", "added", "DNS checked"),
+            [tuple(row.values())[1:] for row in rows],
+            empty="No domain yet: forwarder domain add example.com --account you@example.com",
+        ),
+    )
+
+
+@command(app, "show")
+def show_domain(name: str, config: Config = None, as_json: AsJson = False) -> None:
+    """Show a domain with its account, aliases and credentials."""
+    from forwarder.store import aliases, credentials
+
+    def ask(conn: "Connection", settings: "Settings") -> dict[str, Any]:
+        domain = domain_named(conn, name)
+        owner, _ = owner_of(conn, domain, settings)
+        listed = aliases.list_aliases(conn, domain.id)[0]
+        return _plain(domain) | {
+            "account": owner.email,
+            "webhook": domain.webhook,
+            "notification_email": domain.notification_email,
+            "aliases": [{"alias": a.pattern, "forward": a.forward, "is_active": a.is_active} for a in listed],
+            "credentials": [c.username for c in credentials.list_credentials(conn, domain.id)],
+        }
+
+    found = read(config, ask)
+
+    def people(out: "Console") -> None:
+        single = [(key, value) for key, value in found.items() if not isinstance(value, list)]
+        table(out, ("", ""), single, empty="")
+        out.print("\n[bold]Aliases[/]")
+        table(
+            out, ("alias", "forward", "active"), [tuple(a.values()) for a in found["aliases"]], empty="none"
+        )
+        out.print("\n[bold]Credentials[/]")
+        table(out, ("username",), [(c,) for c in found["credentials"]], empty="none")
+
+    answer(found, as_json=as_json, people=people)
+
+
+@command(app, "dns")
+def show_records(
+    name: str,
+    cname: Annotated[
+        bool, typer.Option("--cname", help="DKIM as CNAMEs to names below ours, and what to put there.")
+    ] = False,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the DNS records to paste: MX, SPF, DKIM, DMARC, and what the server itself needs."""
+    from forwarder.mail.records import KeyRecord, records_to_publish, zone_of_keys
+    from forwarder.store import dkim_keys
+
+    def ask(conn: "Connection", settings: "Settings") -> tuple[Any, Any]:
+        domain = domain_named(conn, name)
+        keys = [
+            KeyRecord(selector=key.selector, public_record=key.public_record)
+            for key in dkim_keys.list_keys(conn, domain.id)
+        ]
+        records = records_to_publish(domain.name, settings.hostname, keys, as_txt=not cname)
+        return records, zone_of_keys(domain.name, settings.hostname, keys) if cname else ()
+
+    records, ours = read(config, ask)
+    own = server_records(settings_of(config))
+
+    def people(out: "Console") -> None:
+        _print_records(out, f"In the zone of {name}", records)
+        if ours:
+            _print_records(out, "In the zone of this server, where those CNAMEs lead", ours)
+        _print_records(out, "Once for this server, whatever it hosts", own)
+        out.print("And the reverse name (PTR) of each of its addresses, set where the addresses come from:")
+        out.print(f"  {settings_of(config).hostname}\n")
+        out.print("Another SPF record is there already? Keep it, and put the include into it before its all.")
+        out.print("Then: forwarder check")
+
+    value = {
+        "records": [_record(r) for r in records],
+        "key_zone": [_record(r) for r in ours],
+        "server": [_record(r) for r in own],
+    }
+    answer(value, as_json=as_json, people=people)
+
+
+@command(app, "remove")
+def remove_domain(
+    name: str,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Stop hosting a domain; its aliases, credentials and keys go, its log stays until it is too old."""
+    from forwarder.store import domains
+
+    if not yes and not as_json:
+        typer.confirm(f"Remove {name} with its aliases, credentials and DKIM keys?", abort=True)
+
+    def remove(conn: "Connection", _settings: "Settings") -> str:
+        domain = domain_named(conn, name)
+        domains.remove(conn, domain, now())
+        return domain.name
+
+    removed = write(config, remove)
+    answer({"removed": removed}, as_json=as_json, people=lambda out: out.print(f"{removed} is removed"))
+
+
+def server_records(settings: "Settings") -> "list[DnsRecord]":
+    """What the server's own names need: addresses, SPF of the reverse-path, the service's DKIM keys."""
+    from forwarder.keyring import open_keyring
+    from forwarder.mail.records import DMARC, DnsRecord, dkim_name
+    from forwarder.mail.seal import public_record
+
+    records: list[DnsRecord] = []
+    for address in _public_addresses(settings):
+        kind = "AAAA" if ":" in address else "A"
+        records.append(DnsRecord(purpose="address", kind=kind, name=settings.hostname, value=address))
+    if not records:
+        records.append(
+            DnsRecord(
+                purpose="address", kind="A", name=settings.hostname, value="(this server's public address)"
+            )
+        )
+    spf = "v=spf1 a -all"
+    records.append(DnsRecord(purpose="spf", kind="TXT", name=settings.hostname, value=spf))
+    if settings.srs.domain != settings.hostname:
+        value = f"v=spf1 include:{settings.hostname} -all"
+        records.append(DnsRecord(purpose="spf", kind="TXT", name=settings.srs.domain, value=value))
+        records.append(
+            DnsRecord(purpose="mx", kind="MX", name=settings.srs.domain, value=settings.hostname, priority=10)
+        )
+    for signer in open_keyring(settings).service:
+        name, value = dkim_name(signer.domain, signer.selector), public_record(signer.key)
+        records.append(DnsRecord(purpose="dkim", kind="TXT", name=name, value=value))
+    records.append(DnsRecord(purpose="dmarc", kind="TXT", name=f"_dmarc.{settings.dkim.domain}", value=DMARC))
+    return records
+
+
+def _public_addresses(settings: "Settings") -> list[str]:
+    """The addresses that the MX listens on, where the configuration names them."""
+    named = {at.host for at in settings.mx.listen}
+    return sorted(host for host in named if _is_public(host))
+
+
+def _is_public(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_global
+    except ValueError:
+        return False
+
+
+def _print_records(out: "Console", title: str, records: "list[DnsRecord]") -> None:
+    from forwarder.mail.seal import zone_text
+
+    out.print(f"[bold]{title}[/]\n")
+    for record in records:
+        value = zone_text(record.value) if record.kind == "TXT" else record.value
+        if record.kind in ("MX", "CNAME"):
+            value += "."
+        priority = f"{record.priority} " if record.priority is not None else ""
+        # One line a record, as a zone file has it: a table would wrap the keys and spoil the pasting.
+        out.print(f"{record.name}.  IN {record.kind}  {priority}{value}", markup=False, soft_wrap=True)
+    out.print()
+
+
+def _record(record: "DnsRecord") -> dict[str, Any]:
+    return {
+        "purpose": record.purpose,
+        "type": record.kind,
+        "name": record.name,
+        "value": record.value,
+        "priority": record.priority,
+    }
+
+
+def _plain(domain: "Domain") -> dict[str, Any]:
+    return {
+        "domain": domain.name,
+        "display": domain.display,
+        "is_active": domain.is_active,
+        "may_send": domain.sending_checked_at is not None,
+        "added_at": domain.added_at,
+        "checked_at": domain.checked_at,
+    }

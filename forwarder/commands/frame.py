@@ -1,0 +1,212 @@
+"""What all commands share: options, the settings, the open store, output for people and for programs, failures.
+
+Exit status: 0 done, 1 it did not work (the sentence says why and what to do), 2 wrong use or configuration. With
+``--json`` standard output holds exactly one JSON value (``logs --follow``: one a line), and a failure is a JSON object
+``{"error": …}`` on standard error.
+"""
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from sqlalchemy import Connection
+
+    from forwarder.config import Settings
+    from forwarder.store.engine import Database
+    from forwarder.store.vault import Vault
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config", help="The configuration; else FORWARDER_CONFIG, else ./config.toml.", metavar="FILE"
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+
+
+class Failure(Exception):
+    """It did not work; the text is a sentence that says what to do."""
+
+    def __init__(self, sentence: str, *, status: int = 1) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+def command(
+    app: typer.Typer, name: str | None = None, **more: Any
+) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Register a function as a command whose expected failures end in a sentence."""
+
+    def register(function: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                function(*args, **kwargs)
+            except BrokenPipeError:
+                # Whoever read us has seen enough, as ``| head`` does; Python would complain again at exit.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            except Exception as error:
+                explained = explain(error)
+                if explained is None:
+                    raise
+                status, sentence = explained
+                complain(sentence, as_json=bool(kwargs.get("as_json")))
+                raise typer.Exit(status) from None
+
+        app.command(name, **more)(guarded)
+        return guarded
+
+    return register
+
+
+def explain(error: Exception) -> tuple[int, str] | None:
+    """The exit status and the sentence of an expected failure; None for any other."""
+    from forwarder.config import ConfigError
+    from forwarder.keyring import KeyringError
+    from forwarder.mail.address import AddressError
+    from forwarder.node import NodeError
+    from forwarder.schema import SchemaError
+    from forwarder.store.conflict import AlreadyExists, LimitReached, Missing
+    from forwarder.store.trouble import StoreUnavailable
+
+    match error:
+        case Failure():
+            return error.status, str(error)
+        case ConfigError():
+            return 2, f"the configuration has mistakes:\n{error}"
+        case KeyringError() | NodeError() | SchemaError():
+            return 1, str(error)
+        case AddressError():
+            return 1, str(error)
+        case AlreadyExists() | Missing():
+            return 1, str(error)
+        case LimitReached():
+            return 1, f"{error}; the limits stand in [plans] of the configuration"
+        case StoreUnavailable():
+            return 1, store_trouble(error)
+    return None
+
+
+def store_trouble(error: Exception) -> str:
+    """Without the text of the cause, which may hold the database's password."""
+    cause = f" ({type(error.__cause__).__name__})" if error.__cause__ else ""
+    return f"the database does not answer{cause}; check [database] url, and that it runs"
+
+
+def complain(sentence: str, *, as_json: bool) -> None:
+    text = json.dumps({"error": sentence}) if as_json else f"forwarder: {sentence}"
+    print(text, file=sys.stderr)  # noqa: T201 - the command line's own channel
+
+
+def settings_of(config: str | None) -> "Settings":
+    from forwarder.config import load
+
+    return load(config, os.environ)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def with_store(config: str | None, work: "Callable[[Database, Settings], Coroutine[Any, Any, T]]") -> T:
+    """Run ``work`` over the open database, brought up to date first where ``serve`` would do so too."""
+    import asyncio
+
+    from forwarder.schema import ensure_schema
+    from forwarder.store.engine import Database
+
+    settings = settings_of(config)
+    if settings.database.url.startswith("sqlite"):
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    async def main() -> T:
+        await asyncio.to_thread(ensure_schema, settings.database.url)
+        database = await Database.open(settings.database.url, pool_size=1)
+        try:
+            return await work(database, settings)
+        finally:
+            await database.close()
+
+    return asyncio.run(main())
+
+
+def read(config: str | None, work: "Callable[[Connection, Settings], T]") -> T:
+    """Ask the store one thing."""
+
+    async def ask(database: "Database", settings: "Settings") -> T:
+        return await database.read(lambda conn: work(conn, settings))
+
+    return with_store(config, ask)
+
+
+def write(config: str | None, work: "Callable[[Connection, Settings], T]") -> T:
+    """Change one thing, durably when this returns."""
+
+    async def change(database: "Database", settings: "Settings") -> T:
+        return await database.write(lambda conn: work(conn, settings))
+
+    return with_store(config, change)
+
+
+def vault_of(settings: "Settings") -> "Vault":
+    from forwarder.keyring import open_keyring
+    from forwarder.store.vault import Vault
+
+    return Vault(open_keyring(settings).store_key)
+
+
+def console() -> "Console":
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def answer(value: object, *, as_json: bool, people: Callable[["Console"], None]) -> None:
+    """Show ``value`` as JSON, or let ``people`` draw it."""
+    if as_json:
+        print(json.dumps(value, default=_plain, indent=2 if sys.stdout.isatty() else None))  # noqa: T201
+    else:
+        people(console())
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="seconds")
+    return str(value)
+
+
+def table(out: "Console", columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
+    """A table for people, or the sentence ``empty``."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    if not rows:
+        out.print(empty)
+        return
+    drawn = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        drawn.add_row(*(escape(shown(cell)) for cell in row))
+    out.print(drawn)
+
+
+def shown(value: object) -> str:
+    """A cell as people read it."""
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case datetime():
+            return f"{value:%Y-%m-%d %H:%M:%S}"
+    return str(value)

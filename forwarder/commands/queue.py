@@ -1,0 +1,163 @@
+"""``forwarder queue``: what waits, why, and what an operator may do about it."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from forwarder.commands.frame import AsJson, Config, Failure, answer, command, now, read, table, write
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from sqlalchemy import Connection
+
+    from forwarder.config import Settings
+    from forwarder.store.admin import QueuedDelivery
+
+app = typer.Typer(no_args_is_help=True, help="The queue: list, show, retry, hold, release, drop.")
+
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID…", help="Ids of deliveries or of messages.")]
+Every = Annotated[bool, typer.Option("--all", help="Everything that this can be done to.")]
+
+
+@command(app, "list")
+def list_queue(
+    state: Annotated[str | None, typer.Option(help="queued, leased or held.")] = None,
+    destination_domain: Annotated[
+        str | None, typer.Option("--domain", help="Only to this destination domain.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 100,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """List deliveries that wait, the next due first."""
+    from forwarder.mail.event import DeliveryState
+    from forwarder.store import admin
+
+    wanted: DeliveryState | None = None
+    if state is not None:
+        if state not in ("queued", "leased", "held"):
+            raise Failure(f"{state} is no state of the queue; write queued, leased or held", status=2)
+        wanted = DeliveryState(state)
+
+    def ask(conn: "Connection", _settings: "Settings") -> tuple[list[Any], dict[Any, int]]:
+        found = admin.list_deliveries(conn, state=wanted, destination_domain=destination_domain, limit=limit)
+        return found, admin.counts(conn)
+
+    found, counts = read(config, ask)
+    value = {"deliveries": [_plain(d) for d in found], "counts": {str(k): n for k, n in counts.items()}}
+
+    def people(out: "Console") -> None:
+        columns = ("id", "state", "attempts", "next attempt", "from", "to", "last reply")
+        rows = [
+            (
+                d.id,
+                d.state,
+                d.attempts,
+                d.next_attempt_at,
+                d.reverse_path or "<>",
+                d.destination,
+                d.last_reply,
+            )
+            for d in found
+        ]
+        table(out, columns, rows, empty="The queue is empty.")
+        if found:
+            out.print("\n" + ", ".join(f"{number} {name}" for name, number in counts.items()))
+
+    answer(value, as_json=as_json, people=people)
+
+
+@command(app, "show")
+def show(
+    identifier: Annotated[str, typer.Argument(metavar="ID", help="Of a delivery or of a message.")],
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one delivery, or all deliveries of a message."""
+    from forwarder.store import admin
+
+    found = read(config, lambda conn, _: admin.show(conn, identifier))
+    if not found:
+        raise Failure(f"{identifier} is not in the queue; forwarder logs shows what became of it")
+
+    def people(out: "Console") -> None:
+        for delivery in found:
+            table(out, ("field", "value"), list(_plain(delivery).items()), empty="")
+            out.print()
+
+    answer([_plain(d) for d in found], as_json=as_json, people=people)
+
+
+@command(app, "retry")
+def retry(ids: Ids = None, every: Every = False, config: Config = None, as_json: AsJson = False) -> None:
+    """Make deliveries due now."""
+    from forwarder.store import admin
+
+    chosen = _chosen(ids, every)
+    changed = write(config, lambda conn, _: admin.retry(conn, chosen, now=now()))
+    _say(changed, "due now", as_json)
+
+
+@command(app, "hold")
+def hold(ids: Ids = None, config: Config = None, as_json: AsJson = False) -> None:
+    """Put deliveries aside until they are released."""
+    from forwarder.store import admin
+
+    changed = write(config, lambda conn, _: admin.hold(conn, _some(ids)))
+    _say(changed, "held", as_json)
+
+
+@command(app, "release")
+def release(ids: Ids = None, config: Config = None, as_json: AsJson = False) -> None:
+    """Make held deliveries due now."""
+    from forwarder.store import admin
+
+    changed = write(config, lambda conn, _: admin.release(conn, _some(ids), now=now()))
+    _say(changed, "due now", as_json)
+
+
+@command(app, "drop")
+def drop(
+    ids: Ids = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give deliveries up, without a report to their senders; the log says so."""
+    import os
+
+    from forwarder.mail.ids import IdSource
+    from forwarder.store import admin
+
+    chosen = _some(ids)
+    if not yes and not as_json:
+        typer.confirm(f"Drop {len(chosen)} without telling the sender?", abort=True)
+    new_id = IdSource(clock=now, entropy=os.urandom)
+
+    def work(conn: "Connection", settings: "Settings") -> int:
+        return admin.drop(conn, chosen, now=now(), new_id=new_id, local_name=settings.hostname)
+
+    _say(write(config, work), "dropped", as_json)
+
+
+def _some(ids: list[str] | None) -> list[str]:
+    if not ids:
+        raise Failure("name the ids that `forwarder queue list` shows", status=2)
+    return ids
+
+
+def _chosen(ids: list[str] | None, every: bool) -> list[str] | None:
+    if every and ids:
+        raise Failure("either --all or ids, not both", status=2)
+    return None if every else _some(ids)
+
+
+def _say(changed: int, what: str, as_json: bool) -> None:
+    noun = "delivery" if changed == 1 else "deliveries"
+    answer({"changed": changed}, as_json=as_json, people=lambda out: out.print(f"{changed} {noun} {what}"))
+
+
+def _plain(delivery: "QueuedDelivery") -> dict[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(delivery)

@@ -1,0 +1,67 @@
+"""``forwarder serve | demo | migrate``."""
+
+import os
+from typing import TYPE_CHECKING
+
+import typer
+
+from forwarder.commands.frame import AsJson, Config, answer, settings_of
+
+if TYPE_CHECKING:
+    from forwarder.config import Settings
+
+
+def serve(config: Config = None, as_json: AsJson = False) -> None:
+    """Serve everything that the configuration switches on, until SIGTERM.
+
+    SIGTERM drains for at most 30 seconds; SIGHUP reloads certificates and configuration.
+    """
+    from forwarder import failpoint
+    from forwarder.config import load
+    from forwarder.diagnostics import set_up
+
+    def load_settings() -> "Settings":
+        loaded = load(config, os.environ)
+        if as_json:
+            return loaded.model_copy(update={"logs": loaded.logs.model_copy(update={"format": "json"})})
+        return loaded
+
+    settings = load_settings()
+    set_up(settings)
+    failpoint.arm(os.environ)
+    count = settings.workers.processes or len(os.sched_getaffinity(0))
+    if count == 1:
+        from forwarder.process import serve_alone
+
+        raise typer.Exit(serve_alone(load_settings, settings))
+    from forwarder.supervisor import supervise
+
+    raise typer.Exit(supervise(settings, config_path=config, count=count))
+
+
+def demo(as_json: AsJson = False) -> None:
+    """Run the whole engine on this machine, send mail through it, and show what happened."""
+    from forwarder.demo import run_demo
+
+    raise typer.Exit(run_demo(as_json=as_json))
+
+
+def migrate(config: Config = None, as_json: AsJson = False) -> None:
+    """Bring the database to the schema of this release. Safe while the engine serves."""
+    from forwarder.store import migrations
+
+    settings = settings_of(config)
+    if settings.database.url.startswith("sqlite"):
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    before = migrations.state(settings.database.url)
+    if before == "newer":
+        from forwarder.commands.frame import Failure
+
+        raise Failure("the database was made by a newer release; install that release")
+    migrations.upgrade(settings.database.url)
+    said = "was up to date already" if before == "current" else "is up to date"
+    answer(
+        {"before": before, "now": "current"},
+        as_json=as_json,
+        people=lambda out: out.print(f"The database {said}."),
+    )
