@@ -1,0 +1,134 @@
+"""The report to the sender when mail is given up: one DSN, or a word in the log that nobody could be told.
+
+A report goes to the reverse-path that came in with the message (not to its SRS form, which only leads back to us),
+from the null reverse-path, so that nothing ever answers it (RFC 5321 4.5.5, RFC 3464 2). Several recipients of one
+message that fail in the same attempt share a report. There is none about mail from the null reverse-path, nor about
+mail written here: that ends the chain, and the event says ``double_bounce``.
+
+The report names the alias the sender wrote to. Where that alias leads is private and left out, with the name of the
+host that refused, unless ``outbound.disclose_destination`` is set; text of the refusing host that quotes the
+destination has it replaced.
+
+Pure but for the ids and the clock it is given. The report is a ``NewMessage`` for ``Queue.settle`` to store in the
+transaction that records the failure: before it the report could double, after it, it could get lost.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from forwarder.mail.address import Path
+from forwarder.mail.dsn import FailedRecipient, build_report
+from forwarder.mail.event import DeliveryKind, Transport
+from forwarder.outbound.parcel import Parcel, Verdict
+from forwarder.store.queue import NewDelivery, NewMessage
+
+_SUBJECT = "Undelivered Mail Returned to Sender"
+_STATUS = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
+
+
+class Bounces:
+    """Writes reports in the name of this host."""
+
+    def __init__(
+        self,
+        *,
+        hostname: str,
+        sender_domain: str,
+        disclose_destination: bool,
+        ids: Callable[[], str],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._hostname = hostname
+        self._sender = f"mailer-daemon@{sender_domain}"  # the service's domain: the one that signs reports
+        self._disclose = disclose_destination
+        self._ids = ids
+        self._clock = clock
+
+    def report(
+        self,
+        parcel: Parcel,
+        failed: Sequence[Verdict],
+        content: bytes,
+        *,
+        leased: bool,
+        next_attempt_at: datetime,
+    ) -> NewMessage | None:
+        """The report about these failures of one message, or None when nobody may be told."""
+        if not parcel.can_be_bounced:
+            return None
+        now = self._clock()
+        identifier = self._ids()
+        to = parcel.reverse_path
+        message_id = f"<{identifier}@{self._hostname}>"
+        report = build_report(
+            reporting_mta=self._hostname,
+            sender=self._sender,
+            to=to.wire(),
+            failures=[self._failure(verdict, now) for verdict in failed],
+            original=content,
+            arrival_at=parcel.created_at,
+            message_id=message_id,
+            boundary=f"report-{identifier}",
+            now=now,
+        )
+        return NewMessage(
+            id=identifier,
+            created_at=now,
+            transport=Transport.REPORT,
+            reverse_path=Path.null(),
+            smtputf8=to.needs_smtputf8,
+            signing_domain=None,
+            content=report,
+            hostname=self._hostname,
+            message_id=message_id,
+            subject=_SUBJECT,
+            sender_email=self._sender,
+            sender_name=None,
+            deliveries=(
+                NewDelivery(
+                    id=self._ids(),
+                    kind=DeliveryKind.SMTP,
+                    domain_id=None,
+                    alias=None,
+                    recipient=to,
+                    destination=to.wire(),
+                    destination_domain=to.domain,
+                    leased=leased,
+                    next_attempt_at=next_attempt_at,
+                ),
+            ),
+        )
+
+    def _failure(self, verdict: Verdict, now: datetime) -> FailedRecipient:
+        delivery, reply = verdict.delivery, verdict.reply
+        diagnostic = (
+            f"{reply.code} {reply.enhanced} {reply.text}" if reply.enhanced else f"{reply.code} {reply.text}"
+        )
+        alias = delivery.recipient.wire()
+        if not self._disclose:
+            diagnostic = concealed(diagnostic, delivery.destination, alias)
+        return FailedRecipient(
+            address=alias,
+            status=failed_status(reply.enhanced),
+            diagnostic=diagnostic,
+            remote_mta=verdict.server or "" if self._disclose else "",
+            destination=delivery.destination if self._disclose else "",
+            last_attempt_at=now,
+        )
+
+
+def failed_status(enhanced: str) -> str:
+    """The status of a failed recipient: what the host said, when it was a failure, else 5.0.0 (RFC 3463 2)."""
+    return enhanced if _STATUS.fullmatch(enhanced) and enhanced[0] != "2" else "5.0.0"
+
+
+def concealed(text: str, destination: str, alias: str) -> str:
+    """Text of a host without the destination it may quote: the address becomes the alias, its parts are hidden."""
+    local, at, domain = destination.rpartition("@")
+    text = re.sub(re.escape(destination), lambda _: alias, text, flags=re.IGNORECASE)
+    # A local part of one or two characters is a part of ordinary words, and tells nobody anything.
+    secrets = [part for part in (local, domain) if len(part) > 2 and part.lower() not in alias.lower()]
+    for secret in secrets if at else [domain]:
+        text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "[hidden]", text, flags=re.IGNORECASE)
+    return text

@@ -1,0 +1,173 @@
+"""The workers: each takes a job from the lanes, carries it, gives its session slot back, and writes the outcome down.
+
+There is a worker for each session slot in use and each outcome being written, and none when there is nothing to do; a
+worker that is done takes the next job itself. While more than four outcomes a slot wait for the store, no new attempt
+begins.
+
+``stop`` lets what is under way end in the time given, then cuts it: such a delivery is settled as a temporary failure
+that says so, since the remote host may have taken it.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from datetime import timedelta
+
+import structlog
+
+from forwarder.mail.outcome import Action
+from forwarder.mail.reply import Reply
+from forwarder.outbound.delivery import Courier
+from forwarder.outbound.lanes import Lane, Lanes
+from forwarder.outbound.parcel import Carried, Job, Verdict
+from forwarder.outbound.settling import Settling
+from forwarder.outbound.window import Window
+
+_CUT_SHORT = Reply(
+    code=451,
+    enhanced="4.3.2",
+    text="delivery_unknown: this host went down during the attempt; it will be sent again",
+)
+_TOGETHER = 50  # jobs settled at once when a lane is flushed
+
+_log = structlog.get_logger(__name__)
+
+
+class Crew:
+    """Carries jobs as long as the lanes have any."""
+
+    def __init__(
+        self,
+        *,
+        lanes: Lanes,
+        window: Window,
+        courier: Courier,
+        settling: Settling,
+        slots: int,
+        freed: Callable[[], None],
+    ) -> None:
+        self._lanes = lanes
+        self._window = window
+        self._courier = courier
+        self._settling = settling
+        self._limit = slots * 4
+        self._workers: set[asyncio.Task[None]] = set()
+        self._cut: list[Job] = []
+        self._freed = freed
+        self._stopping = False
+        self.settling = 0
+
+    def pump(self) -> None:
+        """Start workers for what may be dialled now."""
+        loop = asyncio.get_running_loop()
+        while not self._stopping and self.settling < self._limit:
+            taken = self._lanes.take(loop.time())
+            if taken is None:
+                return
+            task = loop.create_task(self._work(*taken))
+            self._workers.add(task)
+            task.add_done_callback(self._workers.discard)
+
+    async def fail(self, jobs: Sequence[Job], action: Action, reply: Reply) -> None:
+        """Settle jobs that wait in no lane, all with the same verdict."""
+        for start in range(0, len(jobs), _TOGETHER):
+            await asyncio.gather(
+                *(
+                    self._record(None, job, _all(job, action, reply))
+                    for job in jobs[start : start + _TOGETHER]
+                )
+            )
+
+    async def flush(self, lane: Lane) -> None:
+        """Settle without dialling what waits for a suspended site."""
+        said = f"{lane.trouble}" if lane.trouble is not None else "no answer"
+        code, enhanced = (lane.trouble.code, lane.trouble.enhanced) if lane.trouble else (451, "4.4.1")
+        if code >= 500:
+            code, enhanced = 451, "4.4.1"  # a word of another attempt is no judgement on this message
+        reply = Reply(
+            code=code, enhanced=enhanced, text=f"the host is not being tried for a while; it said: {said}"
+        )
+        jobs = self._lanes.flush(lane)
+        for start in range(0, len(jobs), _TOGETHER):
+            await asyncio.gather(
+                *(
+                    self._record(lane, job, _all(job, Action.RETRY_LATER, reply))
+                    for job in jobs[start : start + _TOGETHER]
+                )
+            )
+
+    async def stop(self, timeout: timedelta) -> None:
+        """End what is under way within the time; the last fifth of it is for writing down what had to be cut."""
+        self._stopping = True
+        seconds = timeout.total_seconds()
+        await _ended(self._workers, seconds * 0.8)
+        cut, self._cut = self._cut, []
+        if cut:
+            _log.warning("attempts_cut_short", deliveries=sum(len(job.deliveries) for job in cut))
+            records = [self._record(None, job, _all(job, Action.RETRY_LATER, _CUT_SHORT)) for job in cut]
+            await _ended({asyncio.ensure_future(record) for record in records}, seconds * 0.2)
+
+    async def _work(self, lane: Lane, job: Job) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._run(lane, job)
+            if self._stopping or self.settling >= self._limit:
+                return
+            taken = self._lanes.take(loop.time())
+            if taken is None:
+                return
+            lane, job = taken
+
+    async def _run(self, lane: Lane, job: Job) -> None:
+        try:
+            carried = await self._carried(job)
+        except asyncio.CancelledError:
+            self._lanes.ended(lane, reached=True, trouble=None, now=asyncio.get_running_loop().time())
+            self._lanes.leave(lane, len(job.deliveries))
+            self._cut.append(job)
+            raise
+        now = asyncio.get_running_loop().time()
+        self._lanes.ended(lane, reached=carried.reached, trouble=carried.trouble, now=now)
+        self.pump()  # the slot is free while we write
+        await self._record(lane, job, carried.verdicts)
+        if lane.suspended_until > now and lane.waiting:
+            await self.flush(lane)
+
+    async def _carried(self, job: Job) -> Carried:
+        async with self._window.content(job.parcel) as content:
+            if content is None:
+                _log.info("message_gone", message=job.parcel.message_id)
+                return Carried(verdicts=(), reached=True)
+            return await self._courier.carry(job, content)
+
+    async def _record(self, lane: Lane | None, job: Job, verdicts: Sequence[Verdict]) -> None:
+        """Write the outcome down; the places in the window are free afterwards, whatever happened."""
+        self.settling += 1
+        try:
+            if verdicts:
+                await self._settling.settle(job.parcel, verdicts, self._window.read)
+        except asyncio.CancelledError:
+            _log.error("outcome_not_recorded", deliveries=[v.delivery.id for v in verdicts])
+            raise
+        except Exception:  # noqa: BLE001 - the lease stays ours until the comparison with the store finds it
+            _log.exception("settling_failed", deliveries=[v.delivery.id for v in verdicts])
+        finally:
+            self.settling -= 1
+            if lane is not None:
+                self._lanes.leave(lane, len(job.deliveries))
+            self._window.let_go(job.parcel, job.deliveries)
+            self._freed()
+
+
+def _all(job: Job, action: Action, reply: Reply) -> list[Verdict]:
+    return [Verdict(delivery=delivery, action=action, reply=reply) for delivery in job.deliveries]
+
+
+async def _ended(tasks: Collection[asyncio.Task[None]], seconds: float) -> None:
+    """Wait for tasks, and cancel those that take longer."""
+    tasks = list(tasks)
+    if not tasks:
+        return
+    _, late = await asyncio.wait(tasks, timeout=seconds)
+    for task in late:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

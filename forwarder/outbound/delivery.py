@@ -1,0 +1,279 @@
+"""One attempt: the deliveries of one message to one site, in one transaction.
+
+What goes out is the stored content, byte for byte, with header lines before it: signatures and seals (``prepare``),
+then our trace (``mail.trace``) on top. The reverse-path of mail from outside becomes an SRS address, so that SPF of
+the next hop looks at our domain; submitted mail keeps its own, a report has the null one.
+
+A kept session of the site is used if there is one, else the hosts are dialled in the route's order until one takes
+the message; trouble with one host or address leads to the next, a judgement about the message or a recipient does
+not (``mail.outcome`` decides every time). Recipients are judged one by one: those a host did not take are tried at the
+next host or later, those it took are delivered and never sent again. A session that breaks after the final dot
+leaves the outcome unknown: no other host is tried then, since that would make a duplicate for certain, and the event
+says ``delivery_unknown`` (RFC 1047; RFC 5321 4.5.3.2.6).
+
+Nothing here raises for what peers do. Trouble of our own (a key that cannot be read, the store away) becomes a
+temporary verdict.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+
+import structlog
+
+from forwarder import failpoint
+from forwarder.mail import trace
+from forwarder.mail.address import Path
+from forwarder.mail.event import DeliveryKind, Transport
+from forwarder.mail.outcome import Action, Fault, Scope, decide, reply_for
+from forwarder.mail.reply import Reply
+from forwarder.mail.srs import Srs
+from forwarder.net.smtp_client import Session, SessionFault, Transaction
+from forwarder.outbound.parcel import Carried, Job, Parcel, Verdict
+from forwarder.outbound.pool import Pool
+from forwarder.outbound.prepare import Signing
+from forwarder.outbound.route import Route
+from forwarder.outbound.webhook import Webhooks
+from forwarder.store.queue import Delivery
+
+_DIALS = 10  # addresses tried in one attempt, of at most five hosts
+_TOO_MANY = (452, 552)  # at RCPT; RFC 5321 4.5.3.1.10: 552 there means 452
+
+_log = structlog.get_logger(__name__)
+
+
+class Courier:
+    """Carries jobs to where they go."""
+
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        srs: Srs,
+        signing: Signing,
+        webhooks: Webhooks,
+        trace_secret: bytes,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._pool = pool
+        self._srs = srs
+        self._signing = signing
+        self._webhooks = webhooks
+        self._trace_secret = trace_secret
+        self._clock = clock
+
+    async def carry(self, job: Job, content: bytes) -> Carried:
+        """Attempt a job once. Only cancellation gets out of here as an exception."""
+        try:
+            if job.kind is not DeliveryKind.SMTP:
+                return await self._webhooks.carry(job, content)
+            return await self._by_smtp(job, content)
+        except Exception:  # noqa: BLE001 - our own trouble is temporary, whatever it is
+            _log.exception("attempt_failed", message=job.parcel.message_id)
+            return everyone(job.deliveries, Action.RETRY_LATER, reply_for(Fault.INTERNAL), reached=True)
+
+    async def _by_smtp(self, job: Job, content: bytes) -> Carried:
+        assert job.route is not None
+        parcel = job.parcel
+        buffers = [
+            self._trace(parcel, job.deliveries) + await self._signing.headers(parcel, content),
+            content,
+        ]
+        attempt = _Attempt(
+            pool=self._pool,
+            route=job.route,
+            reverse_path=self._reverse_path(parcel),
+            deliveries=job.deliveries,
+            buffers=buffers,
+            smtputf8=parcel.smtputf8,
+        )
+        await attempt.run()
+        return attempt.carried()
+
+    def _reverse_path(self, parcel: Parcel) -> Path:
+        if parcel.transport is not Transport.SMTP:
+            return parcel.reverse_path
+        return self._srs.forward(parcel.reverse_path, now=self._clock())
+
+    def _trace(self, parcel: Parcel, deliveries: Sequence[Delivery]) -> bytes:
+        if parcel.is_report:
+            return b""
+        recipients = {delivery.recipient for delivery in deliveries}
+        passages = [
+            trace.Passage(delivery_id=delivery.id, mark=trace.mark(self._trace_secret, delivery.recipient))
+            for delivery in deliveries
+        ]
+        # Submitted mail goes where its author said; there is no alias to tell about.
+        only = next(iter(recipients)) if len(recipients) == 1 and parcel.transport is Transport.SMTP else None
+        return trace.lines(passages, only)
+
+
+class _Attempt:
+    """The state of one attempt: who still waits for a host, and the verdicts so far."""
+
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        route: Route,
+        reverse_path: Path,
+        deliveries: Sequence[Delivery],
+        buffers: Sequence[bytes],
+        smtputf8: bool,
+    ) -> None:
+        self._pool = pool
+        self._route = route
+        self._reverse_path = reverse_path.wire()
+        self._buffers = buffers
+        self._waiting = list(deliveries)
+        self._verdicts: list[Verdict] = []
+        self._reached = False
+        self._may_recover = False  # something so far failed in a way that another hour may mend
+        self._last: tuple[Reply, str | None] = (reply_for(Fault.INTERNAL), None)
+        self._smtputf8 = smtputf8 and self._needs_smtputf8()
+        # A host that did not announce 8BITMIME gets the octets all the same: changing them would break signatures.
+        self._body8bit = not all(buffer.isascii() for buffer in buffers)
+
+    async def run(self) -> None:
+        """Try the kept session, then the hosts in order."""
+        failpoint.reach("deliver.before-connect")
+        skipped: set[str] = set()
+        session = self._pool.reuse(self._route)
+        if session is not None:
+            # The peer may have closed a kept session meanwhile, which says nothing of the host: it is dialled again.
+            if await self._send(session, session.host, more_hosts=True):
+                skipped.add(session.host)
+        dials = list(self._dials())
+        for place, (host, address) in enumerate(dials):
+            if not self._waiting:
+                return
+            if host in skipped:
+                continue
+            more = place + 1 < len(dials)
+            try:
+                session = await self._pool.open(self._route, host, address)
+            except SessionFault as fault:
+                self._judge_all(Scope.SITE, fault.reply, host, more_hosts=more)
+                continue
+            skipped.add(host)
+            more = any(other not in skipped for other, _ in dials[place + 1 :])
+            await self._send(session, host, more_hosts=more)
+
+    def carried(self) -> Carried:
+        """What came of it; whoever is left after the last host waits for the next attempt."""
+        reply, server = self._last
+        for delivery in self._waiting:
+            self._verdicts.append(
+                Verdict(delivery=delivery, action=Action.RETRY_LATER, reply=reply, server=server)
+            )
+        self._waiting = []
+        return Carried(
+            verdicts=self._verdicts, reached=self._reached, trouble=None if self._reached else reply
+        )
+
+    def _dials(self) -> Iterator[tuple[str, str]]:
+        left = _DIALS
+        for host in self._route.hosts:
+            for address in host.addresses:
+                if not left:
+                    return
+                left -= 1
+                yield host.name, address
+
+    async def _send(self, session: Session, host: str, *, more_hosts: bool) -> bool:
+        """Transactions over one session until the host has judged everyone who waits; False: it broke off."""
+        while self._waiting:
+            asked = self._waiting
+            failpoint.reach("deliver.before-mail")
+            try:
+                answered = await session.send(
+                    self._reverse_path,
+                    [delivery.destination for delivery in asked],
+                    self._buffers,
+                    smtputf8=self._smtputf8,
+                    body8bit=self._body8bit,
+                )
+            except SessionFault as fault:
+                self._pool.release(self._route, session)
+                self._broken(fault, session, host, more_hosts=more_hosts)
+                return False
+            except BaseException:
+                self._pool.release(self._route, session)
+                raise
+            self._reached = True
+            failpoint.reach("deliver.after-dot-reply")
+            if not self._judged(answered, asked, host, more_hosts=more_hosts):
+                break
+        self._pool.release(self._route, session)
+        return True
+
+    def _judged(
+        self, answered: Transaction, asked: Sequence[Delivery], host: str, *, more_hosts: bool
+    ) -> bool:
+        """Sort the recipients by what was answered; True: this host asked for the rest in another transaction."""
+        self._waiting = []
+        postponed: list[Delivery] = []
+        accepted = False
+        for index, delivery in enumerate(asked):
+            scope, reply = answered.judge(index)
+            if reply.positive:
+                accepted = True
+                self._verdict(delivery, Action.DELIVERED, reply, host)
+            elif scope is Scope.RECIPIENT and reply.code in _TOO_MANY:
+                postponed.append(delivery)
+                self._last = (reply, host)
+            else:
+                self._judge(delivery, scope, reply, host, more_hosts=more_hosts)
+        if accepted and postponed:
+            self._waiting += postponed
+            return True
+        for delivery in postponed:
+            self._judge(delivery, Scope.RECIPIENT, self._last[0], host, more_hosts=more_hosts)
+        return False
+
+    def _broken(self, fault: SessionFault, session: Session, host: str, *, more_hosts: bool) -> None:
+        if fault.unknown:
+            # The host may have the message: going on to another one would make a second copy for certain.
+            reply = fault.reply
+            unknown = reply.saying(f"delivery_unknown: {reply.text}; it will be sent again")
+            self._reached = True
+            for delivery in self._waiting:
+                self._verdict(delivery, Action.RETRY_LATER, unknown, host)
+            self._waiting = []
+            return
+        if session.sent == 0:
+            self._reached = self._reached or not fault.local
+        self._judge_all(fault.scope, fault.reply, host, more_hosts=more_hosts)
+
+    def _judge_all(self, scope: Scope, reply: Reply, host: str, *, more_hosts: bool) -> None:
+        waiting, self._waiting = self._waiting, []
+        for delivery in waiting:
+            self._judge(delivery, scope, reply, host, more_hosts=more_hosts)
+
+    def _judge(self, delivery: Delivery, scope: Scope, reply: Reply, host: str, *, more_hosts: bool) -> None:
+        action = decide(scope, reply, more_hosts=more_hosts, others_may_recover=self._may_recover)
+        self._last = (reply, host)
+        self._may_recover = self._may_recover or not reply.permanent
+        if action is Action.NEXT_HOST:
+            self._waiting.append(delivery)
+        else:
+            self._verdict(delivery, action, reply, host)
+
+    def _verdict(self, delivery: Delivery, action: Action, reply: Reply, host: str) -> None:
+        self._verdicts.append(Verdict(delivery=delivery, action=action, reply=reply, server=host))
+
+    def _needs_smtputf8(self) -> bool:
+        """RFC 6531 3.4: only for what is beyond ASCII in the envelope or in the header section."""
+        if not self._reverse_path.isascii() or any(not d.destination.isascii() for d in self._waiting):
+            return True
+        content = self._buffers[-1]
+        blank = content.find(b"\r\n\r\n")
+        return not content[: blank if blank >= 0 else len(content)].isascii()
+
+
+def everyone(deliveries: Sequence[Delivery], action: Action, reply: Reply, *, reached: bool) -> Carried:
+    """The same verdict for all deliveries of a job."""
+    return Carried(
+        verdicts=[Verdict(delivery=delivery, action=action, reply=reply) for delivery in deliveries],
+        reached=reached,
+        trouble=None if reached else reply,
+    )

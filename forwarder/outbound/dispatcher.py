@@ -1,0 +1,374 @@
+"""What is delivered, when, and beside what: a bounded window of ready deliveries, taken site by site.
+
+Fresh mail comes in memory: inbound asks ``lease`` for each destination before it stores a message and calls
+``hand_over`` once the message is committed. All else is claimed from the store as places in the window get free.
+Routes are looked up beside the deliveries (``lookups``), so that a DNS that hangs holds no session slot; ``lanes``
+decides who may dial; the ``crew`` dials and settles.
+
+Promises: at most ``outbound.window`` deliveries are held, and some more only by what arrives between a ``lease`` and
+its ``hand_over``; what does not fit stays due in the store. A site that is full or suspended is left out of claims.
+``drain`` ends in its time: what was not begun goes back to the store, due at once, its attempt not counted. What
+was leased to us and is not in memory (a COMMIT whose answer never came) is found by comparing, and given back.
+
+It fails without noise: when the store is away it waits, in growing steps, and goes on when it is back. A loop that
+breaks is logged and started again; ``tasks`` tells a watchdog.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+
+from forwarder import failpoint
+from forwarder.config import Settings
+from forwarder.mail.event import DeliveryKind
+from forwarder.mail.outcome import Scope, decide
+from forwarder.mail.schedule import RetryPolicy
+from forwarder.outbound.bounce import Bounces
+from forwarder.outbound.crew import Crew
+from forwarder.outbound.delivery import Courier
+from forwarder.outbound.lanes import Lane, Lanes
+from forwarder.outbound.lookups import Lookups
+from forwarder.outbound.parcel import Job, Parcel
+from forwarder.outbound.route import Failure, Route, Router
+from forwarder.outbound.settling import Settling
+from forwarder.outbound.window import Window
+from forwarder.store.engine import StoreUnavailable
+from forwarder.store.queue import Delivery, NewDelivery, NewMessage, Queue
+
+_POLL = 1.0  # seconds between looks at the store when nothing is known to be due
+_CLAIM = 250  # deliveries a claim
+_LONGEST_PAUSE = 5.0  # seconds between attempts to reach a store that is away
+_COMPARE = 15.0  # seconds between comparisons of leases with memory
+_OVERFULL_PAUSE = timedelta(seconds=10)  # for what was claimed although its site has no room
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """What the dispatcher holds, for health and metrics."""
+
+    held: int  # deliveries in memory
+    looking_up: int  # of these, waiting for a route
+    dialling: int  # session slots taken
+    settling: int  # attempts made, being written down
+    unwritten: int  # settlements that wait for the store
+    suspended: int  # sites not dialled for a while
+
+
+class Dispatcher:
+    """Delivers what is due; satisfies inbound's ``Intake``."""
+
+    def __init__(
+        self,
+        *,
+        queue: Queue,
+        courier: Courier,
+        router: Router,
+        bounces: Bounces,
+        settings: Settings,
+        clock: Callable[[], datetime],
+        jitter: Callable[[], float],
+    ) -> None:
+        outbound = settings.outbound
+        self._queue = queue
+        self._clock = clock
+        self._size = outbound.window
+        self._lanes = Lanes(
+            window=outbound.window,
+            concurrency=outbound.concurrency,
+            per_site=outbound.concurrency_per_site,
+            share_all=outbound.smarthost is not None,
+        )
+        self._settling = Settling(
+            queue,
+            bounces,
+            policy=RetryPolicy(
+                delays=settings.retry.delays,
+                give_up_after=settings.retry.give_up_after,
+                spread=settings.retry.spread,
+            ),
+            hostname=settings.hostname,
+            clock=clock,
+            jitter=jitter,
+            lease=self.lease,
+            hand_over=self.hand_over,
+        )
+        self._window = Window(self._read)
+        self._lookups = Lookups(router, found=self._found, failed=self._unroutable)
+        self._crew = Crew(
+            lanes=self._lanes,
+            window=self._window,
+            courier=courier,
+            settling=self._settling,
+            slots=outbound.concurrency,
+            freed=self._freed,
+        )
+        self._returning: list[tuple[Parcel, Delivery, timedelta]] = []
+        self._strays: dict[str, int] = {}  # leased to us and not in memory when last compared
+        self._news = asyncio.Event()  # something may be due, or have to be given back
+        self._loops: dict[str, asyncio.Task[None]] = {}
+        self._open = False  # takes fresh mail
+        self._starved = False  # the window is too full for a claim
+        self._claim_size = min(_CLAIM, outbound.window // 8 + 1)
+
+    def lease(self, destination_domain: str) -> bool:
+        """Whether a delivery to this domain may be leased to this process and handed over."""
+        if not self._open:
+            return False
+        lookups = self._lookups
+        site = lookups.site(destination_domain)
+        if site is None:
+            return lookups.waiting_for(destination_domain) < self._free()
+        now = asyncio.get_running_loop().time()
+        return self._lanes.has_room(self._lanes.known(site), now, elsewhere=lookups.waiting)
+
+    def hand_over(self, message: NewMessage) -> None:
+        """Take the leased deliveries of a message that is committed; never raises."""
+        leased = [_claimed(message, new) for new in message.deliveries if new.leased and not new.discard]
+        if leased:
+            parcel = Parcel.of_message(message)
+            self._window.admit(parcel, leased, message.content)
+            self._send_on(parcel, leased)
+            self._crew.pump()
+
+    def wake(self) -> None:
+        """Look at the store now: something became due."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Claim and deliver until ``drain``, or until cancelled."""
+        self._open = True
+        for name, body in (("claims", self._claim_loop), ("leases", self._compare_loop)):
+            self._loops[name] = asyncio.create_task(self._for_ever(name, body), name=f"dispatcher {name}")
+        try:
+            await asyncio.gather(*self._loops.values(), return_exceptions=True)
+        finally:
+            self._open = False
+            for task in self._loops.values():
+                task.cancel()
+
+    async def drain(self, timeout: timedelta) -> None:
+        """Stop claiming, end what is under way, give back the rest; at most about ``timeout``."""
+        ends = asyncio.get_running_loop().time() + timeout.total_seconds()
+        self._open = False
+        for task in self._loops.values():
+            task.cancel()
+        await asyncio.gather(*self._loops.values(), return_exceptions=True)
+        waiting = await self._lookups.close()
+        for lane in self._lanes:
+            jobs = self._lanes.flush(lane)
+            self._lanes.leave(lane, sum(len(job.deliveries) for job in jobs))
+            waiting += jobs
+        for job in waiting:
+            self._return(job, timedelta(0))
+        # First what costs nothing to give back, so that others can begin with it at once.
+        await self._give_back(until=ends)
+        await self._crew.stop(timedelta(seconds=max(0.1, ends - asyncio.get_running_loop().time())))
+        await self._give_back(until=ends + 1.0)  # what was handed over in the meantime
+        if self._window.held:
+            _log.error(
+                "leases_left_behind", deliveries=list(self._window.held)[:100], count=len(self._window.held)
+            )
+
+    def tasks(self) -> dict[str, bool]:
+        """The loops that must live while ``run`` does, and whether each does."""
+        return {name: not task.done() for name, task in self._loops.items()}
+
+    def status(self) -> Status:
+        """What is held now."""
+        return Status(
+            held=len(self._window.held),
+            looking_up=self._lookups.waiting,
+            dialling=self._lanes.active,
+            settling=self._crew.settling,
+            unwritten=self._settling.unwritten,
+            suspended=self._lanes.suspended(asyncio.get_running_loop().time()),
+        )
+
+    # From the window to the lanes.
+
+    def _send_on(self, parcel: Parcel, deliveries: Sequence[Delivery]) -> None:
+        """Put deliveries of one parcel in the lanes of their sites, or let them wait for their routes."""
+        groups: dict[tuple[bool, str], list[Delivery]] = {}
+        for delivery in deliveries:
+            by_smtp = delivery.kind is DeliveryKind.SMTP
+            groups.setdefault((by_smtp, delivery.destination_domain), []).append(delivery)
+        for (by_smtp, domain), group in groups.items():
+            job = Job(parcel=parcel, deliveries=group)
+            if not by_smtp:
+                # One host of webhooks is a site of its own, whatever mail hosts its domain has.
+                self._queue_up(self._lanes.lane(f"https://{domain}/{group[0].kind}"), job, domain)
+                continue
+            job.route = self._lookups.ask(domain, job)
+            if job.route is not None:
+                self._queue_up(self._lanes.lane(job.route.site), job, domain)
+
+    def _found(self, domain: str, route: Route, jobs: Sequence[Job]) -> None:
+        lane = self._lanes.lane(route.site)
+        for job in jobs:
+            job.route = route
+            self._queue_up(lane, job, domain)
+        self._crew.pump()
+
+    async def _unroutable(self, failure: Failure, jobs: Sequence[Job]) -> None:
+        # The DNS spoke for the whole domain: as if its only host had said so about the message.
+        action = decide(Scope.MESSAGE, failure.reply, more_hosts=False)
+        await self._crew.fail(jobs, action, failure.reply)
+
+    def _queue_up(self, lane: Lane, job: Job, domain: str) -> None:
+        # A site may have many domains, which a claim cannot all leave out: what comes in spite of that goes back.
+        if lane.held > 2 * max(self._free(), _CLAIM) and not self._lanes.share_all:
+            self._return(job, _OVERFULL_PAUSE)
+        else:
+            self._lanes.add(lane, job, domain)
+
+    def _return(self, job: Job, pause: timedelta) -> None:
+        self._returning += [(job.parcel, delivery, pause) for delivery in job.deliveries]
+        self._news.set()
+
+    # The loops.
+
+    async def _for_ever(self, name: str, body: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await body()
+            except Exception:  # noqa: BLE001 - no loop of ours ends because of one bad turn
+                _log.exception("loop_broke", loop=name)
+                await asyncio.sleep(1.0)
+
+    async def _claim_loop(self) -> None:
+        pause = _POLL
+        while True:
+            try:
+                wait = await self._claim()
+                pause = 0.1
+            except StoreUnavailable as error:
+                _log.warning("store_away", reason=str(error))
+                wait, pause = pause, min(pause * 2, _LONGEST_PAUSE)
+            if wait > 0:
+                await self._sleep(wait)
+            else:
+                await asyncio.sleep(0)
+
+    async def _claim(self) -> float:
+        """One turn: give back, wake lanes, claim what fits. The seconds until the next turn."""
+        self._news.clear()
+        now = asyncio.get_running_loop().time()
+        await self._give_back(until=None)
+        self._lanes.wake(now)
+        self._crew.pump()
+        for lane in self._lanes:
+            if lane.suspended_until > now and lane.waiting:
+                await self._crew.flush(lane)
+        free = self._free()
+        if free < self._claim_size:
+            self._starved = (
+                True  # until settled deliveries have made room for a claim that is worth its while
+            )
+            return _POLL
+        limit = min(free, _CLAIM)
+        claimed = await self._queue.claim_due(self._clock(), limit, self._lanes.blocked_domains(now))
+        if claimed:
+            failpoint.reach("dispatch.claimed")
+            self._take_in(claimed)
+        if len(claimed) == limit:
+            return 0.0
+        due = await self._queue.next_due_at()
+        if due is None:
+            return _POLL
+        # Due already and yet not claimed: left out, or another process was faster. Not at once again.
+        wait = (due - self._clock()).total_seconds()
+        return min(wait, _POLL) if wait > 0 else _POLL
+
+    def _take_in(self, claimed: Iterable[Delivery]) -> None:
+        parcels: dict[str, tuple[Parcel, list[Delivery]]] = {}
+        for delivery in claimed:
+            known = parcels.get(delivery.message_id)
+            if known is None:
+                known = parcels[delivery.message_id] = (Parcel.of_delivery(delivery), [])
+            known[1].append(delivery)
+        for parcel, deliveries in parcels.values():
+            self._window.admit(parcel, deliveries, None)
+            self._send_on(parcel, deliveries)
+        self._crew.pump()
+
+    async def _sleep(self, seconds: float) -> None:
+        """Until the time is over, or there is news."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
+
+    def _freed(self) -> None:
+        """Places in the window became free."""
+        if self._starved and self._free() >= self._claim_size:
+            self._starved = False
+            self._news.set()
+
+    def _free(self) -> int:
+        return self._size - self._lanes.held - self._lookups.waiting
+
+    async def _give_back(self, *, until: float | None) -> None:
+        """Release what is to go back; with ``until``, as long as that loop time is not over."""
+        while self._returning:
+            batch, self._returning = self._returning[:200], self._returning[200:]
+            now = self._clock()
+            results = await asyncio.gather(
+                *(self._queue.release(d, next_attempt_at=now + pause) for _, d, pause in batch),
+                return_exceptions=True,
+            )
+            for (parcel, delivery, pause), result in zip(batch, results, strict=True):
+                if isinstance(result, StoreUnavailable):
+                    self._returning.append((parcel, delivery, pause))
+                elif isinstance(result, BaseException):
+                    raise result
+                else:
+                    self._window.let_go(parcel, [delivery])
+            if any(isinstance(result, StoreUnavailable) for result in results):
+                if until is None or asyncio.get_running_loop().time() >= until:
+                    return
+                await asyncio.sleep(0.1)
+
+    async def _compare_loop(self) -> None:
+        """Find leases that memory knows nothing of: twice in a row, since an enqueue may be under way."""
+        while True:
+            await asyncio.sleep(_COMPARE)
+            try:
+                leased = await self._queue.held()
+            except StoreUnavailable:
+                continue  # the claims say so already
+            strays = {i: attempts for i, attempts in leased.items() if i not in self._window.held}
+            lost = {i: attempts for i, attempts in strays.items() if self._strays.get(i) == attempts}
+            self._strays = strays
+            if lost:
+                _log.warning("stray_leases", count=len(lost), deliveries=list(lost)[:20])
+                await self._queue.give_back(lost)
+
+    async def _read(self, message_id: str) -> bytes | None:
+        return await self._settling.persistently(lambda: self._queue.content(message_id))
+
+
+def _claimed(message: NewMessage, new: NewDelivery) -> Delivery:
+    """The first attempt of a fresh delivery, as a claim would have given it."""
+    return Delivery(
+        id=new.id,
+        message_id=message.id,
+        kind=new.kind,
+        domain_id=new.domain_id,
+        alias=new.alias,
+        recipient=new.recipient,
+        destination=new.destination,
+        destination_domain=new.destination_domain,
+        attempts=1,
+        created_at=message.created_at,
+        next_attempt_at=new.next_attempt_at,
+        reverse_path=message.reverse_path,
+        smtputf8=message.smtputf8,
+        signing_domain=message.signing_domain,
+        transport=message.transport,
+        size=len(message.content),
+    )

@@ -1,0 +1,214 @@
+"""Who is served next: lanes by site, taken in turn. Pure bookkeeping; the dispatcher acts on it.
+
+Every site has one lane, with the jobs that wait for it. ``take`` goes round the lanes, so that a long lane delays no
+other. Four bounds keep a slow or dead site from hurting the rest:
+
+- a lane may hold no more deliveries than places are still free in the window (so one greedy site leaves half of the
+  window, two leave a third, and so on: a new site always finds room); a smarthost, being all there is, may fill it;
+- a lane begins with ``_FIRST_LIMIT`` sessions, gains one with each success up to the limit per site, and
+  falls back to one after trouble (RFC 5321 4.5.4.1 asks not to open many connections to a host in trouble);
+- lanes whose last attempt did not reach a host share half of the session slots, the healthy ones have all;
+- after ``_TRIP`` attempts in a row that reached nobody the lane is suspended, from 15 seconds doubling up to 10
+  minutes; whatever waits in it is handed back by ``flush`` to be settled without dialling.
+
+What a lane has learnt is remembered after it emptied, for the last ``_REMEMBERED`` lanes.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from forwarder.mail.reply import Reply
+from forwarder.outbound.parcel import Job
+from forwarder.store.queue import Delivery
+
+_FIRST_LIMIT = 5
+_TRIP = 3
+_FIRST_SUSPENSION = 15.0  # seconds
+_LONGEST_SUSPENSION = 600.0
+_REMEMBERED = 10_000
+_JOB_LIMIT = 100  # recipients of one transaction (RFC 5321 4.5.3.1.8: every host takes as many)
+_DOMAINS_NAMED = 200  # domains of a blocked lane that a claim is asked to leave out
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """One site: what waits for it, and how it behaves."""
+
+    site: str
+    limit: int
+    waiting: "OrderedDict[str, Job]" = field(default_factory=OrderedDict)  # by message id
+    domains: dict[str, None] = field(default_factory=dict)  # destination domains seen here, newest last
+    held: int = 0  # deliveries waiting, under way or being settled
+    active: int = 0  # jobs under way
+    failures: int = 0  # attempts in a row that reached nobody
+    suspensions: int = 0
+    suspended_until: float = 0.0
+    trouble: Reply | None = None
+    queued: bool = False  # stands in a ring
+    proven: bool = True  # the last attempt reached a host, or none was made yet
+
+
+class Lanes:
+    """All lanes of a dispatcher. Times are seconds of a monotonic clock."""
+
+    def __init__(self, *, window: int, concurrency: int, per_site: int, share_all: bool) -> None:
+        self._window = window
+        self._concurrency = concurrency
+        self._per_site = min(per_site, concurrency)
+        self._share_all = share_all  # one lane may fill the window: a smarthost
+        self._lanes: OrderedDict[str, Lane] = OrderedDict()
+        self._watched: dict[
+            str, Lane
+        ] = {}  # those that hold something or are suspended: few of the remembered
+        self._healthy: deque[Lane] = deque()
+        self._ailing: deque[Lane] = deque()
+        self._ailing_turn = False
+        self._ailing_active = 0
+        self._ailing_limit = max(1, concurrency // 2)
+        self.held = 0
+        self.active = 0
+
+    def lane(self, site: str) -> Lane:
+        """The lane of a site, made when it is new."""
+        lane = self._lanes.get(site)
+        if lane is None:
+            lane = self._lanes[site] = Lane(site=site, limit=min(_FIRST_LIMIT, self._per_site))
+            self._forget_some()
+        return lane
+
+    def known(self, site: str) -> Lane | None:
+        """The lane of a site, if there is one."""
+        return self._lanes.get(site)
+
+    def has_room(self, lane: Lane | None, now: float, *, elsewhere: int = 0) -> bool:
+        """Whether one more delivery may be held for a lane; ``elsewhere``: places used outside the lanes."""
+        free = self._window - self.held - elsewhere
+        if free <= 0:
+            return False
+        if lane is None:
+            return True
+        return lane.suspended_until <= now and (self._share_all or lane.held < free)
+
+    def add(self, lane: Lane, job: Job, domain: str) -> None:
+        """Let a job wait in a lane; it joins what already waits there of the same message."""
+        count = len(job.deliveries)
+        lane.held += count
+        self.held += count
+        if domain in lane.domains:
+            del lane.domains[domain]
+        lane.domains[domain] = None
+        if len(lane.domains) > _DOMAINS_NAMED:
+            del lane.domains[next(iter(lane.domains))]
+        self._watched[lane.site] = lane
+        same = lane.waiting.get(job.parcel.message_id)
+        if same is None:
+            lane.waiting[job.parcel.message_id] = job
+        else:
+            same.deliveries.extend(job.deliveries)
+            same.route = job.route
+        self._enqueue(lane)
+
+    def take(self, now: float) -> tuple[Lane, Job] | None:
+        """The next job to dial for, now counted as active; None when no lane may dial."""
+        if self.active >= self._concurrency:
+            return None
+        self._ailing_turn = not self._ailing_turn
+        rings = (self._ailing, self._healthy) if self._ailing_turn else (self._healthy, self._ailing)
+        for ring in rings:
+            if ring is self._ailing and self._ailing_active >= self._ailing_limit:
+                continue
+            while ring:
+                lane = ring.popleft()
+                lane.queued = False
+                if lane.suspended_until > now or not lane.waiting or lane.active >= lane.limit:
+                    continue  # it comes back with wake(), add() or ended()
+                return lane, self._start(lane)
+        return None
+
+    def ended(self, lane: Lane, *, reached: bool, trouble: Reply | None, now: float) -> None:
+        """An attempt is over: its session slot is free, and the lane has learnt something."""
+        lane.active -= 1
+        self.active -= 1
+        if not lane.proven:
+            self._ailing_active -= 1
+        was_proven = lane.proven
+        if reached:
+            lane.failures = lane.suspensions = 0
+            lane.trouble = None
+            lane.limit = min(lane.limit + 1, self._per_site)
+            lane.proven = True
+        elif trouble is not None:
+            lane.failures += 1
+            lane.trouble = trouble
+            lane.limit = max(1, lane.limit // 2) if lane.failures < _TRIP else 1
+            lane.proven = False
+            if lane.failures >= _TRIP:
+                length = min(_FIRST_SUSPENSION * 2.0**lane.suspensions, _LONGEST_SUSPENSION)
+                if lane.suspended_until <= now:
+                    lane.suspensions = min(lane.suspensions + 1, 10)
+                lane.suspended_until = now + length
+        if was_proven is not lane.proven:
+            self._ailing_active += lane.active if was_proven else -lane.active
+        self._enqueue(lane)
+
+    def leave(self, lane: Lane, count: int) -> None:
+        """Deliveries are settled or given back: their places in the window are free."""
+        lane.held -= count
+        self.held -= count
+        if not lane.held:
+            self._lanes.move_to_end(lane.site)
+            if not lane.failures:
+                self._watched.pop(lane.site, None)
+
+    def flush(self, lane: Lane) -> list[Job]:
+        """Take out everything that waits in a lane; its places stay taken until ``leave``."""
+        jobs = list(lane.waiting.values())
+        lane.waiting.clear()
+        return jobs
+
+    def wake(self, now: float) -> None:
+        """Let lanes whose suspension is over take their turn again."""
+        for lane in list(self._watched.values()):
+            if lane.suspended_until <= now:
+                if not lane.held:
+                    del self._watched[lane.site]
+                self._enqueue(lane)
+
+    def blocked_domains(self, now: float) -> list[str]:
+        """Destination domains for which nothing should be claimed now."""
+        return [d for lane in self._watched.values() if not self.has_room(lane, now) for d in lane.domains]
+
+    def suspended(self, now: float) -> int:
+        """How many sites are suspended."""
+        return sum(lane.suspended_until > now for lane in self._watched.values())
+
+    def __iter__(self) -> Iterator[Lane]:
+        return iter(list(self._watched.values()))
+
+    def _start(self, lane: Lane) -> Job:
+        _, job = lane.waiting.popitem(last=False)
+        if len(job.deliveries) > _JOB_LIMIT:
+            rest: list[Delivery] = job.deliveries[_JOB_LIMIT:]
+            del job.deliveries[_JOB_LIMIT:]
+            lane.waiting[job.parcel.message_id] = Job(parcel=job.parcel, deliveries=rest, route=job.route)
+        lane.active += 1
+        self.active += 1
+        if not lane.proven:
+            self._ailing_active += 1
+        self._enqueue(lane)
+        return job
+
+    def _enqueue(self, lane: Lane) -> None:
+        if lane.waiting and not lane.queued and lane.active < lane.limit:
+            lane.queued = True
+            (self._healthy if lane.proven else self._ailing).append(lane)
+
+    def _forget_some(self) -> None:
+        while len(self._lanes) > _REMEMBERED:
+            oldest = next(iter(self._lanes.values()))
+            if oldest.site in self._watched:
+                # In use: it counts as the newest, so that this ends after one look at each lane at most.
+                self._lanes.move_to_end(oldest.site)
+                return
+            del self._lanes[oldest.site]

@@ -1,0 +1,243 @@
+"""A message as JSON, for a webhook destination. Pure, bounded, and never raising for any bytes.
+
+The object holds ``headers`` (a string for a field that occurs once, a list for one that occurs more often), ``to``,
+``from``, ``subject``, ``message-id``, ``date``, ``return-path``, ``timestamp``, ``text``, ``html``, ``inlines`` and
+``attachments``, the parts in base64. The walk through the MIME tree is an own one: the standard ``email`` package
+recurses on what strangers nest. It goes ``_DEPTH`` levels deep and looks at ``_PARTS`` parts; what lies beyond is
+left in the part that contains it, as one attachment of type ``application/octet-stream``. Character sets that are not
+among the common ones are read as UTF-8 with replacement marks.
+
+CPU work in proportion to the message, some of it with the interpreter locked: call it in a thread.
+"""
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from urllib.parse import unquote_to_bytes
+
+from forwarder.mail import content as mail
+from forwarder.mail.address import Path
+from forwarder.mail.words import decode_words, printable
+
+_DEPTH = 20
+_PARTS = 500
+_FIELDS = 500
+_TEXT = 16 * 1024 * 1024  # octets of text decoded, of all parts together
+_CHARSETS = re.compile(
+    r"(?i)(?:us-?ascii|ascii|utf-?8|utf-?16(?:le|be)?|iso-8859-\d{1,2}|latin-?1|windows-12\d\d|cp12\d\d"
+    r"|koi8-[ru]|gb2312|gbk|gb18030|big5|euc-(?:jp|kr)|shift_jis|iso-2022-(?:jp|kr))"
+)
+_PARAMETER = re.compile(
+    r';\s*([!#$%&\'*+.^_`|~0-9a-z-]{1,60})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;\s]*))', re.IGNORECASE
+)
+_ESCAPED = re.compile(r"\\(.)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kind:
+    """A Content-Type or Content-Disposition: its word and its parameters."""
+
+    word: str
+    parameters: dict[str, str]
+
+
+@dataclass(slots=True, eq=False)
+class _Parts:
+    """What the walk collects."""
+
+    text: str | None = None
+    html: str | None = None
+    inlines: list[bytes] = field(default_factory=list)
+    attachments: list[bytes] = field(default_factory=list)
+    seen: int = 0
+    text_left: int = _TEXT
+
+
+def message_json(content: bytes, *, reverse_path: Path, received_at: datetime) -> bytes:
+    """The body to POST."""
+    head, _ = mail.split(content)
+    parts = _Parts()
+    _walk(content, parts, 0, top=True)
+    sender = mail.mailbox(mail.first_raw(head, b"from") or b"")
+    facts = {
+        "headers": _headers(head),
+        "to": [_person(found) for found in mail.mailboxes(mail.first_raw(head, b"to") or b"")],
+        "from": _person(sender),
+        "subject": mail.first(head, b"subject"),
+        "message-id": mail.first(head, b"message-id"),
+        "date": mail.first(head, b"date"),
+        "return-path": {"name": "", "email": reverse_path.wire()},
+        "timestamp": int(received_at.timestamp()),
+        "text": parts.text,
+        "html": parts.html,
+    }
+    # The base64 of the parts is joined in, not escaped again: it is most of the bytes.
+    return b"".join(
+        (
+            json.dumps(facts).encode("ascii")[:-1],
+            b', "inlines": [',
+            b", ".join(parts.inlines),
+            b'], "attachments": [',
+            b", ".join(parts.attachments),
+            b"]}",
+        )
+    )
+
+
+def _headers(head: bytes) -> dict[str, str | list[str]]:
+    found: dict[str, str | list[str]] = {}
+    for header in mail.headers(head, _FIELDS):
+        if not header.name:
+            continue
+        name = printable(header.raw.partition(b":")[0].decode("ascii", "replace").strip(), 100)
+        raw = header.value[: mail.MAX_VALUE].replace(b"\r\n", b"").decode("utf-8", "replace").strip()
+        value = printable(decode_words(raw), mail.MAX_VALUE)
+        known = found.get(name)
+        if known is None:
+            found[name] = value
+        elif isinstance(known, list):
+            known.append(value)
+        else:
+            found[name] = [known, value]
+    return found
+
+
+def _person(found: tuple[str | None, str | None]) -> dict[str, str]:
+    email, name = found
+    return {"name": name or "", "email": email or ""}
+
+
+def _walk(entity: bytes, parts: _Parts, depth: int, *, top: bool = False) -> None:
+    """Sort an entity, with its head, into what it is. Recursion ends at ``_DEPTH``."""
+    parts.seen += 1
+    head, body = mail.split(entity)
+    kind = _kind(mail.first_raw(head, b"content-type"), "text/plain")
+    disposition = _kind(mail.first_raw(head, b"content-disposition"), "")
+    boundary = kind.parameters.get("boundary", "")
+    if kind.word.startswith("multipart/") and boundary and depth < _DEPTH and parts.seen < _PARTS:
+        for part in _split(bytes(body), boundary.encode("utf-8", "replace")):
+            if parts.seen >= _PARTS:
+                return
+            _walk(part, parts, depth + 1)
+        return
+    if kind.word.startswith("multipart/") and not top:
+        kind = _Kind(word="application/octet-stream", parameters={})
+    octets = _decoded(bytes(body), (mail.first(head, b"content-transfer-encoding") or "").strip().lower())
+    if disposition.word != "attachment" and _is_text(octets, kind, parts):
+        return
+    described = {
+        "type": kind.word,
+        "name": _name(disposition, kind),
+        "encoding": "base64",
+    }
+    inline = disposition.word == "inline"
+    identifier = mail.first(head, b"content-id")
+    if identifier:
+        described["cid"] = identifier.strip("<> ")
+        inline = inline or disposition.word != "attachment"
+    built = (
+        json.dumps(described).encode("ascii")[:-1]
+        + b', "content": "'
+        + binascii.b2a_base64(octets, newline=False)
+        + b'"}'
+    )
+    (parts.inlines if inline else parts.attachments).append(built)
+
+
+def _is_text(octets: bytes, kind: _Kind, parts: _Parts) -> bool:
+    """Take a part as the message's text or HTML, if there is none yet."""
+    if len(octets) > parts.text_left:
+        return False
+    if kind.word == "text/html" and parts.html is None:
+        parts.html = _characters(octets, kind)
+    elif kind.word == "text/plain" and parts.text is None and "name" not in kind.parameters:
+        parts.text = _characters(octets, kind)
+    else:
+        return False
+    parts.text_left -= len(octets)
+    return True
+
+
+def _split(body: bytes, boundary: bytes) -> Iterator[bytes]:
+    """The parts of a multipart body (RFC 2046 5.1.1); without a closing delimiter the last one ends the body."""
+    delimiter = b"--" + boundary
+    position = 0 if body.startswith(delimiter) else body.find(b"\r\n" + delimiter)
+    start = -1
+    while position >= 0:
+        line = position if body.startswith(delimiter, position) else position + 2
+        after = line + len(delimiter)
+        closing = body.startswith(b"--", after)
+        end_of_line = body.find(b"\r\n", after)
+        rest = body[after : end_of_line if end_of_line >= 0 else len(body)]
+        if not closing and rest.strip(b" \t"):
+            position = body.find(b"\r\n" + delimiter, after)  # a longer boundary that begins like ours
+            continue
+        if start >= 0:
+            yield body[start : max(start, position)]
+        if closing or end_of_line < 0:
+            return
+        start = end_of_line + 2
+        # A delimiter may follow at once: its CRLF is the one that ended this line.
+        position = body.find(b"\r\n" + delimiter, end_of_line)
+    if start >= 0:
+        yield body[start:]
+
+
+def _kind(raw: bytes | None, default: str) -> _Kind:
+    text = (raw or b"").replace(b"\r\n", b"").decode("utf-8", "replace")
+    word = text.partition(";")[0].strip().lower()
+    parameters: dict[str, str] = {}
+    for name, quoted, plain in _PARAMETER.findall(text):
+        parameters.setdefault(name.lower(), _ESCAPED.sub(r"\1", quoted) if quoted else plain)
+    return _Kind(word=printable(word, 100) or default, parameters=parameters)
+
+
+def _name(disposition: _Kind, kind: _Kind) -> str:
+    """The file name: RFC 2231 (whole or in pieces), RFC 2047 as many write it, or plain."""
+    for parameters, name in ((disposition.parameters, "filename"), (kind.parameters, "name")):
+        if name in parameters:
+            return printable(decode_words(parameters[name]), 255)
+        pieces: list[str] = []
+        while (
+            piece := parameters.get(f"{name}*{len(pieces)}*", parameters.get(f"{name}*{len(pieces)}"))
+        ) is not None:
+            pieces.append(piece)
+        extended = parameters.get(f"{name}*", "".join(pieces))
+        if extended:
+            charset, quote, rest = extended.partition("'")
+            encoded = rest.partition("'")[2] if quote else extended
+            return printable(_decode(unquote_to_bytes(encoded), charset if quote else "utf-8"), 255)
+    return ""
+
+
+def _decoded(body: bytes, encoding: str) -> bytes:
+    """The octets of a part; text that is not in its encoding stays as it is."""
+    if encoding == "base64":
+        try:
+            # Every character outside the alphabet is skipped (RFC 2045 6.8).
+            letters = re.sub(rb"[^A-Za-z0-9+/]", b"", body)
+            return base64.b64decode(
+                letters[: len(letters) - (len(letters) % 4 == 1)] + b"=" * (-len(letters) % 4)
+            )
+        except binascii.Error:
+            return body
+    if encoding == "quoted-printable":
+        return binascii.a2b_qp(body)
+    return body
+
+
+def _characters(octets: bytes, kind: _Kind) -> str:
+    return _decode(octets, kind.parameters.get("charset", "utf-8"))
+
+
+def _decode(octets: bytes, charset: str) -> str:
+    # Asking Python for any name a stranger writes would grow its table of unknown codecs for ever.
+    known = charset.strip() if _CHARSETS.fullmatch(charset.strip()) else "utf-8"
+    try:
+        return octets.decode(known, "replace")
+    except (LookupError, UnicodeError):
+        return octets.decode("utf-8", "replace")

@@ -1,0 +1,139 @@
+"""Signatures and seals of outgoing mail, made in threads.
+
+Mail from outside and our own reports are signed by the service's domain only; submitted mail by the domain that its
+author logged in for, or by the service when that domain has no key. Mail from outside is sealed with ARC as well,
+where that is switched on, over the authentication results that our own reception recorded in the message.
+
+The private-key work is OpenSSL's and releases the interpreter lock, so it runs beside the event loop. What waits is
+taken together, up to ``_BATCH`` messages a hand-over to a thread, since the hand-over costs a good part of a
+signature: under load it is shared, at rest nobody waits for it. Nothing about a message makes this fail; a failing
+``signers_for`` (the store is away) reaches the caller as it is.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+
+from forwarder.mail.arc import seal_arc
+from forwarder.mail.authentication import recorded
+from forwarder.mail.canonical import Canonical
+from forwarder.mail.event import Transport
+from forwarder.mail.seal import Signer, sign
+from forwarder.outbound.parcel import Parcel
+
+_BATCH = 16
+_BATCH_BYTES = 512 * 1024
+
+
+@dataclass(slots=True, eq=False)
+class _Order:
+    """One message to be signed."""
+
+    content: bytes
+    signers: Sequence[Signer]
+    arc: Signer | None
+    now: datetime
+    done: asyncio.Future[bytes]
+
+
+class Signing:
+    """The service's keys at work."""
+
+    def __init__(
+        self,
+        *,
+        service: Sequence[Signer],
+        signers_for: Callable[[str], Awaitable[Sequence[Signer]]],
+        arc: bool,
+        authserv_id: str,
+        threads: int,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._service = tuple(service)
+        self._signers_for = signers_for
+        # RFC 8617 4.1.2: one signature a set; RSA is what every verifier of ARC knows.
+        self._arc = next((s for s in self._service if s.algorithm == "rsa-sha256"), None) if arc else None
+        self._authserv_id = authserv_id
+        self._threads = max(1, threads)
+        self._clock = clock
+        self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="signing")
+        self._waiting: deque[_Order] = deque()
+        self._busy = 0
+
+    async def headers(self, parcel: Parcel, content: bytes) -> bytes:
+        """The header lines to prepend to a parcel's content; remembered in the parcel."""
+        if parcel.sealed is None:
+            parcel.sealed = await self._made(parcel, content)
+        return parcel.sealed
+
+    def close(self) -> None:
+        """Let the threads go; what is being signed is finished first."""
+        self._executor.shutdown(wait=False, cancel_futures=False)
+
+    async def _made(self, parcel: Parcel, content: bytes) -> bytes:
+        signers: Sequence[Signer] = self._service
+        if parcel.signing_domain is not None:
+            signers = await self._signers_for(parcel.signing_domain) or self._service
+        arc = self._arc if parcel.transport is Transport.SMTP else None
+        if not signers and arc is None:
+            return b""
+        done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Order(content=content, signers=signers, arc=arc, now=self._clock(), done=done))
+        self._start()
+        return await done
+
+    def _start(self) -> None:
+        while self._waiting and self._busy < self._threads:
+            batch = [self._waiting.popleft()]
+            volume = len(batch[0].content)
+            fair = 1 + len(self._waiting) // (self._threads - self._busy)
+            while self._waiting and len(batch) < min(_BATCH, fair) and volume < _BATCH_BYTES:
+                volume += len(self._waiting[0].content)
+                batch.append(self._waiting.popleft())
+            self._busy += 1
+            running = asyncio.get_running_loop().run_in_executor(self._executor, self._sign_all, batch)
+            running.add_done_callback(lambda ended, batch=batch: self._finish(batch, ended))
+
+    def _finish(self, batch: Sequence[_Order], ended: asyncio.Future[list[bytes | Exception]]) -> None:
+        self._busy -= 1
+        failure = asyncio.CancelledError() if ended.cancelled() else ended.exception()
+        results = ended.result() if failure is None else [failure] * len(batch)
+        for order, result in zip(batch, results, strict=True):
+            if order.done.done():
+                continue  # whoever waited was cancelled
+            if isinstance(result, bytes):
+                order.done.set_result(result)
+            elif isinstance(result, asyncio.CancelledError):
+                order.done.cancel()
+            else:
+                order.done.set_exception(result)
+        self._start()
+
+    def _sign_all(self, batch: Sequence[_Order]) -> list[bytes | Exception]:
+        """Runs in a thread; one bad message must not spoil the others."""
+        results: list[bytes | Exception] = []
+        for order in batch:
+            try:
+                results.append(self._sign(order))
+            except Exception as error:  # noqa: BLE001 - handed to the one who waits for this message
+                results.append(error)
+        return results
+
+    def _sign(self, order: _Order) -> bytes:
+        message = Canonical(order.content)
+        signed = sign(message, order.signers, now=order.now)
+        if order.arc is None:
+            return signed
+        found = recorded(order.content, self._authserv_id)
+        results, status = found if found is not None else ("none", None)
+        return signed + seal_arc(
+            message,
+            signer=order.arc,
+            authserv_id=self._authserv_id,
+            results=results,
+            chain=status,
+            now=order.now,
+        )

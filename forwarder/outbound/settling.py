@@ -1,0 +1,180 @@
+"""From verdicts to durable outcomes: events, the next attempt, the DSN; written until it is written.
+
+A verdict of DELIVERED ends a delivery; RETRY_LATER plans the next attempt or, once the message is too old, gives up;
+GIVE_UP gives up. Giving up makes one DSN for all recipients of the message that failed in the same attempt, stored in
+the transaction of the first of them.
+
+What a host has accepted must not be forgotten because the store is away: a settlement that cannot be written is tried
+again, first soon, then every few seconds, until it is written or the store says that the lease is somebody else's
+(then nothing is written: the other one settles). While a settlement waits its worker takes no new work, so a store
+that is away stops the deliveries as well. Only a process that must end gives up waiting; another then sends again
+what this one could not record, which RFC 5321 6.1 allows and the log tells.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import TypeVar
+
+import structlog
+
+from forwarder.mail.event import DeliveryKind, Status
+from forwarder.mail.outcome import Action, expired
+from forwarder.mail.schedule import RetryPolicy, next_attempt_at
+from forwarder.outbound.bounce import Bounces
+from forwarder.outbound.parcel import Parcel, Verdict
+from forwarder.store.engine import StoreUnavailable
+from forwarder.store.queue import NewEvent, NewMessage, Outcome, Queue, Settlement
+
+_FIRST_PAUSE = 0.1  # seconds
+_LONGEST_PAUSE = 5.0
+
+_log = structlog.get_logger(__name__)
+T = TypeVar("T")
+Read = Callable[[Parcel], Awaitable[bytes | None]]  # the content of a parcel; None: it is gone
+
+
+class Settling:
+    """Writes the outcomes of one worker."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        bounces: Bounces,
+        *,
+        policy: RetryPolicy,
+        hostname: str,
+        clock: Callable[[], datetime],
+        jitter: Callable[[], float],
+        lease: Callable[[str], bool],
+        hand_over: Callable[[NewMessage], None],
+    ) -> None:
+        self._queue = queue
+        self._bounces = bounces
+        self._policy = policy
+        self._hostname = hostname
+        self._clock = clock
+        self._jitter = jitter
+        self._lease = lease
+        self._hand_over = hand_over
+        self.unwritten = 0  # settlements that wait for the store to come back
+
+    async def settle(self, parcel: Parcel, verdicts: Sequence[Verdict], read: Read) -> None:
+        """Make the verdicts of one attempt durable; returns when they are, or are somebody else's to write."""
+        settlements: list[Settlement] = []
+        failed: list[Verdict] = []
+        for verdict in verdicts:
+            settlement = self._settlement(verdict)
+            if settlement is not None:
+                settlements.append(settlement)
+            else:
+                failed.append(self._final(verdict))
+        if settlements:
+            await self._write(settlements)
+        if failed:
+            await self._give_up(parcel, failed, read)
+
+    async def persistently(self, act: Callable[[], Awaitable[T]]) -> T:
+        """Do something with the store, again and again until the store is there."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return await act()
+            except StoreUnavailable as error:
+                if pause == _FIRST_PAUSE:
+                    _log.warning("store_away_while_settling", reason=str(error), unwritten=self.unwritten + 1)
+                self.unwritten += 1
+                try:
+                    await asyncio.sleep(pause)
+                finally:
+                    self.unwritten -= 1
+                pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _settlement(self, verdict: Verdict) -> Settlement | None:
+        """The settlement of what is not given up; None: it is."""
+        delivery = verdict.delivery
+        if verdict.action is Action.DELIVERED:
+            event = self._event(Status.DELIVERED, verdict)
+            return Settlement(delivery=delivery, outcome=Outcome.DELIVERED, event=event)
+        if verdict.action is Action.GIVE_UP:
+            return None
+        due = next_attempt_at(
+            self._policy,
+            created_at=delivery.created_at,
+            attempts=delivery.attempts,
+            now=self._clock(),
+            jitter=self._jitter(),
+        )
+        if due is None:
+            return None
+        event = self._event(Status.SOFT_BOUNCE, verdict)
+        return Settlement(delivery=delivery, outcome=Outcome.SOFT, event=event, next_attempt_at=due)
+
+    def _final(self, verdict: Verdict) -> Verdict:
+        """A verdict of giving up: what was temporary has become so by age, and says so."""
+        if verdict.action is Action.GIVE_UP:
+            return verdict
+        return replace(verdict, action=Action.GIVE_UP, reply=expired(verdict.reply))
+
+    async def _give_up(self, parcel: Parcel, failed: Sequence[Verdict], read: Read) -> None:
+        """Settle failures; the first one that is still ours carries the report about all that remain."""
+        remaining = list(failed)
+        content = await read(parcel) if parcel.can_be_bounced else None
+        while remaining:
+            report = self._report(parcel, remaining, content)
+            carrier, *others = remaining
+            (written,) = await self._write([self._hard(carrier, parcel, report)])
+            if not written:
+                remaining = others  # the lease is lost: somebody else reports it
+                continue
+            if report is not None and report.deliveries[0].leased:
+                self._hand_over(report)
+            if others:
+                await self._write([self._hard(verdict, parcel, None) for verdict in others])
+            return
+
+    def _report(self, parcel: Parcel, failed: Sequence[Verdict], content: bytes | None) -> NewMessage | None:
+        about = [verdict for verdict in failed if verdict.delivery.kind is not DeliveryKind.NOTIFY]
+        if not about or not parcel.can_be_bounced:
+            return None
+        now = self._clock()
+        due = next_attempt_at(self._policy, created_at=now, attempts=1, now=now, jitter=self._jitter())
+        leased = due is not None and self._lease(parcel.reverse_path.domain)
+        return self._bounces.report(
+            parcel,
+            about,
+            content if content is not None else b"",
+            leased=leased,
+            next_attempt_at=due if leased and due is not None else now,
+        )
+
+    def _hard(self, verdict: Verdict, parcel: Parcel, report: NewMessage | None) -> Settlement:
+        event = self._event(Status.HARD_BOUNCE, verdict)
+        if not parcel.can_be_bounced and verdict.delivery.kind is not DeliveryKind.NOTIFY:
+            why = "the reverse-path is null" if not parcel.is_report else "this is a report itself"
+            event = replace(event, message=f"{event.message} (double_bounce: nobody was told, since {why})")
+        return Settlement(delivery=verdict.delivery, outcome=Outcome.HARD, event=event, report=report)
+
+    def _event(self, status: Status, verdict: Verdict) -> NewEvent:
+        reply = verdict.reply
+        return NewEvent(
+            status=status,
+            code=reply.code,
+            message=f"{reply.enhanced} {reply.text}" if reply.enhanced else reply.text,
+            local=self._hostname,
+            server=verdict.server,
+            recipient=verdict.delivery.destination,
+        )
+
+    async def _write(self, settlements: Sequence[Settlement]) -> list[bool]:
+        if len(settlements) == 1:
+            return [await self._write_one(settlements[0])]
+        # Together, so that they share a commit.
+        return list(await asyncio.gather(*map(self._write_one, settlements)))
+
+    async def _write_one(self, settlement: Settlement) -> bool:
+        written = await self.persistently(lambda: self._queue.settle(settlement))
+        if not written:
+            _log.info("lease_lost", delivery=settlement.delivery.id, outcome=str(settlement.outcome))
+        return written

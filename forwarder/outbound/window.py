@@ -1,0 +1,68 @@
+"""What this process holds of the queue, in deliveries and in bytes.
+
+Every delivery that is leased to us and known here is in the window, from its hand-over or claim until it is settled or
+given back. Contents that came with fresh mail stay in memory while there is room for them, at most ``CONTENTS`` bytes
+in all; the others are read when their turn comes, the big ones of them within a budget of ``LOADS`` bytes, and
+small ones are kept for the other sites of the same message.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from forwarder.outbound.budget import Budget
+from forwarder.outbound.parcel import Parcel
+from forwarder.store.queue import Delivery
+
+CONTENTS = 64 * 1024 * 1024
+LOADS = 256 * 1024 * 1024
+_SMALL = 256 * 1024
+
+
+class Window:
+    """The deliveries and contents in memory."""
+
+    def __init__(self, read: Callable[[str], Awaitable[bytes | None]]) -> None:
+        self._read = read  # the content of a message from the store; None: it is gone
+        self._loads = Budget(LOADS)
+        self._volume = 0
+        self.held: dict[str, int] = {}  # delivery id -> attempt
+
+    def admit(self, parcel: Parcel, deliveries: Sequence[Delivery], content: bytes | None) -> None:
+        """Hold these deliveries of a parcel."""
+        for delivery in deliveries:
+            self.held[delivery.id] = delivery.attempts
+        parcel.deliveries += len(deliveries)
+        if content is not None:
+            self._keep(parcel, content)
+
+    def let_go(self, parcel: Parcel, deliveries: Sequence[Delivery]) -> None:
+        """These are settled, given back or somebody else's."""
+        for delivery in deliveries:
+            self.held.pop(delivery.id, None)
+        parcel.deliveries -= len(deliveries)
+        if parcel.deliveries <= 0 and parcel.content is not None:
+            self._volume -= len(parcel.content)
+            parcel.content = parcel.sealed = None
+
+    @asynccontextmanager
+    async def content(self, parcel: Parcel) -> AsyncIterator[bytes | None]:
+        """The content of a parcel, for one attempt; None when the message has left the store."""
+        if parcel.content is not None:
+            yield parcel.content
+        elif parcel.size <= _SMALL:
+            content = await self.read(parcel)
+            if content is not None and parcel.content is None and parcel.deliveries:
+                self._keep(parcel, content)
+            yield content
+        else:
+            async with self._loads.hold(parcel.size):
+                yield await self.read(parcel)
+
+    async def read(self, parcel: Parcel) -> bytes | None:
+        """The content, from memory or from the store."""
+        return parcel.content if parcel.content is not None else await self._read(parcel.message_id)
+
+    def _keep(self, parcel: Parcel, content: bytes) -> None:
+        if self._volume + len(content) <= CONTENTS:
+            self._volume += len(content)
+            parcel.content = content
