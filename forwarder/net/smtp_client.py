@@ -1,90 +1,79 @@
-"""One SMTP session to one MX host."""
+"""One SMTP session to one MX host: connect, send, quit.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+Promises: what is sent is what was given, octet for octet, with dots doubled (RFC 5321 4.5.2) and nothing else
+touched; the paths on the wire are those given, character for character. MAIL, every RCPT and DATA go out in one
+write when the peer announces PIPELINING. Every wait has a deadline (``Timeouts``). Recipients are answered one by
+one; content goes to those accepted. When the peer takes DATA although it took no recipient, it gets a lone dot
+(RFC 2920 3.1).
+
+How it fails: ``SessionFault`` when the session is over, whoever ended it; its ``reply`` is the peer's (a 421, a
+554 greeting) or stands for the failure (``mail.outcome.reply_for``), its ``unknown`` says that the content had gone
+out whole and nobody said what became of it (RFC 1047: the next attempt may make a duplicate). A refusal of the
+message or of a recipient is no fault: ``Transaction`` holds it, and the session lives on. What the peer's
+announcements rule out (SIZE, SMTPUTF8) is answered without asking, in the same form, marked ``local``.
+
+A 421 to one RCPT is that recipient's while the peer goes on answering (some servers mean only the mailbox by it, and
+one busy mailbox must not hold up the rest); when the peer hangs up after it, it is the session's.
+
+Without 8BITMIME 8-bit content is sent as it is: converting would break every signature in it, and no server in use
+strips the eighth bit. SMTPUTF8 is demanded of the peer only when an address or a header field holds non-ASCII text.
+
+Precondition: content consists of lines that end in CRLF, without a bare CR or LF (``mail.content`` sees to that before
+anything is stored); it is not scanned again here.
+
+Limits: no BDAT, no AUTH. Why aiosmtplib is not used: see ``forwarder.net.smtp_wire``.
+"""
+
+import asyncio
+import re
+import ssl
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from enum import StrEnum
+from typing import Self
 
-from forwarder.mail.outcome import Scope
+from forwarder.failpoint import reach
+from forwarder.mail.outcome import Fault, Stage, reply_for
 from forwarder.mail.reply import Reply
+from forwarder.net.smtp_answers import Features, SessionFault, Transaction, announced, fault_at, over
+from forwarder.net.smtp_wire import Wire, WireTrouble
 from forwarder.net.tls import TlsMode
 
+BLOCK = 256 * 1024  # octets of content between two looks at the peer
+FAREWELL = 2.0  # seconds we wait for the answer to QUIT
 
-class Phase(StrEnum):
-    """How far a session had come."""
+__all__ = ["Features", "Session", "SessionFault", "Timeouts", "Transaction"]
 
-    CONNECT = "connect"
-    GREETING = "greeting"
-    HELLO = "hello"
-    STARTTLS = "starttls"
-    MAIL = "mail"
-    RCPT = "rcpt"
-    DATA = "data"
-    CONTENT = "content"
-    DOT = "dot"
-    RESET = "reset"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_END = b".\r\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """How long each phase may take."""
+    """How long each step may take."""
 
     connect: timedelta = timedelta(seconds=30)
     greeting: timedelta = timedelta(seconds=60)
-    command: timedelta = timedelta(seconds=60)
-    data: timedelta = timedelta(seconds=180)  # between two blocks of content
+    command: timedelta = timedelta(seconds=60)  # each; also the TLS handshake
+    data: timedelta = timedelta(seconds=180)  # between two blocks of content; the answer to DATA
     dot: timedelta = timedelta(seconds=600)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Features:
-    """What the peer announced."""
-
-    esmtp: bool = False
-    pipelining: bool = False
-    starttls: bool = False
-    eightbitmime: bool = False
-    smtputf8: bool = False
-    size: int | None = None  # None: not announced or no limit
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transaction:
-    """What was answered to one message; ``final`` is set when the content was sent and judged."""
-
-    mail: Reply
-    recipients: tuple[Reply, ...] = ()  # in the order asked; empty when MAIL was refused
-    data: Reply | None = None  # only when DATA was refused
-    final: Reply | None = None
-    local: bool = False  # ``mail`` is our own word: the peer announced that it cannot take this message
-
-    def judge(self, index: int) -> tuple[Scope, Reply]:
-        """The reply that decides the fate of one recipient, and what it condemns if it is not a success."""
-        raise RuntimeError("being written")
-
-
-class SessionFault(Exception):
-    """The session is over; ``reply`` is the peer's (421, 554 greeting, …) or, when ``local``, our wording."""
-
-    def __init__(self, phase: Phase, reply: Reply, *, local: bool = True, unknown: bool = False) -> None:
-        super().__init__(f"{phase}: {reply.code} {reply.enhanced} {reply.text}")
-        self.phase = phase
-        self.reply = reply
-        self.scope = Scope.SITE
-        self.local = local
-        self.unknown = unknown  # the content went out whole and nobody said what became of it
-
-
-@dataclass(slots=True)
 class Session:
-    """One connection; not for use by two tasks at once."""
+    """One connection, used by one task at a time; made by ``connect``."""
 
-    host: str
-    address: str
-    port: int
-    features: Features = field(default_factory=Features)
-    tls: str = ""  # "TLSv1.3 TLS_AES_256_GCM_SHA384", "" in clear
-    sent: int = 0  # messages
+    def __init__(self, wire: Wire, host: str, address: str, port: int, timeouts: Timeouts) -> None:
+        self.host = host
+        self.address = address
+        self.port = port
+        self.features = Features()
+        self.tls = ""  # "TLSv1.3 TLS_AES_256_GCM_SHA384"; "" in clear
+        self.sent = 0  # transactions so far
+        self._wire = wire
+        self._command = timeouts.command.total_seconds()
+        self._data = timeouts.data.total_seconds()
+        self._dot = timeouts.dot.total_seconds()
+        self._dirty = False  # the peer holds the beginning of a transaction
 
     @classmethod
     async def connect(
@@ -95,24 +84,274 @@ class Session:
         *,
         hello: str,
         tls: TlsMode = TlsMode.OPPORTUNISTIC,
-        timeouts: Timeouts = Timeouts(),
+        context: ssl.SSLContext | None = None,
+        timeouts: Timeouts | None = None,
         local_address: str = "",
-    ) -> "Session":
-        """Dial, read the greeting, EHLO, STARTTLS; raises ``SessionFault``."""
-        raise RuntimeError("being written")
+    ) -> Self:
+        """Dial, greeting, EHLO, STARTTLS; ``SessionFault``. ``context`` is needed unless ``tls`` is off."""
+        timeouts = timeouts or Timeouts()
+        wire = await _dial(address, port, local_address, timeouts.connect.total_seconds())
+        session = cls(wire, host, address, port, timeouts)
+        try:
+            greeting = await session._one(Stage.CONNECT, timeouts.greeting.total_seconds())
+            session._demand(220, greeting, Stage.CONNECT)
+            await session._hello(hello)
+            if tls is not TlsMode.OFF and session.features.starttls:
+                assert context is not None, "a session with TLS needs a context"
+                await session._start_tls(context, hello)
+            elif tls in (TlsMode.REQUIRED, TlsMode.VERIFIED):
+                raise fault_at(Stage.STARTTLS, Fault.TLS_REQUIRED)
+        except BaseException:
+            session.abort()
+            raise
+        return session
 
     async def send(
         self,
         reverse_path: str,
         recipients: Sequence[str],
-        content: bytes,
+        content: bytes | Sequence[bytes],
         *,
         smtputf8: bool = False,
         body8bit: bool = False,
     ) -> Transaction:
-        """One message; paths in wire form without angle brackets, "" for the null reverse-path."""
-        raise RuntimeError("being written")
+        """One message. Paths in wire form without angle brackets, "" for the null reverse-path.
+
+        ``content`` may come in several buffers, each made of whole lines, sent one after the other as one content.
+        ``SessionFault`` ends the session; ValueError for a path with control characters (a mistake of the caller).
+        """
+        parts = (content,) if isinstance(content, bytes) else tuple(content)
+        size = sum(map(len, parts))
+        paths = [_path(path) for path in (reverse_path, *recipients)]
+        international = not all(map(bytes.isascii, paths)) or (smtputf8 and not _ascii_head(parts))
+        if international and not self.features.smtputf8:
+            return Transaction(mail=reply_for(Fault.SMTPUTF8), local=True)
+        if self.features.size is not None and size > self.features.size:
+            return Transaction(mail=reply_for(Fault.TOO_BIG, f"{self.features.size} octets"), local=True)
+        mail = b"MAIL FROM:<" + paths[0] + b">" + self._parameters(size, body8bit, international)
+        commands = [mail, *(b"RCPT TO:<" + path + b">" for path in paths[1:])]
+        self.sent += 1
+        try:
+            if self.features.pipelining:
+                return await self._pipelined(commands, parts)
+            return await self._stepwise(commands, parts)
+        except BaseException:
+            self.abort()
+            raise
+
+    @property
+    def usable(self) -> bool:
+        """Open as far as we know, and silent: the peer has neither hung up nor said 421 meanwhile."""
+        return self._wire.usable
 
     async def quit(self) -> None:
-        """QUIT, wait briefly, close; never raises."""
-        raise RuntimeError("being written")
+        """QUIT, wait for the answer, but not long, close; never raises."""
+        try:
+            if self._wire.usable:
+                self._wire.write([b"QUIT\r\n"], expecting=1)
+                await self._wire.read(1, FAREWELL)
+        except WireTrouble:
+            return  # we were leaving anyway
+        finally:
+            self.abort()
+
+    def leave(self) -> None:
+        """QUIT and close without waiting for the answer."""
+        if self._wire.usable:
+            self._wire.write([b"QUIT\r\n"], expecting=1)
+        self._wire.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._wire.abort()
+
+    # --- opening
+
+    async def _hello(self, name: str) -> None:
+        self._wire.write([f"EHLO {name}\r\n".encode()], expecting=1)
+        reply = await self._one(Stage.HELLO, self._command)
+        if reply.permanent:  # RFC 5321 4.1.4: a server that does not know EHLO
+            self._wire.write([f"HELO {name}\r\n".encode()], expecting=1)
+            reply = await self._one(Stage.HELLO, self._command)
+            self._demand(250, reply, Stage.HELLO)
+            self.features = Features()
+            return
+        self._demand(250, reply, Stage.HELLO)
+        self.features = announced(self._wire.last)
+
+    async def _start_tls(self, context: ssl.SSLContext, name: str) -> None:
+        self._wire.write([b"STARTTLS\r\n"], expecting=1)
+        self._demand(220, await self._one(Stage.STARTTLS, self._command), Stage.STARTTLS)
+        try:
+            self.tls = await self._wire.start_tls(context, self.host, self._command)
+        except WireTrouble as trouble:
+            raise over(Stage.STARTTLS, trouble) from trouble
+        await self._hello(name)  # RFC 3207 4.2: what was announced in clear is forgotten
+
+    # --- a transaction
+
+    def _parameters(self, size: int, body8bit: bool, international: bool) -> bytes:
+        parameters = b" SIZE=%d" % size if self.features.size_known else b""
+        if body8bit and self.features.eightbitmime:
+            parameters += b" BODY=8BITMIME"
+        return parameters + b" SMTPUTF8" if international else parameters
+
+    async def _pipelined(self, commands: Sequence[bytes], parts: Sequence[bytes]) -> Transaction:
+        reset = [b"RSET"] if self._dirty else []
+        expecting = len(reset) + len(commands) + 1
+        self._dirty = True
+        self._wire.write([b"\r\n".join((*reset, *commands, b"DATA", b""))], expecting=expecting)
+        try:
+            replies = await self._wire.read(expecting, self._command)
+        except WireTrouble as trouble:
+            raise over(_stage_of(len(trouble.replies) - len(reset), len(commands)), trouble) from trouble
+        mail, *answers, data = replies[len(reset) :]
+        return await self._go_on(mail, answers, data, parts)
+
+    async def _stepwise(self, commands: Sequence[bytes], parts: Sequence[bytes]) -> Transaction:
+        if self._dirty:
+            await self._ask(b"RSET", Stage.MAIL)
+        self._dirty = True
+        mail = await self._ask(commands[0], Stage.MAIL)
+        answers: list[Reply] = []
+        data = None
+        if mail.positive:
+            answers = [await self._ask(command, Stage.RCPT) for command in commands[1:]]
+        if any(answer.positive for answer in answers):
+            data = await self._ask(b"DATA", Stage.DATA)
+        return await self._go_on(mail, answers, data, parts)
+
+    async def _go_on(
+        self, mail: Reply, answers: Sequence[Reply], data: Reply | None, parts: Sequence[bytes]
+    ) -> Transaction:
+        """From the answers to the envelope; ``data`` is None where DATA was not said."""
+        if mail.code == 421:
+            raise SessionFault(Stage.MAIL, mail)
+        if data is not None and data.code == 421:
+            raise SessionFault(Stage.DATA, data)
+        wanted = mail.positive and any(answer.positive for answer in answers)
+        if data is not None and data.code == 354 and not wanted:
+            self._wire.write([_END], expecting=1)
+            await self._one(Stage.DOT, self._dot)
+        if not mail.positive:
+            self._dirty = False
+            return Transaction(mail=mail)
+        if not wanted and data is None and answers[-1].code == 421:
+            raise SessionFault(Stage.RCPT, answers[-1])  # not known whether it hangs up: most do
+        if not wanted:
+            return Transaction(mail=mail, recipients=tuple(answers))
+        assert data is not None
+        if data.code != 354:
+            if not (data.temporary or data.permanent):
+                raise fault_at(Stage.DATA, Fault.PROTOCOL, f"DATA was answered {data.code}")
+            return Transaction(mail=mail, recipients=tuple(answers), data=data)
+        reach("deliver.before-content")
+        final = await self._content(parts)
+        if final.code == 421:
+            raise SessionFault(Stage.DOT, final)
+        self._dirty = False
+        return Transaction(mail=mail, recipients=tuple(answers), final=final)
+
+    async def _content(self, parts: Sequence[bytes]) -> Reply:
+        buffers: list[bytes | memoryview] = [_stuffed(part) for part in parts]
+        buffers.append(_END if parts[-1].endswith(b"\r\n") else b"\r\n" + _END)
+        expecting = 1
+        if sum(map(len, buffers)) > BLOCK:
+            *blocks, last = [block for buffer in buffers for block in _blocks(buffer)]
+            for block in blocks:
+                self._wire.write([block], expecting=expecting)
+                expecting = 0
+                early = await self._early_answer()
+                if early is not None:
+                    return early
+            buffers = [last]
+        self._wire.write(buffers, expecting=expecting)
+        reach("deliver.before-dot-reply")
+        final = await self._one(Stage.DOT, self._dot)
+        if not (final.positive or final.temporary or final.permanent):
+            raise over(Stage.DOT, WireTrouble(Fault.PROTOCOL, f"the dot was answered {final.code}"))
+        return final
+
+    async def _early_answer(self) -> Reply | None:
+        """A refusal said in the middle of the content; the rest of it is not sent, so the session ends."""
+        try:
+            await self._wire.drain(self._data)
+        except WireTrouble as trouble:
+            raise over(Stage.DATA, trouble) from trouble
+        if not self._wire.answered:
+            return None
+        reply = await self._one(Stage.DATA, self._data)
+        if not (reply.temporary or reply.permanent):
+            raise fault_at(Stage.DATA, Fault.PROTOCOL, "the content was answered before its end")
+        self.abort()
+        return reply
+
+    # --- one step
+
+    async def _ask(self, command: bytes, stage: Stage) -> Reply:
+        self._wire.write([command + b"\r\n"], expecting=1)
+        return await self._one(stage, self._data if stage is Stage.DATA else self._command)
+
+    async def _one(self, stage: Stage, timeout: float) -> Reply:
+        try:
+            return (await self._wire.read(1, timeout))[0]
+        except WireTrouble as trouble:
+            raise over(stage, trouble) from trouble
+
+    def _demand(self, code: int, reply: Reply, stage: Stage) -> None:
+        if reply.code == code:
+            return
+        if reply.temporary or reply.permanent:
+            raise SessionFault(stage, reply)
+        raise fault_at(stage, Fault.PROTOCOL, f"{stage} was answered {reply.code}")
+
+
+async def _dial(address: str, port: int, local_address: str, timeout: float) -> Wire:
+    loop = asyncio.get_running_loop()
+    local = (local_address, 0) if local_address else None
+    try:
+        async with asyncio.timeout(timeout):
+            _transport, wire = await loop.create_connection(Wire, address, port, local_addr=local)
+    except TimeoutError as exc:
+        raise fault_at(Stage.CONNECT, Fault.CONNECT_TIMEOUT) from exc
+    except ConnectionRefusedError as exc:
+        raise fault_at(Stage.CONNECT, Fault.REFUSED) from exc
+    except OSError as exc:
+        raise fault_at(Stage.CONNECT, Fault.UNREACHABLE, exc.strerror or "") from exc
+    return wire
+
+
+def _path(path: str) -> bytes:
+    if not (path.isascii() and path.isprintable()) and _CONTROL.search(path):
+        raise ValueError("a path holds a control character")
+    return path.encode()
+
+
+def _ascii_head(parts: Sequence[bytes]) -> bool:
+    for part in parts:
+        head, end, _body = part.partition(b"\r\n\r\n")
+        if not head.isascii():
+            return False
+        if end:
+            return True
+    return True
+
+
+def _stuffed(part: bytes) -> bytes:
+    """Dots at the beginning of lines doubled; the very object when there is none."""
+    if b"\r\n." in part:
+        part = part.replace(b"\r\n.", b"\r\n..")
+    return b"." + part if part.startswith(b".") else part
+
+
+def _blocks(buffer: bytes | memoryview) -> Iterator[memoryview]:
+    view = memoryview(buffer)
+    for start in range(0, len(view), BLOCK):
+        yield view[start : start + BLOCK]
+
+
+def _stage_of(answered: int, commands: int) -> Stage:
+    """Where a pipelined envelope stopped, after so many answers to MAIL, each RCPT, and DATA."""
+    if answered < 1:
+        return Stage.MAIL
+    return Stage.RCPT if answered < commands else Stage.DATA

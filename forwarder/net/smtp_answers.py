@@ -1,0 +1,109 @@
+"""What an SMTP session brings back: announcements, a transaction's answers, and the fault that ended it.
+
+Values only; ``forwarder.net.smtp_client`` makes them.
+"""
+
+from dataclasses import dataclass
+
+from forwarder.mail.outcome import Fault, Scope, Stage, reply_for, scope_at
+from forwarder.mail.reply import Reply
+from forwarder.net.smtp_wire import WireTrouble
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What the peer announced."""
+
+    esmtp: bool = False
+    pipelining: bool = False
+    starttls: bool = False
+    eightbitmime: bool = False
+    smtputf8: bool = False
+    size_known: bool = False  # SIZE is understood as a parameter of MAIL
+    size: int | None = None  # octets; None: no limit announced
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transaction:
+    """What was answered to one message."""
+
+    mail: Reply
+    recipients: tuple[Reply, ...] = ()  # in the order asked; empty when MAIL was refused
+    data: Reply | None = None  # only when DATA was refused
+    final: Reply | None = None  # only when the content was sent
+    local: bool = False  # ``mail`` is our own word: the peer announced that it cannot take this message
+
+    def judge(self, index: int) -> tuple[Scope, Reply]:
+        """The reply that decides the fate of one recipient, and what it condemns if it is not a success."""
+        if not self.mail.positive:
+            return scope_at(Stage.MAIL, self.mail), self.mail
+        recipient = self.recipients[index]
+        if not recipient.positive:
+            return scope_at(Stage.RCPT, recipient), recipient
+        if self.data is not None:
+            return scope_at(Stage.DATA, self.data), self.data
+        assert self.final is not None
+        return scope_at(Stage.DOT, self.final), self.final
+
+
+class SessionFault(Exception):
+    """The session is over."""
+
+    def __init__(
+        self, stage: Stage, reply: Reply, *, fault: Fault | None = None, unknown: bool = False
+    ) -> None:
+        super().__init__(f"{stage}: {reply}")
+        self.stage = stage
+        self.reply = reply
+        self.fault = fault  # None: the reply is the peer's
+        self.unknown = unknown  # the content went out whole; nobody said what became of it
+
+    @property
+    def local(self) -> bool:
+        """The reply is our wording, not the peer's."""
+        return self.fault is not None
+
+    @property
+    def scope(self) -> Scope:
+        """What the reply condemns."""
+        return Scope.SITE if self.local else scope_at(self.stage, self.reply)
+
+
+def announced(ehlo: bytes) -> Features:
+    """The answer to EHLO, all its lines (RFC 5321 4.1.1.1; keywords in any case)."""
+    offered: dict[bytes, bytes] = {}
+    for line in ehlo.split(b"\n")[1:]:
+        keyword, _, parameter = line[4:].strip().partition(b" ")
+        offered.setdefault(keyword.upper(), parameter.strip())
+    size = offered.get(b"SIZE", b"")
+    return Features(
+        esmtp=True,
+        pipelining=b"PIPELINING" in offered,
+        starttls=b"STARTTLS" in offered,
+        eightbitmime=b"8BITMIME" in offered,
+        smtputf8=b"SMTPUTF8" in offered,
+        # RFC 1870 4: 0 means no fixed limit
+        size=(int(size) or None) if size.isdigit() and len(size) < 16 else None,
+        size_known=b"SIZE" in offered,
+    )
+
+
+def fault_at(stage: Stage, fault: Fault, detail: str = "") -> SessionFault:
+    """A fault in which the peer said nothing of its own."""
+    return SessionFault(stage, reply_for(fault, detail), fault=fault)
+
+
+_AFTER_DOT = {Fault.TIMEOUT: Fault.TIMEOUT_AFTER_DOT, Fault.LOST: Fault.LOST_AFTER_DOT}
+
+
+def over(stage: Stage, trouble: WireTrouble) -> SessionFault:
+    """What a trouble of the wire means at a stage; a 421 said before the close is the reply."""
+    if trouble.said is not None:
+        return SessionFault(stage, trouble.said)
+    if stage is not Stage.DOT:
+        return fault_at(stage, trouble.fault, trouble.detail)
+    fault = _AFTER_DOT.get(trouble.fault, trouble.fault)
+    detail = trouble.detail
+    if fault is trouble.fault:
+        detail = f"{detail}; the message may have been delivered"
+    return SessionFault(stage, reply_for(fault, detail), fault=fault, unknown=True)

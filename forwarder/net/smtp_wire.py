@@ -1,0 +1,245 @@
+"""The octets of an outbound SMTP session: replies in, blocks out, each wait with a deadline.
+
+A reply is read strictly: lines of at most 4 KiB, 64 KiB a reply, one code for all its lines (RFC 5321 4.2.1), codes
+200 to 599; anything else is ``Fault.PROTOCOL``. What nobody asked for is a fault too, except one 421, which a server
+may say at any time before it hangs up (RFC 5321 3.8): it is kept, and explains the loss. Memory is bounded by these
+limits whatever a peer sends.
+
+The deadline of a wait counts per reply: it starts again when a whole reply has come, never for a part of one, so that
+a banner that trickles ends on time and a thousand pipelined recipients have the time they need.
+
+Why not aiosmtplib, whose protocol class would be the natural one to extend: it holds one reply at a time and drops
+octets that arrive with it, so it cannot pipeline; it rewrites line ends in what it sends, which would break what was
+signed; a 421 followed by a close shows up as a mere disconnection; and plaintext after the 220 of STARTTLS is thrown
+away silently instead of ending the session. Each is in the middle of its data path, not at an edge to override.
+
+Limits: no more than one task may wait on a wire at a time.
+"""
+
+import asyncio
+import re
+import ssl
+from collections import deque
+from collections.abc import Sequence
+
+from forwarder.mail.outcome import Fault
+from forwarder.mail.reply import Reply, parse_reply
+
+LINE = 4096  # octets; RFC 5321 4.5.3.1.5 asks for 512, real servers say more
+REPLY = 64 * 1024
+KNOWN = 32  # replies remembered by their octets: "250 2.1.5 Ok" need not be parsed for every recipient
+SHUTDOWN = 2.0  # seconds for the TLS close
+_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])[^\n]*)?\r?\n")
+
+
+class WireTrouble(Exception):
+    """The session is over. ``replies`` came before that; ``said`` is a 421 that explains it."""
+
+    def __init__(self, fault: Fault, detail: str = "", *, replies: Sequence[Reply] = ()) -> None:
+        super().__init__(fault, detail)
+        self.fault = fault
+        self.detail = detail
+        self.replies = tuple(replies)
+
+    @property
+    def said(self) -> Reply | None:
+        """The server's own last word."""
+        return self.replies[-1] if self.replies and self.replies[-1].code == 421 else None
+
+
+class Wire(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self) -> None:
+        self.last = b""  # the octets of the latest reply
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._replies: deque[Reply] = deque()
+        self._expected = 1  # the greeting
+        self._rest = b""  # of a line
+        self._lines: list[bytes] = []  # of a reply
+        self._size = 0
+        self._known: dict[bytes, Reply] = {}
+        self._fault: Fault | None = None
+        self._detail = ""
+        self._wanted = 0
+        self._deadline = 0.0
+        self._patience = 0.0
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle
+        self._paused = False
+
+    @property
+    def usable(self) -> bool:
+        """Nothing is wrong and nothing waits to be read."""
+        return self._fault is None and not (self._replies or self._rest or self._lines)
+
+    @property
+    def answered(self) -> bool:
+        """A reply has come that was not read."""
+        return bool(self._replies)
+
+    async def read(self, count: int, timeout: float) -> list[Reply]:
+        """The next replies; ``timeout`` seconds for each of them."""
+        if len(self._replies) < count:
+            if self._fault is None:
+                await self._wait(count, timeout)
+            if len(self._replies) < count:
+                raise self._trouble()
+        return [self._replies.popleft() for _ in range(count)]
+
+    def write(self, buffers: Sequence[bytes | memoryview], *, expecting: int) -> None:
+        """Send now; that many replies will be asked for."""
+        self._expected += expecting
+        if self._fault is None:
+            self._transport.writelines(buffers)
+
+    async def drain(self, timeout: float) -> None:
+        """Until the peer has taken enough of what was written."""
+        if self._paused and self._fault is None:
+            await self._wait(len(self._replies) + 1, timeout)
+        if self._fault is not None:
+            raise self._trouble()
+
+    async def start_tls(self, context: ssl.SSLContext, host: str, timeout: float) -> str:
+        """Handshake; protocol and cipher. Octets that came before it are an attack (RFC 3207 4.2), not replies."""
+        self._refuse_early_octets()
+        try:
+            transport = await self._loop.start_tls(
+                self._transport,
+                self,
+                context,
+                server_hostname=host,
+                ssl_handshake_timeout=timeout,
+                ssl_shutdown_timeout=SHUTDOWN,
+            )
+        except ssl.SSLCertVerificationError as exc:
+            raise WireTrouble(Fault.CERTIFICATE, exc.verify_message) from exc
+        except ssl.SSLError as exc:
+            raise WireTrouble(Fault.TLS, exc.reason or "") from exc
+        except (OSError, ValueError) as exc:  # ValueError: a host name that TLS cannot carry
+            raise WireTrouble(Fault.TLS, str(exc)) from exc
+        if transport is None:  # the connection was lost just before
+            raise WireTrouble(Fault.TLS, "the connection was closed")
+        self._transport = transport
+        self._refuse_early_octets()
+        cipher = transport.get_extra_info("cipher")
+        return f"{cipher[1]} {cipher[0]}"
+
+    def close(self) -> None:
+        """Close when what was written is out."""
+        self._fail(Fault.LOST, "closed by us")
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._fail(Fault.LOST, "closed by us")
+        self._transport.abort()
+
+    # --- called by the loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are no asyncio.Transport by class
+        self._transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        if self._fault is not None:
+            return
+        if self._rest:
+            data = self._rest + data
+        start = 0
+        while (end := data.find(b"\n", start) + 1) > 0:
+            if not self._take(data[start:end]):
+                return
+            start = end
+        self._rest = data[start:]
+        if len(self._rest) > LINE:
+            self._fail(Fault.PROTOCOL, "a line of the reply is too long")
+            return
+        if self._waiter is not None and len(self._replies) >= self._wanted:
+            self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(Fault.LOST, (getattr(exc, "strerror", None) or "") if exc is not None else "")
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._wake()
+
+    # --- inside
+
+    def _take(self, line: bytes) -> bool:
+        found = _LINE.fullmatch(line)
+        self._size += len(line)
+        if found is None or len(line) > LINE:
+            return self._fail(Fault.PROTOCOL, "a line without a reply code came")
+        if self._lines and self._lines[0][:3] != found[1]:
+            return self._fail(Fault.PROTOCOL, "a reply changed its code on the way")
+        if self._size > REPLY:
+            return self._fail(Fault.PROTOCOL, "the reply is too long")
+        if found[2] == b"-":
+            self._lines.append(line)
+            return True
+        if self._lines:
+            line = b"".join((*self._lines, line))
+            self._lines.clear()
+        self._size = 0
+        self.last = line
+        reply = self._known.get(line)
+        if reply is None:
+            reply = parse_reply(line)
+            if len(self._known) < KNOWN and len(line) < 128:
+                self._known[line] = reply
+        self._replies.append(reply)
+        self._deadline = self._loop.time() + self._patience
+        if self._expected:
+            self._expected -= 1
+            return True
+        if reply.code == 421 and len(self._replies) == 1:
+            return True
+        return self._fail(Fault.PROTOCOL, "a reply came that nobody asked for")
+
+    async def _wait(self, wanted: int, timeout: float) -> None:
+        self._wanted = wanted
+        self._patience = timeout
+        self._deadline = self._loop.time() + timeout
+        self._waiter = self._loop.create_future()
+        self._timer = self._loop.call_later(timeout, self._look_at_the_time)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            self._timer.cancel()
+
+    def _look_at_the_time(self) -> None:
+        left = self._deadline - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._look_at_the_time)
+        else:
+            self._fail(Fault.TIMEOUT)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _fail(self, fault: Fault, detail: str = "") -> bool:
+        """The first trouble is the one that counts."""
+        if self._fault is None:
+            self._fault, self._detail = fault, detail
+            self._rest = b""
+            self._lines.clear()
+            self._wake()
+        return False
+
+    def _trouble(self) -> WireTrouble:
+        assert self._fault is not None
+        return WireTrouble(self._fault, self._detail, replies=self._replies)
+
+    def _refuse_early_octets(self) -> None:
+        if self._fault is not None:
+            raise self._trouble()
+        if not self.usable:
+            raise WireTrouble(Fault.PROTOCOL, "octets came in clear after the 220 to STARTTLS")
