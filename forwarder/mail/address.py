@@ -212,7 +212,9 @@ def _split(text: str) -> tuple[str, str]:
     if not local and ":" in domain:
         raise AddressError(AddressFault.SYNTAX, "source routes are not accepted")  # RFC 5321 appendix C
     if not _DOT_STRING.fullmatch(local):
-        raise AddressError(AddressFault.SYNTAX, "the part before @ holds a character or a dot that may not be there")
+        raise AddressError(
+            AddressFault.SYNTAX, "the part before @ holds a character or a dot that may not be there"
+        )
     return local, domain
 
 
@@ -220,13 +222,21 @@ def _check_characters(local: str) -> None:
     if local.isascii():  # the grammar has already kept controls out
         return
     for character in local:
-        if unicodedata.category(character) in _FORBIDDEN_CATEGORIES and character != " " or character in _BIDI:
-            raise AddressError(AddressFault.SYNTAX, "the part before @ holds an invisible or control character")
+        if (
+            unicodedata.category(character) in _FORBIDDEN_CATEGORIES
+            and character != " "
+            or character in _BIDI
+        ):
+            raise AddressError(
+                AddressFault.SYNTAX, "the part before @ holds an invisible or control character"
+            )
 
 
 def _path_domain(text: str) -> str:
     if text.startswith("["):
-        raise AddressError(AddressFault.LITERAL, "an address literal is not accepted here; a domain is needed")
+        raise AddressError(
+            AddressFault.LITERAL, "an address literal is not accepted here; a domain is needed"
+        )
     return parse_domain(text)
 
 
@@ -273,7 +283,12 @@ def _display_label(label: str) -> str:
 
 def parse_literal(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """The address in an address literal such as ``[192.0.2.1]`` or ``[IPv6:2001:db8::1]`` (RFC 5321 4.1.3)."""
-    if len(text) > 60 or not (text.startswith("[") and text.endswith("]")) or not text.isascii() or "%" in text:
+    if (
+        len(text) > 60
+        or not (text.startswith("[") and text.endswith("]"))
+        or not text.isascii()
+        or "%" in text
+    ):
         return None
     inside = text[1:-1]
     try:

@@ -19,7 +19,9 @@ from forwarder.mail.address import AddressError, AddressFault, Path, parse_forwa
 from forwarder.mail.reply import Reply
 
 # The path ends at the first > that is not inside a quoted string; what follows is empty or a space and parameters.
-_PATH = re.compile(rb'[ ]?<((?:[^<>"\x00-\x1f\x7f]|"(?:[^"\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f])*")*)>(?: +([!-~ ]*))?')
+_PATH = re.compile(
+    rb'[ ]?<((?:[^<>"\x00-\x1f\x7f]|"(?:[^"\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f])*")*)>(?: +([!-~ ]*))?'
+)
 _KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 _DIGITS = re.compile(r"[0-9]+")
 _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})+")

@@ -28,7 +28,9 @@ def _ticks(at: datetime) -> int:
 
 
 def _compose(ticks: int, random: int) -> str:
-    return f"{(ticks >> 12) << 80 | (ticks & 0xFFF) << 64 | _VERSION_AND_VARIANT | random & _RANDOM_MASK:032x}"
+    return (
+        f"{(ticks >> 12) << 80 | (ticks & 0xFFF) << 64 | _VERSION_AND_VARIANT | random & _RANDOM_MASK:032x}"
+    )
 
 
 def new_id(now: datetime, entropy: bytes) -> str:

@@ -95,7 +95,12 @@ _FAULTS: dict[Fault, Reply] = {
         ),
         (Fault.PROTOCOL, 451, "4.5.0", "the host does not speak SMTP as expected"),
         (Fault.TLS, 451, "4.7.5", "the TLS handshake with the host failed"),
-        (Fault.TLS_REQUIRED, 451, "4.7.10", "the host does not offer TLS, which is required"),  # RFC 7817/8461
+        (
+            Fault.TLS_REQUIRED,
+            451,
+            "4.7.10",
+            "the host does not offer TLS, which is required",
+        ),  # RFC 7817/8461
         (Fault.CERTIFICATE, 451, "4.7.5", "the certificate of the host is not the one required"),
         (Fault.DNS, 451, "4.4.3", "the mail hosts of the domain could not be looked up"),
         (Fault.NO_DOMAIN, 550, "5.1.2", "the domain does not exist"),
@@ -103,7 +108,12 @@ _FAULTS: dict[Fault, Reply] = {
         (Fault.NULL_MX, 556, "5.1.10", "the domain accepts no mail"),  # RFC 7505 4.2
         (Fault.LOOP, 554, "5.4.6", "mail for the domain loops back to this host"),
         (Fault.PRIVATE, 554, "5.4.4", "the mail hosts of the domain have no public address"),
-        (Fault.SMTPUTF8, 553, "5.6.7", "the host does not accept internationalised addresses"),  # RFC 6531 3.5
+        (
+            Fault.SMTPUTF8,
+            553,
+            "5.6.7",
+            "the host does not accept internationalised addresses",
+        ),  # RFC 6531 3.5
         (Fault.TOO_BIG, 552, "5.3.4", "the message is larger than the host accepts"),  # RFC 1870 6.1
         (Fault.EXPIRED, 554, "5.4.7", "could not be delivered for too long, giving up"),  # RFC 3463 3.5
         (Fault.INTERNAL, 451, "4.3.0", "temporary failure here, will be tried again"),

@@ -75,7 +75,7 @@ class Srs:
     def _wrapped(self, path: Path, now: datetime) -> str:
         day = _day(now)
         stamp = _DAY_ALPHABET[day >> 5] + _DAY_ALPHABET[day & 31]
-        digest = _digest(self._secrets[0], stamp, path.domain, path.local)
+        digest = _digest(self._secrets[0], "SRS0", stamp, path.domain, path.local)
         return f"SRS0={digest}={stamp}={path.domain}={path.local}"
 
     def _chained(self, path: Path) -> str | None:
@@ -87,7 +87,7 @@ class Srs:
             if parts is None or not _is_domain(parts[2]):
                 return None
             first_hop, inside = parts[2].lower(), parts[3]
-        return f"SRS1={_digest(self._secrets[0], first_hop, inside)}={first_hop}={inside}"
+        return f"SRS1={_digest(self._secrets[0], 'SRS1', first_hop, inside)}={first_hop}={inside}"
 
     def reverse(self, path: Path, *, now: datetime) -> Path | SrsFault:
         """The path an address of ours was made from, or why there is none."""
@@ -101,7 +101,7 @@ class Srs:
         if parts is None:
             return SrsFault.MALFORMED
         digest, stamp, domain, local = parts.groups()
-        if not self._is_ours(digest, stamp, domain, local):
+        if not self._is_ours(digest, "SRS0", stamp, domain, local):
             return SrsFault.FORGED
         if len(stamp) != 2 or not set(stamp.upper()) <= set(_DAY_ALPHABET):
             return SrsFault.MALFORMED
@@ -116,7 +116,7 @@ class Srs:
         if parts is None:
             return SrsFault.MALFORMED
         digest, first_hop, inside = parts.groups()
-        if not self._is_ours(digest, first_hop, inside):
+        if not self._is_ours(digest, "SRS1", first_hop, inside):
             return SrsFault.FORGED
         return _restored("SRS0" + inside, first_hop)
 

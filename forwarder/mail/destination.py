@@ -1,0 +1,213 @@
+"""The right side of an alias: addresses and URLs, with places for what the pattern captured.
+
+What it does: parses ``forward``, a comma-separated list, into destinations, and fills captures in. ``$1`` to ``$9`` and
+``${name}`` in an address stand for what a group of the pattern took; in URLs a ``$`` is only a ``$``.
+
+What it promises: what comes out of filling captures in has been parsed again as an address; a local part cannot
+become part of a domain except below a fixed one (``me@$1.example.com``), so that senders never choose where mail goes.
+
+How it fails: ``RuleError`` with a sentence for a person. ``fill`` gives None for what would be no address.
+
+Limits: 1,000 destinations, 2,048 characters of a URL. A comma always ends a destination: in a URL it is written %2C.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from urllib.parse import urlsplit
+
+from forwarder.mail.address import AddressError, Path, parse_address, parse_domain
+from forwarder.mail.pattern import Captures, RuleError, groups_of
+
+MAX_DESTINATIONS = 1000
+MAX_URL = 2048
+_MAX_FORWARD = MAX_DESTINATIONS * 320
+_PLACE = re.compile(r"\$([1-9])|\$\{([A-Za-z_][A-Za-z0-9_]{0,31})\}")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_FIXED_TAIL = re.compile(r"\.[^.$]+\.[^$]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mailbox:
+    """An address, or a template of one."""
+
+    template: str  # canonical; the wire form when there is nothing to fill in
+    path: Path | None  # the address when there is nothing to fill in
+
+    def fill(self, captures: Captures) -> Path | None:
+        """The address with the captures in their places; None when that is no address."""
+        if self.path is not None:
+            return self.path
+        missing = False
+
+        def taken(place: re.Match[str]) -> str:
+            nonlocal missing
+            value = _lookup(captures, place)
+            missing = missing or value is None
+            return value or ""
+
+        local, _, domain = self.template.rpartition("@")
+        if local.startswith('"'):
+            local = re.sub(r"\\(.)", r"\1", local[1:-1])
+        filled = Path(local=_PLACE.sub(taken, local), domain=_PLACE.sub(taken, domain))
+        if missing:
+            return None
+        try:
+            # Parsed again whole: whatever a sender put into a capture, it is an address or it is nothing.
+            return parse_address(filled.wire())
+        except AddressError:
+            return None
+
+    def __str__(self) -> str:
+        return self.template
+
+
+def _lookup(captures: Captures, place: re.Match[str]) -> str | None:
+    if place[1]:
+        number = int(place[1])
+        return captures.groups[number - 1] if number <= len(captures.groups) else None
+    return captures.names.get(place[2])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Url:
+    """A URL that takes messages as JSON."""
+
+    url: str
+    host: str  # A-labels, or an address without brackets
+
+    def __str__(self) -> str:
+        return self.url
+
+
+Destination = Mailbox | Url
+
+
+def parse_forward(text: str, *, plain_http: bool = False) -> tuple[Destination, ...]:
+    """The destinations of an alias, duplicates removed, in order. Raises RuleError.
+
+    ``plain_http``: http:// URLs are accepted too.
+    """
+    if len(text) > _MAX_FORWARD:
+        raise RuleError("the list of destinations is too long")
+    pieces = [piece.strip(" ") for piece in text.split(",")]
+    if len(pieces) > MAX_DESTINATIONS:
+        raise RuleError(f"an alias leads to at most {MAX_DESTINATIONS:,} destinations")
+    found: dict[str, Destination] = {}
+    for piece in pieces:
+        if not piece:
+            raise RuleError(
+                "a destination is missing" if len(pieces) == 1 else "a destination between commas is empty"
+            )
+        destination = _parse_url(piece, plain_http) if _SCHEME.match(piece) else _parse_mailbox(piece)
+        found.setdefault(str(destination), destination)
+    return tuple(found.values())
+
+
+def canonical_forward(destinations: tuple[Destination, ...]) -> str:
+    """The list as it is stored: comma-separated."""
+    return ",".join(map(str, destinations))
+
+
+def check_captures(pattern: str, destinations: tuple[Destination, ...]) -> None:
+    """Refuse destinations that ask for a group the pattern does not have. Raises RuleError."""
+    if not any(isinstance(destination, Mailbox) and destination.path is None for destination in destinations):
+        return
+    count, names = groups_of(pattern)
+    for destination in destinations:
+        if isinstance(destination, Mailbox) and destination.path is None:
+            for place in _PLACE.finditer(destination.template):
+                if (place[1] and int(place[1]) > count) or (place[2] and place[2] not in names):
+                    raise RuleError(
+                        f"{destination.template} asks for {place[0]}, which {pattern} does not capture"
+                    )
+
+
+@lru_cache(maxsize=4096)
+def _parse_mailbox(text: str) -> Mailbox:
+    if not _PLACE.search(text):
+        path = _address(text, text)
+        return Mailbox(template=path.wire(), path=path)
+    local, _, domain = text.rpartition("@")
+    last = None
+    for last in _PLACE.finditer(domain):
+        pass
+    if last is not None and not _FIXED_TAIL.fullmatch(domain, last.end()):
+        raise RuleError(
+            f"{text} lets the sender choose the domain; after the last capture in it there must be a fixed domain, as "
+            "in me@$1.example.com"
+        )
+    # A capture may be any text, so a template is good when it is an address with text in its places.
+    _address(_PLACE.sub("x", text), text)
+    return Mailbox(template=f"{local}@{_canonical_domain(domain)}", path=None)
+
+
+def _canonical_domain(domain: str) -> str:
+    places: list[str] = []
+
+    def stand_in(place: re.Match[str]) -> str:
+        places.append(place[0])
+        return f"zqz{len(places)}zqz"
+
+    ascii_domain = parse_domain(_PLACE.sub(stand_in, domain))
+    for number, place in enumerate(places, 1):
+        ascii_domain = ascii_domain.replace(f"zqz{number}zqz", place, 1)
+    return ascii_domain
+
+
+def _address(text: str, shown: str) -> Path:
+    try:
+        return parse_address(text)
+    except AddressError as error:
+        printed = ascii(shown[:100])[1:-1]
+        raise RuleError(f"{printed} is not an address: {error}") from None
+
+
+def _parse_url(text: str, plain_http: bool) -> Url:
+    if len(text) > MAX_URL:
+        raise RuleError(f"a URL has at most {MAX_URL:,} characters")
+    schemes = ("https", "http") if plain_http else ("https",)
+    refuse = _refusal(ascii(text[:100])[1:-1])
+    if not text.isprintable() or any(character in text for character in ' "<>\\^`{|}'):
+        raise refuse("a URL cannot hold blanks, quotes, brackets or invisible characters")
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise refuse("it is not a well-formed URL") from None
+    if parts.scheme not in schemes:
+        raise refuse(f"a URL begins with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+    if "@" in parts.netloc or not parts.hostname or port == 0 or parts.netloc.endswith(":"):
+        raise refuse("a URL needs a host, and no user or password before it")
+    if parts.fragment or text.endswith("#"):
+        raise refuse("the part after # of a URL is never sent; leave it away")
+    tail = text[text.index("://") + 3 + len(parts.netloc) :]
+    if not tail.isascii():
+        raise refuse("characters beyond ASCII in the path of a URL are written percent-encoded")
+    host, shown_host = _url_host(parts.hostname, refuse)
+    return Url(url=f"{parts.scheme}://{shown_host}{f':{port}' if port is not None else ''}{tail}", host=host)
+
+
+def _refusal(shown: str) -> Callable[[str], RuleError]:
+    return lambda reason: RuleError(f"{shown}: {reason}")
+
+
+def _url_host(hostname: str, refuse: Callable[[str], RuleError]) -> tuple[str, str]:
+    """The host, and how it is written inside a URL."""
+    try:
+        address = ipaddress.ip_address(hostname)
+    except ValueError:
+        pass_on = hostname
+    else:
+        if getattr(address, "scope_id", None):
+            raise refuse("an address with a zone is only meaningful on one machine")
+        return str(address), f"[{address}]" if address.version == 6 else str(address)
+    try:
+        domain = parse_domain(pass_on)
+    except AddressError as error:
+        raise refuse(str(error)) from None
+    return domain, domain
