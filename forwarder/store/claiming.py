@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, Text, select, text, update
+from sqlalchemy import Connection, Select, Text, select, update
 
 from forwarder.mail.address import Path
 from forwarder.mail.event import DeliveryKind, DeliveryState, Transport
 from forwarder.store.records import Delivery
 from forwarder.store.rows import Rows, fetch, is_postgres
-from forwarder.store.tables import Id, deliveries, messages
+from forwarder.store.tables import IS_QUEUED, Id, deliveries, messages
 
 _DOMAINS = Rows(domain=Text())
 _IDS = Rows(id=Id)
@@ -101,9 +101,7 @@ class Claiming:
 
 def _due(conn: Connection, item: Claim, *columns: Any) -> Select[Any]:
     excluded = _DOMAINS.source(conn)
-    query = select(*columns).where(
-        text("deliveries.state = 'queued'"), deliveries.c.next_attempt_at <= item.now
-    )
+    query = select(*columns).where(IS_QUEUED, deliveries.c.next_attempt_at <= item.now)
     if item.exclude_domains:
         query = query.where(deliveries.c.destination_domain.not_in(select(excluded.c.domain)))
     return query.order_by(deliveries.c.next_attempt_at).limit(item.limit)

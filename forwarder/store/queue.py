@@ -28,7 +28,6 @@ import structlog
 from sqlalchemy import select
 
 from forwarder.failpoint import reach
-from forwarder.mail.event import DeliveryState
 from forwarder.store.claiming import Claim, Claiming
 from forwarder.store.engine import Database
 from forwarder.store.enqueueing import Enqueueing
@@ -40,7 +39,7 @@ from forwarder.store.records import NewMessage as NewMessage
 from forwarder.store.records import Outcome as Outcome
 from forwarder.store.records import Settlement as Settlement
 from forwarder.store.settling import Doubt, Ended, Release, Releasing, Settling, withdraw
-from forwarder.store.tables import deliveries, messages
+from forwarder.store.tables import IS_LEASED, IS_QUEUED, deliveries, messages
 from forwarder.store.trouble import CommitUnknown, StoreUnavailable
 
 IF_WORKER_DIES = timedelta(minutes=15)  # from a claim to the next attempt when its worker dies once too often
@@ -139,7 +138,7 @@ class Queue:
         """When the earliest queued delivery is due; None when nothing is queued."""
         query = (
             select(deliveries.c.next_attempt_at)
-            .where(deliveries.c.state == DeliveryState.QUEUED.value)
+            .where(IS_QUEUED)
             .order_by(deliveries.c.next_attempt_at)
             .limit(1)
         )
@@ -148,7 +147,7 @@ class Queue:
     async def held(self) -> dict[str, int]:
         """The attempt of every delivery that the store says this worker holds, by its id."""
         query = select(deliveries.c.id, deliveries.c.attempts).where(
-            deliveries.c.state == DeliveryState.LEASED.value, deliveries.c.lease_owner == self._worker_id
+            IS_LEASED, deliveries.c.lease_owner == self._worker_id
         )
         rows = await self._database.read(lambda conn: conn.execute(query).all())
         return {row.id: row.attempts for row in rows}

@@ -30,6 +30,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    literal_column,
     text,
 )
 from sqlalchemy.types import TypeEngine
@@ -241,18 +242,21 @@ deliveries = Table(
     CheckConstraint("attempts >= 0", name="attempts"),
     CheckConstraint("(state = 'leased') = (lease_owner IS NOT NULL)", name="lease"),
 )
+# Literal, not bound: a parameter would keep both databases from using the partial indexes.
+IS_QUEUED = deliveries.c.state == literal_column("'queued'")
+IS_LEASED = deliveries.c.state == literal_column("'leased'")
 Index(
     "ix_deliveries_due",
     deliveries.c.next_attempt_at,
     deliveries.c.destination_domain,  # a claim passes over domains that are at their limit without reading rows
-    postgresql_where=text("state = 'queued'"),
-    sqlite_where=text("state = 'queued'"),
+    postgresql_where=IS_QUEUED,
+    sqlite_where=IS_QUEUED,
 )
 Index(
     "ix_deliveries_leased",
     deliveries.c.lease_owner,
-    postgresql_where=text("state = 'leased'"),
-    sqlite_where=text("state = 'leased'"),
+    postgresql_where=IS_LEASED,
+    sqlite_where=IS_LEASED,
 )
 
 workers = Table(
