@@ -222,10 +222,8 @@ def _check_characters(local: str) -> None:
     if local.isascii():  # the grammar has already kept controls out
         return
     for character in local:
-        if (
-            unicodedata.category(character) in _FORBIDDEN_CATEGORIES
-            and character != " "
-            or character in _BIDI
+        if character != " " and (
+            unicodedata.category(character) in _FORBIDDEN_CATEGORIES or character in _BIDI
         ):
             raise AddressError(
                 AddressFault.SYNTAX, "the part before @ holds an invisible or control character"

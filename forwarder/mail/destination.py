@@ -133,10 +133,8 @@ def _parse_mailbox(text: str) -> Mailbox:
         path = _address(text, text)
         return Mailbox(template=path.wire(), path=path)
     local, _, domain = text.rpartition("@")
-    last = None
-    for last in _PLACE.finditer(domain):
-        pass
-    if last is not None and not _FIXED_TAIL.fullmatch(domain, last.end()):
+    places = list(_PLACE.finditer(domain))
+    if places and not _FIXED_TAIL.fullmatch(domain, places[-1].end()):
         raise RuleError(
             f"{text} lets the sender choose the domain; after the last capture in it there must be a fixed domain, as "
             "in me@$1.example.com"

@@ -20,7 +20,7 @@ from forwarder.mail.reply import Reply
 
 # The path ends at the first > that is not inside a quoted string; what follows is empty or a space and parameters.
 _PATH = re.compile(
-    rb'[ ]?<((?:[^<>"\x00-\x1f\x7f]|"(?:[^"\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f])*")*)>(?: +([!-~ ]*))?'
+    rb'[ ]?<([^<>"\x00-\x1f\x7f]*(?:"(?:[^"\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f])*"[^<>"\x00-\x1f\x7f]*)*)>(?: +([!-~ ]*))?'
 )
 _KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 _DIGITS = re.compile(r"[0-9]+")
@@ -71,10 +71,9 @@ def parse_mail_args(arguments: bytes, *, size_limit: int, auth_offered: bool = F
             if parameters.pop("SMTPUTF8") is not None:
                 raise RequestError(replies.BAD_PARAMETER)
             smtputf8 = True
-        if auth_offered and "AUTH" in parameters:
-            # RFC 4954 5: believed only between servers that trust each other; checked and set aside.
-            if not _XTEXT.fullmatch(parameters.pop("AUTH") or ""):
-                raise RequestError(replies.BAD_PARAMETER)
+        # RFC 4954 5: AUTH= is believed only between servers that trust each other; checked and set aside.
+        if auth_offered and "AUTH" in parameters and not _XTEXT.fullmatch(parameters.pop("AUTH") or ""):
+            raise RequestError(replies.BAD_PARAMETER)
         if parameters:
             raise RequestError(replies.UNKNOWN_PARAMETER)
     try:
@@ -128,9 +127,10 @@ def _size(value: str | None, limit: int) -> int:
     if value is None or not _DIGITS.fullmatch(value):
         raise RequestError(replies.BAD_PARAMETER)
     # RFC 1870 5 allows 20 digits; a number beyond them is too big whatever it is, and is not worth converting.
-    if len(value.lstrip("0")) > 20 or int(value) > limit:
+    digits = value.lstrip("0") or "0"
+    if len(digits) > 20 or int(digits) > limit:
         raise RequestError(replies.MESSAGE_TOO_BIG)
-    return int(value)
+    return int(digits)
 
 
 def _body(value: str | None) -> bool:

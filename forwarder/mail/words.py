@@ -12,9 +12,40 @@ _WORD = re.compile(r"=\?([!-~]{1,40}?)\?([bq])\?([!->@-~]*)\?=", re.IGNORECASE)
 _QUOTED_OCTET = re.compile(rb"=([0-9A-Fa-f]{2})")
 
 _CHARSETS = frozenset(
-    """utf-8 utf8 us-ascii ascii utf-16 utf-16le utf-16be latin1 koi8-r koi8-u gb2312 gbk gb18030 hz-gb-2312
-    big5 big5-hkscs euc-jp shift_jis iso-2022-jp iso-2022-jp-2 iso-2022-kr euc-kr ks_c_5601-1987 tis-620 cp437 cp850
-    cp852 cp866 cp932 cp949 cp950 macintosh""".split()
+    [
+        "utf-8",
+        "utf8",
+        "us-ascii",
+        "ascii",
+        "utf-16",
+        "utf-16le",
+        "utf-16be",
+        "latin1",
+        "koi8-r",
+        "koi8-u",
+        "gb2312",
+        "gbk",
+        "gb18030",
+        "hz-gb-2312",
+        "big5",
+        "big5-hkscs",
+        "euc-jp",
+        "shift_jis",
+        "iso-2022-jp",
+        "iso-2022-jp-2",
+        "iso-2022-kr",
+        "euc-kr",
+        "ks_c_5601-1987",
+        "tis-620",
+        "cp437",
+        "cp850",
+        "cp852",
+        "cp866",
+        "cp932",
+        "cp949",
+        "cp950",
+        "macintosh",
+    ]
     + [f"iso-8859-{part}" for part in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 16)]
     + [f"windows-{page}" for page in (874, *range(1250, 1259))]
     + [f"cp{page}" for page in (874, *range(1250, 1259))]
@@ -43,29 +74,27 @@ def decode_words(text: str) -> str:
     if "=?" not in text:
         return text
     pieces: list[str] = []
-    pending = b""  # octets of adjacent words of one character set: a character may be cut between them
-    pending_charset = ""
+    pending: list[bytes] = []  # adjacent words of one character set: a character may be cut between them
+    charset = ""  # of the pending words; empty when what came last is no decoded word
     end = 0
     for word in _WORD.finditer(text):
-        charset = word[1].partition("*")[0].lower()  # RFC 2231 5: a language may follow
-        octets = _octets(word[2], word[3]) if charset in _CHARSETS else None
+        named = word[1].partition("*")[0].lower()  # RFC 2231 5: a language may follow
+        octets = _octets(word[2], word[3]) if named in _CHARSETS else None
         gap = text[end : word.start()]
-        if pending_charset and (gap.strip() or octets is None or charset != pending_charset):
-            pieces.append(_decode(pending, pending_charset))
-            pending, was_word = b"", True
-            pending_charset = ""
-        else:
-            was_word = bool(pending_charset)
-        if gap.strip() or octets is None or not (was_word or end == 0) or end == 0:
+        joins = bool(charset) and octets is not None and not gap.strip()
+        if not joins or named != charset:
+            pieces.append(_decode(pending, charset))
+            pending = []
+        if not joins:
             pieces.append(gap)
         if octets is None:
             pieces.append(word[0])
+            charset = ""
         else:
-            pending += octets
-            pending_charset = charset
+            pending.append(octets)
+            charset = named
         end = word.end()
-    if pending_charset:
-        pieces.append(_decode(pending, pending_charset))
+    pieces.append(_decode(pending, charset))
     pieces.append(text[end:])
     return "".join(pieces)
 
@@ -80,8 +109,10 @@ def _octets(encoding: str, encoded: str) -> bytes | None:
         return None
 
 
-def _decode(octets: bytes, charset: str) -> str:
+def _decode(octets: list[bytes], charset: str) -> str:
+    if not octets:
+        return ""
     try:
-        return octets.decode(charset, "replace")
+        return b"".join(octets).decode(charset, "replace")
     except (LookupError, UnicodeError):
-        return octets.decode("ascii", "replace")
+        return b"".join(octets).decode("ascii", "replace")

@@ -1,0 +1,210 @@
+"""Aliases, and the rule set of a domain that finds the one that answers for a recipient.
+
+What it does: ``RuleSet.resolve`` takes a local part and gives the alias that answers and the destinations it leads to,
+captures filled in; or UNKNOWN. Exactly one alias answers, in this order: the exact one; the exact one for what stands
+before ``+`` (the rest is the label); the first regular expression in order of creation; the partial wildcard with the
+most literal characters; ``*``. A disabled alias answers too: it takes the recipient and says how to refuse it.
+
+What it promises: a rule set never changes; it is made in linear time and compiles expressions only when asked for one.
+With 10,000 exact aliases and 500 expressions a look-up stays far below 50 ms.
+
+How it fails: a capture that makes no address is UNKNOWN; nothing raises.
+
+The label is put on a destination only at providers known to deliver ``user+label@`` to ``user``, and only on an
+address that has none of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from forwarder.mail.address import AddressError, Path, fold, parse_address
+from forwarder.mail.destination import (
+    Destination,
+    Mailbox,
+    Url,
+    check_captures,
+    parse_forward,
+)
+from forwarder.mail.pattern import (
+    NO_CAPTURES,
+    AliasKind,
+    Captures,
+    RegexTable,
+    RuleError,
+    classify,
+    parse_pattern,
+    star_match,
+)
+
+# Providers that deliver user+label@ to user@.
+LABEL_PROVIDERS = frozenset(
+    {
+        "fastmail.com",
+        "gmail.com",
+        "hey.com",
+        "icloud.com",
+        "mailfence.com",
+        "outlook.com",
+        "protonmail.com",
+        "runbox.com",
+        "yandex.com",
+        "yandex.ru",
+    }
+)
+
+
+class Unknown(Enum):
+    """No alias answers."""
+
+    UNKNOWN = "unknown"
+
+
+UNKNOWN: Final = Unknown.UNKNOWN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alias:
+    """A pattern and where it leads."""
+
+    id: int  # by order of creation
+    pattern: str  # canonical
+    kind: AliasKind
+    destinations: tuple[Destination, ...]
+    active: bool = True
+    when_disabled: int = 550  # 250: take and discard, 421: try later, 550: refuse
+
+    @staticmethod
+    def stored(row_id: int, pattern: str, forward: str, active: bool, when_disabled: int) -> Alias:
+        """An alias from its row; never raises.
+
+        A row that cannot be read (another version wrote it) becomes an alias that answers 421: that is our trouble,
+        and not to be solved by letting the catch-all have its mail.
+        """
+        try:
+            destinations = parse_forward(forward, plain_http=True)
+        except RuleError:
+            destinations, active, when_disabled = (), False, 421
+        return Alias(
+            id=row_id,
+            pattern=pattern,
+            kind=classify(pattern),
+            destinations=destinations,
+            active=active,
+            when_disabled=when_disabled,
+        )
+
+
+def parse_alias(
+    pattern: str, forward: str, *, plain_http: bool = False
+) -> tuple[str, tuple[Destination, ...]]:
+    """Both sides of an alias as a person wrote them, in canonical form and fitting each other. Raises RuleError."""
+    canonical = parse_pattern(pattern)
+    destinations = parse_forward(forward, plain_http=plain_http)
+    check_captures(canonical, destinations)
+    return canonical, destinations
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """The alias that answers for a recipient."""
+
+    alias: Alias
+    label: str | None  # what followed + when the alias answered for what stood before it
+    destinations: tuple[Path | Url, ...]  # empty when the alias is disabled
+
+
+class RuleSet:
+    """The aliases of a domain at one version. Immutable."""
+
+    __slots__ = ("_catch_all", "_exact", "_regexes", "_table", "_wildcards", "domain", "domain_id", "version")
+
+    def __init__(self, domain: str, domain_id: int, version: int, aliases: Iterable[Alias]) -> None:
+        self.domain = domain
+        self.domain_id = domain_id
+        self.version = version
+        self._exact: dict[str, Alias] = {}
+        self._catch_all: Alias | None = None
+        regexes: list[Alias] = []
+        wildcards: list[Alias] = []
+        for alias in aliases:
+            match alias.kind:
+                case AliasKind.EXACT:
+                    self._exact[alias.pattern] = alias
+                case AliasKind.CATCH_ALL:
+                    self._catch_all = alias
+                case AliasKind.REGEX:
+                    regexes.append(alias)
+                case AliasKind.WILDCARD:
+                    wildcards.append(alias)
+        regexes.sort(key=lambda alias: alias.id)
+        wildcards.sort(key=lambda alias: (alias.pattern.count("*") - len(alias.pattern), alias.id))
+        self._regexes = tuple(regexes)
+        self._table = RegexTable([alias.pattern for alias in regexes])
+        self._wildcards = tuple((alias.pattern.split("*"), alias) for alias in wildcards)
+
+    def __repr__(self) -> str:
+        return f"RuleSet({self.domain!r}, version={self.version})"
+
+    def resolve(self, local: str) -> Match | Unknown:
+        """Which alias answers for a local part (``Path.local``), and where it leads."""
+        key = fold(local)
+        alias = self._exact.get(key)
+        if alias is not None:
+            return _answer(alias, None, NO_CAPTURES)
+        if "+" in key:
+            alias = self._exact.get(key.partition("+")[0])
+            if alias is not None:
+                return _answer(alias, local.partition("+")[2], NO_CAPTURES)
+        if self._regexes:
+            found = self._table.first(local)
+            if found is not None:
+                return _answer(self._regexes[found[0]], None, found[1])
+        # Captures keep the case in which the sender wrote, where folding left the length alone.
+        written = local if len(local) == len(key) else key
+        for pieces, alias in self._wildcards:
+            taken = star_match(pieces, key)
+            if taken is not None:
+                return _answer(alias, None, Captures(groups=_as_written(pieces, taken, written)))
+        if self._catch_all is not None:
+            return _answer(self._catch_all, None, Captures(groups=(local,)))
+        return UNKNOWN
+
+
+def _as_written(pieces: list[str], taken: tuple[str, ...], written: str) -> tuple[str, ...]:
+    position = 0
+    found: list[str] = []
+    for piece, text in zip(pieces, taken, strict=False):
+        position += len(piece)
+        found.append(written[position : position + len(text)])
+        position += len(text)
+    return tuple(found)
+
+
+def _answer(alias: Alias, label: str | None, captures: Captures) -> Match | Unknown:
+    if not alias.active:
+        return Match(alias=alias, label=label, destinations=())
+    filled: list[Path | Url] = []
+    for destination in alias.destinations:
+        if isinstance(destination, Url):
+            filled.append(destination)
+            continue
+        path = destination.fill(captures)
+        if path is None:
+            return UNKNOWN
+        filled.append(_with_label(path, label) if label else path)
+    return Match(alias=alias, label=label, destinations=tuple(filled))
+
+
+def _with_label(path: Path, label: str) -> Path:
+    if path.domain not in LABEL_PROVIDERS or "+" in path.local:
+        return path
+    try:
+        labelled = parse_address(Path(local=f"{path.local}+{label}", domain=path.domain).wire())
+    except AddressError:  # too long with it
+        return path
+    # A label that needs quoting reaches nobody: such providers have no quoted mailboxes.
+    return path if labelled.wire().startswith('"') else labelled
