@@ -221,7 +221,13 @@ class Engine:
             pool=pool,
             srs=srs,
             signing=signing,
-            webhooks=Webhooks(client=client, key_of=keys.webhook_key, hostname=hostname, clock=clock),
+            webhooks=Webhooks(
+                client=client,
+                key_of=keys.webhook_key,
+                hostname=hostname,
+                clock=clock,
+                timeout=settings.outbound.webhook_timeout,
+            ),
             trace_secret=keyring.srs_secrets[0],
             clock=clock,
         )
@@ -231,6 +237,7 @@ class Engine:
             router=Router(self.resolver, settings),
             bounces=Bounces(
                 hostname=hostname,
+                sender_domain=settings.dkim.domain,
                 disclose_destination=settings.outbound.disclose_destination,
                 ids=self._ids,
                 clock=clock,
@@ -245,7 +252,7 @@ class Engine:
         watch.probe("store", self.database.ready, every=PROBE_EVERY, patience=PROBE_PATIENCE)
         watch.keep("heartbeat", self._heartbeat)
         watch.keep("directory", self.directory.follow)
-        watch.keep("queue", self.queue.run)
+        watch.keep("queue", partial(self.queue.run, self.dispatcher.holding))
         watch.keep("dispatcher", self.dispatcher.run)
         for chore in chores_of(self.settings, self.database, self.journal):
             turns = partial(keep_house, chore, self.database, owner=self.worker_id, clock=self._clock)

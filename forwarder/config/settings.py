@@ -168,7 +168,7 @@ class Plan(Section):
     yearly: bool = False
     premium: bool = True
     domains: Count = 10_000
-    aliases: Count = 10_000  # per domain
+    aliases: Count = 10_000  # over all domains of the account
     credentials: Count = 1000  # per domain
     destinations: Count = 100  # per alias
     redirections: Count = 50

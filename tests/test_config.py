@@ -1,0 +1,255 @@
+"""The configuration: defaults, units, the environment, and errors a person can act on."""
+
+import tomllib
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from forwarder.config import ConfigError, HostPort, Settings, load
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def written(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "given.toml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def problems(tmp_path: Path, text: str, **environ: str) -> list[tuple[str, str]]:
+    with pytest.raises(ConfigError) as caught:
+        load(written(tmp_path, text), environ)
+    return [(problem.key, problem.reason) for problem in caught.value.problems]
+
+
+def test_the_defaults_are_those_of_the_contract(tmp_path: Path) -> None:
+    settings = load(written(tmp_path, 'hostname = "mx1.example.net"'), {})
+    assert settings.mx.listen == (("0.0.0.0", 25), ("::", 25))
+    assert settings.mx.size_limit == 26_214_400
+    assert settings.mx.recipients == 1000
+    assert (settings.mx.connections_per_client, settings.mx.connections_per_minute) == (50, 300)
+    assert settings.mx.bare_newline == "reject"
+    assert settings.submission.listen == (("0.0.0.0", 587),)
+    assert settings.submission.listen_tls == (("0.0.0.0", 465),)
+    assert settings.submission.require_dns is True
+    assert settings.api.listen == ("127.0.0.1", 8080)
+    assert settings.dns.nameservers == ()
+    assert settings.outbound.smarthost is None
+    assert settings.outbound.port == 25
+    assert settings.outbound.allow_private_destinations is False
+    assert [delay.total_seconds() for delay in settings.retry.delays] == [
+        60,
+        300,
+        900,
+        1800,
+        3600,
+        7200,
+        14400,
+    ]
+    assert settings.retry.give_up_after == timedelta(days=5)
+    assert settings.srs.domain == "mx1.example.net"
+    assert settings.dkim.domain == "mx1.example.net"
+    assert settings.dkim.algorithms == ("rsa", "ed25519")
+    assert settings.arc.enabled is True
+    assert settings.logs.retention == timedelta(days=30)
+    assert settings.workers.processes == 0
+    assert settings.database.url == "sqlite:///data/forwarder.db"
+
+
+def test_the_example_lists_every_key_with_its_default() -> None:
+    example = tomllib.loads((ROOT / "config.example.toml").read_text(encoding="utf-8"))
+
+    def keys(model: type, at: str = "") -> set[str]:
+        found: set[str] = set()
+        for name, field in model.model_fields.items():  # type: ignore[attr-defined]
+            nested = field.annotation if hasattr(field.annotation, "model_fields") else None
+            found |= keys(nested, f"{at}{name}.") if nested else {f"{at}{name}"}
+        return found
+
+    def listed(values: dict[str, object], at: str = "") -> set[str]:
+        found: set[str] = set()
+        for name, value in values.items():
+            if isinstance(value, dict) and name != "plans":
+                found |= listed(value, f"{at}{name}.")
+            else:
+                found.add(f"{at}{name}")
+        return found
+
+    assert listed(example) == keys(Settings)
+    assert Settings.model_validate(example) == Settings.model_validate({"hostname": "mx1.example.net"})
+
+
+def test_every_key_of_the_example_has_a_comment() -> None:
+    lines = (ROOT / "config.example.toml").read_text(encoding="utf-8").splitlines()
+    bare = [line for line in lines if " = " in line and not line.startswith("#") and "# " not in line]
+    assert bare == []
+
+
+@pytest.mark.parametrize(
+    ("text", "octets"),
+    [("25 MiB", 26_214_400), ("1kB", 1000), ("1 KiB", 1024), ("0.5 MiB", 524_288), ("7 B", 7), ("12", 12)],
+)
+def test_sizes(text: str, octets: int) -> None:
+    given = Settings.model_validate({"hostname": "a", "mx": {"size_limit": text}})
+    assert given.mx.size_limit == octets
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("5m", 300), ("1h30m", 5400), ("250ms", 0.25), ("2d", 172_800), ("1w", 604_800)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    given = Settings.model_validate({"hostname": "a", "dns": {"timeout": text}})
+    assert given.dns.timeout.total_seconds() == seconds
+
+
+@pytest.mark.parametrize("text", ["5", "m", "5 minutes", "-5m", "5m!", ""])
+def test_a_duration_without_a_unit_is_refused(tmp_path: Path, text: str) -> None:
+    ((key, reason),) = problems(tmp_path, f'hostname = "a"\n[dns]\ntimeout = "{text}"')
+    assert key == "dns.timeout"
+    assert '"5m"' in reason
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("[::1]:0", ("::1", 0)), ("127.0.0.1:65535", ("127.0.0.1", 65535)), (":25", ("0.0.0.0", 25))],
+)
+def test_listeners(text: str, expected: tuple[str, int]) -> None:
+    given = Settings.model_validate({"hostname": "a", "mx": {"listen": [text]}})
+    assert given.mx.listen == (expected,)
+    assert str(HostPort(*expected)).endswith(str(expected[1]))
+
+
+@pytest.mark.parametrize("text", ["25", "host", "::1:25", "[::1]", "a:b", "h:65536", "a b:25"])
+def test_what_is_no_listener_is_refused(tmp_path: Path, text: str) -> None:
+    ((key, reason),) = problems(tmp_path, f'hostname = "a"\n[mx]\nlisten = ["{text}"]')
+    assert key == "mx.listen"
+    assert "host:port" in reason
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    environ = {
+        "FORWARDER_HOSTNAME": "mx2.example.net",
+        "FORWARDER_MX__LISTEN": "127.0.0.1:2525,[::1]:2525",
+        "FORWARDER_RETRY__DELAYS": "1s, 2m",
+        "FORWARDER_ARC__ENABLED": "false",
+        "FORWARDER_API__LISTEN": "",
+        "FORWARDER_PLANS__GOLD__DOMAINS": "7",
+        "PATH": "/bin",
+    }
+    settings = load(written(tmp_path, 'hostname = "mx1.example.net"\n[arc]\nenabled = true'), environ)
+    assert settings.hostname == "mx2.example.net"
+    assert settings.mx.listen == (("127.0.0.1", 2525), ("::1", 2525))
+    assert settings.retry.delays == (timedelta(seconds=1), timedelta(minutes=2))
+    assert settings.arc.enabled is False
+    assert settings.api.listen is None
+    assert settings.plans["gold"].domains == 7
+    assert settings.plans["gold"].aliases == settings.plans["default"].aliases
+
+
+def test_the_environment_alone_is_enough() -> None:
+    assert load(None, {"FORWARDER_HOSTNAME": "mx.example"}).hostname == "mx.example"
+
+
+def test_config_falls_back_to_the_variable_and_then_to_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('hostname = "here"')
+    named = written(tmp_path, 'hostname = "named"')
+    assert load(None, {}).hostname == "here"
+    assert load(None, {"FORWARDER_CONFIG": named}).hostname == "named"
+    assert load(named, {"FORWARDER_CONFIG": str(tmp_path / "config.toml")}).hostname == "named"
+
+
+def test_without_any_file_the_error_says_how_to_get_one() -> None:
+    with pytest.raises(ConfigError, match=r"config\.example\.toml"):
+        load(None, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "meant"),
+    [
+        ("hostnam = 'a'\nhostname = 'a'", "hostnam", "hostname"),
+        ("hostname = 'a'\n[mx]\nsize_limt = 1", "mx.size_limt", "mx.size_limit"),
+        ("hostname = 'a'\nsize_limit = 1", "size_limit", "mx.size_limit"),
+        ("hostname = 'a'\n[retri]\nspread = 1", "retri", "retry"),
+        ("hostname = 'a'\n[plans.gold]\ndomain = 1", "plans.gold.domain", "plans.gold.domains"),
+    ],
+)
+def test_an_unknown_key_is_an_error_with_the_key_that_was_meant(
+    tmp_path: Path, text: str, key: str, meant: str
+) -> None:
+    ((found, reason),) = problems(tmp_path, text)
+    assert found == key
+    assert f"did you mean {meant}" in reason
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("FORWARDER_MX__LISTENN", "FORWARDER_MX__LISTEN"), ("FORWARDER_HOSTNAM", "FORWARDER_HOSTNAME")],
+)
+def test_an_unknown_variable_is_an_error(tmp_path: Path, name: str, meant: str) -> None:
+    ((found, reason),) = problems(tmp_path, 'hostname = "a"', **{name: "x"})
+    assert found == name
+    assert meant in reason
+
+
+def test_variables_of_container_platforms_and_our_own_are_left_alone(tmp_path: Path) -> None:
+    environ = {
+        "FORWARDER_PORT": "tcp://10.0.0.1:25",
+        "FORWARDER_SERVICE_HOST": "10.0.0.1",
+        "FORWARDER_TEST": "1",
+        "FORWARDER_FAILPOINT": "writer.before-commit:kill",
+    }
+    assert load(written(tmp_path, 'hostname = "a"'), environ).hostname == "a"
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    text = """
+hostname = "a b"
+arc = true
+[mx]
+size_limit = "big"
+bare_newline = "keep"
+recipients = 0
+[tls]
+key = "key.pem"
+"""
+    found = dict(problems(tmp_path, text, FORWARDER_MX__ERRORS="x"))
+    assert set(found) == {
+        "hostname",
+        "arc",
+        "mx.size_limit",
+        "mx.bare_newline",
+        "mx.recipients",
+        "FORWARDER_MX__ERRORS",
+        "tls",
+    }
+    assert "'reject' or 'normalize'" in found["mx.bare_newline"]
+    assert "certificate and key go together" in found["tls"]
+
+
+def test_a_password_in_the_database_url_is_never_repeated(tmp_path: Path) -> None:
+    found = problems(tmp_path, 'hostname = "a"\n[database]\nurl = "mysql://me:hunter2@db/mail"')
+    assert "hunter2" not in str(found)
+    settings = load(
+        written(tmp_path, 'hostname = "a"\n[database]\nurl = "postgres://me:hunter2@db/mail"'), {}
+    )
+    assert settings.database.url == "postgresql://me:hunter2@db/mail"
+    assert "hunter2" not in repr(settings)
+
+
+def test_what_is_no_toml_or_no_file_says_so(tmp_path: Path) -> None:
+    assert "TOML" in problems(tmp_path, "hostname = mx1")[0][1]
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(str(tmp_path / "missing.toml"), {})
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings = Settings.model_validate({"hostname": "a"})
+    with pytest.raises(ValueError, match="frozen"):
+        settings.hostname = "b"  # type: ignore[misc]
