@@ -1,9 +1,34 @@
-"""A guarded HTTP client for webhooks."""
+"""A guarded HTTP client for webhooks: POST to public addresses, and to nothing else.
 
+Whoever owns a domain here writes the URL, so the URL is hostile. Promises: only http and https; the host is looked up
+by our own resolver, all its addresses are judged (``net.addresses``), and the connection goes to the very address
+that was judged, so that a second look-up cannot lead elsewhere; one private address among them refuses the host.
+Redirects are not followed and proxies from the environment not used. The certificate of https is verified for the
+host's name. The whole exchange ends within the caller's timeout, and no more than 4 KiB of the answer is read.
+
+How it fails: ``Blocked`` for what we do not do, whatever the hour; ``Unreachable`` for what another hour may mend.
+Any HTTP status is a result, not a failure.
+
+Limits: a connection per request. Keeping them would need one pool per host name, since a connection is pinned to an
+address and two names at one address must not share a verified connection.
+"""
+
+import asyncio
+import re
+import ssl
 from collections.abc import Mapping
 from datetime import timedelta
 
-from forwarder.net.dns import Resolver
+import httpx
+
+from forwarder.net.addresses import is_private, literal
+from forwarder.net.dns import CannotTell, Found, NotFound, Resolver
+
+EXCERPT = 4096  # octets of an answer
+URL_LENGTH = 2048
+CONNECTIONS = 100  # at once
+_NAME = re.compile(rb"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
+_LOCAL_NAMES = ("localhost", "local", "internal", "home.arpa")  # RFC 6761, RFC 6762, RFC 8375
 
 
 class Blocked(Exception):
@@ -15,22 +40,109 @@ class Unreachable(Exception):
 
 
 def check_url(url: str, *, allow_private: bool = False) -> None:
-    """Raise ``Blocked`` for a URL that can be refused without asking the DNS."""
-    raise RuntimeError("being written")
+    """Raise ``Blocked`` for a URL that can be refused without asking the DNS (saving it in the API)."""
+    _checked(url, allow_private=allow_private)
 
 
 class GuardedClient:
-    """POSTs to public addresses only."""
+    """See the module; one for the process."""
 
-    def __init__(self, resolver: Resolver, *, allow_private: bool) -> None:
-        raise RuntimeError("being written")
+    def __init__(
+        self, resolver: Resolver, *, allow_private: bool = False, verify: ssl.SSLContext | None = None
+    ) -> None:
+        self._resolver = resolver
+        self._allow_private = allow_private
+        self._client = httpx.AsyncClient(
+            verify=verify or ssl.create_default_context(),
+            limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=0),
+            follow_redirects=False,
+            trust_env=False,
+            timeout=None,  # noqa: S113 - the whole exchange has one deadline
+        )
 
     async def post(
         self, url: str, body: bytes, headers: Mapping[str, str], timeout: timedelta
     ) -> tuple[int, str]:
-        """The status and an excerpt of the answer; ``Blocked`` or ``Unreachable``."""
-        raise RuntimeError("being written")
+        """The status and the beginning of the answer; ``Blocked`` or ``Unreachable``."""
+        target = _checked(url, allow_private=self._allow_private)
+        try:
+            async with asyncio.timeout(timeout.total_seconds()):
+                address = await self._address(target.host)
+                return await self._post(target, address, body, headers)
+        except TimeoutError as exc:
+            raise Unreachable(f"{target.host} did not answer within {timeout.total_seconds():g} s") from exc
+        except httpx.HTTPError as exc:
+            reason = str(exc) or type(exc).__name__
+            raise Unreachable(f"{target.host} could not be reached: {reason[:200]}") from exc
 
     async def close(self) -> None:
         """Close what is open."""
-        raise RuntimeError("being written")
+        await self._client.aclose()
+
+    async def _address(self, host: str) -> str:
+        address = literal(host)
+        if address is not None:  # judged already
+            return address
+        match await self._resolver.addresses(host):
+            case Found(records=records):
+                private = [each for each in records if is_private(each)]
+                if private and not self._allow_private:
+                    raise Blocked(f"{host} has the private address {private[0]}")
+                # IPv4 first: an IPv6 address that cannot be reached would cost the whole attempt
+                return min(records, key=lambda each: ":" in each)
+            case NotFound():
+                raise Unreachable(f"{host} has no address")
+            case CannotTell(reason=reason):
+                raise Unreachable(f"{host} could not be looked up: {reason}")
+
+    async def _post(
+        self, target: httpx.URL, address: str, body: bytes, headers: Mapping[str, str]
+    ) -> tuple[int, str]:
+        request = self._client.build_request(
+            "POST",
+            target.copy_with(host=address),
+            content=body,
+            headers={**headers, "Host": target.netloc.decode("ascii")},
+            extensions={"sni_hostname": target.raw_host.decode("ascii")},
+        )
+        response = await self._client.send(request, stream=True)
+        try:
+            excerpt = b""
+            async for block in response.aiter_raw(EXCERPT):
+                excerpt += block
+                if len(excerpt) >= EXCERPT:
+                    break
+        finally:
+            await response.aclose()
+        return response.status_code, excerpt[:EXCERPT].decode("utf-8", "replace")
+
+
+def _checked(url: str, *, allow_private: bool) -> httpx.URL:
+    if len(url) > URL_LENGTH:
+        raise Blocked(f"the URL is longer than {URL_LENGTH} characters")
+    if not url.isprintable() or " " in url or "\\" in url:
+        raise Blocked("the URL holds spaces, backslashes or control characters")
+    try:
+        target = httpx.URL(url)
+        host = target.host
+        address = literal(target.raw_host.decode("ascii"))
+    except httpx.InvalidURL as exc:
+        raise Blocked(f"the URL is not well formed: {exc}") from exc
+    except ValueError as exc:
+        raise Blocked(str(exc)) from exc
+    if target.scheme not in ("http", "https"):
+        raise Blocked("only http and https URLs are called")
+    if not host:
+        raise Blocked("the URL names no host")
+    if target.port is not None and not 0 < target.port < 65536:
+        raise Blocked(f"there is no port {target.port}")
+    if address is None and not _NAME.fullmatch(target.raw_host):
+        raise Blocked(f"{host} is not a host name")
+    if allow_private:
+        return target
+    if address is not None and is_private(address):
+        raise Blocked(f"{address} is not a public address")
+    name = host.rstrip(".").lower()
+    if address is None and ("." not in name or name.endswith(tuple(f".{local}" for local in _LOCAL_NAMES))):
+        raise Blocked(f"{host} is a local name")
+    return target

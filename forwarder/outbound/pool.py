@@ -1,28 +1,180 @@
-"""Open sessions, kept for a few seconds and used again."""
+"""Open sessions, kept for a few seconds and used again.
+
+A session that delivered a message is put aside for its site and serves the next one, up to ``reuse_limit`` messages;
+nobody waits for a session here: how many are open at once is the dispatcher's to say, and the pool only holds what
+is idle, at most ``concurrency_per_site`` for a site and ``concurrency`` in all; the one idle longest goes first. One
+timer, not one a session, closes what has been idle for ``idle_timeout``. A session is handed out only when its peer
+has neither hung up nor said anything meanwhile.
+
+Opportunistic TLS: a host whose handshake fails gets the same message in clear over a new connection, and for ten
+minutes the handshake is not tried with it again. With ``tls = "required"`` nothing goes in clear.
+
+How it fails: ``open`` raises ``SessionFault``; a reused session may still break at its first command (the peer's
+hanging up crossed our MAIL): the caller sees a fault at ``Stage.MAIL`` and opens a new one.
+"""
+
+import asyncio
+import ssl
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable
 
 from forwarder.config import OutboundSection
-from forwarder.net.smtp_client import Session
+from forwarder.mail.outcome import Fault, Stage
+from forwarder.net.smtp_client import Session, SessionFault, Timeouts
+from forwarder.net.tls import TlsMode, client_context
 from forwarder.outbound.route import Route
+
+BROKEN_TLS = 600.0  # seconds
+BROKEN_TLS_HOSTS = 10_000
+_MODES = {"off": TlsMode.OFF, "opportunistic": TlsMode.OPPORTUNISTIC, "required": TlsMode.REQUIRED}
 
 
 class Pool:
-    """Sessions by (address, port)."""
+    """See the module; ``time`` is monotonic seconds."""
 
-    def __init__(self, settings: OutboundSection, *, hello: str) -> None:
-        raise RuntimeError("being written")
+    def __init__(
+        self, settings: OutboundSection, *, hello: str, time: Callable[[], float] | None = None
+    ) -> None:
+        self._hello = hello
+        self._mode = _MODES[settings.tls]
+        self._context: ssl.SSLContext | None = None
+        self._timeouts = Timeouts(
+            connect=settings.connect_timeout,
+            greeting=settings.greeting_timeout,
+            command=settings.command_timeout,
+            data=settings.data_timeout,
+            dot=settings.dot_timeout,
+        )
+        self._bind_ipv4 = settings.bind_ipv4
+        self._bind_ipv6 = settings.bind_ipv6
+        self._limit = settings.concurrency
+        self._limit_per_site = settings.concurrency_per_site
+        self._reuse_limit = settings.reuse_limit
+        self._idle_timeout = settings.idle_timeout.total_seconds()
+        self._time = time
+        self._idle: OrderedDict[Session, tuple[str, float]] = OrderedDict()  # longest idle first
+        self._by_site: defaultdict[str, deque[Session]] = defaultdict(deque)
+        self._broken_tls: OrderedDict[tuple[str, int], float] = OrderedDict()
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    @property
+    def idle(self) -> int:
+        """Sessions held."""
+        return len(self._idle)
 
     def reuse(self, route: Route) -> Session | None:
-        """An idle, live session to one of the route's hosts; the caller owns it until ``release``."""
-        raise RuntimeError("being written")
+        """An idle, live session of the site, the latest used; the caller owns it until ``release``."""
+        sessions = self._by_site.get(route.site)
+        while sessions:
+            session = sessions[-1]
+            self._forget(session)
+            if session.usable:
+                return session
+            session.abort()
+        return None
 
     async def open(self, route: Route, host: str, address: str) -> Session:
-        """A new session; raises ``SessionFault``; an opportunistic handshake that fails is repeated in clear."""
-        raise RuntimeError("being written")
+        """A new session to one address of one host of the route; ``SessionFault``."""
+        mode = self._mode
+        key = (address, route.port)
+        if mode is TlsMode.OPPORTUNISTIC and self._tls_is_broken(key):
+            mode = TlsMode.OFF
+        try:
+            return await self._connect(host, address, route.port, mode)
+        except SessionFault as fault:
+            if mode is not TlsMode.OPPORTUNISTIC or not _tls_failed(fault):
+                raise
+        self._broken_tls[key] = self._now() + BROKEN_TLS
+        while len(self._broken_tls) > BROKEN_TLS_HOSTS:
+            self._broken_tls.popitem(last=False)
+        return await self._connect(host, address, route.port, TlsMode.OFF)
 
     def release(self, route: Route, session: Session) -> None:
-        """Give a session back; a broken or worn one is closed."""
-        raise RuntimeError("being written")
+        """Give a session back; one that is worn or broken is closed."""
+        if not session.usable:
+            session.abort()
+            return
+        if self._closed or session.sent >= self._reuse_limit or not self._idle_timeout:
+            session.leave()
+            return
+        self._idle[session] = (route.site, self._now())
+        sessions = self._by_site[route.site]
+        sessions.append(session)
+        surplus = sessions[0] if len(sessions) > self._limit_per_site else None
+        if surplus is None and len(self._idle) > self._limit:
+            surplus = next(iter(self._idle))
+        if surplus is not None:
+            self._forget(surplus)
+            surplus.leave()
+        self._set_timer()
 
     async def close(self) -> None:
-        """QUIT everything idle; sessions released later are closed at once."""
-        raise RuntimeError("being written")
+        """QUIT everything idle; what is released later is closed then."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        sessions = tuple(self._idle)
+        self._idle.clear()
+        self._by_site.clear()
+        await asyncio.gather(*(session.quit() for session in sessions))
+
+    async def _connect(self, host: str, address: str, port: int, mode: TlsMode) -> Session:
+        if self._context is None and mode is not TlsMode.OFF:
+            self._context = client_context(verify=mode is TlsMode.VERIFIED)
+        return await Session.connect(
+            host,
+            address,
+            port,
+            hello=self._hello,
+            tls=mode,
+            context=self._context,
+            timeouts=self._timeouts,
+            local_address=self._bind_ipv6 if ":" in address else self._bind_ipv4,
+        )
+
+    def _tls_is_broken(self, key: tuple[str, int]) -> bool:
+        until = self._broken_tls.get(key)
+        if until is None:
+            return False
+        if until > self._now():
+            return True
+        del self._broken_tls[key]
+        return False
+
+    def _forget(self, session: Session) -> None:
+        site, _ = self._idle.pop(session)
+        sessions = self._by_site[site]
+        sessions.remove(session)
+        if not sessions:
+            del self._by_site[site]
+
+    def _set_timer(self) -> None:
+        if self._timer is None and self._idle:
+            _, since = next(iter(self._idle.values()))
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(0.0, since + self._idle_timeout - self._now()), self._sweep)
+
+    def _sweep(self) -> None:
+        self._timer = None
+        old = self._now() - self._idle_timeout
+        while self._idle:
+            session, (_, since) = next(iter(self._idle.items()))
+            if since > old:
+                break
+            self._forget(session)
+            session.leave()
+        self._set_timer()
+
+    def _now(self) -> float:
+        return self._time() if self._time is not None else asyncio.get_running_loop().time()
+
+
+def _tls_failed(fault: SessionFault) -> bool:
+    """TLS itself did not come about; octets in clear after the 220 are an attack, and 421 is no word about TLS."""
+    if fault.stage is not Stage.STARTTLS:
+        return False
+    if fault.fault is None:
+        return fault.reply.code != 421
+    return fault.fault in (Fault.TLS, Fault.CERTIFICATE, Fault.LOST)

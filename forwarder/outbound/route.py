@@ -1,11 +1,38 @@
-"""Where mail for a domain goes: MX hosts in the order to try them."""
+"""Where mail for a domain goes: MX hosts in the order to try them (RFC 5321 5.1).
 
+``mail_hosts`` and ``usable_hosts`` decide, over answers of the DNS; ``Router`` asks and hands over. What the DNS
+cannot tell is temporary (4.4.3); what it denies is permanent: no such domain (5.1.2), null MX (5.1.10, RFC 7505),
+MX hosts without an address (5.4.4).
+
+Bounds: ten names are looked up and five hosts tried, six addresses each. Private addresses are left out unless the
+operator allows them, and mail whose hosts have no others is refused (5.4.4). Hosts of the same or a worse preference
+than our own are left out (RFC 5321 5.1); when none remains, mail would loop (5.4.6). Our own are those of our
+hostname and those whose address we listen on, at the port we would dial. Address literals as a domain are refused.
+
+``Route.site`` names the set of MX hosts, so that all domains of one provider share connections and concurrency.
+
+A smarthost takes everything and its address may be private; its trouble is ours and so temporary, whatever the DNS
+says of it.
+
+Limits: no MTA-STS, no DANE. A preference class is shuffled (RFC 5321 5.1), so one message may meet another host than
+the next.
+"""
+
+import asyncio
 import random
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
-from forwarder.config import Settings
+from forwarder.config import HostPort, Settings
+from forwarder.mail.outcome import Fault, reply_for
 from forwarder.mail.reply import Reply
-from forwarder.net.dns import Resolver
+from forwarder.net.addresses import is_private, literal
+from forwarder.net.dns import Answer, CannotTell, Found, Mx, NotFound, Resolver
+
+NAMES = 10
+HOSTS = 5
+ADDRESSES = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,18 +54,152 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """No way to go; ``reply`` is our wording, temporary or permanent."""
+    """No way to go; ``reply`` is our wording."""
 
     reply: Reply
-    permanent: bool
+
+    @property
+    def permanent(self) -> bool:
+        """Another hour will not be better."""
+        return self.reply.permanent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What the operator says about hosts."""
+
+    own_name: str
+    own_addresses: frozenset[str] = frozenset()
+    private_allowed: bool = False
 
 
 class Router:
-    """Routes by domain."""
+    """Routes by domain; keeps nothing (the resolver caches)."""
 
-    def __init__(self, resolver: Resolver, settings: Settings, *, chance: random.Random | None = None) -> None:
-        raise RuntimeError("being written")
+    def __init__(
+        self, resolver: Resolver, settings: Settings, *, chance: random.Random | None = None
+    ) -> None:
+        self._resolver = resolver
+        self._hostname = settings.hostname.lower()
+        self._outbound = settings.outbound
+        self._listening = {each for each in settings.mx.listen if each.port == settings.outbound.port}
+        # shuffling hosts of equal preference is no secret
+        self._chance = chance or random.Random()  # noqa: S311
 
     async def route(self, domain: str) -> Route | Failure:
         """Never raises for what the DNS says."""
-        raise RuntimeError("being written")
+        if self._outbound.smarthost is not None:
+            return await self._smarthost(self._outbound.smarthost)
+        if domain.startswith("[") or not domain:
+            return Failure(reply=reply_for(Fault.NO_DOMAIN, "mail to address literals is not carried"))
+        names = mail_hosts(domain, await self._resolver.mx(domain), own_name=self._hostname)
+        if isinstance(names, Failure):
+            return names
+        candidates = [name for group in names for name in self._shuffled(group)][:NAMES]
+        found, own = await asyncio.gather(
+            asyncio.gather(*(self._resolver.addresses(name) for name in candidates)), self._own_addresses()
+        )
+        policy = Policy(
+            own_name=self._hostname,
+            own_addresses=own,
+            private_allowed=self._outbound.allow_private_destinations,
+        )
+        hosts = usable_hosts(domain, candidates, dict(zip(candidates, found, strict=True)), policy)
+        if isinstance(hosts, Failure):
+            return hosts
+        site = " ".join(sorted(name for group in names for name in group))
+        return Route(site=site, hosts=hosts, port=self._outbound.port)
+
+    async def _smarthost(self, smarthost: HostPort) -> Route | Failure:
+        try:
+            address = literal(smarthost.host)
+        except ValueError as exc:
+            return Failure(reply=reply_for(Fault.DNS, f"smarthost: {exc}"))
+        if address is not None:
+            addresses: tuple[str, ...] = (address,)
+        else:
+            match await self._resolver.addresses(smarthost.host):
+                case Found(records=records):
+                    addresses = records[:ADDRESSES]
+                case NotFound():
+                    return Failure(
+                        reply=reply_for(Fault.DNS, f"the smarthost {smarthost.host} has no address")
+                    )
+                case CannotTell(reason=reason):
+                    return Failure(reply=reply_for(Fault.DNS, f"the smarthost {smarthost.host}: {reason}"))
+        host = MxHost(name=smarthost.host, addresses=addresses)
+        return Route(site=f"smarthost {smarthost}", hosts=(host,), port=smarthost.port)
+
+    def _shuffled(self, names: Sequence[str]) -> list[str]:
+        return self._chance.sample(names, len(names)) if len(names) > 1 else list(names)
+
+    async def _own_addresses(self) -> frozenset[str]:
+        """Addresses at which we would talk to ourselves; none when nothing of ours listens at the port we dial."""
+        if not self._listening:
+            return frozenset()
+        own = {each.host for each in self._listening if each.host not in ("0.0.0.0", "::")}  # noqa: S104
+        answer = await self._resolver.addresses(self._hostname)
+        return frozenset(own.union(answer.records if isinstance(answer, Found) else ()))
+
+
+def mail_hosts(domain: str, answer: Answer[Mx], *, own_name: str) -> list[list[str]] | Failure:
+    """Names to try, best first, in groups of equal preference."""
+    match answer:
+        case CannotTell(reason=reason):
+            return Failure(reply=reply_for(Fault.DNS, reason))
+        case NotFound(nxdomain=True):
+            return Failure(reply=reply_for(Fault.NO_DOMAIN))
+        case NotFound():
+            # RFC 5321 5.1: without an MX the domain is its own host, as with preference 0
+            return Failure(reply=reply_for(Fault.LOOP)) if domain == own_name else [[domain]]
+        case Found(records=records):
+            if all(mx.host == "" for mx in records):
+                return Failure(reply=reply_for(Fault.NULL_MX))
+            return _without_us([mx for mx in records if mx.host], own_name)
+
+
+def _without_us(records: Sequence[Mx], own_name: str) -> list[list[str]] | Failure:
+    groups = []
+    for _, group in groupby(sorted(set(records)), key=lambda mx: mx.preference):
+        names = [mx.host for mx in group]
+        if own_name in names:
+            break
+        groups.append(names)
+    return groups or Failure(reply=reply_for(Fault.LOOP))
+
+
+def usable_hosts(
+    domain: str, names: Sequence[str], answers: Mapping[str, Answer[str]], policy: Policy
+) -> tuple[MxHost, ...] | Failure:
+    """The hosts to try, or why there is none; what might change in an hour outranks what will not."""
+    hosts: list[MxHost] = []
+    private = False
+    unknown = ""
+    for name in names:
+        match answers[name]:
+            case Found(records=records):
+                if policy.own_addresses.intersection(records):
+                    # RFC 5321 5.1: we are this host; it and what is worse is not for us to dial
+                    if not hosts and not unknown:
+                        return Failure(reply=reply_for(Fault.LOOP))
+                    break
+                allowed = _allowed(records, policy)
+                private |= not allowed
+                if allowed:
+                    hosts.append(MxHost(name=name, addresses=allowed))
+            case CannotTell(reason=reason):
+                unknown = unknown or reason
+            case NotFound():
+                continue
+    if hosts:
+        return tuple(hosts[:HOSTS])
+    if unknown:
+        return Failure(reply=reply_for(Fault.DNS, unknown))
+    if private:
+        return Failure(reply=reply_for(Fault.PRIVATE))
+    return Failure(reply=reply_for(Fault.NO_HOST))
+
+
+def _allowed(records: Collection[str], policy: Policy) -> tuple[str, ...]:
+    usable = records if policy.private_allowed else [each for each in records if not is_private(each)]
+    return tuple(usable)[:ADDRESSES]
