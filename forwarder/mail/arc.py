@@ -119,25 +119,29 @@ def seal_arc(
     signer: Signer,
     authserv_id: str,
     results: str,
-    chain: ChainStatus,
+    chain: ChainStatus | None,
     now: datetime,
 ) -> bytes:
     """Our set (seal, message signature, results: in that order) to prepend; b"" when there is nothing to continue.
 
     ``results`` is the text of Authentication-Results after the authserv-id; ``chain`` what ``validate`` said about
-    the message when it came in.
+    the message when it came in, None when nobody looked: then only a message that brings no chain is sealed.
     """
     message = content if isinstance(content, Canonical) else Canonical(content)
     present = [raw for name in (_AAR, _AMS, _AS) for raw in message.instances(name)]
     number = max(map(_lenient_instance, present), default=0) + 1
     if number > MAX_SETS or any(_sealed_as_failed(raw) for raw in message.instances(_AS)):
         return b""  # RFC 8617 5.1: a chain that is sealed as failed, or full, is not continued
-    if chain is ChainStatus.NONE and present:
+    if chain is None and present:
+        return b""
+    if chain is None:
+        chain = ChainStatus.NONE
+    elif chain is ChainStatus.NONE and present:
         chain = ChainStatus.FAIL
     aar = b"ARC-Authentication-Results: i=%d; %s;%s\r\n" % (
         number,
         authserv_id.encode(),
-        _with_space(results).encode("utf-8", "replace"),
+        b" " + results.strip().encode("utf-8", "replace").replace(b"; ", b";\r\n\t"),
     )
     names, data = signed_fields(message, oversigned=OVERSIGNED, signed=(*SIGNED, b"dkim-signature"))
     body_hash = encode_base64(message.body_hash(Form.RELAXED)).encode()
@@ -249,7 +253,3 @@ def _seal_data(sets: Sequence[_Set]) -> bytes:
     lines = [relaxed_field(raw) for one in sets for raw in _raws(one)]
     lines[-1] = relaxed_field(blank_signature(sets[-1].seal.raw))
     return b"\r\n".join(lines)
-
-
-def _with_space(results: str) -> str:
-    return results if results[:1] in (" ", "\t", "\r") else " " + results

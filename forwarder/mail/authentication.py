@@ -9,6 +9,7 @@ that claim to be ours (RFC 8601 section 5).
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from forwarder.mail.arc import Chain, ChainStatus
 from forwarder.mail.author import AuthorFault
@@ -32,12 +33,11 @@ class Results:
     arc: Chain | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
+class Recorded(NamedTuple):
     """Our own header of a stored message."""
 
     text: str  # what follows the authserv-id, unfolded
-    chain: ChainStatus | None  # None: the chain could not be judged, and must not be continued
+    chain: ChainStatus | None  # None: nobody could judge the chain
 
 
 def verdict(results: Results, *, reject: bool) -> Reply | None:

@@ -1,15 +1,55 @@
-"""Delivery status notifications (RFC 3461 to 3464) as bytes."""
+"""Delivery status notifications: RFC 3464 reports as bytes.
 
+``build_report`` writes multipart/report with three parts: words a person understands, message/delivery-status, and the
+header of the original (or, asked to, up to 256 KiB of the whole). The result has CRLF line ends, no line above 998
+octets, and is pure ASCII but for a non-ASCII address in To and for an 8-bit original that is returned whole. The
+caller sends it from the null reverse-path and signs it.
+
+Text of strangers (a reply, the original's subject) is written on one line with everything unprintable escaped, so
+that it can neither end a field nor start one. What the sender may not know (where an alias leads) is the caller's to
+leave out; every field here is shown to the sender.
+"""
+
+import binascii
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from email.utils import format_datetime
+
+from forwarder.mail.content import first, line_too_long, split
+from forwarder.mail.words import printable
+
+MAX_ORIGINAL = 256 * 1024  # octets of the original that a report carries back
+MAX_HEAD = 64 * 1024
+MAX_FAILURES = 100  # recipients described; the rest are counted
+_MAX_TEXT = 900  # characters of a stranger's text: a field stays below 998 octets
+_MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,250}>\Z")
+_STATUS = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}\Z")
+
+# What a status means to somebody who never read RFC 3463; the longest matching beginning counts.
+_MEANINGS = {
+    "": "The mail server of the destination did not accept the message.",
+    "4": "The message was tried again and again, without success.",
+    "5.1": "This address does not exist, or does not take mail.",
+    "5.2": "The mailbox does not take mail at the moment.",
+    "5.2.2": "The mailbox is full.",
+    "4.2.2": "The mailbox is full, and stayed so.",
+    "5.3.4": "The message is too large for the destination.",
+    "5.2.3": "The message is too large for the destination.",
+    "4.4": "The mail server of the destination could not be reached, although it was tried again and again.",
+    "5.4": "There is no mail server to deliver the message to.",
+    "5.4.6": "The message went in circles.",
+    "5.6": "The mail server of the destination cannot take a message of this form.",
+    "5.7": "The mail server of the destination refused the message by its policy.",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedRecipient:
     """One recipient that mail could not reach, as the sender may know it."""
 
-    address: str  # the alias address, as shown to the sender
+    address: str  # the alias address the sender wrote to
     status: str  # enhanced status code, "5.1.1"
     diagnostic: str  # the last reply, "550 5.1.1 no such user"; may hold anything
     remote_mta: str = ""  # "" when no host was reached, or not disclosed
@@ -30,22 +70,145 @@ def build_report(
     now: datetime,
     return_body: bool = False,
 ) -> bytes:
-    """The whole report, CRLF line ends."""
-    return b""
+    """The whole report. ``sender`` and ``to`` are addresses; ``boundary`` must be one nobody could guess."""
+    head, _ = split(original)
+    mark = boundary.encode()
+    while b"--" + mark in original:
+        mark += b"x"
+    lines = [
+        f"Date: {format_datetime(now)}",
+        f"From: Mail Delivery System <{sender}>",
+        f"To: <{to}>",
+        "Subject: Undelivered Mail Returned to Sender",
+        f"Message-ID: {message_id}",
+        *_thread(head),
+        "Auto-Submitted: auto-replied",
+        "MIME-Version: 1.0",
+        "Content-Type: multipart/report; report-type=delivery-status;",
+        f'\tboundary="{mark.decode()}"',
+        "",
+        "This is a report about undelivered mail, in MIME format.",
+    ]
+    parts = (
+        _text_part("text/plain; charset=utf-8", _explanation(reporting_mta, failures, head, arrival_at)),
+        _part("message/delivery-status", _status(reporting_mta, failures, arrival_at)),
+        _returned(original, head, whole=return_body),
+    )
+    report = "\r\n".join(lines).encode() + b"\r\n"
+    for part in parts:
+        report += b"\r\n--" + mark + b"\r\n" + part
+    return report + b"\r\n--" + mark + b"--\r\n"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReturnedReport:
-    """What a report that came back says."""
-
-    token: str = ""  # X-Forwarder-Id of the returned headers
-    message_id: str = ""  # Message-ID of the returned headers
-    action: str = ""  # failed, delayed, delivered, relayed, expanded
-    status: str = ""  # enhanced status code
-    diagnostic: str = ""
-    recipient: str = ""
+def _thread(head: bytes) -> list[str]:
+    """Lets a mail program show the report below the message it is about."""
+    identifier = first(head, b"message-id") or ""
+    return (
+        [f"In-Reply-To: {identifier}", f"References: {identifier}"] if _MESSAGE_ID.match(identifier) else []
+    )
 
 
-def read_report(content: bytes) -> ReturnedReport | None:
-    """The report in a message, or None when it is not one."""
-    return None
+def _explanation(
+    reporting_mta: str, failures: Sequence[FailedRecipient], head: bytes, arrival_at: datetime
+) -> str:
+    several = len(failures) > 1
+    lines = [
+        f"This is the mail system at {reporting_mta}.",
+        "",
+        "Your message could not be delivered to "
+        + (
+            "the addresses below, and is not tried any more."
+            if several
+            else "the address below, and is not tried any more."
+        ),
+        "",
+    ]
+    subject = first(head, b"subject")
+    if subject:
+        lines.append(f"    Subject:  {printable(subject, 200)}")
+    lines += [f"    Received: {format_datetime(arrival_at)}", ""]
+    for failed in failures[:MAX_FAILURES]:
+        lines += [f"<{printable(failed.address, 320)}>", f"    {_meaning(failed.status)}"]
+        if failed.destination:
+            lines.append(f"    It leads to <{printable(failed.destination, 320)}>.")
+        lines += [f"    The answer was: {printable(failed.diagnostic, _MAX_TEXT)}", ""]
+    if len(failures) > MAX_FAILURES:
+        lines += [f"... and {len(failures) - MAX_FAILURES} more.", ""]
+    lines += [
+        "If you think that this is a mistake, reach the recipient in another way and pass this",
+        "report on. Nobody reads answers to this message.",
+        "",
+    ]
+    return "\r\n".join(lines)
+
+
+def _meaning(status: str) -> str:
+    known = [beginning for beginning in _MEANINGS if status.startswith(beginning)]
+    return _MEANINGS[max(known, key=len)]
+
+
+def _status(reporting_mta: str, failures: Sequence[FailedRecipient], arrival_at: datetime) -> bytes:
+    """RFC 3464 2.1: fields about the message, then a group about each recipient.
+
+    Fields are not folded: a folded diagnostic could show a reader a line that begins like a field.
+    """
+    lines = [f"Reporting-MTA: dns; {reporting_mta}", f"Arrival-Date: {format_datetime(arrival_at)}", ""]
+    for failed in failures[:MAX_FAILURES]:
+        status = failed.status if _STATUS.match(failed.status) else "5.0.0"
+        lines += [
+            f"Final-Recipient: {_typed(failed.address)}",
+            "Action: failed",
+            f"Status: {status}",
+        ]
+        if failed.destination:
+            lines.append(f"X-Actual-Recipient: {_typed(failed.destination)}")
+        if failed.remote_mta:
+            lines.append(f"Remote-MTA: dns; {_ascii(failed.remote_mta, 255)}")
+        lines.append(f"Diagnostic-Code: smtp; {_ascii(failed.diagnostic, _MAX_TEXT)}")
+        if failed.last_attempt_at is not None:
+            lines.append(f"Last-Attempt-Date: {format_datetime(failed.last_attempt_at)}")
+        lines.append("")
+    return "\r\n".join(lines).encode("ascii")
+
+
+def _typed(address: str) -> str:
+    """An address with its type; RFC 6533 section 3 has an ASCII form for those that are not."""
+    if address.isascii():
+        return f"rfc822; {_ascii(address, 320)}"
+    escaped = "".join(
+        character if "!" <= character <= "~" and character not in "\\+=" else f"\\x{{{ord(character):X}}}"
+        for character in address[: _MAX_TEXT // 10]
+    )
+    return f"utf-8; {escaped}"
+
+
+def _ascii(text: str, limit: int) -> str:
+    return printable(text, limit).encode("ascii", "backslashreplace").decode()[:limit]
+
+
+def _returned(original: bytes, head: bytes, *, whole: bool) -> bytes:
+    """The third part: the original, or its header when that is what was asked for or all that fits."""
+    clean = b"\0" not in original and original.count(b"\r") == original.count(b"\n") == original.count(
+        b"\r\n"
+    )
+    if whole and len(original) <= MAX_ORIGINAL and clean and not line_too_long(original):
+        return _part("message/rfc822", original, "7bit" if original.isascii() else "8bit")
+    if len(head) > MAX_HEAD:
+        head = head[: head.rfind(b"\r\n", 0, MAX_HEAD) + 2] or head[:MAX_HEAD]
+    return _text_part("text/rfc822-headers", head)
+
+
+def _text_part(kind: str, text: str | bytes) -> bytes:
+    octets = text.encode() if isinstance(text, str) else text
+    plain = octets.isascii() and b"\0" not in octets and not line_too_long(octets)
+    if plain and octets.count(b"\r") == octets.count(b"\n") == octets.count(b"\r\n"):
+        return _part(kind, octets, "7bit")
+    # Line by line: what is left of bare CR and LF inside a line is data, and is encoded.
+    encoded = b"\r\n".join(
+        binascii.b2a_qp(line, istext=False).replace(b"=\n", b"=\r\n") for line in octets.split(b"\r\n")
+    )
+    return _part(kind, encoded, "quoted-printable")
+
+
+def _part(kind: str, octets: bytes, encoding: str = "7bit") -> bytes:
+    return f"Content-Type: {kind}\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n".encode() + octets

@@ -126,8 +126,10 @@ def signed_fields(
     for wanted, extra in ((oversigned, 1), (signed, 0)):
         for name in wanted:
             # RFC 6376 5.4.2: instances are taken from the bottom of the header upwards.
-            covered = message.instances(name)[: -MAX_INSTANCES - 1 : -1]
-            names += [name] * (len(covered) + extra)
+            present = message.instances(name)
+            covered = present[: -MAX_INSTANCES - 1 : -1]
+            # Naming one more than we cover would stand for the next instance, not for "no other".
+            names += [name] * (len(covered) + (extra if len(covered) == len(present) else 0))
             lines += [relaxed_field(raw) for raw in covered]
     lines.append(b"")
     return names, b"\r\n".join(lines)

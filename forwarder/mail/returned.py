@@ -1,0 +1,132 @@
+"""Reports that come back: what a DSN from another system says about a delivery of ours.
+
+``read_report`` looks for the trace we left in the header of the original (``X-Forwarder-Id``, see ``trace``), the
+original's Message-ID, and the first failed recipient. It is made for what hosts really send: reports of every age,
+cut short, wrongly encoded, or no MIME at all; a message without trace and without a delivery-status part is no report.
+It never raises, reads the first 512 KiB of a message, at most 20 parts of it, and is linear.
+
+Nothing in a report is proven: anybody can write one. The caller decides what it may change.
+"""
+
+import binascii
+import re
+from dataclasses import dataclass
+
+from forwarder.mail import trace
+from forwarder.mail.canonical import split_fields
+from forwarder.mail.content import split
+from forwarder.mail.words import printable
+
+MAX_OCTETS = 512 * 1024
+MAX_PARTS = 20
+_BOUNDARY = re.compile(rb'boundary[ \t]*=[ \t]*(?:"([^"\r\n]{1,200})"|([^;\s"]{1,200}))', re.IGNORECASE)
+_TRACE_LINE = re.compile(rb"^[ \t>]{0,10}x-forwarder-id:([^\r\n]{0,2000})", re.IGNORECASE | re.MULTILINE)
+_STATUS = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
+
+Fields = dict[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReturnedReport:
+    """What a report says; "" for what it does not."""
+
+    passages: tuple[trace.Passage, ...] = ()  # the deliveries of ours the original had gone through
+    message_id: str = ""  # of the original
+    action: str = ""  # failed, delayed, delivered, relayed, expanded
+    status: str = ""  # enhanced status code
+    diagnostic: str = ""  # one line, printable
+    recipient: str = ""
+
+    @property
+    def token(self) -> str:
+        """The delivery of ours that the original went through last."""
+        return self.passages[0].delivery_id if self.passages else ""
+
+
+def read_report(content: bytes) -> ReturnedReport | None:
+    """The report in a message, or None when it is not one."""
+    content = content[:MAX_OCTETS]
+    recipient: Fields | None = None
+    original: Fields = {}
+    for fields, body in _parts(content):
+        kind = fields.get(b"content-type", b"").strip().lower()
+        if kind.startswith((b"message/delivery-status", b"message/global-delivery-status")):
+            recipient = recipient or _recipient(_decoded(fields, body))
+        elif kind.startswith((b"text/rfc822-headers", b"message/rfc822", b"message/global")):
+            original = original or _fields(split(_decoded(fields, body).lstrip(b"\r\n"))[0])
+    found = trace.passages([original.get(trace.ID_FIELD, b"")])
+    if not found:
+        # Reports without MIME quote the original's header in their text.
+        found = trace.passages(line[1] for line in _TRACE_LINE.finditer(bytes(split(content)[1])))
+    if recipient is None and not found:
+        return None
+    recipient = recipient or {}
+    status = _STATUS.search(_text(recipient, b"status"))
+    return ReturnedReport(
+        passages=tuple(found),
+        message_id=_text(original, b"message-id"),
+        action=_text(recipient, b"action").lower(),
+        status=status[0] if status else "",
+        diagnostic=_after_type(_text(recipient, b"diagnostic-code")),
+        recipient=_after_type(
+            _text(recipient, b"final-recipient") or _text(recipient, b"original-recipient")
+        ),
+    )
+
+
+def _parts(content: bytes) -> list[tuple[Fields, bytes]]:
+    """The parts of the outermost multipart, each with its header."""
+    head, body = split(content)
+    kind = _fields(head).get(b"content-type", b"")
+    boundary = _BOUNDARY.search(kind)
+    if not kind.strip().lower().startswith(b"multipart/") or boundary is None:
+        return []
+    delimiter = b"\r\n--" + (boundary[1] or boundary[2])
+    pieces = (b"\r\n" + bytes(body)).split(delimiter, MAX_PARTS + 1)[1 : MAX_PARTS + 1]
+    parts = []
+    for piece in pieces:
+        if piece.startswith(b"--"):
+            break
+        _, _, part = piece.partition(b"\r\n")
+        part_head, part_body = split(part)
+        parts.append((_fields(part_head), bytes(part_body)))
+    return parts
+
+
+def _fields(head: bytes) -> Fields:
+    """The first field of each name."""
+    fields: Fields = {}
+    for name, raw in split_fields(head):
+        if name:
+            fields.setdefault(name, b" ".join(raw.partition(b":")[2].split()))
+    return fields
+
+
+def _decoded(fields: Fields, body: bytes) -> bytes:
+    try:
+        match fields.get(b"content-transfer-encoding", b"").strip().lower():
+            case b"base64":
+                return binascii.a2b_base64(body)
+            case b"quoted-printable":
+                return binascii.a2b_qp(body)
+    except binascii.Error:
+        return b""
+    return body
+
+
+def _recipient(body: bytes) -> Fields:
+    """The group of the first failed recipient, else of the first recipient; {} when there is none."""
+    groups = [_fields(group + b"\r\n") for group in body.split(b"\r\n\r\n", 200)]
+    described = [group for group in groups if b"action" in group or b"final-recipient" in group]
+    failed = [group for group in described if group.get(b"action", b"").lower() == b"failed"]
+    return (failed or described or [{}])[0]
+
+
+def _text(fields: Fields, name: bytes) -> str:
+    return printable(fields.get(name, b"").decode("utf-8", "backslashreplace"), 1000)
+
+
+def _after_type(value: str) -> str:
+    """``smtp; 550 no`` is ``550 no``."""
+    kind, semicolon, rest = value.partition(";")
+    return rest.strip() if semicolon and kind.strip().replace("-", "").isalnum() else value

@@ -1,0 +1,83 @@
+"""Canonical forms, against RFC 6376's example and against dkimpy's algorithms."""
+
+import hashlib
+import time
+
+from dkim.canonicalization import Relaxed, Simple
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forwarder.mail.canonical import Canonical, Form, relaxed_field, split_fields
+
+# Pieces that make canonicalisation work hard, with nothing a CRLF-clean content cannot hold.
+PIECES = st.lists(
+    st.sampled_from(
+        [b" ", b"  ", b"\t", b"\r\n", b"\r\n\r\n", b"a", b"B:", b".", b"\xe9\xff", b"\x0b", b"\0"]
+    ),
+    max_size=40,
+).map(b"".join)
+
+
+def test_the_example_of_rfc_6376() -> None:
+    # Section 3.4.5; <SP>, <HTAB> and <CRLF> written out.
+    message = Canonical(b"A: X\r\nB : Y\t\r\n\tZ  \r\n\r\n C \r\nD \t E\r\n\r\n\r\n")
+    assert [relaxed_field(raw) for _, raw in message.fields] == [b"a:X", b"b:Y Z"]
+    assert message.body_hash(Form.RELAXED) == hashlib.sha256(b" C\r\nD E\r\n").digest()
+    assert message.body_hash(Form.SIMPLE) == hashlib.sha256(b" C \r\nD \t E\r\n").digest()
+
+
+def test_empty_bodies() -> None:
+    for content in (b"A: b\r\n\r\n", b"A: b\r\n", b"A: b\r\n\r\n\r\n\r\n", b"\r\n", b""):
+        assert Canonical(content).body_hash(Form.RELAXED) == hashlib.sha256(b"").digest()
+        assert Canonical(content).body_hash(Form.SIMPLE) == hashlib.sha256(b"\r\n").digest()
+
+
+def test_a_body_that_would_be_empty_without_its_blanks() -> None:
+    assert Canonical(b"\r\n \t\r\n \r\n").body_hash(Form.RELAXED) == hashlib.sha256(b"").digest()
+
+
+@given(PIECES)
+def test_bodies_hash_as_dkimpy_hashes_them(body: bytes) -> None:
+    on_the_wire = body if not body or body.endswith(b"\r\n") else body + b"\r\n"
+    for form, oracle in ((Form.RELAXED, Relaxed), (Form.SIMPLE, Simple)):
+        expected = oracle.canonicalize_body(on_the_wire)
+        message = Canonical(b"From: a@b\r\n\r\n" + body)
+        assert message.body_hash(form) == hashlib.sha256(expected).digest()
+        assert message.body_length(form) == len(expected)
+
+
+@given(PIECES)
+def test_field_values_read_as_dkimpy_reads_them(value: bytes) -> None:
+    value = value.replace(b"\r\n", b"\r\n ").replace(b"\x0b", b"").replace(b"\0", b"")
+    [(name, canonical)] = Relaxed.canonicalize_headers([(b"Subject", value + b"\r\n")])
+    assert relaxed_field(b"Subject:" + value + b"\r\n") + b"\r\n" == name + b":" + canonical
+
+
+@given(st.binary(max_size=300))
+def test_fields_are_the_head_whatever_it_holds(head: bytes) -> None:
+    joined = b"".join(raw for _, raw in split_fields(head))
+    assert joined.replace(b"\r\n", b"") == head.replace(b"\r\n", b"")
+
+
+def test_a_line_that_is_no_field_is_selected_by_no_name() -> None:
+    message = Canonical(b" From: a@b\r\nno colon\r\nFrom\0: c@d\r\nSubject : x\r\n\r\n")
+    assert message.instances(b"from") == []
+    assert message.instances(b"") == []
+    assert message.instances(b"subject") == [b"Subject : x\r\n"]
+
+
+def test_every_step_is_linear() -> None:
+    bombs = (
+        b" " * (8 << 20),
+        b"a \t " * (2 << 20),
+        b"\r\n" * (4 << 20) + b"\r",
+        b" \r\n" * (3 << 20),
+    )
+    for bomb in bombs:
+        begun = time.process_time()
+        Canonical(b"A: b\r\n\r\n" + bomb).body_hash(Form.RELAXED)
+        assert time.process_time() - begun < 1
+    begun = time.process_time()
+    fields = Canonical(b"A: b\r\n" * 50_000 + b"B:" + b" x\r\n" * 200_000 + b"\r\n").fields
+    assert len(fields) == 50_001
+    assert time.process_time() - begun < 1

@@ -1,0 +1,258 @@
+"""DKIM verification: RFC 8463's example, dkimpy as the signer, and signatures that must not count."""
+
+import base64
+import time
+from datetime import UTC, datetime, timedelta
+
+import dkim
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forwarder.mail.seal import Signer, generate, load_key, sign
+from forwarder.mail.verification import AuthResult, SignatureResult, needed_keys, verify
+
+NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+KEY = generate("rsa")
+SIGNER = Signer(domain="example.org", selector="sel", key=load_key(KEY.pem))
+ANSWERS = {"sel._domainkey.example.org": [KEY.record.encode()]}
+MESSAGE = (
+    b"From: Alice <alice@example.org>\r\nTo: bob@example.net\r\nSubject: hello\r\n"
+    b"Date: Sat, 21 Nov 2026 12:00:00 +0000\r\n\r\nHello  there \r\n\r\nbye\r\n"
+)
+# RFC 8463 appendix A.3: one message, signed with both algorithms.
+RFC_8463 = b"""\
+DKIM-Signature: v=1; a=ed25519-sha256; c=relaxed/relaxed;
+ d=football.example.com; i=@football.example.com;
+ q=dns/txt; s=brisbane; t=1528637909; h=from : to :
+ subject : date : message-id : from : subject : date;
+ bh=2jUSOH9NhtVGCQWNr9BrIAPreKQjO6Sn7XIkfJVOzv8=;
+ b=/gCrinpcQOoIfuHNQIbq4pgh9kyIK3AQUdt9OdqQehSwhEIug4D11Bus
+ Fa3bT3FY5OsU7ZbnKELq+eXdp1Q1Dw==
+DKIM-Signature: v=1; a=rsa-sha256; c=relaxed/relaxed;
+ d=football.example.com; i=@football.example.com;
+ q=dns/txt; s=test; t=1528637909; h=from : to : subject :
+ date : message-id : from : subject : date;
+ bh=2jUSOH9NhtVGCQWNr9BrIAPreKQjO6Sn7XIkfJVOzv8=;
+ b=F45dVWDfMbQDGHJFlXUNB2HKfbCeLRyhDXgFpEL8GwpsRe0IeIixNTe3
+ DhCVlUrSjV4BwcVcOF6+FF3Zo9Rpo1tFOeS9mPYQTnGdaSGsgeefOsk2Jz
+ dA+L10TeYt9BgDfQNZtKdN1WO//KgIqXP7OdEFE4LjFYNcUxZQ4FADY+8=
+From: Joe SixPack <joe@football.example.com>
+To: Suzie Q <suzie@shopping.example.net>
+Subject: Is dinner ready?
+Date: Fri, 11 Jul 2003 21:00:37 -0700 (PDT)
+Message-ID: <20030712040037.46341.5F8J@football.example.com>
+
+Hi.
+
+We lost the game.  Are you hungry yet?
+
+Joe.
+""".replace(b"\n", b"\r\n")
+RFC_8463_KEYS = {
+    "brisbane._domainkey.football.example.com": [
+        b"v=DKIM1; k=ed25519; p=11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="
+    ],
+    "test._domainkey.football.example.com": [
+        b"v=DKIM1; k=rsa; p=MIGfMA0GCSqGSIb3DQEBAQUAA4GNADCBiQKBgQDkHlOQoBTzWR"
+        b"iGs5V6NpP3idY6Wk08a5qhdR6wy5bdOKb2jLQiY/J16JYi0Qvx/byYzCNb3W91y3FutAC"
+        b"DfzwQ/BC/e/8uBsCR+yz1Lxj+PL6lHvqMKrM3rG4hstT5QjvHO9PzoxZyVYLzBfO2EeC3"
+        b"Ip3G+2kryOTIKT+l/K4w3QIDAQAB"
+    ],
+}
+
+
+def signed_by_dkimpy(content: bytes, **options: object) -> bytes:
+    return dkim.sign(content, b"sel", b"example.org", KEY.pem, **options) + content
+
+
+def only(content: bytes, answers: dict[str, list[bytes]] = ANSWERS, now: datetime = NOW) -> SignatureResult:
+    [result] = verify(content, answers, now=now)
+    return result
+
+
+def test_the_example_of_rfc_8463() -> None:
+    results = verify(RFC_8463, RFC_8463_KEYS, now=NOW)
+    assert [(r.result, r.algorithm, r.selector, r.domain) for r in results] == [
+        (AuthResult.PASS, "ed25519-sha256", "brisbane", "football.example.com"),
+        (AuthResult.PASS, "rsa-sha256", "test", "football.example.com"),
+    ]
+    assert needed_keys(RFC_8463) == tuple(RFC_8463_KEYS)
+    changed = RFC_8463.replace(b"Is dinner", b"is dinner")
+    assert [r.result for r in verify(changed, RFC_8463_KEYS, now=NOW)] == [AuthResult.FAIL] * 2
+
+
+@pytest.mark.parametrize("head", [b"simple", b"relaxed"])
+@pytest.mark.parametrize("body", [b"simple", b"relaxed"])
+def test_signatures_of_another_implementation(head: bytes, body: bytes) -> None:
+    content = signed_by_dkimpy(MESSAGE, canonicalize=(head, body))
+    assert only(content).result is AuthResult.PASS
+    assert only(content.replace(b"bye", b"Bye")).result is AuthResult.FAIL
+    assert only(content.replace(b"Subject: hello", b"Subject: Hello")).result is AuthResult.FAIL
+    reflowed = only(content.replace(b"Hello  there", b"Hello there"))
+    assert reflowed.result is (AuthResult.PASS if body == b"relaxed" else AuthResult.FAIL)
+
+
+def test_our_own_signatures() -> None:
+    both = [
+        SIGNER,
+        Signer(domain="example.org", selector="ed", key=load_key((ed := generate("ed25519")).pem)),
+    ]
+    content = sign(MESSAGE, both, now=NOW) + MESSAGE
+    answers = {**ANSWERS, "ed._domainkey.example.org": [ed.record.encode()]}
+    assert [r.result for r in verify(content, answers, now=NOW)] == [AuthResult.PASS, AuthResult.PASS]
+
+
+def test_appended_text_after_the_signed_length_does_not_count() -> None:
+    content = signed_by_dkimpy(MESSAGE, length=True)
+    assert only(content).result is AuthResult.PASS  # all of the body is within l=
+    assert only(content + b"appended\r\n").result is AuthResult.POLICY
+    assert dkim.verify(content + b"appended\r\n", dnsfunc=lambda name, timeout=5: KEY.record.encode())
+
+
+@pytest.mark.parametrize("name", [b"From", b"To", b"Cc", b"Subject", b"Date", b"Reply-To"])
+def test_a_second_header_that_is_not_signed_does_not_count(name: bytes) -> None:
+    first = b"" if name in MESSAGE else name + b": one\r\n"
+    names = [b"from", b"to", b"cc", b"subject", b"date", b"reply-to"]
+    content = signed_by_dkimpy(first + MESSAGE, include_headers=names)
+    assert only(content).result is AuthResult.PASS
+    assert only(name + b": second@example.org\r\n" + content).result in (AuthResult.POLICY, AuthResult.FAIL)
+
+
+def test_sha1_does_not_count() -> None:
+    content = signed_by_dkimpy(MESSAGE).replace(b"a=rsa-sha256", b"a=rsa-sha1")
+    assert only(content).result is AuthResult.PERMERROR
+
+
+def test_short_keys_do_not_count() -> None:
+    # A 512-bit modulus, given as a record: the key itself is never needed.
+    numbers = rsa.RSAPublicNumbers(65537, (1 << 511) + 0x1D5)
+    der = numbers.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    record = b"v=DKIM1; p=" + base64.b64encode(der)
+    result = only(signed_by_dkimpy(MESSAGE), {"sel._domainkey.example.org": [record]})
+    assert result.result is AuthResult.PERMERROR
+    assert "512" in result.reason
+
+
+def test_the_time_a_signature_is_good_for() -> None:
+    def until(seconds: int) -> bytes:
+        header = b"DKIM-Signature: v=1; a=rsa-sha256; c=relaxed/relaxed; d=example.org; s=sel;"
+        header += b" t=1000; x=%d; h=from; bh=" % seconds
+        return header + b"AAAA; b=AAAA\r\n" + MESSAGE
+
+    at = int(NOW.timestamp())
+    assert only(until(at - 1)).reason == "the signature has expired"
+    assert only(until(at - 1)).result is AuthResult.FAIL
+    assert only(until(at + 1)).reason == "the body was changed"
+    assert only(until(999)).result is AuthResult.PERMERROR
+
+
+def test_what_dns_says() -> None:
+    content = signed_by_dkimpy(MESSAGE)
+    name = "sel._domainkey.example.org"
+    key = KEY.record.partition("p=")[2].encode()
+    expected = {
+        b"v=DKIM1; p=" + key: AuthResult.PASS,
+        b"p=" + key: AuthResult.PASS,
+        b"v=DKIM1; h=sha1:sha256; s=email; t=s; p=" + key[:40] + b" " + key[40:]: AuthResult.PASS,
+        b"v=DKIM1; p=": AuthResult.PERMERROR,
+        b"p=" + key + b"; v=DKIM1": AuthResult.PERMERROR,
+        b"v=DKIM2; p=" + key: AuthResult.PERMERROR,
+        b"v=DKIM1; h=sha1; p=" + key: AuthResult.PERMERROR,
+        b"v=DKIM1; s=other; p=" + key: AuthResult.PERMERROR,
+        b"v=DKIM1; k=ed25519; p=" + key: AuthResult.PERMERROR,
+        b"v=DKIM1; k=unknown; p=" + key: AuthResult.PERMERROR,
+        b"v=DKIM1; p=!!!": AuthResult.PERMERROR,
+        b"\xff\xfe": AuthResult.PERMERROR,
+        b"": AuthResult.PERMERROR,
+        generate("rsa").record.encode(): AuthResult.FAIL,
+    }
+    assert {record: only(content, {name: [record]}).result for record in expected} == expected
+    assert only(content, {}).result is AuthResult.TEMPERROR
+    assert only(content, {name: []}).result is AuthResult.PERMERROR
+    assert only(content, {name: [b"unrelated", KEY.record.encode()]}).result is AuthResult.PASS
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"v=1", b"v=2"),
+        (b"v=1;", b""),
+        (b"d=example.org", b"d=exa mple..org"),
+        (b"d=example.org", b"d="),
+        (b"s=sel", b"s=sel; s=other"),
+        (b"s=sel", b"s=sel; i=@evil.example"),
+        (b"s=sel", b"s=sel; i=a@notexample.org"),
+        (b"s=sel", b"s=sel; q=http"),
+        (b"s=sel", b"s=sel; l=x"),
+        (b"s=sel", b"s=sel; junk"),
+        (b"bh=", b"bh=*"),
+        (b"c=relaxed/simple", b"c=strange"),
+        (b"h=from", b"h=xfrom"),
+        (b"h=from : ", b"h="),
+    ],
+)
+def test_malformed_signatures_are_permanent_errors(before: bytes, after: bytes) -> None:
+    content = signed_by_dkimpy(MESSAGE, include_headers=[b"from", b"to"])
+    assert before in content
+    assert only(content.replace(before, after, 1)).result is AuthResult.PERMERROR
+
+
+def test_at_most_ten_signatures_are_looked_at() -> None:
+    fields = b"".join(
+        b"DKIM-Signature: v=1; a=rsa-sha256; d=d%d.example; s=s; h=from; bh=AAAA; b=AAAA\r\n" % number
+        for number in range(50)
+    )
+    assert len(verify(fields + MESSAGE, {}, now=NOW)) == 10
+    assert needed_keys(fields + MESSAGE) == tuple(f"s._domainkey.d{number}.example" for number in range(10))
+
+
+def test_a_head_that_begins_with_a_blank() -> None:
+    content = b" leading: blank\r\n" + signed_by_dkimpy(MESSAGE)
+    assert only(content).result is AuthResult.PASS  # the line belongs to no header
+
+
+@given(st.binary(max_size=400))
+def test_no_signature_raises(value: bytes) -> None:
+    content = b"DKIM-Signature:" + value.replace(b"\r", b"").replace(b"\n", b"") + b"\r\n" + MESSAGE
+    for name in needed_keys(content):
+        assert len(name) <= 600
+    assert all(result.result is not AuthResult.PASS for result in verify(content, {}, now=NOW))
+
+
+@given(st.binary(max_size=200))
+def test_no_key_record_raises(record: bytes) -> None:
+    result = only(signed_by_dkimpy_once(), {"sel._domainkey.example.org": [record]})
+    assert result.result is AuthResult.PERMERROR
+
+
+_SIGNED: list[bytes] = []
+
+
+def signed_by_dkimpy_once() -> bytes:
+    if not _SIGNED:
+        _SIGNED.append(signed_by_dkimpy(MESSAGE))
+    return _SIGNED[0]
+
+
+def test_bombs_cost_little() -> None:
+    header = b"DKIM-Signature: v=1; a=rsa-sha256; c=relaxed/relaxed; d=example.org; s=sel; h=from"
+    header += b":x" * 3000 + b"; bh=AAAA; b=AAAA\r\n"
+    content = header * 10 + b"X: y\r\n" * 20_000 + MESSAGE + b" \t a" * 500_000
+    begun = time.process_time()
+    results = verify(content, ANSWERS, now=NOW + timedelta(days=1))
+    assert len(results) == 10
+    assert time.process_time() - begun < 1
+
+
+def test_a_revoked_key_never_passes_even_when_it_signed() -> None:
+    content = sign(MESSAGE, [SIGNER], now=NOW) + MESSAGE
+    assert (
+        only(content, {"sel._domainkey.example.org": [b"v=DKIM1; k=rsa; p="]}).reason == "the key is revoked"
+    )
+
+
+def test_the_pem_of_the_tests_is_what_dkimpy_takes() -> None:
+    assert SIGNER.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) == KEY.pem
