@@ -14,9 +14,10 @@ from email.utils import format_datetime
 from forwarder.inbound.intake import Intake
 from forwarder.inbound.session import Recipient, Session, Transaction
 from forwarder.mail import content as contents
-from forwarder.mail.address import Path, parse_helo
+from forwarder.mail.address import parse_helo
+from forwarder.mail.destination import Url
 from forwarder.mail.event import DeliveryKind, Transport
-from forwarder.mail.rules import Target, Url
+from forwarder.mail.rules import Target
 from forwarder.store.records import NewDelivery, NewMessage
 
 
@@ -150,7 +151,8 @@ class Composer:
 
 def _where(target: Target | None, recipient: Recipient) -> tuple[str, str, DeliveryKind]:
     """Destination, its domain, and who delivers it."""
-    destination: Path | Url = recipient.elsewhere if target is None else target.destination
+    destination = recipient.elsewhere if target is None else target.destination
+    assert destination is not None
     if isinstance(destination, Url):
         return destination.url, destination.host, DeliveryKind.WEBHOOK
     return destination.storage(), destination.domain, DeliveryKind.SMTP

@@ -12,6 +12,7 @@ Limits: a peer that does not read its replies holds up its own commands, and is 
 
 import asyncio
 import contextlib
+from typing import cast
 
 import structlog
 from aiosmtpd.smtp import SMTP
@@ -28,17 +29,16 @@ LINGER_SECONDS = 2.0  # a close with unread bytes becomes a reset, which may tak
 log = structlog.get_logger(__name__)
 
 
-class Connection(SMTP):  # type: ignore[misc]  # aiosmtpd ships no types
+class Connection(SMTP):
     """A transport, the session on it, and the task that serves it."""
 
     def __init__(self, desk: Desk, sessions: "set[Connection]") -> None:
-        # Not SMTP.__init__: it inspects its classes anew for each connection (0.16 ms) and makes a reader.
-        super(asyncio.StreamReaderProtocol, self).__init__(loop=desk.loop)
+        # No SMTP.__init__: it inspects its classes anew for each connection (0.16 ms) and makes a reader.
         self.loop = desk.loop
         self.hostname = desk.hostname
         self.event_handler = desk.reception
         self.transport: asyncio.Transport | None = None
-        self.session = Session("")
+        self.state = Session("")
         self.task: asyncio.Task[None] | None = None
         self._desk = desk
         self._sessions = sessions
@@ -46,24 +46,25 @@ class Connection(SMTP):  # type: ignore[misc]  # aiosmtpd ships no types
         self._out: list[bytes] = []
         self._closing = False
         self._place: tuple[int, ...] | None = None
+        self._writable: asyncio.Future[None] | None = None  # pending while the transport's buffer is full
 
     # Callbacks of the transport. None of them cancels the task.
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         desk = self._desk
-        self.transport = transport
+        stream = self.transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
-        self.session.client = peer[0] if peer else ""
-        self.session.tls = described_tls(transport)
+        self.state.client = peer[0] if peer else ""
+        self.state.tls = described_tls(transport)
         if desk.stopping:
             self._turn_away(replies.SHUTTING_DOWN)
             return
-        place = desk.doorkeeper.enter(self.session.client)
+        place = desk.doorkeeper.enter(self.state.client)
         if isinstance(place, Crowded):
             self._turn_away(replies.SERVER_BUSY if place is Crowded.SERVER else replies.TOO_MANY_CONNECTIONS)
             return
         self._place = place
-        self._inlet.attach(transport)
+        self._inlet.attach(stream)
         self._sessions.add(self)
         self.task = desk.loop.create_task(self._handle_client())
 
@@ -74,12 +75,21 @@ class Connection(SMTP):  # type: ignore[misc]  # aiosmtpd ships no types
     def eof_received(self) -> bool:
         # A client may close its side after the dot and still wait for our answer; TLS cannot half-close.
         self._inlet.end()
-        return not self.session.tls
+        return not self.state.tls
 
     def connection_lost(self, error: Exception | None) -> None:
-        super(asyncio.StreamReaderProtocol, self).connection_lost(error)  # frees a writer that waits
         self._inlet.end()
+        self.resume_writing()
         self.transport = None
+
+    def pause_writing(self) -> None:
+        if self._writable is None:
+            self._writable = self.loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
 
     # What the server calls when it stops.
 
@@ -108,7 +118,7 @@ class Connection(SMTP):  # type: ignore[misc]  # aiosmtpd ships no types
         except Expired:
             self._say(replies.TIMED_OUT)
         except Exception:  # a defect of ours must not leave a connection open, nor be told to the peer
-            log.exception("session failed", service=self._desk.name, client=self.session.client)
+            log.exception("session failed", service=self._desk.name, client=self.state.client)
             self._say(replies.SERVICE_TROUBLE)
         finally:
             try:
@@ -130,10 +140,10 @@ class Connection(SMTP):  # type: ignore[misc]  # aiosmtpd ships no types
 
     async def _flush(self) -> None:
         self._write_out()
-        if self._paused:
+        if self._writable is not None:
             try:
                 async with asyncio.timeout(self._desk.command_seconds):
-                    await self._drain_helper()
+                    await self._writable
             except TimeoutError:
                 self.abort()
                 raise Gone from None
@@ -145,7 +155,7 @@ class Connection(SMTP):  # type: ignore[misc]  # aiosmtpd ships no types
             self._inlet.close()
             return
         # The peer may still be sending what we do not want to hear: let it finish, so that it hears us.
-        if self._closing and self.session.errors and transport.can_write_eof():
+        if self._closing and self.state.errors and transport.can_write_eof():
             transport.write_eof()
             await self._linger()
         self._inlet.close()

@@ -41,7 +41,7 @@ class Dialogue(Connection):
 
     async def _converse(self) -> None:
         desk, inlet = self._desk, self._inlet
-        refusal = await desk.reception.welcome(self.session)
+        refusal = await desk.reception.welcome(self.state)
         self._say(refusal or desk.greeting)
         self._closing = refusal is not None
         await self._flush()
@@ -72,7 +72,7 @@ class Dialogue(Connection):
         if len(line) > COMMAND_LIMIT and verb != b"AUTH":
             return replies.COMMAND_TOO_LONG
         if verb in _JUNK:
-            self.session.junk += 1
+            self.state.junk += 1
         try:
             return await method(self, arguments.strip(b" \t"))
         except RequestError as refused:
@@ -90,7 +90,7 @@ class Dialogue(Connection):
 
     def _weighed(self, answer: Reply) -> Reply:
         """The answer, unless it is one refusal or one empty command too many."""
-        session, bounds = self.session, self._desk.bounds
+        session, bounds = self.state, self._desk.bounds
         if answer.permanent:
             session.errors += 1
         if answer.code == 521 or (answer.code == 421 and not answer.enhanced.startswith("4.2.")):
@@ -123,13 +123,13 @@ class Dialogue(Connection):
             "PIPELINING",
             "ENHANCEDSTATUSCODES",
         ]
-        if desk.tls is not None and not self.session.tls:
+        if desk.tls is not None and not self.state.tls:
             extensions.append("STARTTLS")
-        extensions.extend(desk.reception.extensions(self.session))
+        extensions.extend(desk.reception.extensions(self.state))
         return replies.hello(self.hostname, tuple(extensions))
 
     async def smtp_MAIL(self, arguments: bytes) -> Reply:
-        session, desk = self.session, self._desk
+        session, desk = self.state, self._desk
         if not session.helo:
             return replies.HELLO_FIRST
         if session.transaction is not None:
@@ -145,7 +145,7 @@ class Dialogue(Connection):
         return answer
 
     async def smtp_RCPT(self, arguments: bytes) -> Reply:
-        session, desk = self.session, self._desk
+        session, desk = self.state, self._desk
         transaction = session.transaction
         if transaction is None:
             return replies.MAIL_FIRST if session.helo else replies.HELLO_FIRST
@@ -157,7 +157,7 @@ class Dialogue(Connection):
         return await desk.reception.recipient(session, transaction, path)
 
     async def smtp_DATA(self, arguments: bytes) -> Reply:
-        session, desk = self.session, self._desk
+        session, desk = self.state, self._desk
         transaction = session.transaction
         if transaction is None:
             return replies.MAIL_FIRST if session.helo else replies.HELLO_FIRST
@@ -203,7 +203,7 @@ class Dialogue(Connection):
         return content
 
     async def smtp_RSET(self, arguments: bytes) -> Reply:
-        self.session.transaction = None
+        self.state.transaction = None
         return replies.BAD_ARGUMENTS if arguments else replies.OK
 
     async def smtp_NOOP(self, arguments: bytes) -> Reply:
@@ -221,18 +221,18 @@ class Dialogue(Connection):
     async def smtp_HELP(self, arguments: bytes) -> Reply:
         return replies.HELP
 
-    async def smtp_EXPN(self, arguments: bytes) -> Reply:
-        return replies.NOT_IMPLEMENTED  # so are BDAT, ETRN and TURN
+    async def not_implemented(self, arguments: bytes) -> Reply:
+        return replies.NOT_IMPLEMENTED
 
     async def smtp_AUTH(self, arguments: bytes) -> Reply:
-        if not self.session.helo:
+        if not self.state.helo:
             return replies.HELLO_FIRST
-        if self.session.transaction is not None:
+        if self.state.transaction is not None:
             return replies.BAD_SEQUENCE  # RFC 4954 4
-        return await self._desk.reception.log_in(self.session, arguments, self._ask)
+        return await self._desk.reception.log_in(self.state, arguments, self._ask)
 
     async def smtp_STARTTLS(self, arguments: bytes) -> Reply | None:
-        desk, session = self._desk, self.session
+        desk, session = self._desk, self.state
         if arguments:
             return replies.BAD_ARGUMENTS
         if session.tls:
@@ -277,7 +277,7 @@ class Dialogue(Connection):
         return line[:-2] if line.endswith(b"\r\n") else None
 
     def _greeted(self, name: bytes, *, extended: bool) -> None:
-        session = self.session
+        session = self.state
         session.transaction = None
         session.extended = extended
         session.helo = name.decode("utf-8", "backslashreplace")
@@ -293,11 +293,11 @@ _VERBS: dict[bytes, Callable[[Dialogue, bytes], Awaitable[Reply | None]]] = {
     b"NOOP": Dialogue.smtp_NOOP,
     b"QUIT": Dialogue.smtp_QUIT,
     b"VRFY": Dialogue.smtp_VRFY,
-    b"EXPN": Dialogue.smtp_EXPN,
+    b"EXPN": Dialogue.not_implemented,
     b"HELP": Dialogue.smtp_HELP,
-    b"BDAT": Dialogue.smtp_EXPN,
-    b"ETRN": Dialogue.smtp_EXPN,
-    b"TURN": Dialogue.smtp_EXPN,
+    b"BDAT": Dialogue.not_implemented,
+    b"ETRN": Dialogue.not_implemented,
+    b"TURN": Dialogue.not_implemented,
     b"AUTH": Dialogue.smtp_AUTH,
     b"STARTTLS": Dialogue.smtp_STARTTLS,
 }

@@ -14,15 +14,16 @@ from collections.abc import Sequence
 import structlog
 
 from forwarder.mail import content as contents
-from forwarder.mail import dsn, trace
+from forwarder.mail import trace
 from forwarder.mail.address import AddressError, parse_address
 from forwarder.mail.event import Status
+from forwarder.mail.returned import ReturnedReport, read_report
 from forwarder.store.journal import Journal
 from forwarder.store.records import NewEvent
 from forwarder.store.trouble import StoreUnavailable
 
 AT_ONCE = 20
-LARGEST = 1024 * 1024  # octets of a report that is read
+DELIVERIES = 10  # of one report
 
 log = structlog.get_logger(__name__)
 
@@ -52,10 +53,10 @@ class LateBounces:
 
     async def _note(self, content: bytes) -> None:
         try:
-            report = dsn.read_report(content[:LARGEST])
+            report = read_report(content)
             if report is None or report.action != "failed":
                 return
-            for passage in trace.passages([report.token.encode()]):
+            for passage in report.passages[:DELIVERIES]:
                 if await self._is_ours(passage):
                     await self._journal.append_event(passage.delivery_id, self._event(report))
         except StoreUnavailable as trouble:
@@ -73,7 +74,7 @@ class LateBounces:
             return False
         return trace.looped(self._secrets, recipient, [passage])
 
-    def _event(self, report: dsn.ReturnedReport) -> NewEvent:
+    def _event(self, report: ReturnedReport) -> NewEvent:
         status = report.status if report.status[:2] == "5." else "5.0.0"
         text = contents.printable(report.diagnostic or "the destination could not deliver the message", 1024)
         return NewEvent(

@@ -23,18 +23,16 @@ from forwarder.inbound.intake import Rooms
 from forwarder.inbound.late_bounce import LateBounces
 from forwarder.inbound.reception import COMMAND_LIMIT, Ask
 from forwarder.inbound.refusals import Refusals
-from forwarder.inbound.resolution import resolve
+from forwarder.inbound.resolution import Resolution
 from forwarder.inbound.server import Server
 from forwarder.inbound.session import Recipient, Session, Transaction
 from forwarder.mail import content as contents
 from forwarder.mail import reply as replies
 from forwarder.mail import trace
-from forwarder.mail.address import Path, parse_address
+from forwarder.mail.address import Path
 from forwarder.mail.envelope import MailCommand
 from forwarder.mail.event import Transport
 from forwarder.mail.reply import Reply
-from forwarder.mail.rules import Expansion, Trouble
-from forwarder.mail.srs import SrsFault
 from forwarder.store.records import NewMessage
 
 log = structlog.get_logger(__name__)
@@ -61,7 +59,7 @@ class MxReception:
         self._hostname = rooms.settings.hostname
         self._size_limit = rooms.settings.mx.size_limit
         self._max_hops = rooms.settings.mx.max_hops
-        self._postmaster = parse_address(rooms.settings.postmaster) if rooms.settings.postmaster else None
+        self._resolution = Resolution(rooms)
         self._composer = Composer(
             transport=Transport.SMTP,
             ids=rooms.ids,
@@ -99,47 +97,20 @@ class MxReception:
         return replies.STORAGE_FULL
 
     async def recipient(self, session: Session, transaction: Transaction, path: Path) -> Reply:
-        elsewhere = self._returning(path)
-        if isinstance(elsewhere, Reply):
-            return elsewhere
-        expansion = await resolve(self._rooms.directory, elsewhere or path)
-        if expansion.trouble is Trouble.NOT_HOSTED and elsewhere is not None:
-            transaction.recipients.append(Recipient(path=path, ways=(None,), elsewhere=elsewhere))
+        found = await self._resolution.find(path, relay=False)
+        if isinstance(found, Recipient):
+            transaction.recipients.append(found)
             return replies.RECIPIENT_OK
-        refusal = judged(expansion)
-        if refusal is not None:
-            self._note_refused_recipient(session, transaction, path, expansion, refusal)
-            return refusal
-        transaction.recipients.append(
-            Recipient(path=path, ways=expansion.matches, discarded=expansion.trouble is Trouble.DISCARD)
-        )
-        return replies.RECIPIENT_OK
-
-    def _returning(self, path: Path) -> Path | Reply | None:
-        """Where an address of this host itself leads; None when it is not one."""
-        rooms = self._rooms
-        if path.domain == rooms.srs.domain:
-            reversed_path = rooms.srs.reverse(path, now=rooms.clock())
-            if isinstance(reversed_path, Path):
-                return reversed_path
-            if reversed_path is not SrsFault.NOT_SRS:
-                return replies.BAD_RETURN_ADDRESS
-        if path.key == "postmaster" and path.domain in ("", self._hostname):
-            return self._postmaster or (replies.NO_SUCH_USER if not path.domain else None)
-        return None
-
-    def _note_refused_recipient(
-        self, session: Session, transaction: Transaction, path: Path, expansion: Expansion, refusal: Reply
-    ) -> None:
         self._refusals.write(
             session,
-            refusal,
-            domain_id=expansion.domain_id,
-            alias=expansion.alias,
+            found.reply,
+            domain_id=found.domain_id,
+            alias=found.alias,
             sender=transaction.reverse_path,
             recipient=path,
             hostname=client_name(session),
         )
+        return found.reply
 
     async def message(self, session: Session, transaction: Transaction, content: bytes) -> Reply:
         reach("receive.after-dot")
@@ -216,30 +187,7 @@ class MxReception:
                 )
 
 
-def judged(expansion: Expansion) -> Reply | None:
-    """The refusal an expansion asks for; None when its recipient is taken."""
-    match expansion.trouble:
-        case None | Trouble.DISCARD:
-            return None
-        case Trouble.NOT_HOSTED:
-            return replies.RELAY_DENIED
-        case Trouble.UNKNOWN:
-            return replies.NO_SUCH_USER
-        case Trouble.DISABLED_DEFER:
-            return DISABLED_FOR_NOW
-        case Trouble.DISABLED_REFUSE:
-            return replies.ADDRESS_DISABLED
-        case Trouble.LOOP:
-            return replies.ROUTING_LOOP
-        case Trouble.TOO_MANY:
-            return replies.TOO_MANY_DESTINATIONS
-
-
 def has_room(data_dir: os.PathLike[str], size_limit: int) -> bool:
     """Whether the disk can take one more message with its journal and log (Postfix: queue_minfree)."""
     disk = os.statvfs(data_dir)
     return disk.f_bavail * disk.f_frsize >= size_limit * 3 // 2
-
-
-# An alias that is disabled with 421 says so about itself: the code its owner chose, and the session goes on.
-DISABLED_FOR_NOW = Reply(code=421, enhanced="4.2.1", text="this address does not take mail at the moment")

@@ -1,27 +1,82 @@
-"""Where a recipient leads: ``mail.rules.expand`` driven with the rule sets of the directory.
+"""Where a recipient leads, for the MX and for submission.
 
-The rules are pure: they name the domain they need next and are sent its rule set. Here they get it from the cache,
+``mail.rules`` is pure: it names the domain it needs next and is sent its rule set. Here it gets it from the cache,
 which costs nothing; a refusal, and only a refusal, is decided anew with rule sets whose version was compared with the
 store, so that an alias made a moment ago by another process is never called unknown.
+
+Addresses of this host itself come first: an SRS address leads back to the sender it was made from, the postmaster
+where the configuration says. Both are then resolved as if the mail had been for them.
 
 Raises what the store raises: that is no answer about the recipient, and the dialogue says 451.
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from dataclasses import dataclass
 
-from forwarder.mail.address import Path
-from forwarder.mail.rules import Expansion, RuleSet, expand
+from forwarder.inbound.intake import Rooms
+from forwarder.inbound.session import Recipient
+from forwarder.mail import reply as replies
+from forwarder.mail.address import Path, parse_address
+from forwarder.mail.reply import Reply
+from forwarder.mail.rules import Expansion, RuleSet, Target, Trouble, expand, refusal
+from forwarder.mail.srs import SrsFault
+from forwarder.store.directory import Directory
 
 
-class RuleSets(Protocol):
-    """The part of the directory that is needed here."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A recipient that is not taken; the domain and alias are those of the log that says so, if there is one."""
 
-    async def rule_set(self, domain: str) -> RuleSet | None: ...
-    async def confirmed(self, domain: str) -> RuleSet | None: ...
+    reply: Reply
+    domain_id: int | None = None
+    alias: str | None = None
 
 
-async def resolve(directory: RuleSets, recipient: Path) -> Expansion:
+class Resolution:
+    """Finds the way of each recipient."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._directory = rooms.directory
+        self._srs = rooms.srs
+        self._clock = rooms.clock
+        self._hostname = rooms.settings.hostname
+        address = rooms.settings.postmaster
+        self._postmaster = parse_address(address) if address else None
+
+    async def find(self, path: Path, *, relay: bool) -> Recipient | Refused:
+        """The recipient with its ways. ``relay``: the client may send to domains that are not hosted here."""
+        elsewhere = self._of_this_host(path)
+        if isinstance(elsewhere, Reply):
+            return Refused(reply=elsewhere)
+        expansion = await resolve(self._directory, elsewhere or path)
+        trouble = expansion.trouble
+        if trouble is None:
+            return Recipient(path=path, ways=expansion.matches)
+        if trouble is Trouble.NOT_HOSTED and (relay or elsewhere is not None):
+            return Recipient(path=path, ways=(None,), elsewhere=elsewhere or path)
+        reply = refusal(trouble)
+        if reply is not None:
+            return Refused(reply=reply, domain_id=expansion.domain_id, alias=expansion.alias)
+        assert expansion.domain_id is not None
+        swallowed = Target(
+            destination=path, alias=expansion.alias or "", domain_id=expansion.domain_id, domain=path.domain
+        )
+        return Recipient(path=path, ways=(swallowed,), discarded=True)
+
+    def _of_this_host(self, path: Path) -> Path | Reply | None:
+        """Where an address of this host itself leads; None when it is not one."""
+        if path.domain == self._srs.domain:
+            sender = self._srs.reverse(path, now=self._clock())
+            if isinstance(sender, Path):
+                return sender
+            if sender is not SrsFault.NOT_SRS:
+                return replies.BAD_RETURN_ADDRESS
+        if path.domain in ("", self._hostname) and path.key == "postmaster":
+            return self._postmaster or (None if path.domain else replies.NO_SUCH_USER)
+        return None
+
+
+async def resolve(directory: Directory, recipient: Path) -> Expansion:
     """The expansion of one recipient; a trouble in it is confirmed by the store."""
     expansion = await _drive(directory.rule_set, recipient)
     if expansion.trouble is not None:
@@ -30,14 +85,11 @@ async def resolve(directory: RuleSets, recipient: Path) -> Expansion:
 
 
 async def _drive(rule_set_of: Callable[[str], Awaitable[RuleSet | None]], recipient: Path) -> Expansion:
-    expansion = expand(recipient)
-    answer: RuleSet | None = None
-    started = False
-    while True:
-        try:
-            domain = expansion.send(answer) if started else next(expansion)
-        except StopIteration as finished:
-            result: Expansion = finished.value
-            return result
-        started = True
-        answer = await rule_set_of(domain)
+    steps = expand(recipient)
+    try:
+        domain = next(steps)
+        while True:
+            domain = steps.send(await rule_set_of(domain))
+    except StopIteration as finished:
+        expansion: Expansion = finished.value
+        return expansion

@@ -13,7 +13,7 @@ class Recipient:
 
     path: Path
     ways: tuple[Target | None, ...]  # None: no alias answers, the mail goes to ``elsewhere``
-    elsewhere: Path = Path.null()
+    elsewhere: Path | None = None
     discarded: bool = False  # the alias is disabled and its owner wants such mail swallowed
 
 
