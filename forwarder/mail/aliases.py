@@ -24,7 +24,6 @@ from typing import Final
 from forwarder.mail.address import AddressError, Path, fold, parse_address
 from forwarder.mail.destination import (
     Destination,
-    Mailbox,
     Url,
     check_captures,
     parse_forward,

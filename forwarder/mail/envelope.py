@@ -20,7 +20,9 @@ from forwarder.mail.reply import Reply
 
 # The path ends at the first > that is not inside a quoted string; what follows is empty or a space and parameters.
 _PATH = re.compile(
-    rb'[ ]?<([^<>"\x00-\x1f\x7f]*(?:"(?:[^"\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f])*"[^<>"\x00-\x1f\x7f]*)*)>(?: +([!-~ ]*))?'
+    rb"[ ]?<"
+    rb'([^<>"\x00-\x1f\x7f]*(?:"(?:[^"\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f])*"[^<>"\x00-\x1f\x7f]*)*)'
+    rb">(?: +([!-~ ]*))?"
 )
 _KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 _DIGITS = re.compile(r"[0-9]+")
