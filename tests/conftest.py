@@ -1,0 +1,54 @@
+"""Fixtures for all tests: databases, a whole engine in this process, a whole engine as a person starts it."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import EngineProcess, House
+from tests.postgres import Server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """One PostgreSQL for the session; ``postgres.database()`` makes an empty database."""
+    server = Server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of each kind we support."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'test.db'}"
+        return
+    server: Server = request.getfixturevalue("postgres")
+    url = server.database()
+    yield url
+    server.drop(url)
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    """A destination and a DNS server, and ``house.engine(…)`` to start engines with settings of the test's own."""
+    async with House(tmp_path) as built:
+        yield built
+
+
+@pytest.fixture
+async def engine(house: House, database_url: str) -> AsyncIterator[House]:
+    """A whole engine in this process, on SQLite and on PostgreSQL, hosting ``example.com``.
+
+    Mail for destinations at ``dest.test`` goes to ``engine.sink``. See ``tests.harness.House`` for what it offers.
+    """
+    async with house.engine(database={"url": database_url}):
+        await house.host("example.com", {"*": "inbox@dest.test"})
+        yield house
+
+
+@pytest.fixture
+async def engine_process(house: House) -> AsyncIterator[EngineProcess]:
+    """``python -m forwarder serve`` with one process, ready; ended by its id."""
+    async with EngineProcess(house) as process:
+        yield process
