@@ -129,7 +129,7 @@ class _Attempt:
         self._reached = False
         self._may_recover = False  # something so far failed in a way that another hour may mend
         self._last: tuple[Reply, str | None] = (reply_for(Fault.INTERNAL), None)
-        self._smtputf8 = smtputf8 and self._needs_smtputf8()
+        self._smtputf8 = smtputf8
         # A host that did not announce 8BITMIME gets the octets all the same: changing them would break signatures.
         self._body8bit = not all(buffer.isascii() for buffer in buffers)
 
@@ -140,8 +140,8 @@ class _Attempt:
         session = self._pool.reuse(self._route)
         if session is not None:
             # The peer may have closed a kept session meanwhile, which says nothing of the host: it is dialled again.
-            if await self._send(session, session.host, more_hosts=True):
-                skipped.add(session.host)
+            judged = await self._send(session, session.host, more_hosts=True)
+            skipped = {session.host} if judged else skipped
         dials = list(self._dials())
         for place, (host, address) in enumerate(dials):
             if not self._waiting:
@@ -260,14 +260,6 @@ class _Attempt:
 
     def _verdict(self, delivery: Delivery, action: Action, reply: Reply, host: str) -> None:
         self._verdicts.append(Verdict(delivery=delivery, action=action, reply=reply, server=host))
-
-    def _needs_smtputf8(self) -> bool:
-        """RFC 6531 3.4: only for what is beyond ASCII in the envelope or in the header section."""
-        if not self._reverse_path.isascii() or any(not d.destination.isascii() for d in self._waiting):
-            return True
-        content = self._buffers[-1]
-        blank = content.find(b"\r\n\r\n")
-        return not content[: blank if blank >= 0 else len(content)].isascii()
 
 
 def everyone(deliveries: Sequence[Delivery], action: Action, reply: Reply, *, reached: bool) -> Carried:

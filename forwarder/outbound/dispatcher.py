@@ -7,8 +7,7 @@ decides who may dial; the ``crew`` dials and settles.
 
 Promises: at most ``outbound.window`` deliveries are held, and some more only by what arrives between a ``lease`` and
 its ``hand_over``; what does not fit stays due in the store. A site that is full or suspended is left out of claims.
-``drain`` ends in its time: what was not begun goes back to the store, due at once, its attempt not counted. What
-was leased to us and is not in memory (a COMMIT whose answer never came) is found by comparing, and given back.
+``drain`` ends in its time: what was not begun goes back to the store, due at once, its attempt not counted.
 
 It fails without noise: when the store is away it waits, in growing steps, and goes on when it is back. A loop that
 breaks is logged and started again; ``tasks`` tells a watchdog.
@@ -16,7 +15,7 @@ breaks is logged and started again; ``tasks`` tells a watchdog.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -42,7 +41,6 @@ from forwarder.store.queue import Delivery, NewDelivery, NewMessage, Queue
 _POLL = 1.0  # seconds between looks at the store when nothing is known to be due
 _CLAIM = 250  # deliveries a claim
 _LONGEST_PAUSE = 5.0  # seconds between attempts to reach a store that is away
-_COMPARE = 15.0  # seconds between comparisons of leases with memory
 _OVERFULL_PAUSE = timedelta(seconds=10)  # for what was claimed although its site has no room
 
 _log = structlog.get_logger(__name__)
@@ -109,9 +107,8 @@ class Dispatcher:
             freed=self._freed,
         )
         self._returning: list[tuple[Parcel, Delivery, timedelta]] = []
-        self._strays: dict[str, int] = {}  # leased to us and not in memory when last compared
         self._news = asyncio.Event()  # something may be due, or have to be given back
-        self._loops: dict[str, asyncio.Task[None]] = {}
+        self._loop: asyncio.Task[None] | None = None
         self._open = False  # takes fresh mail
         self._starved = False  # the window is too full for a claim
         self._claim_size = min(_CLAIM, outbound.window // 8 + 1)
@@ -130,11 +127,15 @@ class Dispatcher:
     def hand_over(self, message: NewMessage) -> None:
         """Take the leased deliveries of a message that is committed; never raises."""
         leased = [_claimed(message, new) for new in message.deliveries if new.leased and not new.discard]
-        if leased:
-            parcel = Parcel.of_message(message)
-            self._window.admit(parcel, leased, message.content)
-            self._send_on(parcel, leased)
-            self._crew.pump()
+        if not leased:
+            return
+        parcel = Parcel.of_message(message)
+        self._window.admit(parcel, leased, message.content)
+        if not self._open:  # accepted while we were told to stop
+            self._return(Job(parcel=parcel, deliveries=leased), timedelta(0))
+            return
+        self._send_on(parcel, leased)
+        self._crew.pump()
 
     def wake(self) -> None:
         """Look at the store now: something became due."""
@@ -143,22 +144,20 @@ class Dispatcher:
     async def run(self) -> None:
         """Claim and deliver until ``drain``, or until cancelled."""
         self._open = True
-        for name, body in (("claims", self._claim_loop), ("leases", self._compare_loop)):
-            self._loops[name] = asyncio.create_task(self._for_ever(name, body), name=f"dispatcher {name}")
+        self._loop = asyncio.create_task(self._claim_for_ever(), name="claims")
         try:
-            await asyncio.gather(*self._loops.values(), return_exceptions=True)
+            await asyncio.wait([self._loop])
         finally:
             self._open = False
-            for task in self._loops.values():
-                task.cancel()
+            self._loop.cancel()
 
     async def drain(self, timeout: timedelta) -> None:
         """Stop claiming, end what is under way, give back the rest; at most about ``timeout``."""
         ends = asyncio.get_running_loop().time() + timeout.total_seconds()
         self._open = False
-        for task in self._loops.values():
-            task.cancel()
-        await asyncio.gather(*self._loops.values(), return_exceptions=True)
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.wait([self._loop])
         waiting = await self._lookups.close()
         for lane in self._lanes:
             jobs = self._lanes.flush(lane)
@@ -176,8 +175,12 @@ class Dispatcher:
             )
 
     def tasks(self) -> dict[str, bool]:
-        """The loops that must live while ``run`` does, and whether each does."""
-        return {name: not task.done() for name, task in self._loops.items()}
+        """The tasks that must live while ``run`` does, and whether each does."""
+        return {} if self._loop is None else {"claims": not self._loop.done()}
+
+    def holding(self) -> Collection[str]:
+        """The ids of all deliveries in memory, to compare with what the store says is leased to us."""
+        return self._window.held.keys()
 
     def status(self) -> Status:
         """What is held now."""
@@ -231,25 +234,21 @@ class Dispatcher:
         self._returning += [(job.parcel, delivery, pause) for delivery in job.deliveries]
         self._news.set()
 
-    # The loops.
+    # From the store to the window, and back.
 
-    async def _for_ever(self, name: str, body: Callable[[], Awaitable[None]]) -> None:
+    async def _claim_for_ever(self) -> None:
+        pause = 0.1
         while True:
-            try:
-                await body()
-            except Exception:  # noqa: BLE001 - no loop of ours ends because of one bad turn
-                _log.exception("loop_broke", loop=name)
-                await asyncio.sleep(1.0)
-
-    async def _claim_loop(self) -> None:
-        pause = _POLL
-        while True:
+            wait = pause
             try:
                 wait = await self._claim()
                 pause = 0.1
             except StoreUnavailable as error:
                 _log.warning("store_away", reason=str(error))
-                wait, pause = pause, min(pause * 2, _LONGEST_PAUSE)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+            except Exception:  # noqa: BLE001 - one bad turn must not be the last
+                _log.exception("claim_failed")
+                wait = _POLL
             if wait > 0:
                 await self._sleep(wait)
             else:
@@ -332,21 +331,6 @@ class Dispatcher:
                 if until is None or asyncio.get_running_loop().time() >= until:
                     return
                 await asyncio.sleep(0.1)
-
-    async def _compare_loop(self) -> None:
-        """Find leases that memory knows nothing of: twice in a row, since an enqueue may be under way."""
-        while True:
-            await asyncio.sleep(_COMPARE)
-            try:
-                leased = await self._queue.held()
-            except StoreUnavailable:
-                continue  # the claims say so already
-            strays = {i: attempts for i, attempts in leased.items() if i not in self._window.held}
-            lost = {i: attempts for i, attempts in strays.items() if self._strays.get(i) == attempts}
-            self._strays = strays
-            if lost:
-                _log.warning("stray_leases", count=len(lost), deliveries=list(lost)[:20])
-                await self._queue.give_back(lost)
 
     async def _read(self, message_id: str) -> bytes | None:
         return await self._settling.persistently(lambda: self._queue.content(message_id))

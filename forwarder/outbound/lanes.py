@@ -56,7 +56,7 @@ class Lanes:
         self._window = window
         self._concurrency = concurrency
         self._per_site = min(per_site, concurrency)
-        self._share_all = share_all  # one lane may fill the window: a smarthost
+        self.share_all = share_all  # one lane may fill the window: a smarthost
         self._lanes: OrderedDict[str, Lane] = OrderedDict()
         self._watched: dict[
             str, Lane
@@ -88,7 +88,7 @@ class Lanes:
             return False
         if lane is None:
             return True
-        return lane.suspended_until <= now and (self._share_all or lane.held < free)
+        return lane.suspended_until <= now and (self.share_all or lane.held < free)
 
     def add(self, lane: Lane, job: Job, domain: str) -> None:
         """Let a job wait in a lane; it joins what already waits there of the same message."""

@@ -83,7 +83,7 @@ class Lookups:
                 route = await self._router.route(domain)
             except Exception:  # noqa: BLE001 - our own trouble is temporary, whatever it is
                 _log.exception("lookup_failed", domain=domain)
-                route = Failure(reply=reply_for(Fault.INTERNAL), permanent=False)
+                route = Failure(reply=reply_for(Fault.INTERNAL))
             jobs = self._take(domain)
             if isinstance(route, Route):
                 self._remember(domain, route)

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from forwarder.mail.arc import seal_arc
 from forwarder.mail.authentication import recorded
@@ -95,7 +96,7 @@ class Signing:
                 batch.append(self._waiting.popleft())
             self._busy += 1
             running = asyncio.get_running_loop().run_in_executor(self._executor, self._sign_all, batch)
-            running.add_done_callback(lambda ended, batch=batch: self._finish(batch, ended))
+            running.add_done_callback(partial(self._finish, batch))
 
     def _finish(self, batch: Sequence[_Order], ended: asyncio.Future[list[bytes | Exception]]) -> None:
         self._busy -= 1

@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from forwarder import __version__
 from forwarder.mail.content import printable
 from forwarder.mail.event import DeliveryKind
-from forwarder.mail.outcome import Action, Scope, decide
+from forwarder.mail.outcome import Scope, decide
 from forwarder.mail.reply import Reply
 from forwarder.net.http import Blocked, GuardedClient, Unreachable
 from forwarder.outbound.parcel import Carried, Job, Verdict
@@ -39,12 +39,14 @@ class Webhooks:
         *,
         client: GuardedClient,
         key_of: KeyOf,
-        timeout: timedelta,
+        hostname: str,
         clock: Callable[[], datetime],
+        timeout: timedelta = timedelta(seconds=30),
         pauses: Sequence[timedelta] = (timedelta(seconds=0.5), timedelta(seconds=2)),
     ) -> None:
         self._client = client
         self._key_of = key_of
+        self._agent = f"Forwarder/{__version__} ({hostname})"
         self._timeout = timeout
         self._clock = clock
         self._pauses = tuple(pauses)  # between the attempts in a row, so one less than these
@@ -73,7 +75,7 @@ class Webhooks:
                 reply = Reply(
                     code=550, enhanced="5.7.1", text=f"blocked: {printable(str(blocked), _EXCERPT)}"
                 )
-                return Verdict(delivery=delivery, action=Action.GIVE_UP, reply=reply, server=None)
+                break
             except Unreachable as unreachable:
                 reply = Reply(code=451, enhanced="4.4.1", text=printable(str(unreachable), _EXCERPT))
             else:
@@ -89,7 +91,7 @@ class Webhooks:
     async def _headers(self, delivery: Delivery, body: bytes) -> dict[str, str]:
         headers = {
             "Content-Type": "application/json",
-            "User-Agent": f"Forwarder/{__version__}",
+            "User-Agent": self._agent,
             "X-Webhook-Id": delivery.id,
         }
         key = await self._key_of(delivery.domain_id) if delivery.domain_id is not None else None

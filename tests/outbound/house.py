@@ -1,0 +1,285 @@
+"""The outbound side built as the roof builds it: real store, real sessions, a sink and a DNS server as peers."""
+
+import asyncio
+import itertools
+import os
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path as FilePath
+from typing import Any
+
+from sqlalchemy import create_engine, func, select
+
+from forwarder.config import Settings
+from forwarder.mail.address import Path, parse_address
+from forwarder.mail.event import DeliveryKind, Transport
+from forwarder.mail.ids import IdSource
+from forwarder.mail.seal import Signer
+from forwarder.mail.srs import Srs
+from forwarder.net.dns import Resolver
+from forwarder.net.http import GuardedClient
+from forwarder.outbound.bounce import Bounces
+from forwarder.outbound.delivery import Courier
+from forwarder.outbound.dispatcher import Dispatcher
+from forwarder.outbound.pool import Pool
+from forwarder.outbound.prepare import Signing
+from forwarder.outbound.route import Router
+from forwarder.outbound.webhook import Webhooks
+from forwarder.store.engine import Database
+from forwarder.store.queue import NewDelivery, NewMessage, Queue
+from forwarder.store.tables import deliveries, events, logs, messages, metadata, sequences
+from tests.peers.dns_server import DnsServer
+from tests.peers.sink import Sink
+
+SECRET = b"a secret of the tests"
+CONTENT = (
+    b"Received: from origin.test by mx.forwarder.test; Fri, 20 Nov 2026 12:00:00 +0000\r\n"
+    b"From: Ann <ann@origin.test>\r\nTo: alias@hosted.test\r\nSubject: hello\r\n"
+    b"Date: Fri, 20 Nov 2026 12:00:00 +0000\r\nMessage-ID: <1@origin.test>\r\n\r\n"
+    b"line one\r\n.dot\r\n\r\nlast line\r\n"
+)
+
+
+def make_store(folder: FilePath) -> str:
+    """A store with the newest schema; its URL."""
+    url = f"sqlite:///{folder / 'forwarder.db'}"
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        metadata.create_all(connection)
+        connection.execute(sequences.insert().values(name="directory", value=0))
+    engine.dispose()
+    return url
+
+
+class House:
+    """One worker's outbound side."""
+
+    def __init__(self, settings: Settings, database: Database, dns: DnsServer, sink: Sink, **options: Any) -> None:
+        self.settings = settings
+        self.database = database
+        self.dns = dns
+        self.sink = sink
+        self.offset = timedelta(0)  # moves our clock
+        self.ids = IdSource(clock=self.now, entropy=os.urandom)
+        self.worker_id = self.ids()
+        self.queue = Queue(
+            database, worker_id=self.worker_id, local_name=settings.hostname, ids=self.ids, clock=self.now
+        )
+        self.resolver = Resolver(settings.dns.nameservers, clock=self.now, deadline=timedelta(seconds=2))
+        self.pool = Pool(settings.outbound, hello=settings.hostname)
+        self.signers: dict[str, Sequence[Signer]] = {}
+        self.signing = Signing(
+            service=options.get("service", ()),
+            signers_for=self._signers_for,
+            arc=options.get("arc", False),
+            authserv_id=settings.hostname,
+            threads=2,
+            clock=self.now,
+        )
+        self.client = GuardedClient(
+            self.resolver, allow_private=settings.outbound.allow_private_destinations
+        )
+        self.srs = Srs([SECRET], domain="srs.forwarder.test")
+        self.webhook_keys: dict[int, str] = {}
+        courier = Courier(
+            pool=self.pool,
+            srs=self.srs,
+            signing=self.signing,
+            webhooks=Webhooks(
+                client=self.client,
+                key_of=self._key_of,
+                hostname=settings.hostname,
+                clock=self.now,
+                timeout=settings.outbound.webhook_timeout,
+                pauses=(timedelta(0), timedelta(0)),
+            ),
+            trace_secret=SECRET,
+            clock=self.now,
+        )
+        self.dispatcher = Dispatcher(
+            queue=options.get("queue", lambda queue: queue)(self.queue),
+            courier=courier,
+            router=Router(self.resolver, settings, chance=random.Random(1)),
+            bounces=Bounces(
+                hostname=settings.hostname,
+                sender_domain="forwarder.test",
+                disclose_destination=settings.outbound.disclose_destination,
+                ids=self.ids,
+                clock=self.now,
+            ),
+            settings=settings,
+            clock=self.now,
+            jitter=lambda: 0.0,
+        )
+        self._running: asyncio.Task[None] | None = None
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.offset
+
+    async def start(self) -> None:
+        self._running = asyncio.create_task(self.dispatcher.run())
+        await asyncio.sleep(0)
+
+    async def stop(self) -> None:
+        await self.dispatcher.drain(timedelta(seconds=1))
+        if self._running is not None:
+            await asyncio.wait_for(self._running, 5)
+        await self.pool.close()
+        await self.client.close()
+        await self.resolver.close()
+        self.signing.close()
+
+    async def accept(
+        self,
+        *to: str,
+        sender: str = "ann@origin.test",
+        content: bytes = CONTENT,
+        recipient: str = "alias@hosted.test",
+        kind: DeliveryKind = DeliveryKind.SMTP,
+        transport: Transport = Transport.SMTP,
+        signing_domain: str | None = None,
+        smtputf8: bool = False,
+        in_memory: bool = True,
+        domain_id: int | None = None,
+        due: timedelta = timedelta(0),
+    ) -> list[str]:
+        """Take a message as inbound does; the ids of its deliveries."""
+        now = self.now()
+        new = []
+        for destination in to:
+            domain = destination.rpartition("@")[2] if kind is DeliveryKind.SMTP else destination.split("/")[2]
+            domain = domain.partition(":")[0]
+            leased = in_memory and self.dispatcher.lease(domain)
+            new.append(
+                NewDelivery(
+                    id=self.ids(),
+                    kind=kind,
+                    domain_id=domain_id,
+                    alias="alias",
+                    recipient=parse_address(recipient),
+                    destination=destination,
+                    destination_domain=domain,
+                    leased=leased,
+                    next_attempt_at=now + (timedelta(minutes=1) if leased else due),
+                )
+            )
+        message = NewMessage(
+            id=self.ids(),
+            created_at=now,
+            transport=transport,
+            reverse_path=parse_address(sender) if sender else Path.null(),
+            smtputf8=smtputf8,
+            signing_domain=signing_domain,
+            content=content,
+            hostname="client.origin.test",
+            message_id="<1@origin.test>",
+            subject="hello",
+            sender_email="ann@origin.test",
+            sender_name="Ann",
+            deliveries=tuple(new),
+        )
+        await self.queue.enqueue(message)
+        self.dispatcher.hand_over(message)
+        return [delivery.id for delivery in new]
+
+    async def events(self, log_id: str) -> list[tuple[str, int, str]]:
+        query = (
+            select(events.c.status, events.c.code, events.c.message)
+            .where(events.c.log_id == log_id)
+            .order_by(events.c.id)
+        )
+        rows = await self.database.read(lambda conn: conn.execute(query).all())
+        return [(row.status, row.code, row.message) for row in rows]
+
+    async def statuses(self, log_id: str) -> list[str]:
+        return [status for status, _, _ in await self.events(log_id)]
+
+    async def waiting(self) -> list[Any]:
+        """The rows of the queue."""
+        return await self.database.read(lambda conn: list(conn.execute(select(deliveries)).all()))
+
+    async def counts(self) -> tuple[int, int]:
+        """Messages and deliveries in the store."""
+        return await self.database.read(
+            lambda conn: (
+                conn.execute(select(func.count()).select_from(messages)).scalar_one(),
+                conn.execute(select(func.count()).select_from(deliveries)).scalar_one(),
+            )
+        )
+
+    async def reports(self) -> list[Any]:
+        """The logs of reports written here, oldest first."""
+        query = select(logs).where(logs.c.transport == "report").order_by(logs.c.id)
+        return await self.database.read(lambda conn: list(conn.execute(query).all()))
+
+    async def until(self, condition: Callable[[], Any], seconds: float = 10) -> Any:
+        """Wait for a condition, plain or awaitable."""
+        value: Any = None
+        for _ in itertools.count():
+            value = condition()
+            if asyncio.iscoroutine(value):
+                value = await value
+            if value:
+                return value
+            if (seconds := seconds - 0.01) < 0:
+                raise AssertionError(f"it did not come to that; {self.dispatcher.status()}")
+            await asyncio.sleep(0.01)
+        return value
+
+    async def until_statuses(self, log_id: str, *expected: str) -> list[tuple[str, int, str]]:
+        """Wait for exactly these events of a delivery, in this order."""
+        try:
+            await self.until(lambda: self._has(log_id, list(expected)))
+        except AssertionError as error:
+            raise AssertionError(f"{await self.events(log_id)} is not {expected}; {error}") from None
+        return await self.events(log_id)
+
+    async def _has(self, log_id: str, expected: list[str]) -> bool:
+        return await self.statuses(log_id) == expected
+
+    async def _signers_for(self, domain: str) -> Sequence[Signer]:
+        return self.signers.get(domain, ())
+
+    async def _key_of(self, domain_id: int) -> str | None:
+        return self.webhook_keys.get(domain_id)
+
+
+@asynccontextmanager
+async def house(
+    folder: FilePath, *, outbound: dict[str, Any] | None = None, retry: dict[str, Any] | None = None,
+    sink: dict[str, Any] | None = None, start: bool = True, url: str = "", **options: Any
+) -> AsyncIterator[House]:
+    """A running house; ``dest.test`` and every ``*.dest.test`` that a test adds has the sink as its MX host."""
+    async with AsyncExitStack() as stack:
+        catcher = await stack.enter_async_context(Sink(**(sink or {})))
+        dns = await stack.enter_async_context(DnsServer())
+        for domain in ("dest.test", "origin.test"):
+            dns.mail_host(domain, catcher.host)
+        settings = Settings.model_validate(
+            {
+                "hostname": "mx.forwarder.test",
+                "data_dir": str(folder),
+                "dns": {"nameservers": [dns.address]},
+                "outbound": {
+                    "port": catcher.port,
+                    "allow_private_destinations": True,
+                    "connect_timeout": "1s",
+                    "greeting_timeout": "1s",
+                    "command_timeout": "1s",
+                    "dot_timeout": "1s",
+                    **(outbound or {}),
+                },
+                "retry": {"delays": ["1s"], "give_up_after": "1h", "spread": 0, **(retry or {})},
+            }
+        )
+        database = await Database.open(url or make_store(folder))
+        stack.push_async_callback(database.close)
+        rooms = House(settings, database, dns, catcher, **options)
+        stack.push_async_callback(rooms.stop)
+        if start:
+            await rooms.start()
+        yield rooms
+        assert not catcher.trouble
+        assert not catcher.violations
