@@ -1,15 +1,58 @@
-"""Signatures; the substance follows."""
+"""The REST face as one Starlette application: the operations under /v3, and what describes and watches them.
 
-from collections.abc import Callable
+    /v3/…            ImprovMX's API, version 3, with API keys (``api.improvmx``)
+    /openapi.json    the same operations as an OpenAPI 3.1 document;  /docs  as a page without outside assets
+    /health/live     the process answers;  /health/ready  it can do its work (503: not now, with what is wrong by name)
+    /metrics         for Prometheus, to loopback addresses only
+
+Every answer is JSON but /docs and /metrics; every error has the shape of ``api.errors``. No exception leaves the
+application.
+"""
+
+import asyncio
+import ipaddress
+from collections.abc import Awaitable, Callable
 from datetime import datetime
+from typing import Final
 
+import structlog
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+import forwarder
+from api.auth import Gate
+from api.errors import Refusal, unavailable
 from api.health import Health
+from api.improvmx import account, aliases, check, credentials, domains, logs
+from api.limits import RateLimit
+from api.openapi import document
+from api.operation import Operation, Rooms, endpoint, json_response
+from api.page import page
+from api.routing import by_template
 from forwarder.config import Settings
 from forwarder.net.dns import Resolver
 from forwarder.store.engine import Database
+from forwarder.store.journal import Journal
+from forwarder.store.trouble import StoreUnavailable
 from forwarder.store.vault import Vault
+
+OPERATIONS: Final[tuple[Operation, ...]] = (
+    *account.OPERATIONS,
+    *domains.OPERATIONS,
+    *check.OPERATIONS,
+    *aliases.OPERATIONS,
+    *logs.OPERATIONS,
+    *credentials.OPERATIONS,
+)
+HASHES_AT_ONCE = 2
+READY_PATIENCE = 3.0  # seconds
+
+log = structlog.get_logger("api")
+
+Answer = Callable[[Request], Awaitable[Response]]
 
 
 def build_app(
@@ -21,6 +64,99 @@ def build_app(
     *,
     vault: Vault,
 ) -> Starlette:
-    """The REST face as one ASGI application."""
-    del settings, database, resolver, clock, health, vault
-    return Starlette()
+    """The application for one process; it starts nothing and owns nothing that must be closed."""
+    failures = RateLimit(database, "api-failures", settings.api.failures_per_minute, clock)
+    rooms = Rooms(
+        settings=settings,
+        database=database,
+        resolver=resolver,
+        clock=clock,
+        vault=vault,
+        journal=Journal(database, ids=_no_ids, clock=clock),
+        gate=Gate(database, failures, clock, settings.hostname),
+        rate=RateLimit(database, "api", settings.api.rate, clock),
+        hashing=asyncio.Semaphore(HASHES_AT_ONCE),
+    )
+    url = settings.api.public_url.rstrip("/") or f"http://{settings.api.listen}"
+    described = document(OPERATIONS, version=forwarder.__version__, url=url)
+    shown = page(described)
+
+    async def openapi(request: Request) -> Response:
+        return json_response(described)
+
+    async def docs(request: Request) -> Response:
+        return HTMLResponse(
+            shown, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+        )
+
+    async def live(request: Request) -> Response:
+        return json_response({"status": "live"})
+
+    async def ready(request: Request) -> Response:
+        return await _ready(database, health)
+
+    async def otherwise(request: Request) -> Response:
+        allowed = {"Allow": request.scope["forwarder.allow"]}
+        return json_response(Refusal(405, "This path has no such method.").body(), 405, headers=allowed)
+
+    async def nothing(request: Request) -> Response:
+        return json_response(Refusal(404, "There is nothing at this path: not found.").body(), 404)
+
+    routes: list[tuple[str, str, ASGIApp]] = [
+        (operation.method, operation.path, endpoint(rooms, operation)) for operation in OPERATIONS
+    ]
+    others: tuple[tuple[str, Answer], ...] = (
+        ("/openapi.json", openapi),
+        ("/docs", docs),
+        ("/health/live", live),
+        ("/health/ready", ready),
+        ("/metrics", _metrics),
+    )
+    routes += [("GET", path, _plain(answer)) for path, answer in others]
+    app = Starlette(routes=by_template(routes, _plain(otherwise)))
+    app.router.redirect_slashes = False
+    app.router.default = _plain(nothing)
+    return app
+
+
+def _plain(answer: Answer) -> ASGIApp:
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        try:
+            response = await answer(Request(scope, receive))
+        except Exception:
+            log.exception("an API request failed", path=scope["path"][:200])
+            refusal = unavailable()
+            response = json_response(refusal.body(), refusal.status, headers=refusal.headers)
+        await response(scope, receive, send)
+
+    return application
+
+
+async def _ready(database: Database, health: Callable[[], Health]) -> Response:
+    now = health()
+    wrong = set(now.troubles)
+    try:
+        async with asyncio.timeout(READY_PATIENCE):
+            await database.ready()
+    except (StoreUnavailable, TimeoutError):
+        wrong.add("store")
+    ready = now.ready and not wrong
+    body = {"status": "ready" if ready else "not ready", "troubles": sorted(wrong), "tasks": dict(now.tasks)}
+    return json_response(body, 200 if ready else 503)
+
+
+async def _metrics(request: Request) -> Response:
+    client = request.client.host if request.client else ""
+    try:
+        local = ipaddress.ip_address(client).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        return json_response(Refusal(404, "There is nothing at this path: not found.").body(), 404)
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _no_ids() -> str:
+    raise AssertionError("the API reads the journal and never writes to it")

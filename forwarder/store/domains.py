@@ -102,6 +102,12 @@ def by_id(conn: Connection, domain_id: int) -> Domain | None:
     return None if row is None else _domain(row)
 
 
+def any_hosted(conn: Connection, names: Iterable[str]) -> bool:
+    """Whether one of these domains is hosted here, whosever it is."""
+    query = select(domains.c.id).where(domains.c.name.in_(list(names))).limit(1)
+    return conn.execute(query).first() is not None
+
+
 def count(conn: Connection, account_id: int) -> int:
     """How many domains an account has."""
     query = select(func.count()).select_from(domains).where(domains.c.account_id == account_id)

@@ -1,0 +1,134 @@
+"""The body of a request as a mapping of fields, whatever form it was sent in.
+
+JSON, multipart/form-data and application/x-www-form-urlencoded carry the same fields; the last two as text. JSON sent
+under the form type, as ``curl -d`` does, is taken for what it is. An absent body is an empty mapping.
+
+Refuses with 413 what is larger than the limit, before reading more; with 415 a compressed body or another type (we
+never unpack, so a small body stays small); with 400 what is not well formed: a syntax error, a key twice, NaN or
+Infinity, nesting beyond DEPTH, bytes that are not UTF-8. What the values mean is not judged here.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import parse_qsl
+
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from api.errors import Refusal
+
+DEPTH = 32
+FIELDS = 200  # of a form
+_JSON = re.compile(r"application/(?:[\w.-]+\+)?json")
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+_FORM = "application/x-www-form-urlencoded"
+
+
+async def read_fields(request: Request, limit: int) -> Mapping[str, Any]:
+    """The fields of the body, at most ``limit`` octets of it; Refusal."""
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
+        raise Refusal(415, "Compressed bodies are not accepted; send the body as it is.")
+    content = await _read(request, limit)
+    if not content.strip():
+        return {}
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if _JSON.fullmatch(kind) or (kind in ("", _FORM) and content.lstrip()[:1] == b"{"):
+        return _json(content)
+    if kind == _FORM:
+        return _unique(_urlencoded(content))
+    if kind == "multipart/form-data":
+        return _unique(await _multipart(request, content))
+    raise Refusal(415, "Send the body as application/json, multipart/form-data or " + _FORM + ".")
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced[:20]) > limit:
+        raise _too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise _too_large(limit)
+            parts.append(part)
+    except ClientDisconnect:
+        raise Refusal(400, "The connection ended before the body did.") from None
+    return b"".join(parts)
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(413, f"The body is larger than {limit} bytes.", headers={"Connection": "close"})
+
+
+def _json(content: bytes) -> Mapping[str, Any]:
+    if _depth(content) > DEPTH:
+        raise Refusal(400, f"The JSON is nested more than {DEPTH} levels deep.")
+    try:
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_pairs, parse_constant=_constant)
+    except UnicodeDecodeError:
+        raise Refusal(400, "The body is not UTF-8 text.") from None
+    except json.JSONDecodeError as fault:
+        where = f"line {fault.lineno} column {fault.colno}"
+        raise Refusal(400, f"The body is not valid JSON: {fault.msg} ({where}).") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits, or deeper than the scan could see
+        raise Refusal(400, "The body is not JSON that can be read.") from None
+    if value is None:
+        return {}  # some clients send null for "no fields"
+    if not isinstance(value, dict):
+        raise Refusal(400, "The body must be a JSON object.")
+    return value
+
+
+def _depth(content: bytes) -> int:
+    depth = deepest = 0
+    for found in _BRACKETS.finditer(content):
+        mark = found[0]
+        if mark in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif mark in b"]}":
+            depth -= 1
+    return deepest
+
+
+def _pairs(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    return _unique(pairs)
+
+
+def _constant(name: str) -> Any:
+    raise Refusal(400, f"{name} is not JSON; write a number.")
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        # Which of the two is meant? Two programs that read them differently is how checks are passed by.
+        raise Refusal(400, "A key occurs twice in the body.")
+    return fields
+
+
+def _urlencoded(content: bytes) -> Sequence[tuple[str, str]]:
+    try:
+        return parse_qsl(
+            content.decode("utf-8"), keep_blank_values=True, errors="strict", max_num_fields=FIELDS
+        )
+    except ValueError:
+        raise Refusal(400, "The body is not a well-formed form.") from None
+
+
+async def _multipart(request: Request, content: bytes) -> Sequence[tuple[str, str]]:
+    async def whole() -> Any:
+        yield content
+
+    parser = MultiPartParser(
+        request.headers, whole(), max_files=0, max_fields=FIELDS, max_part_size=len(content) + 1
+    )
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError, LookupError):
+        raise Refusal(400, "The body is not a well-formed multipart form of text fields.") from None
+    return [(name, value) for name, value in form.multi_items() if isinstance(value, str)]

@@ -1,0 +1,294 @@
+"""``/domains/:domain/aliases``: where the domain's mail goes.
+
+An alias is addressed by its name (a pattern, percent-encoded where needed) or by its id. Creates are not looked up
+first: the unique constraint decides who was first, and limits are counted in the same transaction. A bulk request is
+one transaction; one that may only add fails as a whole when an alias exists already.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+
+from api.errors import bad_fields, not_found
+from api.improvmx import answers, wire
+from api.improvmx.circles import circle
+from api.improvmx.owned import domain_in, name_of
+from api.improvmx.requests import (
+    PAGE_SIZE,
+    AliasesQuery,
+    Bulk,
+    EditAlias,
+    NewAlias,
+)
+from api.improvmx.wire import Json
+from api.operation import Call, Operation
+from api.validation import as_sentence
+from forwarder.mail.destination import check_captures
+from forwarder.mail.rules import RuleError, parse_forward, parse_pattern
+from forwarder.store import aliases
+from forwarder.store.aliases import Alias
+
+
+async def list_page(call: Call) -> Json:
+    """A page of aliases by id."""
+    query: AliasesQuery = call.query
+    name = name_of(call)
+    limit, page = query.limit or PAGE_SIZE, query.page or 1
+    rows, total = await call.rooms.database.read(
+        lambda conn: aliases.list_aliases(
+            conn,
+            domain_in(conn, call, name).id,
+            starts_with=query.q or "",
+            pattern_starts_with=query.alias or "",
+            is_active=query.is_active,
+            limit=limit,
+            offset=(page - 1) * limit,
+        )
+    )
+    shown = [wire.alias(row) for row in rows]
+    return {"aliases": shown, "limit": limit, "page": page, "total": total, "success": True}
+
+
+async def add(call: Call) -> Json:
+    """A new alias."""
+    form: NewAlias = call.body
+    name = name_of(call)
+    _check_fit(form.alias, form.forward)
+
+    def work(conn: Connection) -> Alias:
+        domain = domain_in(conn, call, name)
+        added = aliases.add(
+            conn,
+            domain,
+            form.alias,
+            form.forward,
+            call.now,
+            is_active=form.is_active is not False,
+            when_disabled=form.when_disabled or 550,
+            limit=call.plan.aliases,
+        )
+        if (found := circle(conn, domain, [added])) is not None:
+            raise bad_fields({"forward": [found[1]]})
+        return added
+
+    return {"alias": wire.alias(await call.rooms.database.write(work)), "success": True}
+
+
+async def show(call: Call) -> Json:
+    """One alias, by name or id."""
+    name, wanted = name_of(call), call.path["alias"]
+    found = await call.rooms.database.read(
+        lambda conn: find_alias(conn, domain_in(conn, call, name).id, wanted)
+    )
+    if found is None:
+        raise not_found("alias")
+    return {"alias": wire.alias(found), "success": True}
+
+
+async def edit(call: Call) -> Json:
+    """Another name, other destinations, on or off."""
+    form: EditAlias = call.body
+    name, wanted = name_of(call), call.path["alias"]
+    values: dict[str, Any] = {
+        "pattern": form.alias,
+        "forward": form.forward,
+        "is_active": form.is_active,
+        "when_disabled": form.when_disabled,
+    }
+    values = {field: value for field, value in values.items() if value is not None}
+    if not values:
+        raise bad_fields({"forward": ["This field is required."]})
+
+    def work(conn: Connection) -> Alias:
+        domain = domain_in(conn, call, name)
+        found = find_alias(conn, domain.id, wanted)
+        if found is None:
+            raise not_found("alias")
+        changed = aliases.update_alias(conn, domain, found, call.now, **values)
+        _check_fit(changed.pattern, changed.forward)
+        if (closed := circle(conn, domain, [changed])) is not None:
+            raise bad_fields({"forward": [closed[1]]})
+        return changed
+
+    return {"alias": wire.alias(await call.rooms.database.write(work)), "success": True}
+
+
+async def remove(call: Call) -> Json:
+    """Mail for it is refused from now on, unless another alias answers."""
+    name, wanted = name_of(call), call.path["alias"]
+
+    def work(conn: Connection) -> bool:
+        domain = domain_in(conn, call, name)
+        found = find_alias(conn, domain.id, wanted)
+        return found is not None and aliases.remove(conn, domain, found, call.now)
+
+    if not await call.rooms.database.write(work):
+        raise not_found("alias")
+    return {"success": True}
+
+
+async def bulk(call: Call) -> Json:
+    """Up to 500 aliases in one transaction."""
+    form: Bulk = call.body
+    name = name_of(call)
+    entries = [(entry.alias, entry.forward) for entry in form.aliases]
+    errors: dict[str, Sequence[str]] = {}
+    for index, (pattern, forward) in enumerate(entries):
+        if (reason := _misfit(pattern, forward)) is not None:
+            errors[f"aliases.{index}.forward"] = [reason]
+    if errors:
+        raise bad_fields(errors)
+
+    def work(conn: Connection) -> aliases.Bulk:
+        domain = domain_in(conn, call, name)
+        done = aliases.bulk(
+            conn,
+            domain,
+            entries,
+            call.now,
+            update_existing=form.behavior == "update",
+            limit=call.plan.aliases,
+        )
+        if done.failed:
+            raise _exists(done.failed)
+        changed = [*done.added, *done.updated]
+        if (closed := circle(conn, domain, changed)) is not None:
+            place = next(
+                index for index, entry in enumerate(entries) if entry[0] == changed[closed[0]].pattern
+            )
+            raise bad_fields({f"aliases.{place}.forward": [closed[1]]})
+        return done
+
+    done = await call.rooms.database.write(work)
+    return {
+        "added": [wire.alias(one) for one in done.added],
+        "failed": [],
+        "updated": [wire.alias(one) for one in done.updated],
+        "success": True,
+    }
+
+
+def find_alias(conn: Connection, domain_id: int, wanted: str) -> Alias | None:
+    """The alias of that name, as written or in its canonical form, or of that id."""
+    patterns = [wanted]
+    try:
+        patterns.append(parse_pattern(wanted))
+    except RuleError:
+        patterns.append(wanted.lower())
+    return aliases.find(conn, domain_id, [one for one in dict.fromkeys(patterns) if _storable(one)], wanted)
+
+
+def _storable(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _exists(failed: Sequence[Alias]) -> Exception:
+    names = ", ".join(alias.pattern for alias in failed[:5]) + (", …" if len(failed) > 5 else "")
+    refusal = bad_fields(
+        {
+            "aliases": [
+                f"These aliases already exist: {names}. Nothing was added; each alias that already exists can be "
+                'changed with "behavior": "update".'
+            ]
+        }
+    )
+    shown: Mapping[str, Any] = {
+        "added": [],
+        "failed": [wire.alias(alias) for alias in failed],
+        "updated": [],
+    }
+    refusal.more.update(shown)
+    return refusal
+
+
+def _check_fit(pattern: str, forward: str) -> None:
+    if (reason := _misfit(pattern, forward)) is not None:
+        raise bad_fields({"forward": [reason]})
+
+
+def _misfit(pattern: str, forward: str) -> str | None:
+    try:
+        check_captures(pattern, parse_forward(forward, plain_http=True))
+    except RuleError as fault:
+        return as_sentence(str(fault))
+    return None
+
+
+_LIST = "/v3/domains/{domain}/aliases"
+_ONE = "/v3/domains/{domain}/aliases/{alias}"
+_BY = "An alias is addressed by its name, percent-encoded, or by its id."
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path=_LIST,
+        name="listAliases",
+        summary="List a domain's aliases",
+        tag="Aliases",
+        handler=list_page,
+        query=AliasesQuery,
+        answer=answers.AliasesAnswer,
+        refusals=(404,),
+    ),
+    Operation(
+        method="POST",
+        path=_LIST,
+        name="addAlias",
+        summary="Add a new domain alias",
+        tag="Aliases",
+        handler=add,
+        body=NewAlias,
+        answer=answers.AliasAnswer,
+        refusals=(404,),
+    ),
+    Operation(
+        method="POST",
+        path=f"{_LIST}/bulk",
+        name="addAliasesInBulk",
+        summary="Add aliases in bulk",
+        tag="Aliases",
+        handler=bulk,
+        body=Bulk,
+        answer=answers.BulkAnswer,
+        refusals=(404,),
+        note=(
+            'Up to 500, in one transaction. "add" (the default) refuses the whole request when an alias already '
+            'exists, and lists those under "failed"; "update" changes the existing ones.'
+        ),
+    ),
+    Operation(
+        method="GET",
+        path=_ONE,
+        name="getAlias",
+        summary="Get alias details",
+        tag="Aliases",
+        handler=show,
+        answer=answers.AliasAnswer,
+        refusals=(404,),
+        note=_BY,
+    ),
+    Operation(
+        method="PUT",
+        path=_ONE,
+        name="editAlias",
+        summary="Update an alias",
+        tag="Aliases",
+        handler=edit,
+        body=EditAlias,
+        answer=answers.AliasAnswer,
+        refusals=(404,),
+        note=_BY,
+    ),
+    Operation(
+        method="DELETE",
+        path=_ONE,
+        name="removeAlias",
+        summary="Delete an alias",
+        tag="Aliases",
+        handler=remove,
+        answer=answers.Answer,
+        refusals=(404,),
+        note=_BY,
+    ),
+)

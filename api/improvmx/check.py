@@ -1,0 +1,262 @@
+"""``/domains/:domain/check``: what the DNS of a domain says, what it should say, and what to do about it.
+
+The zone's own servers are asked, so that a record that was just put right is seen at once; where they cannot be
+reached, the usual resolver. Nothing found and nobody answered are told apart: trouble with the DNS never counts as a
+record that is missing, and never makes an active domain inactive.
+
+The answer is also written down: a domain is active when its MX is right, and may send when SPF and both DKIM records
+are.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection
+
+from api.improvmx import answers
+from api.improvmx.owned import domain_in, name_of
+from api.improvmx.wire import Json
+from api.operation import Call, Operation
+from forwarder.mail import records
+from forwarder.net.dns import CannotTell, Found, Mx, NotFound, Resolver
+from forwarder.store import credentials, dkim_keys, domains
+from forwarder.store.dkim_keys import DkimKey
+from forwarder.store.domains import Domain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One kind of record: what is there, whether it is right, and what to do when it is not."""
+
+    expected: str | Sequence[str]
+    values: str | Sequence[str] | None
+    valid: bool | None  # None: nobody could tell
+    advice: str = ""
+
+    def shown(self) -> Json:
+        """As the API shows it."""
+        return {"expected": self.expected, "valid": self.valid is True, "values": self.values}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """All of a domain's findings."""
+
+    provider: str | None
+    mx: Finding
+    spf: Finding
+    dkim: tuple[Finding, ...]
+    dmarc: Finding
+
+    @property
+    def sending(self) -> bool | None:
+        """Whether mail may be sent as the domain: SPF and DKIM; None: nobody could tell."""
+        found = [self.spf.valid, *(key.valid for key in self.dkim)]
+        return False if False in found else None if None in found else True
+
+    def advice(self, *, sending: bool) -> str | None:
+        """What to do, or None when all is right; DKIM and DMARC are spoken of to those who send."""
+        needed = [self.mx, self.spf, *((*self.dkim, self.dmarc) if sending else ())]
+        return " ".join(finding.advice for finding in needed if finding.valid is not True) or None
+
+
+async def look(resolver: Resolver, domain: str, hostname: str, keys: Sequence[DkimKey]) -> Checked:
+    """Ask the DNS everything at once; never raises for what it answers."""
+    mx, texts, dmarc, name_servers, *dkim = await asyncio.gather(
+        _ask(resolver, domain, "MX"),
+        _ask(resolver, domain, "TXT"),
+        _ask(resolver, f"_dmarc.{domain}", "TXT"),
+        resolver.ns(domain),
+        *(_dkim(resolver, domain, hostname, key) for key in keys),
+    )
+    servers = name_servers.records if isinstance(name_servers, Found) else ()
+    return Checked(
+        provider=records.provider(servers),
+        mx=_mx(mx, domain, hostname),
+        spf=_spf(texts, domain, hostname),
+        dkim=tuple(dkim),
+        dmarc=_dmarc(dmarc, domain),
+    )
+
+
+async def record(
+    conn_write: Any, domain: Domain, checked: Checked, now: datetime, *, notified_at: datetime | None
+) -> Domain | None:
+    """Write down what was found; None when the domain is gone."""
+    is_active = domain.is_active if checked.mx.valid is None else checked.mx.valid
+    had = domain.sending_checked_at is not None
+    sending = had if checked.sending is None else checked.sending
+    broke = (domain.is_active and not is_active) or (had and not sending)
+    right = is_active and (sending or not had) and not broke
+    since = None if right else domain.broken_since or (now if broke else None)
+    changed: Domain | None = await conn_write(
+        lambda conn: domains.record_check(
+            conn,
+            domain,
+            now,
+            is_active=is_active,
+            sending_ready=sending,
+            broken_since=since,
+            notified_at=None if since is None else notified_at,
+        )
+    )
+    return changed
+
+
+async def check(call: Call) -> Json:
+    """Look now, write it down, and show it."""
+    name = name_of(call)
+    rooms = call.rooms
+
+    def read(conn: Connection) -> tuple[Domain, Sequence[DkimKey], int]:
+        found = domain_in(conn, call, name)
+        return found, dkim_keys.list_keys(conn, found.id), credentials.count(conn, found.id)
+
+    domain, keys, senders = await rooms.database.read(read)
+    checked = await look(rooms.resolver, name, rooms.settings.hostname, keys)
+    await record(rooms.database.write, domain, checked, rooms.clock(), notified_at=domain.notified_at)
+    return _shown(checked, advanced=senders > 0)
+
+
+def _shown(checked: Checked, *, advanced: bool) -> Json:
+    missing = Finding(expected="", values=None, valid=False).shown()
+    dkim = [finding.shown() for finding in checked.dkim] + [missing, missing]
+    mx, spf = checked.mx.shown(), checked.spf.shown()
+    valid = checked.mx.valid is True and checked.spf.valid is True
+    if advanced:
+        valid = valid and checked.sending is True and checked.dmarc.valid is True
+    return {
+        "records": {
+            "provider": checked.provider,
+            "advanced": advanced,
+            "dkim1": dkim[0],
+            "dkim2": dkim[1],
+            "dmarc": checked.dmarc.shown(),
+            "error": checked.advice(sending=advanced),
+            "mx": mx,
+            "spf": spf,
+            "valid": valid,
+        },
+        "success": checked.mx.valid is True,
+        "valid": valid,
+        "mx": mx,
+        "spf": spf,
+    }
+
+
+async def _ask(resolver: Resolver, name: str, kind: str) -> Any:
+    answer = await resolver.authoritative(name, kind)
+    if not isinstance(answer, CannotTell):
+        return answer
+    match kind:
+        case "MX":
+            return await resolver.mx(name)
+        case "CNAME":
+            return await resolver.cname(name)
+        case _:
+            return await resolver.txt(name)
+
+
+def _mx(answer: Any, domain: str, hostname: str) -> Finding:
+    expected = [hostname]
+    match answer:
+        case Found(records=found):
+            pairs = [(mx.preference, mx.host) for mx in found if isinstance(mx, Mx)]
+            values = [host or "." for _, host in sorted(pairs)]
+            if records.mx_is_ours(pairs, hostname):
+                return Finding(expected=expected, values=values, valid=True)
+            listed = ", ".join(values[:5])
+            advice = f"The MX records of {domain} lead to {listed} first; make {hostname} the most preferred."
+            return Finding(expected=expected, values=values, valid=False, advice=advice)
+        case NotFound():
+            advice = f"{domain} has no MX record; add one with priority 10 that leads to {hostname}."
+            return Finding(expected=expected, values=[], valid=False, advice=advice)
+        case _:
+            return Finding(expected=expected, values=[], valid=None, advice=_silence(f"the MX of {domain}"))
+
+
+def _spf(answer: Any, domain: str, hostname: str) -> Finding:
+    if isinstance(answer, CannotTell):
+        expected = records.merge_spf(None, hostname)
+        return Finding(expected=expected, values=None, valid=None, advice=_silence(f"the SPF of {domain}"))
+    found = records.spf_records(_texts(answer))
+    values = found[0] if found else None
+    expected = records.merge_spf(values, hostname)
+    if len(found) > 1:
+        # RFC 7208 4.5: with more than one record, receivers use none.
+        advice = f"{domain} has {len(found)} SPF records; keep one only: {expected}"
+        return Finding(expected=expected, values=" ".join(found), valid=False, advice=advice)
+    if values is not None and records.spf_includes(values, hostname):
+        return Finding(expected=expected, values=values, valid=True)
+    verb = "Add a TXT record to" if values is None else "Change the SPF record of"
+    return Finding(expected=expected, values=values, valid=False, advice=f"{verb} {domain}: {expected}")
+
+
+async def _dkim(resolver: Resolver, domain: str, hostname: str, key: DkimKey) -> Finding:
+    name = records.dkim_name(domain, key.selector)
+    target = records.dkim_target(domain, key.selector, hostname)
+    expected = f"{target}." if target is not None else key.public_record
+    alias = await _ask(resolver, name, "CNAME")
+    if isinstance(alias, Found):
+        value = str(alias.records[0]).rstrip(".").lower()
+        if value == target:
+            return Finding(expected=expected, values=f"{value}.", valid=True)
+        advice = f"The CNAME {name} leads to {value}; it should lead to {target}."
+        return Finding(expected=expected, values=f"{value}.", valid=False, advice=advice)
+    answer = await _ask(resolver, name, "TXT")
+    if isinstance(answer, CannotTell):
+        return Finding(expected=expected, values=None, valid=None, advice=_silence(f"the DKIM record {name}"))
+    texts = _texts(answer)
+    if any(records.same_key(text, key.public_record) for text in texts):
+        return Finding(expected=key.public_record, values=texts[0], valid=True)
+    if texts:
+        advice = f"The TXT record {name} holds another key; it should be: {key.public_record}"
+        return Finding(expected=key.public_record, values=texts[0], valid=False, advice=advice)
+    wanted = f"a TXT record {name}: {key.public_record}"
+    if target is not None:
+        wanted = f"a CNAME record {name} that leads to {target}, or {wanted}"
+    return Finding(expected=expected, values=None, valid=False, advice=f"Add {wanted}")
+
+
+def _dmarc(answer: Any, domain: str) -> Finding:
+    name = f"_dmarc.{domain}"
+    if isinstance(answer, CannotTell):
+        return Finding(
+            expected=records.DMARC, values=None, valid=None, advice=_silence(f"the DMARC record {name}")
+        )
+    found = records.dmarc_records(_texts(answer))
+    if len(found) == 1:
+        return Finding(expected=records.DMARC, values=found[0], valid=True)
+    if found:
+        advice = f"{name} has {len(found)} DMARC records; keep one only."
+        return Finding(expected=records.DMARC, values=found[0], valid=False, advice=advice)
+    advice = f"Add a TXT record {name}: {records.DMARC}"
+    return Finding(expected=records.DMARC, values=None, valid=False, advice=advice)
+
+
+def _texts(answer: Any) -> list[str]:
+    if not isinstance(answer, Found):
+        return []
+    return [text.decode("utf-8", "replace") for text in answer.records if isinstance(text, bytes)]
+
+
+def _silence(what: str) -> str:
+    return f"No name server told {what}; try again in a minute."
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/v3/domains/{domain}/check",
+        name="checkDomain",
+        summary="Check if MX entries are valid for a domain",
+        tag="Domains",
+        handler=check,
+        answer=answers.CheckAnswer,
+        refusals=(404,),
+        note="success says whether the MX is right; records.error says what to do. The answer is always 200.",
+    ),
+)

@@ -1,0 +1,79 @@
+"""``/domains/:domain/logs``: every processed mail with its events, newest first, a page by cursor.
+
+A page costs the same however many logs there are: the cursor is the last ``log.id`` seen, and ids sort by time.
+"""
+
+from api.errors import bad_fields, not_found
+from api.improvmx import answers, wire
+from api.improvmx.aliases import find_alias
+from api.improvmx.owned import domain_in, domain_of, name_of
+from api.improvmx.requests import PAGE_SIZE, LogsQuery
+from api.improvmx.wire import Json
+from api.operation import Call, Operation
+from forwarder.mail.ids import parse_log_public_id
+from forwarder.store.domains import Domain
+
+
+async def of_domain(call: Call) -> Json:
+    """All logs of a domain."""
+    return await _page(call, await domain_of(call), None)
+
+
+async def of_alias(call: Call) -> Json:
+    """The logs of one alias; it may have been removed since."""
+    name, wanted = name_of(call), call.path["alias"]
+    domain, alias = await call.rooms.database.read(
+        lambda conn: (domain := domain_in(conn, call, name), find_alias(conn, domain.id, wanted))
+    )
+    page = await _page(call, domain, wanted if alias is None else alias.pattern)
+    if alias is None and not page["logs"]:
+        raise not_found("alias")
+    return page
+
+
+async def _page(call: Call, domain: Domain, pattern: str | None) -> Json:
+    query: LogsQuery = call.query
+    after = None
+    if query.next_cursor is not None:
+        after = parse_log_public_id(query.next_cursor)
+        if after is None:
+            raise bad_fields({"next_cursor": ["This is not the id of a log."]})
+    entries = await call.rooms.journal.page(
+        domain.id,
+        alias=pattern,
+        after=after,
+        limit=query.limit or PAGE_SIZE,
+        failures_only=query.filter == "failure",
+    )
+    as_milliseconds = query.time_format == "ms"
+    return {
+        "logs": [wire.log(entry, as_milliseconds=as_milliseconds) for entry in entries],
+        "success": True,
+    }
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/v3/domains/{domain}/logs",
+        name="listLogs",
+        summary="Get domain logs",
+        tag="Logs",
+        handler=of_domain,
+        query=LogsQuery,
+        answer=answers.LogsAnswer,
+        refusals=(404,),
+    ),
+    Operation(
+        method="GET",
+        path="/v3/domains/{domain}/logs/{alias}",
+        name="listAliasLogs",
+        summary="Get logs for a domain's alias",
+        tag="Logs",
+        handler=of_alias,
+        query=LogsQuery,
+        answer=answers.LogsAnswer,
+        refusals=(404,),
+        note="Percent-encode a regular expression: (contact|support) is %28contact%7Csupport%29.",
+    ),
+)

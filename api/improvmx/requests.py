@@ -1,0 +1,229 @@
+"""Models of what requests carry: the same ones check the fields and describe them in the OpenAPI document.
+
+An empty text in an optional field means unset, as clients send it. Keys we do not know, and those that can only be
+read (``id``, ``added``, ``active`` …), are ignored, so that an object may be sent back as it came. Every text is
+bounded and holds no control character, separator or lone surrogate; texts that mean something (domains, addresses,
+patterns, URLs) are put into the one form in which they are stored.
+
+What depends on the server or the account comes in through ``Bounds``: the validation context.
+"""
+
+import unicodedata
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+
+from forwarder.mail.address import parse_address, parse_domain
+from forwarder.mail.rules import Url, canonical_forward, parse_forward, parse_pattern
+from forwarder.net.http import Blocked, check_url
+
+_UNWANTED = frozenset({"Cc", "Cs", "Zl", "Zp"})
+PAGE_SIZE = 50
+BULK = 500
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What the fields of this request may hold, here and for this account."""
+
+    allow_private: bool  # webhooks may lead to private addresses
+    destinations: int  # of one alias
+
+
+def _clean(text: str) -> str:
+    if not text.isprintable() and any(unicodedata.category(character) in _UNWANTED for character in text):
+        raise ValueError("this holds a line break or another control character")
+    return text
+
+
+def _unset(value: Any) -> Any:
+    return None if value == "" else value
+
+
+def _domain(text: str) -> str:
+    name = parse_domain(text.strip().rstrip("."))
+    if "." not in name:
+        raise ValueError("a domain has at least two parts, such as example.com")
+    return name
+
+
+def _email(text: str) -> str:
+    return parse_address(text.strip()).storage()
+
+
+def _webhook(text: str, info: ValidationInfo) -> str:
+    _check_url(text, info)
+    return text
+
+
+def _check_url(url: str, info: ValidationInfo) -> None:
+    try:
+        check_url(url, allow_private=_bounds(info).allow_private)
+    except Blocked as fault:
+        raise ValueError(str(fault)) from None
+
+
+def _pattern(text: str) -> str:
+    return parse_pattern(text.strip())
+
+
+def _forward(text: str, info: ValidationInfo) -> str:
+    destinations = parse_forward(text, plain_http=_bounds(info).allow_private)
+    limit = _bounds(info).destinations
+    if len(destinations) > limit:
+        raise ValueError(f"your account is limited to {limit} destinations per alias")
+    for destination in destinations:
+        if isinstance(destination, Url):
+            _check_url(destination.url, info)
+    return canonical_forward(destinations)
+
+
+def _username(text: str) -> str:
+    if "@" in text:
+        raise ValueError("write only the part before the @")
+    return parse_address(f"{text.strip()}@example.com").key
+
+
+def _bounds(info: ValidationInfo) -> Bounds:
+    if not isinstance(info.context, Bounds):
+        raise TypeError("fields are validated with Bounds as context")
+    return info.context
+
+
+def _within(low: int, high: int) -> AfterValidator:
+    def clamp(value: int | None) -> int | None:
+        return None if value is None else min(max(value, low), high)
+
+    return AfterValidator(clamp)
+
+
+Unset = BeforeValidator(_unset)
+Clean = AfterValidator(_clean)
+Name = Annotated[str, Field(min_length=1, max_length=100), Clean]
+DomainName = Annotated[str, Field(max_length=500, examples=["piedpiper.com"]), Clean, AfterValidator(_domain)]
+Email = Annotated[str, Field(max_length=500, examples=["richard@example.com"]), Clean, AfterValidator(_email)]
+WebhookUrl = Annotated[
+    str, Field(max_length=2000, examples=["https://example.com/hook"]), Clean, AfterValidator(_webhook)
+]
+Pattern = Annotated[
+    str,
+    Field(max_length=1000, examples=["richard", "*", "sales-*", "(contact|support)"]),
+    Clean,
+    AfterValidator(_pattern),
+]
+Forward = Annotated[
+    str,
+    Field(max_length=100_000, examples=["richard.hendricks@example.com"]),
+    Clean,
+    AfterValidator(_forward),
+]
+Username = Annotated[
+    str, Field(min_length=1, max_length=100, examples=["bighead"]), Clean, AfterValidator(_username)
+]
+Password = Annotated[
+    str,
+    Field(min_length=6, max_length=256, examples=["abc123"], json_schema_extra={"format": "password"}),
+    Clean,
+]
+WhenDisabled = Annotated[
+    Literal[250, 421, 550],
+    BeforeValidator(lambda value: int(value) if isinstance(value, str) and value.isdecimal() else value),
+    Field(description="What a disabled alias answers: 250 accepts and discards, 421 defers, 550 refuses."),
+]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class NewDomain(Body):
+    domain: DomainName
+    notification_email: Annotated[Email | None, Unset] = None
+    webhook: Annotated[WebhookUrl | None, Unset] = None
+    whitelabel: Annotated[DomainName | None, Unset] = None
+
+
+class EditDomain(Body):
+    notification_email: Annotated[Email | None, Unset] = None
+    webhook: Annotated[WebhookUrl | None, Unset] = None
+    whitelabel: Annotated[DomainName | None, Unset] = None
+
+
+class NewAlias(Body):
+    alias: Pattern
+    forward: Forward
+    is_active: Annotated[bool | None, Unset] = None
+    when_disabled: Annotated[WhenDisabled | None, Unset] = None
+
+
+class EditAlias(Body):
+    alias: Annotated[Pattern | None, Unset] = None
+    forward: Annotated[Forward | None, Unset] = None
+    is_active: Annotated[bool | None, Unset] = None
+    when_disabled: Annotated[WhenDisabled | None, Unset] = None
+
+
+class BulkEntry(Body):
+    alias: Pattern
+    forward: Forward
+
+
+class Bulk(Body):
+    aliases: Annotated[list[BulkEntry], Field(min_length=1, max_length=BULK)]
+    behavior: Annotated[Literal["add", "update"] | None, Unset] = None
+
+
+class NewCredential(Body):
+    username: Username
+    password: Password
+    is_limited: Annotated[bool | None, Unset] = None
+
+
+class EditCredential(Body):
+    password: Annotated[Password | None, Unset] = None
+    is_limited: Annotated[bool | None, Unset] = None
+
+
+class NewApiKey(Body):
+    name: Name
+
+
+class Query(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+Prefix = Annotated[str | None, Unset, Field(max_length=1000)]
+Flag = Annotated[bool | None, Unset]
+Limit = Annotated[
+    int | None, Unset, _within(5, 100), Field(description="From 5 to 100; what lies outside is moved inside.")
+]
+Page = Annotated[Annotated[int, Field(ge=1, le=1_000_000_000)] | None, Unset]
+
+
+class DomainsQuery(Query):
+    q: Annotated[Prefix, Field(description="Domains that start with this.")] = None
+    is_active: Annotated[Flag, Field(description="Only active (1) or inactive (0) ones.")] = None
+    limit: Limit = None
+    page: Page = None
+
+
+class AliasesQuery(DomainsQuery):
+    q: Annotated[Prefix, Field(description="Aliases whose name or destination starts with this.")] = None
+    alias: Annotated[Prefix, Field(description="Aliases whose name starts with this.")] = None
+
+
+class LogsQuery(Query):
+    next_cursor: Annotated[
+        str | None, Unset, Field(max_length=100, description="Logs older than the one with this id.")
+    ] = None
+    limit: Annotated[int | None, Unset, _within(1, 100), Field(description="From 1 to 100.")] = None
+    filter: Annotated[
+        Literal["all", "failure"] | None,
+        Unset,
+        Field(description="failure: only mail that was refused or bounced."),
+    ] = None
+    time_format: Annotated[
+        Literal["text", "ms"] | None, Unset, Field(description="ms: times as milliseconds since 1970.")
+    ] = None

@@ -1,0 +1,114 @@
+"""How many requests an account may send a minute, over all processes, at the cost of few writes.
+
+The count of the current minute is a row that all processes share (``store.counters``). A process takes places from it
+in small blocks and gives them out by itself: a sixteenth of what is left, one at a time when little is left. So the
+limit is never passed, however many processes serve, and a request costs a write now and then only. Places that a
+process took and did not give out are lost at the end of the minute.
+
+Wrong keys are counted by client address in the same way, one write each: guessing is what has to be slow.
+"""
+
+import asyncio
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from forwarder.store import counters
+from forwarder.store.engine import Database
+
+WINDOW = timedelta(minutes=1)
+_KEPT = 10_000  # accounts whose blocks a process remembers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Where somebody stands with their limit after this request."""
+
+    limit: int
+    remaining: int
+    resets_at: datetime
+    allowed: bool
+
+    def headers(self, now: datetime) -> Mapping[str, str]:
+        """What every answer carries; the reset is in unix seconds."""
+        shown = {
+            "X-RateLimit-Limit": str(self.limit),
+            "X-RateLimit-Remaining": str(self.remaining),
+            "X-RateLimit-Reset": str(math.ceil(self.resets_at.timestamp())),
+        }
+        if not self.allowed:
+            shown["Retry-After"] = str(max(1, math.ceil((self.resets_at - now).total_seconds())))
+        return shown
+
+
+@dataclass(slots=True)
+class _Block:
+    """Places taken from the shared count and not given out yet."""
+
+    resets_at: datetime
+    left: int = 0
+    shared: int = 0  # the shared count when last seen
+    busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class RateLimit:
+    """At most ``limit`` hits a key and minute; a limit of 0 is none."""
+
+    def __init__(self, database: Database, name: str, limit: int, clock: Callable[[], datetime]) -> None:
+        self._database = database
+        self._name = name
+        self._limit = limit
+        self._clock = clock
+        self._blocks: OrderedDict[str, _Block] = OrderedDict()
+
+    async def hit(self, who: str) -> Standing:
+        """Count one request of ``who``; StoreUnavailable."""
+        now = self._clock()
+        if self._limit == 0:
+            return Standing(limit=0, remaining=0, resets_at=now + WINDOW, allowed=True)
+        block = self._block(who, now)
+        async with block.busy:  # requests of one account that arrive together share the write
+            if block.left == 0:
+                await self._take(who, block, now)
+            allowed = block.left > 0
+            if allowed:
+                block.left -= 1
+        return Standing(
+            limit=self._limit,
+            remaining=max(0, self._limit - block.shared) + block.left,
+            resets_at=block.resets_at,
+            allowed=allowed,
+        )
+
+    def idle(self, now: datetime) -> Standing:
+        """For answers that are counted for nobody."""
+        return Standing(limit=self._limit, remaining=self._limit, resets_at=now + WINDOW, allowed=True)
+
+    async def _take(self, who: str, block: _Block, now: datetime) -> None:
+        wanted = max(1, (self._limit - block.shared) // 16)
+        for amount in dict.fromkeys((wanted, 1)):
+            counted = await counters.hit(
+                self._database,
+                f"{self._name}:{who}",
+                window=WINDOW,
+                limit=self._limit,
+                now=now,
+                amount=amount,
+            )
+            block.shared = min(counted.value, self._limit)
+            block.resets_at = counted.resets_at
+            if counted.allowed:
+                block.left = amount
+                return
+        block.shared = self._limit
+
+    def _block(self, who: str, now: datetime) -> _Block:
+        block = self._blocks.get(who)
+        if block is None or now >= block.resets_at:
+            block = self._blocks[who] = _Block(resets_at=now + WINDOW)
+            while len(self._blocks) > _KEPT:
+                self._blocks.popitem(last=False)
+        self._blocks.move_to_end(who)
+        return block
