@@ -138,10 +138,10 @@ def seal_arc(
         chain = ChainStatus.NONE
     elif chain is ChainStatus.NONE and present:
         chain = ChainStatus.FAIL
-    aar = b"ARC-Authentication-Results: i=%d; %s;%s\r\n" % (
+    aar = b"ARC-Authentication-Results: i=%d; %s;\r\n\t%s\r\n" % (
         number,
         authserv_id.encode(),
-        b" " + results.strip().encode("utf-8", "replace").replace(b"; ", b";\r\n\t"),
+        results.strip().encode("utf-8", "replace").replace(b"; ", b";\r\n\t"),
     )
     names, data = signed_fields(message, oversigned=OVERSIGNED, signed=(*SIGNED, b"dkim-signature"))
     body_hash = encode_base64(message.body_hash(Form.RELAXED)).encode()

@@ -1,0 +1,323 @@
+"""DMARC, its author, the verdict, and the Authentication-Results header."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forwarder.mail.arc import Chain, ChainStatus
+from forwarder.mail.authentication import (
+    Results,
+    authentication_results_header,
+    recorded,
+    remove_forged,
+    results_text,
+    verdict,
+)
+from forwarder.mail.author import Author, AuthorFault, addresses, author
+from forwarder.mail.canonical import Canonical
+from forwarder.mail.dmarc import DmarcResult, Policy, SpfResult, evaluate, parse_record, record_names
+from forwarder.mail.verification import AuthResult, SignatureResult
+
+OURS = "mx1.example.net"
+
+
+def registered(domain: str) -> str:
+    """The last two labels: enough of a public suffix list for these names."""
+    return ".".join(domain.split(".")[-2:])
+
+
+def of(head: bytes) -> Author:
+    return author(Canonical(head + b"\r\n\r\nbody\r\n"))
+
+
+@pytest.mark.parametrize(
+    ("head", "domain"),
+    [
+        (b"From: a@example.org", "example.org"),
+        (b"from:a@EXAMPLE.org.", "example.org"),
+        (b"From: Alice <a@example.org>", "example.org"),
+        (b'From: "b@evil.example" <a@example.org>', "example.org"),
+        (b'From: "quoted \\" <b@evil.example>" <a@example.org>', "example.org"),
+        (b"From: b@evil.example <a@example.org>", "example.org"),
+        (b"From: (b@evil.example) a@example.org (comment (nested))", "example.org"),
+        (b'From: "a@b"@example.org', "example.org"),
+        (b"From: Alice\r\n <a@example.org>", "example.org"),
+        (b"From: a@example.org, c@example.org", "example.org"),
+        ("From: a@bücher.example".encode(), "xn--bcher-kva.example"),
+        (b"From : a@example.org", "example.org"),
+    ],
+)
+def test_the_domain_of_the_author(head: bytes, domain: str) -> None:
+    assert of(head) == Author(domain=domain)
+
+
+@pytest.mark.parametrize(
+    ("head", "fault"),
+    [
+        (b"Subject: x", AuthorFault.MISSING),
+        (b" From: a@example.org", AuthorFault.MISSING),
+        (b"From\0: a@example.org", AuthorFault.MISSING),
+        (b"From: a@example.org\r\nFrom: b@evil.example", AuthorFault.SEVERAL),
+        (b"From: a@example.org\r\nFrom : a@example.org", AuthorFault.SEVERAL),
+        (b"From: a@example.org, b@evil.example", AuthorFault.SEVERAL),
+        (b"From: a@example.org, nobody", AuthorFault.SEVERAL),
+        (b"From:", AuthorFault.UNREADABLE),
+        (b"From:\r\n \r\n\t", AuthorFault.UNREADABLE),
+        (b"From: undisclosed", AuthorFault.UNREADABLE),
+        (b"From: <a@example.org> <b@evil.example>", AuthorFault.UNREADABLE),
+        (b"From: list: a@example.org;", AuthorFault.UNREADABLE),
+        (b"From: <a@example.org", AuthorFault.UNREADABLE),
+        (b"From: (a@example.org", AuthorFault.UNREADABLE),
+        (b'From: "a@example.org', AuthorFault.UNREADABLE),
+        (b"From: a@example..org", AuthorFault.UNREADABLE),
+        (b"From: a@[192.0.2.1]", AuthorFault.UNREADABLE),
+        (b"From: a@\xff\xfe", AuthorFault.UNREADABLE),
+        (b"From: " + b"(" * 3000, AuthorFault.UNREADABLE),
+    ],
+)
+def test_messages_without_an_author_to_check(head: bytes, fault: AuthorFault) -> None:
+    assert of(head) == Author(fault=fault)
+
+
+@given(st.text(alphabet='a@.,;:<>()"\\ é', max_size=60))
+def test_addresses_are_read_or_refused(value: str) -> None:
+    try:
+        found = addresses(value)
+    except ValueError:
+        return
+    assert len(found) <= value.count(",") + 1
+
+
+def test_a_hundred_thousand_authors_cost_little() -> None:
+    begun = time.process_time()
+    of(b"From: " + b"a@example.org, " * 100_000)
+    of(b"From: " + b"(" * 1_000_000)
+    assert time.process_time() - begun < 1
+
+
+def test_policy_records() -> None:
+    def read(text: bytes) -> tuple[str, str] | None:
+        record = parse_record([b"unrelated", text])
+        return record and (record.policy.value, record.subdomain_policy.value)
+
+    assert read(b"v=DMARC1; p=reject") == ("reject", "reject")
+    assert read(b"v=DMARC1;p=reject;sp=none;") == ("reject", "none")
+    assert read(b"v=DMARC1; p=QUARANTINE; rua=mailto:a@b") == ("quarantine", "quarantine")
+    assert read(b"v=DMARC1; p=nonsense; rua=mailto:a@b") == ("none", "none")
+    assert read(b"v=DMARC1; p=nonsense") is None
+    assert read(b"v=DMARC1") is None
+    assert read(b"v=DMARC10; p=reject") is None
+    assert read(b"p=reject; v=DMARC1") is None
+    assert read(b"v=spf1 -all") is None
+    assert parse_record([b"v=DMARC1; p=reject", b"v=DMARC1; p=none"]) is None
+    assert parse_record([]) is None
+
+
+def signature(domain: str, result: AuthResult = AuthResult.PASS) -> SignatureResult:
+    return SignatureResult(result=result, domain=domain)
+
+
+def spf(domain: str, result: AuthResult = AuthResult.PASS) -> SpfResult:
+    return SpfResult(result=result, domain=domain)
+
+
+def dmarc(
+    record: bytes,
+    *,
+    domain: str = "example.org",
+    at: str | None = None,
+    spf_result: SpfResult | None = None,
+    dkim: tuple[SignatureResult, ...] = (),
+) -> DmarcResult:
+    who = Author(domain=domain)
+    answers = dict.fromkeys(record_names(who, registered), ()) | {f"_dmarc.{at or domain}": [record]}
+    return evaluate(who, answers, spf=spf_result, dkim=dkim, organisational=registered)
+
+
+REJECT = b"v=DMARC1; p=reject"
+STRICT = b"v=DMARC1; p=reject; adkim=s; aspf=s"
+
+
+@pytest.mark.parametrize(
+    ("record", "spf_result", "dkim", "expected"),
+    [
+        (REJECT, spf("example.org"), (), AuthResult.PASS),
+        (REJECT, spf("bounce.example.org"), (), AuthResult.PASS),
+        (STRICT, spf("bounce.example.org"), (), AuthResult.FAIL),
+        (REJECT, spf("example.org", AuthResult.SOFTFAIL), (), AuthResult.FAIL),
+        (REJECT, spf("evil.example"), (), AuthResult.FAIL),
+        (REJECT, None, (signature("example.org"),), AuthResult.PASS),
+        (REJECT, None, (signature("mail.example.org"),), AuthResult.PASS),
+        (STRICT, None, (signature("mail.example.org"),), AuthResult.FAIL),
+        (REJECT, None, (signature("evil.example"), signature("example.org")), AuthResult.PASS),
+        (REJECT, None, (signature("example.org", AuthResult.POLICY),), AuthResult.FAIL),
+        (REJECT, None, (signature("example.org", AuthResult.TEMPERROR),), AuthResult.TEMPERROR),
+        (REJECT, spf("example.org", AuthResult.TEMPERROR), (), AuthResult.TEMPERROR),
+        (REJECT, spf("evil.example", AuthResult.TEMPERROR), (), AuthResult.FAIL),
+        (REJECT, None, (), AuthResult.FAIL),
+        (b"v=spf1", spf("example.org"), (), AuthResult.NONE),
+    ],
+)
+def test_alignment(
+    record: bytes, spf_result: SpfResult | None, dkim: tuple[SignatureResult, ...], expected: AuthResult
+) -> None:
+    assert dmarc(record, spf_result=spf_result, dkim=dkim).result is expected
+
+
+def test_which_policy_applies() -> None:
+    assert dmarc(REJECT).policy is Policy.REJECT
+    organisation = b"v=DMARC1; p=none; sp=reject"
+    assert dmarc(organisation, domain="mail.example.org", at="example.org").policy is Policy.REJECT
+    assert dmarc(organisation, domain="example.org").policy is Policy.NONE
+    assert dmarc(b"v=DMARC1; p=reject; pct=50").policy is Policy.QUARANTINE
+    assert record_names(Author(domain="a.b.example.org"), registered) == (
+        "_dmarc.a.b.example.org",
+        "_dmarc.example.org",
+    )
+
+
+def test_trouble_is_no_failure() -> None:
+    who = Author(domain="example.org")
+    result = evaluate(who, {}, spf=None, dkim=(), organisational=registered)
+    assert result.result is AuthResult.TEMPERROR
+    assert verdict(Results(dmarc=result), reject=True) is None
+    nobody = evaluate(Author(fault=AuthorFault.MISSING), {}, spf=None, dkim=(), organisational=registered)
+    assert nobody.result is AuthResult.PERMERROR
+    assert verdict(Results(dmarc=nobody), reject=True) is None
+
+
+def test_the_verdict() -> None:
+    def reply(result: DmarcResult, *, reject: bool = True) -> str:
+        answer = verdict(Results(dmarc=result), reject=reject)
+        return "" if answer is None else f"{answer.code} {answer.enhanced}"
+
+    assert reply(dmarc(REJECT)) == "550 5.7.1"
+    assert reply(dmarc(REJECT), reject=False) == ""
+    assert reply(dmarc(b"v=DMARC1; p=quarantine")) == ""
+    assert reply(dmarc(b"v=DMARC1; p=none")) == ""
+    assert reply(dmarc(REJECT, spf_result=spf("example.org"))) == ""
+    several = evaluate(Author(fault=AuthorFault.SEVERAL), {}, spf=None, dkim=(), organisational=registered)
+    assert reply(several) == "554 5.6.0"
+    assert verdict(Results(), reject=True) is None
+
+
+FULL = Results(
+    spf=SpfResult(result=AuthResult.PASS, domain="example.org"),
+    dkim=[
+        SignatureResult(
+            result=AuthResult.FAIL,
+            domain="example.org",
+            selector="s1",
+            algorithm="rsa-sha256",
+            signature="ab/d+fg=",
+            reason="the body was changed",
+        )
+    ],
+    arc=Chain(status=ChainStatus.NONE),
+    dmarc=DmarcResult(result=AuthResult.PASS, domain="example.org", policy=Policy.REJECT),
+)
+
+
+def test_the_header() -> None:
+    assert authentication_results_header(OURS, FULL) == (
+        b"Authentication-Results: mx1.example.net;\r\n"
+        b"\tspf=pass smtp.mailfrom=example.org;\r\n"
+        b'\tdkim=fail reason="the body was changed" header.d=example.org header.s=s1'
+        b' header.a=rsa-sha256 header.b="ab/d+fg=";\r\n'
+        b"\tarc=none;\r\n"
+        b"\tdmarc=pass (p=reject) header.from=example.org\r\n"
+    )
+    assert authentication_results_header(OURS, Results()) == (
+        b"Authentication-Results: mx1.example.net;\r\n\tnone\r\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x) by trusted (",
+        "a; dmarc=pass",
+        "a\r\nX: y",
+        "\x1b[2J",
+        "a b",
+        "",
+        "é.example",
+        '"',
+        "x" * 300,
+        "a\0",
+    ],
+)
+def test_names_of_strangers_cannot_pose_as_results(name: str) -> None:
+    helo = SpfResult(result=AuthResult.NONE, domain=name, identity="helo")
+    assert results_text(Results(spf=helo)) == "spf=none smtp.helo=unknown"
+    author_of = DmarcResult(result=AuthResult.FAIL, domain=name or "a b")
+    assert results_text(Results(dmarc=author_of)) == "dmarc=fail (p=none) header.from=unknown"
+
+
+@given(st.text(max_size=80), st.text(max_size=80))
+def test_the_header_is_one_field_of_ascii(domain: str, reason: str) -> None:
+    results = Results(
+        spf=SpfResult(result=AuthResult.FAIL, domain=domain, reason=reason),
+        dkim=[SignatureResult(result=AuthResult.FAIL, domain=domain, selector=domain, reason=reason)],
+        dmarc=DmarcResult(result=AuthResult.FAIL, domain=domain, reason=reason),
+        arc=Chain(status=ChainStatus.FAIL, reason=reason),
+    )
+    header = authentication_results_header(OURS, results)
+    [(name, raw)] = Canonical(header + b"\r\n").fields
+    assert (name, raw) == (b"authentication-results", header)
+    assert header.isascii()
+    assert header.count(b"dmarc=") == header.count(b"spf=") == 1
+    found = recorded(header + b"\r\n", OURS)
+    assert found is not None
+    assert found.chain is ChainStatus.FAIL
+
+
+def test_what_was_recorded_is_found_again() -> None:
+    content = (
+        authentication_results_header(OURS, FULL) + b"Authentication-Results: mx1.example.net; old\r\n\r\n"
+    )
+    found = recorded(content, "MX1.example.net")
+    assert found is not None
+    assert found.text == results_text(FULL)
+    assert found.chain is ChainStatus.NONE
+    assert recorded(content, "mx2.example.net") is None
+    waiting = Results(arc=Chain(status=ChainStatus.FAIL, temporary=True))
+    undecided = recorded(authentication_results_header(OURS, waiting) + b"\r\n", OURS)
+    assert undecided is not None
+    assert undecided.chain is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b" mx1.example.net; dmarc=pass",
+        b"\tMX1.Example.NET ; dmarc=pass",
+        b"\r\n mx1.example.net;\r\n\tdmarc=pass",
+        b" mx1.example.net 1; dmarc=pass",
+        b' "mx1.example.net"; dmarc=pass',
+        b' "mx1.\\example.net"; dmarc=pass',
+        b" (a comment; with (more) of it) mx1.example.net; dmarc=pass",
+        b" (never closed mx1.example.net; dmarc=pass",
+        b" mx1.example.net",
+    ],
+)
+def test_headers_that_claim_to_be_ours_are_removed(value: bytes) -> None:
+    content = b"Subject: x\r\nAuthentication-Results :" + value + b"\r\nTo: y\r\n\r\nbody  \r\n"
+    assert remove_forged(content, OURS) == b"Subject: x\r\nTo: y\r\n\r\nbody  \r\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"Authentication-Results: other.example; dmarc=pass\r\n\r\nbody",
+        b"Authentication-Results: not-mx1.example.net; a=b (mx1.example.net)\r\n\r\nbody",
+        b"ARC-Authentication-Results: i=1; mx1.example.net; dmarc=pass\r\n\r\nbody",
+        b"Subject: x\r\n\r\nAuthentication-Results: mx1.example.net; dmarc=pass\r\n",
+        b"",
+        b"no head at all",
+    ],
+)
+def test_all_other_mail_stays_as_it_is(content: bytes) -> None:
+    assert remove_forged(content, OURS) is content
