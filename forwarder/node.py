@@ -8,12 +8,14 @@
     node        the id under which this node's workers stand in the database
     ports.json  where the listeners are, for those who asked for port 0 (tests, the demo) and for ``forwarder check``
 
-Whoever holds the lock knows that every worker row of this node in the database belongs to the dead.
+``notify`` tells systemd that the engine serves. Whoever holds the lock knows that every worker row of this node in
+the database belongs to the dead.
 """
 
 import fcntl
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -101,3 +103,12 @@ def write_ports(data_dir: Path, ports: Mapping[str, Sequence[tuple[str, int]]]) 
 
 def forget_ports(data_dir: Path) -> None:
     (run_folder(data_dir) / "ports.json").unlink(missing_ok=True)
+
+
+def notify(state: str) -> None:
+    """Tell systemd, when it is systemd that waits (``Type=notify``)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
+            link.connect("\0" + address[1:] if address.startswith("@") else address)
+            link.sendall(state.encode())

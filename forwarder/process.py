@@ -11,7 +11,6 @@ is gone, and then it drains in a few seconds, so that the next supervisor finds 
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -23,9 +22,9 @@ import structlog
 from forwarder.config import ConfigError, Settings
 from forwarder.diagnostics import set_up
 from forwarder.keyring import KeyringError
-from forwarder.node import NodeError, NodeLock, forget_ports, write_ports
-from forwarder.schema import SchemaError
-from forwarder.serve import GRACE, Engine, Place, StartError, listenable, prepare
+from forwarder.node import NodeError, NodeLock, forget_ports, notify, write_ports
+from forwarder.ports import listenable
+from forwarder.serve import GRACE, Engine, Place, StartError, prepare
 
 ORPHAN_GRACE = timedelta(seconds=3)
 
@@ -187,16 +186,7 @@ def _status(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
 
     try:
         uvloop.run(main())
-    except (StartError, KeyringError, NodeError, SchemaError) as error:
+    except (StartError, KeyringError, NodeError) as error:
         log.error("the engine cannot start", reason=str(error))
         return 1
     return 0
-
-
-def notify(state: str) -> None:
-    """Tell systemd, when it is systemd that waits (``Type=notify``)."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
-            link.connect("\0" + address[1:] if address.startswith("@") else address)
-            link.sendall(state.encode())

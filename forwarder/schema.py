@@ -9,6 +9,7 @@ import asyncio
 
 import structlog
 
+from forwarder.node import NodeError
 from forwarder.store import migrations
 from forwarder.store.trouble import StoreUnavailable
 
@@ -18,12 +19,8 @@ SAY_EVERY = 10  # tries
 log = structlog.get_logger("schema")
 
 
-class SchemaError(Exception):
-    """The database has another schema; the text says what to do."""
-
-
 async def prepare_schema(url: str) -> None:
-    """Return when the schema is right; SchemaError when a person must decide."""
+    """Return when the schema is right; NodeError when a person must decide."""
     tries = 0
     while True:
         try:
@@ -39,12 +36,12 @@ def ensure_schema(url: str) -> None:
     """Blocking; StoreUnavailable when the database does not answer."""
     state = migrations.state(url)
     if state == "newer":
-        raise SchemaError(
+        raise NodeError(
             "the database was made by a newer release of this engine; install that release, "
             "or name another database in [database] url"
         )
     if state == "old" and not url.startswith("sqlite"):
-        raise SchemaError(
+        raise NodeError(
             "the database has the schema of an older release; run `forwarder migrate` "
             "(it may run while other nodes serve), then start again"
         )

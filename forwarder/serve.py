@@ -52,6 +52,7 @@ from forwarder.outbound.pool import Pool
 from forwarder.outbound.prepare import Signing
 from forwarder.outbound.route import Router
 from forwarder.outbound.webhook import Webhooks
+from forwarder.ports import listenable, refusal
 from forwarder.schema import prepare_schema
 from forwarder.store import workers
 from forwarder.store.directory import Directory
@@ -315,30 +316,7 @@ async def _listen(server: Server | WebServer) -> None:
     try:
         await server.start()
     except OSError as error:
-        text = error.strerror or str(error)
-        if isinstance(error, PermissionError):
-            text += "; ports below 1024 need root or the capability CAP_NET_BIND_SERVICE"
-        raise StartError(f"cannot listen: {text}") from error
-
-
-def listenable(settings: Settings) -> Settings:
-    """Without listeners on ``[::]`` where the machine has no IPv6, which the default would ask for in vain."""
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
-            probe.bind(("::", 0))
-    except OSError:
-        log.warning("this machine has no IPv6; listening on IPv4 only")
-        changed = {
-            name: getattr(settings, name).model_copy(
-                update={
-                    key: tuple(at for at in getattr(getattr(settings, name), key) if at.host != "::")
-                    for key in keys
-                }
-            )
-            for name, keys in {"mx": ("listen",), "submission": ("listen", "listen_tls")}.items()
-        }
-        return settings.model_copy(update=changed)
-    return settings
+        raise StartError(f"cannot listen: {refusal(error)}") from error
 
 
 async def prepare(settings: Settings) -> None:

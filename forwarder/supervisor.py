@@ -24,16 +24,13 @@ import uvloop
 from forwarder.config import HostPort, Settings
 from forwarder.inbound.limits import clear_region, table_path
 from forwarder.mail.ids import new_id
-from forwarder.node import NodeError, NodeLock, forget_ports, write_ports
-from forwarder.process import notify
-from forwarder.schema import SchemaError
-from forwarder.serve import GRACE, listenable, prepare
-from forwarder.web import listening_socket
+from forwarder.node import NodeError, NodeLock, forget_ports, notify, write_ports
+from forwarder.ports import listenable, listening_socket, refusal
 
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 30.0
 STEADY_AFTER = 60.0  # seconds of service after which a death counts as the first again
-PATIENCE = GRACE.total_seconds() + 5
+PATIENCE = 35.0  # seconds: a worker drains for at most 30
 
 log = structlog.get_logger("supervisor")
 
@@ -72,7 +69,7 @@ class Supervisor:
             # They start while we prepare, and wait for the word: importing is most of a start.
             for worker in self._workers:
                 await self._spawn(worker, lock, successor_of="")
-            await prepare(self._settings)
+            await _prepare(self._settings)
             self._environ.pop("FORWARDER_FAILPOINT", None)  # what a test arms dies once, not its successors
             keepers = [asyncio.create_task(self._keep(worker, lock, ports)) for worker in self._workers]
             await self._ends.wait()
@@ -103,8 +100,7 @@ class Supervisor:
                 try:
                     reserved.append(listening_socket(listener))
                 except OSError as error:
-                    hint = "; ports below 1024 need root or CAP_NET_BIND_SERVICE" if error.errno == 13 else ""
-                    raise NodeError(f"cannot listen on {listener}: {error.strerror}{hint}") from error
+                    raise NodeError(f"cannot listen on {listener}: {refusal(error)}") from error
                 ports.setdefault(name, []).append(reserved[-1].getsockname()[:2])
             if any(listener.port == 0 for listener in listeners):
                 self._environ[variable] = ",".join(str(HostPort(*at)) for at in ports[name])
@@ -187,6 +183,12 @@ class Supervisor:
             await asyncio.wait(waits)
 
 
+async def _prepare(settings: Settings) -> None:
+    from forwarder.serve import prepare  # heavy: imported while the workers import it too
+
+    await prepare(settings)
+
+
 def supervise(settings: Settings, *, config_path: str | None, count: int) -> int:
     """Serve with ``count`` worker processes; the exit status."""
 
@@ -202,6 +204,6 @@ def supervise(settings: Settings, *, config_path: str | None, count: int) -> int
 
     try:
         return uvloop.run(main())
-    except (NodeError, SchemaError) as error:
+    except NodeError as error:
         log.error("the engine cannot start", reason=str(error))
         return 1

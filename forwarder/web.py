@@ -13,6 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from forwarder.config import HostPort
+from forwarder.ports import listening_socket
 
 GRACE = 5  # seconds
 
@@ -73,20 +74,3 @@ class WebServer:
             await asyncio.wait({self._task}, timeout=GRACE + 2)
             self._task.cancel()
             await asyncio.wait({self._task})
-
-
-def listening_socket(address: HostPort) -> socket.socket:
-    """A bound socket that other processes of ours may bind as well."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    opened = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        opened.bind((address.host, address.port))
-        opened.setblocking(False)
-    except BaseException:
-        opened.close()
-        raise
-    return opened

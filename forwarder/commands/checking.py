@@ -117,7 +117,8 @@ async def _database_and_dns(settings: "Settings") -> list[Finding]:
 
     from forwarder.mail.records import KeyRecord
     from forwarder.net.dns import Resolver
-    from forwarder.schema import SchemaError, ensure_schema
+    from forwarder.node import NodeError
+    from forwarder.schema import ensure_schema
     from forwarder.store import dkim_keys, domains
     from forwarder.store.engine import Database, StoreUnavailable
 
@@ -125,7 +126,7 @@ async def _database_and_dns(settings: "Settings") -> list[Finding]:
     try:
         await asyncio.to_thread(ensure_schema, settings.database.url)
         database = await Database.open(settings.database.url, pool_size=1)
-    except SchemaError as error:
+    except NodeError as error:
         return [Finding(about="database", grade=Grade.WRONG, text=str(error))]
     except StoreUnavailable as error:
         return [Finding(about="database", grade=Grade.WRONG, text=store_trouble(error))]

@@ -76,7 +76,6 @@ def explain(error: Exception) -> tuple[int, str] | None:
     from forwarder.keyring import KeyringError
     from forwarder.mail.address import AddressError
     from forwarder.node import NodeError
-    from forwarder.schema import SchemaError
     from forwarder.store.conflict import AlreadyExists, LimitReached, Missing
     from forwarder.store.trouble import StoreUnavailable
 
@@ -85,7 +84,7 @@ def explain(error: Exception) -> tuple[int, str] | None:
             return error.status, str(error)
         case ConfigError():
             return 2, f"the configuration has mistakes:\n{error}"
-        case KeyringError() | NodeError() | SchemaError():
+        case KeyringError() | NodeError():
             return 1, str(error)
         case AddressError():
             return 1, str(error)

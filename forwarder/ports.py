@@ -1,0 +1,58 @@
+"""Sockets to listen on: shared among our processes, and asked for only where the machine can have them.
+
+``listening_socket`` binds without listening. A socket that is bound but does not listen takes no connection from those
+that do, so the supervisor may hold the port while its workers serve on it.
+"""
+
+import socket
+
+import structlog
+
+from forwarder.config import HostPort, Settings
+
+log = structlog.get_logger("ports")
+
+
+def listening_socket(address: HostPort) -> socket.socket:
+    """A bound socket that other processes of ours may bind as well."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        opened.bind((address.host, address.port))
+        opened.setblocking(False)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def listenable(settings: Settings) -> Settings:
+    """Without listeners on ``[::]`` where the machine has no IPv6, which the default would ask for in vain."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        log.warning("this machine has no IPv6; listening on IPv4 only")
+        changed = {
+            name: getattr(settings, name).model_copy(
+                update={
+                    key: tuple(at for at in getattr(getattr(settings, name), key) if at.host != "::")
+                    for key in keys
+                }
+            )
+            for name, keys in {"mx": ("listen",), "submission": ("listen", "listen_tls")}.items()
+        }
+        return settings.model_copy(update=changed)
+    return settings
+
+
+def refusal(error: OSError) -> str:
+    """Why an address cannot be had, and what helps."""
+    text = error.strerror or str(error)
+    if isinstance(error, PermissionError):
+        text += "; ports below 1024 need root or the capability CAP_NET_BIND_SERVICE"
+    return text
