@@ -60,7 +60,8 @@ class House:
         self.settings = settings
         self.database = database
         self.dns = dns
-        self.sink = sink
+        self.sink = sink  # the destination
+        self.origin: Sink  # the host of the senders: reports arrive there
         self.offset = timedelta(0)  # moves our clock
         self.ids = IdSource(clock=self.now, entropy=os.urandom)
         self.worker_id = self.ids()
@@ -251,12 +252,13 @@ async def house(
     folder: FilePath, *, outbound: dict[str, Any] | None = None, retry: dict[str, Any] | None = None,
     sink: dict[str, Any] | None = None, start: bool = True, url: str = "", **options: Any
 ) -> AsyncIterator[House]:
-    """A running house; ``dest.test`` and every ``*.dest.test`` that a test adds has the sink as its MX host."""
+    """A running house; the sink is the MX host of ``dest.test``, ``rooms.origin`` that of ``origin.test``."""
     async with AsyncExitStack() as stack:
         catcher = await stack.enter_async_context(Sink(**(sink or {})))
+        origin = await stack.enter_async_context(Sink(host="127.0.0.2", port=catcher.port))
         dns = await stack.enter_async_context(DnsServer())
-        for domain in ("dest.test", "origin.test"):
-            dns.mail_host(domain, catcher.host)
+        dns.mail_host("dest.test", catcher.host)
+        dns.mail_host("origin.test", origin.host)
         settings = Settings.model_validate(
             {
                 "hostname": "mx.forwarder.test",
@@ -277,6 +279,7 @@ async def house(
         database = await Database.open(url or make_store(folder))
         stack.push_async_callback(database.close)
         rooms = House(settings, database, dns, catcher, **options)
+        rooms.origin = origin
         stack.push_async_callback(rooms.stop)
         if start:
             await rooms.start()

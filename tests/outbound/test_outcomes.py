@@ -1,0 +1,211 @@
+"""What becomes of a delivery when the destination misbehaves: the event, the queue, the report."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from forwarder.mail import trace
+from forwarder.mail.address import parse_address
+from tests.outbound.house import CONTENT, SECRET, house
+
+SOON = {"delays": ["100ms"]}
+PHASES = ("connect", "ehlo", "mail", "rcpt", "data", "dot")
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("part", ["drop", "421", "450"])
+async def test_a_temporary_failure_keeps_the_delivery_and_tells_nobody(
+    tmp_path: Path, phase: str, part: str
+) -> None:
+    async with house(tmp_path) as rooms:
+        rooms.sink.play(phase, part)
+        if phase == "ehlo":
+            rooms.sink.play("helo", part)
+        (delivery,) = await rooms.accept("bob@dest.test")
+        events = await rooms.until_statuses(delivery, "QUEUED", "SOFT-BOUNCE")
+        assert 400 <= events[-1][1] < 500
+        assert events[-1][2].startswith("4.") or part in ("421", "450")
+        (row,) = await rooms.waiting()
+        assert row.state == "queued"
+        assert row.attempts == 1
+        assert await rooms.reports() == []
+
+
+@pytest.mark.parametrize("phase", PHASES)
+async def test_a_permanent_refusal_makes_one_report_with_the_host_s_words(tmp_path: Path, phase: str) -> None:
+    async with house(tmp_path) as rooms:
+        rooms.sink.play(phase, "550")
+        if phase == "ehlo":
+            rooms.sink.play("helo", "550")
+        (delivery,) = await rooms.accept("bob@dest.test")
+        events = await rooms.until_statuses(delivery, "QUEUED", "HARD-BOUNCE")
+        assert events[-1][1] == 550
+        (report,) = await rooms.origin.wait_for(1)
+        assert report.reverse_path == ""
+        assert report.recipients == ("ann@origin.test",)
+        assert b"550" in report.content
+        assert b"alias@hosted.test" in report.content
+        assert b"bob@dest.test" not in report.content
+        await rooms.until(lambda: rooms.dispatcher.status().held == 0)
+        assert await rooms.counts() == (0, 0)
+        assert len(await rooms.reports()) == 1
+        assert rooms.sink.messages == []
+
+
+async def test_the_retry_delivers_with_the_same_envelope_and_message_id(tmp_path: Path) -> None:
+    async with house(tmp_path, retry=SOON) as rooms:
+        (delivery,) = await rooms.accept("450-at-rcpt-1x@dest.test")
+        await rooms.until_statuses(delivery, "QUEUED", "SOFT-BOUNCE", "DELIVERED")
+        (message,) = rooms.sink.messages
+        assert b"\r\nMessage-ID: <1@origin.test>\r\n" in message.content
+        first, second = [c for c in rooms.sink.commands if c.startswith(b"MAIL")]
+        assert first == second
+
+
+async def test_recipients_of_one_transaction_are_judged_one_by_one(tmp_path: Path) -> None:
+    async with house(tmp_path, retry=SOON) as rooms:
+        good, later, bad = await rooms.accept(
+            "good@dest.test", "450-at-rcpt-1x@dest.test", "550-at-rcpt@dest.test", recipient="list@hosted.test"
+        )
+        await rooms.until_statuses(good, "QUEUED", "DELIVERED")
+        await rooms.until_statuses(bad, "QUEUED", "HARD-BOUNCE")
+        await rooms.until_statuses(later, "QUEUED", "SOFT-BOUNCE", "DELIVERED")
+        assert [m.recipients for m in rooms.sink.messages] == [("good@dest.test",), ("450-at-rcpt-1x@dest.test",)]
+        assert rooms.sink.commands.count(b"RCPT TO:<550-at-rcpt@dest.test>") == 1
+        await rooms.origin.wait_for(1)
+        assert len(await rooms.reports()) == 1
+
+
+async def test_failures_of_one_attempt_share_one_report(tmp_path: Path) -> None:
+    async with house(tmp_path) as rooms:
+        ids = await rooms.accept(
+            "550-at-rcpt@dest.test", "551-at-rcpt@dest.test", "553-at-rcpt@dest.test"
+        )
+        for delivery in ids:
+            await rooms.until_statuses(delivery, "QUEUED", "HARD-BOUNCE")
+        (report,) = await rooms.origin.wait_for(1)
+        assert report.content.count(b"\r\nAction: failed\r\n") == 3
+        assert len(await rooms.reports()) == 1
+
+
+async def test_the_null_reverse_path_gets_no_report(tmp_path: Path) -> None:
+    async with house(tmp_path) as rooms:
+        (delivery,) = await rooms.accept("550-at-rcpt@dest.test", sender="")
+        events = await rooms.until_statuses(delivery, "QUEUED", "HARD-BOUNCE")
+        assert b"MAIL FROM:<>" in rooms.sink.commands[1]
+        assert "double_bounce" in events[-1][2]
+        assert await rooms.reports() == []
+        assert await rooms.counts() == (0, 0)
+
+
+async def test_a_report_that_is_refused_ends_there(tmp_path: Path) -> None:
+    async with house(tmp_path) as rooms:
+        rooms.origin.play("rcpt", "550")
+        (delivery,) = await rooms.accept("550-at-rcpt@dest.test")
+        await rooms.until_statuses(delivery, "QUEUED", "HARD-BOUNCE")
+        (report,) = await rooms.until(rooms.reports)
+        events = await rooms.until_statuses(report.id, "QUEUED", "HARD-BOUNCE")
+        assert "double_bounce" in events[-1][2]
+        assert await rooms.counts() == (0, 0)
+        assert len(await rooms.reports()) == 1
+
+
+async def test_silence_after_the_dot_is_retried_and_the_log_says_why_there_may_be_two(tmp_path: Path) -> None:
+    async with house(tmp_path, retry=SOON, outbound={"dot_timeout": "300ms"}) as rooms:
+        (delivery,) = await rooms.accept("hang-after-dot-1x@dest.test")
+        events = await rooms.until_statuses(delivery, "QUEUED", "SOFT-BOUNCE", "DELIVERED")
+        assert "delivery_unknown" in events[1][2]
+        assert len(rooms.sink.messages) == 2
+        assert rooms.sink.messages[0].content == rooms.sink.messages[1].content
+
+
+async def test_after_an_unknown_outcome_no_other_host_is_tried(tmp_path: Path) -> None:
+    async with house(tmp_path) as rooms:
+        rooms.dns.set("two.test", "MX", [(10, "mx1.two.test"), (20, "mx2.two.test")])
+        rooms.dns.set("mx1.two.test", "A", [rooms.sink.host])
+        rooms.dns.set("mx2.two.test", "A", [rooms.origin.host])
+        (delivery,) = await rooms.accept("drop-after-dot@two.test")
+        await rooms.until_statuses(delivery, "QUEUED", "SOFT-BOUNCE")
+        assert rooms.origin.connections == 0
+
+
+async def test_the_next_host_takes_what_the_first_one_does_not(tmp_path: Path) -> None:
+    async with house(tmp_path) as rooms:
+        rooms.dns.set("two.test", "MX", [(10, "mx1.two.test"), (20, "mx2.two.test")])
+        rooms.dns.set("mx1.two.test", "A", ["127.0.0.3"])  # nobody listens there
+        rooms.dns.set("mx2.two.test", "A", [rooms.sink.host])
+        (delivery,) = await rooms.accept("bob@two.test")
+        await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
+
+
+async def test_a_message_that_is_too_old_is_given_up_with_the_last_reply(tmp_path: Path) -> None:
+    async with house(tmp_path, retry={"delays": ["100ms"], "give_up_after": "1h"}) as rooms:
+        (delivery,) = await rooms.accept("451-at-rcpt@dest.test")
+        await rooms.until(lambda: _bounced_softly(rooms, delivery))
+        rooms.offset = timedelta(hours=2)
+        await rooms.until(lambda: _gave_up(rooms, delivery))
+        status, code, message = (await rooms.events(delivery))[-1]
+        assert (status, code) == ("HARD-BOUNCE", 554)
+        assert message.startswith("5.4.7")
+        assert "451" in message
+        (report,) = await rooms.origin.wait_for(1)
+        assert b"Status: 5.4.7" in report.content
+
+
+async def _bounced_softly(rooms, delivery: str) -> bool:  # type: ignore[no-untyped-def]
+    return "SOFT-BOUNCE" in await rooms.statuses(delivery)
+
+
+async def _gave_up(rooms, delivery: str) -> bool:  # type: ignore[no-untyped-def]
+    return (await rooms.statuses(delivery))[-1] == "HARD-BOUNCE"
+
+
+@pytest.mark.parametrize(
+    ("domain", "fault", "status", "said"),
+    [
+        ("nowhere.test", "", "HARD-BOUNCE", "5.1.2"),
+        ("broken.test", "servfail", "SOFT-BOUNCE", "4.4.3"),
+        ("silent.test", "timeout", "SOFT-BOUNCE", "4.4.3"),
+        ("null.test", "", "HARD-BOUNCE", "5.1.10"),
+    ],
+)
+async def test_what_the_dns_says_decides(tmp_path: Path, domain: str, fault: str, status: str, said: str) -> None:
+    async with house(tmp_path) as rooms:
+        if fault:
+            rooms.dns.fault(domain, fault)
+        rooms.dns.set("null.test", "MX", [(0, ".")])
+        (delivery,) = await rooms.accept(f"bob@{domain}")
+        events = await rooms.until_statuses(delivery, "QUEUED", status)
+        assert events[-1][2].startswith(said)
+        assert len(await rooms.reports()) == (status == "HARD-BOUNCE")
+        assert rooms.sink.connections == 0
+
+
+async def test_a_host_without_smtputf8_is_final_for_such_an_address(tmp_path: Path) -> None:
+    async with house(tmp_path, sink={"smtputf8": False}) as rooms:
+        (delivery,) = await rooms.accept("böb@dest.test", smtputf8=True)
+        events = await rooms.until_statuses(delivery, "QUEUED", "HARD-BOUNCE")
+        assert events[-1][2].startswith("5.6.7")
+        assert rooms.sink.messages == []
+
+
+async def test_the_trace_names_the_delivery_and_the_alias_but_not_the_destination(tmp_path: Path) -> None:
+    async with house(tmp_path) as rooms:
+        (delivery,) = await rooms.accept("private@dest.test")
+        (message,) = await rooms.sink.wait_for(1)
+        added = message.content.removesuffix(CONTENT)
+        mark = trace.mark(SECRET, parse_address("alias@hosted.test"))
+        assert added == (
+            f"X-Forwarder-Id: {delivery}-{mark}\r\nX-Forwarded-To: alias@hosted.test\r\n".encode()
+        )
+
+
+async def test_a_shared_copy_does_not_tell_its_readers_of_each_other(tmp_path: Path) -> None:
+    async with house(tmp_path) as rooms:
+        first, second = await rooms.accept("one@dest.test", "two@dest.test", recipient="list@hosted.test")
+        (message,) = await rooms.sink.wait_for(1)
+        assert set(message.recipients) == {"one@dest.test", "two@dest.test"}
+        assert message.content.count(b"X-Forwarded-To: list@hosted.test\r\n") == 1
+        assert first.encode() in message.content
+        assert second.encode() in message.content
