@@ -1,14 +1,30 @@
-"""signatures; the substance follows"""
-from collections.abc import Callable
+"""What an operator may do to the queue: look, retry now, hold, release, drop.
+
+Functions of a connection, for ``database.read`` and ``database.write``. A leased delivery is in a worker's hands and is
+left alone by all of them: within minutes it is settled or queued again. ``ids`` may name deliveries or messages, all of
+whose deliveries are then meant; None means every delivery that the verb applies to. Each verb says how many it changed.
+
+``drop`` ends deliveries as failed: the log gets a HARD-BOUNCE that names the operator, the sender gets no DSN.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from sqlalchemy import Connection
-from forwarder.mail.event import DeliveryKind, DeliveryState
-from forwarder.store.journal import LogEntry
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, func, or_, select, true, update
+
+from forwarder.mail.event import DeliveryKind, DeliveryState, Status
+from forwarder.store.recording import Recorded, Recorder, mark_failed
+from forwarder.store.rows import is_postgres
+from forwarder.store.settling import delete_deliveries, delete_finished
+from forwarder.store.tables import IS_QUEUED, deliveries, messages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueuedDelivery:
+    """A delivery as an operator sees it."""
+
     id: str
     message_id: str
     kind: DeliveryKind
@@ -27,14 +43,134 @@ class QueuedDelivery:
     size: int
 
 
-# run as database.read(lambda c: admin.list_deliveries(c, …)) / database.write(…)
-def list_deliveries(conn: Connection, *, state: DeliveryState | None = None, destination_domain: str | None = None, after: str | None = None, limit: int = 100) -> list[QueuedDelivery]: ...
+_SHOWN = (
+    deliveries.c.id,
+    deliveries.c.message_id,
+    deliveries.c.kind,
+    deliveries.c.state,
+    deliveries.c.domain_id,
+    deliveries.c.alias,
+    messages.c.reverse_path,
+    deliveries.c.recipient,
+    deliveries.c.destination,
+    deliveries.c.destination_domain,
+    deliveries.c.attempts,
+    messages.c.created_at,
+    deliveries.c.next_attempt_at,
+    deliveries.c.lease_owner,
+    deliveries.c.last_reply,
+    messages.c.size,
+)
+_IS_HELD = deliveries.c.state == DeliveryState.HELD.value
+
+
+def list_deliveries(
+    conn: Connection,
+    *,
+    state: DeliveryState | None = None,
+    destination_domain: str | None = None,
+    after: str | None = None,
+    limit: int = 100,
+) -> list[QueuedDelivery]:
+    """Deliveries by id, so by age; ``after`` is the last id of the page before."""
+    query = select(*_SHOWN).join_from(deliveries, messages).order_by(deliveries.c.id).limit(limit)
+    if state is not None:
+        query = query.where(deliveries.c.state == state.value)
+    if destination_domain is not None:
+        query = query.where(deliveries.c.destination_domain == destination_domain)
+    if after is not None:
+        query = query.where(deliveries.c.id > after)
+    return [_shown(row) for row in conn.execute(query)]
+
+
 def show(conn: Connection, id_: str) -> list[QueuedDelivery]:
-    """Of a delivery's id, or all deliveries of a message's id."""
-def retry(conn: Connection, ids: list[str] | None, *, now: datetime) -> int:
-    """Due now; None: everything queued."""
-def hold(conn: Connection, ids: list[str]) -> int: ...
-def release(conn: Connection, ids: list[str], *, now: datetime) -> int: ...
-def drop(conn: Connection, ids: list[str], *, now: datetime, new_id: Callable[[], str], local_name: str) -> int:
-    """Settle as failed, HARD-BOUNCE 'dropped by the operator', no DSN."""
-def counts(conn: Connection) -> dict[DeliveryState, int]: ...
+    """The delivery of that id, or all deliveries of the message of that id."""
+    query = select(*_SHOWN).join_from(deliveries, messages).where(_named([id_])).order_by(deliveries.c.id)
+    return [_shown(row) for row in conn.execute(query)]
+
+
+def retry(conn: Connection, ids: Sequence[str] | None, *, now: datetime) -> int:
+    """Make queued deliveries due now."""
+    query = update(deliveries).where(IS_QUEUED, _named(ids)).values(next_attempt_at=now)
+    return conn.execute(query).rowcount
+
+
+def hold(conn: Connection, ids: Sequence[str] | None) -> int:
+    """Put queued deliveries aside until ``release``."""
+    query = update(deliveries).where(IS_QUEUED, _named(ids)).values(state=DeliveryState.HELD.value)
+    return conn.execute(query).rowcount
+
+
+def release(conn: Connection, ids: Sequence[str] | None, *, now: datetime) -> int:
+    """Held deliveries back into the queue, due now."""
+    query = (
+        update(deliveries)
+        .where(_IS_HELD, _named(ids))
+        .values(state=DeliveryState.QUEUED.value, next_attempt_at=now)
+    )
+    return conn.execute(query).rowcount
+
+
+def drop(
+    conn: Connection,
+    ids: Sequence[str] | None,
+    *,
+    now: datetime,
+    new_id: Callable[[], str],
+    local_name: str | None = None,
+) -> int:
+    """End queued and held deliveries as failed; no DSN is sent."""
+    query = (
+        select(
+            deliveries.c.id,
+            deliveries.c.message_id,
+            deliveries.c.kind,
+            deliveries.c.domain_id,
+            deliveries.c.recipient,
+        )
+        .where(or_(IS_QUEUED, _IS_HELD), _named(ids))
+        .order_by(deliveries.c.id)
+    )
+    if is_postgres(conn):
+        query = query.with_for_update(skip_locked=True)  # a row somebody is claiming is not ours to drop
+    rows = conn.execute(query).all()
+    delete_deliveries(conn, (row.id for row in rows))
+    told = [row for row in rows if row.kind != DeliveryKind.NOTIFY.value]
+    Recorder().events(conn, [_dropped(row, new_id(), now, local_name) for row in told])
+    mark_failed(conn, (row.id for row in told))
+    delete_finished(conn, (row.message_id for row in rows))
+    return len(rows)
+
+
+def counts(conn: Connection) -> dict[DeliveryState, int]:
+    """How many deliveries there are in each state."""
+    query = select(deliveries.c.state, func.count()).group_by(deliveries.c.state)
+    found: dict[str, int] = {row[0]: row[1] for row in conn.execute(query)}
+    waiting = (DeliveryState.QUEUED, DeliveryState.LEASED, DeliveryState.HELD)
+    return {state: found.get(state.value, 0) for state in waiting}
+
+
+def _named(ids: Sequence[str] | None) -> ColumnElement[bool]:
+    if ids is None:
+        return true()
+    return or_(deliveries.c.id.in_(ids), deliveries.c.message_id.in_(ids))
+
+
+def _dropped(row: Any, event_id: str, now: datetime, local_name: str | None) -> Recorded:
+    return Recorded(
+        row.domain_id,
+        row.id,
+        event_id,
+        now,
+        Status.HARD_BOUNCE,
+        554,
+        "5.0.0 Dropped by the operator",
+        local_name,
+        None,
+        row.recipient,
+    )
+
+
+def _shown(row: Any) -> QueuedDelivery:
+    fields: dict[str, Any] = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+    return QueuedDelivery(**(fields | {"kind": DeliveryKind(row.kind), "state": DeliveryState(row.state)}))

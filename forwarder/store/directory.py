@@ -1,20 +1,231 @@
-"""signatures; the substance follows"""
-from collections.abc import Callable
-from datetime import datetime
-from typing import TYPE_CHECKING
-from sqlalchemy import Connection
-from forwarder.store.engine import Database
+"""The rule sets of hosted domains, cached in this process and never stale where it counts.
 
-if TYPE_CHECKING:
-    from forwarder.mail.rules import RuleSet
+``rule_set`` serves from the cache, which ``follow`` keeps within POLL of the store: every change of what a domain does
+with mail adds a row to ``changes`` (``touch``) in its own transaction, and caches drop the domains named there.
+Domains that are not hosted here are cached too, so that mail to the rest of the world costs no look-up.
+
+``confirmed`` asks the store first whether anything changed, in a read that began after the call: what it then gives is
+true, and a refusal may rest on it. That read is one row by primary key, shared by all who ask at the same moment, so
+that a dictionary attack makes one small read at a time and not one for each guess.
+
+Why the versions suffice: ``touch`` locks the sequence's row until its transaction ends, so versions become visible in
+their order; a rule set is loaded with the version read before its rows, and is loaded again if the cache has seen a
+newer one meanwhile. When rows of ``changes`` that we have not seen are purged, everything is loaded anew.
+
+How it fails: StoreUnavailable, never None. ``follow`` goes on by itself when the store is back.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection, delete, insert, select, update
+
+from forwarder.mail.rules import Alias, RuleSet
+from forwarder.store.engine import Database, StoreUnavailable
+from forwarder.store.rows import fetch
+from forwarder.store.tables import aliases, changes, domains, sequences
+
+POLL = 0.5  # seconds
+CAPACITY = 250_000  # aliases, and domains, in the cache
+CHANGES_AT_ONCE = 10_000
+LARGE = 500  # aliases: a set of more is built in a thread
+RELOADS = 5
+
+_log = structlog.get_logger("forwarder.store")
+_VERSION = select(sequences.c.value).where(sequences.c.name == "directory")
 
 
 def touch(conn: Connection, domain: str, now: datetime) -> None:
     """To be called, in the same transaction, by every change of what a domain does with mail."""
+    bump = (
+        update(sequences)
+        .where(sequences.c.name == "directory")
+        .values(value=sequences.c.value + 1)
+        .returning(sequences.c.value)
+    )
+    version = conn.execute(bump).scalar_one()
+    conn.execute(insert(changes).values(version=version, domain=domain, changed_at=now))
+
+
+def purge_changes(conn: Connection, older_than: datetime) -> int:
+    """Delete notices of changes; a cache that has not seen one of them loads everything anew."""
+    return conn.execute(delete(changes).where(changes.c.changed_at < older_than)).rowcount
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    rules: RuleSet | None  # None: not hosted here
+    version: int
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class _News:
+    version: int
+    domains: tuple[tuple[int, str], ...]
+    complete: bool  # False: some changes are not known by name any more
 
 
 class Directory:
-    def __init__(self, database: Database, *, clock: Callable[[], datetime]) -> None: ...
-    async def rule_set(self, domain: str) -> "RuleSet | None": ...
-    async def confirmed(self, domain: str) -> "RuleSet | None": ...
-    async def follow(self) -> None: ...
+    """This process's view of the hosted domains."""
+
+    def __init__(
+        self, database: Database, *, clock: Callable[[], datetime], capacity: int = CAPACITY
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._capacity = capacity
+        self._cache: OrderedDict[str, _Known] = OrderedDict()  # least recently used first
+        self._weight = 0
+        self._position: int | None = None  # every change up to this version is in the cache
+        self._loads: dict[str, asyncio.Task[RuleSet | None]] = {}
+        self._looking: asyncio.Task[None] | None = None
+        self._next_look: asyncio.Task[None] | None = None
+
+    async def rule_set(self, domain: str) -> RuleSet | None:
+        """The rules of a domain, at most a second old; None: not hosted here."""
+        known = self._cache.get(domain)
+        if known is not None:
+            self._cache.move_to_end(domain)
+            return known.rules
+        load = self._loads.get(domain)
+        if load is None:
+            load = asyncio.get_running_loop().create_task(self._load(domain))
+            self._loads[domain] = load
+            load.add_done_callback(lambda ended: self._loaded(domain, ended))
+        return await asyncio.shield(load)
+
+    async def confirmed(self, domain: str) -> RuleSet | None:
+        """The rules of a domain as the store has them now."""
+        await self._catch_up()
+        return await self.rule_set(domain)
+
+    async def follow(self) -> None:
+        """Task body: keep the cache within POLL of the store, as soon as there is one again."""
+        failing = False
+        while True:
+            await asyncio.sleep(POLL)
+            try:
+                await self._catch_up()
+            except StoreUnavailable as error:
+                if not failing:
+                    _log.warning("store.directory_not_followed", error=repr(error.__cause__ or error))
+                failing = True
+            except Exception as error:  # noqa: BLE001 - this task must outlive what it has not foreseen
+                _log.error("store.directory_failed", error=repr(error))
+                self._forget_everything()
+            else:
+                failing = False
+
+    async def _catch_up(self) -> None:
+        """Return after a look at the changes that began after this call; callers share one."""
+        if self._next_look is None:
+            self._next_look = asyncio.get_running_loop().create_task(self._look_after(self._looking))
+            self._next_look.add_done_callback(_seen)
+        await asyncio.shield(self._next_look)
+
+    async def _look_after(self, other: asyncio.Task[None] | None) -> None:
+        if other is not None:
+            await asyncio.wait([other])
+        self._looking, self._next_look = self._next_look, None
+        while True:
+            news = await self._database.read(partial(_news, position=self._position))
+            self._apply(news)
+            if len(news.domains) < CHANGES_AT_ONCE:
+                return
+
+    def _apply(self, news: _News) -> None:
+        if not news.complete:
+            self._forget_everything()
+        for version, domain in news.domains:
+            known = self._cache.get(domain)
+            if known is not None and known.version < version:
+                self._forget(domain)
+        self._position = news.version
+
+    async def _load(self, domain: str) -> RuleSet | None:
+        if self._position is None:
+            await self._catch_up()
+        for _ in range(RELOADS):
+            version, rules, weight = await self._read(domain)
+            if version >= (self._position or 0):
+                self._remember(domain, _Known(rules, version, weight))
+                return rules
+        return rules  # the directory changes faster than we load: true when it was read, but not to be kept
+
+    async def _read(self, domain: str) -> tuple[int, RuleSet | None, int]:
+        version, domain_id, rows = await self._database.read(lambda conn: _rows_of(conn, domain))
+        if domain_id is None:
+            return version, None, 1
+
+        def build() -> RuleSet:
+            return RuleSet(domain, domain_id, version, (Alias.stored(*row) for row in rows))
+
+        rules = await asyncio.to_thread(build) if len(rows) > LARGE else build()
+        return version, rules, 1 + len(rows)
+
+    def _loaded(self, domain: str, ended: "asyncio.Task[RuleSet | None]") -> None:
+        self._loads.pop(domain, None)
+        _seen(ended)
+
+    def _remember(self, domain: str, known: _Known) -> None:
+        self._forget(domain)
+        self._cache[domain] = known
+        self._weight += known.weight
+        while self._weight > self._capacity and len(self._cache) > 1:
+            _, dropped = self._cache.popitem(last=False)
+            self._weight -= dropped.weight
+
+    def _forget(self, domain: str) -> None:
+        known = self._cache.pop(domain, None)
+        if known is not None:
+            self._weight -= known.weight
+
+    def _forget_everything(self) -> None:
+        self._cache.clear()
+        self._weight = 0
+
+
+def _seen(ended: "asyncio.Task[Any]") -> None:
+    """An error is the waiters'; when all of them are gone it is nobody's."""
+    if not ended.cancelled():
+        ended.exception()
+
+
+def _news(conn: Connection, position: int | None) -> _News:
+    version: int = conn.execute(_VERSION).scalar_one()
+    if position is None or version < position:  # the first look; or the database is an older copy of itself
+        return _News(version, (), complete=False)
+    if version == position:
+        return _News(version, (), complete=True)
+    query = (
+        select(changes.c.version, changes.c.domain)
+        .where(changes.c.version > position)
+        .order_by(changes.c.version)
+        .limit(CHANGES_AT_ONCE)
+    )
+    rows = tuple((row.version, row.domain) for row in conn.execute(query))
+    if not rows or rows[0][0] != position + 1:
+        return _News(version, (), complete=False)
+    return _News(rows[-1][0], rows, complete=True)
+
+
+def _rows_of(conn: Connection, domain: str) -> tuple[int, int | None, list[tuple[Any, ...]]]:
+    version: int = conn.execute(_VERSION).scalar_one()  # first: what is read after it is at least as new
+    domain_id = conn.execute(select(domains.c.id).where(domains.c.name == domain)).scalar_one_or_none()
+    if domain_id is None:
+        return version, None, []
+    query = (
+        select(
+            aliases.c.id, aliases.c.pattern, aliases.c.forward, aliases.c.is_active, aliases.c.when_disabled
+        )
+        .where(aliases.c.domain_id == domain_id)
+        .order_by(aliases.c.id)
+    )
+    return version, domain_id, fetch(conn, query, {})

@@ -61,6 +61,11 @@ def _of_driver(error: DBAPIError) -> StoreUnavailable | None:
     return StoreUnavailable()
 
 
+def is_conflict(error: BaseException) -> bool:
+    """Whether the server ended the transaction in favour of another: a deadlock or a serialization failure."""
+    return sqlstate(error) in _CONFLICTS
+
+
 def may_work_again(error: BaseException) -> bool:
     """Whether the same transaction, which is certainly not in force, is worth trying at once."""
     state = sqlstate(error)

@@ -1,10 +1,49 @@
-"""signatures; the substance follows"""
-from collections.abc import Callable
+"""The logs as people read them: what came, and every step of it.
+
+A log is one delivery, or one recipient refused in the session; its events are append-only. Logs are read newest first
+by cursor: a page is a range of an index, whatever the size of the table. What was refused is written behind the reply
+(``refused``), in group commits, and is dropped and counted when BEHIND wait, since an attack must not become a write
+load. ``purge`` deletes by age, a chunk a transaction, so that nobody waits for it.
+
+Not partitioned by day on PostgreSQL: ids sort by time, so that purging is a range of the primary key in small bites
+and a page is a range of an index; partitions would add a chore that must not fail and a schema that differs from
+SQLite's, to save vacuum work that autovacuum does.
+
+How it fails: StoreUnavailable from what is awaited; ``refused`` never raises.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from forwarder.store.engine import Database
-from forwarder.store.records import NewEvent
+from functools import partial
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection, Select, delete, select
+
+from forwarder.failpoint import reach
 from forwarder.mail.event import Status, Transport
+from forwarder.mail.ids import id_floor
+from forwarder.store.engine import Database, StoreUnavailable
+from forwarder.store.recording import (
+    FAILURES,
+    LOG_COLUMNS,
+    Notice,
+    Recorded,
+    Recorder,
+    clean,
+    mark_failed,
+    plain_notice,
+)
+from forwarder.store.records import NewEvent
+from forwarder.store.rows import Rows, fetch, insert_many
+from forwarder.store.tables import Id, events, logs
+
+BEHIND = 1000  # refused logs that may wait to be written
+
+_IDS = Rows(id=Id)
+_log = structlog.get_logger("forwarder.store")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +67,8 @@ class RefusedLog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
+    """One step, as stored."""
+
     id: str
     created_at: datetime
     status: Status
@@ -40,6 +81,8 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogEntry:
+    """One log with its events, oldest first."""
+
     id: str
     domain_id: int | None
     alias: str | None
@@ -57,13 +100,229 @@ class LogEntry:
     events: tuple[Event, ...]
 
 
+class _Refusals:
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def apply(self, conn: Connection, items: Sequence[RefusedLog]) -> Sequence[None]:
+        insert_many(conn, logs, LOG_COLUMNS, [_log_row(item) for item in items])
+        self._recorder.events(
+            conn, [_recorded(i.domain_id, i.id, i.id, i.created_at, i.event) for i in items]
+        )
+        return [None] * len(items)
+
+
 class Journal:
-    def __init__(self, database: Database, *, ids: Callable[[], str], clock: Callable[[], datetime]) -> None: ...
+    """Reads and writes logs and events; the queue writes those of its deliveries itself."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        ids: Callable[[], str],
+        clock: Callable[[], datetime],
+        notice: Callable[[Notice], bytes] = plain_notice,
+    ) -> None:
+        self._database = database
+        self._ids = ids
+        self._clock = clock
+        self._recorder = Recorder(notice=notice)
+        self._refusals = _Refusals(self._recorder)
+        self._behind: set[asyncio.Future[None]] = set()
+        self.dropped = 0  # refused logs that were not written
+
     def refused(self, log: RefusedLog) -> bool:
-        """Write behind the reply; never raises or waits; False: the bound is reached and the log is dropped (counted)."""
+        """Write behind the reply; does not wait. False: the bound is reached, the log is dropped and counted."""
+        if len(self._behind) >= BEHIND:
+            self.dropped += 1
+            return False
+        try:
+            written = self._database.writer.enlist(self._refusals, log)
+        except StoreUnavailable:
+            self.dropped += 1
+            return False
+        self._behind.add(written)
+        written.add_done_callback(self._was_written)
+        return True
+
+    def _was_written(self, written: "asyncio.Future[None]") -> None:
+        self._behind.discard(written)
+        error = None if written.cancelled() else written.exception()
+        if error is not None:
+            self.dropped += 1
+            _log.warning("store.refusal_not_logged", error=repr(error.__cause__ or error))
+
     async def flush(self) -> None:
-        """Wait until all refused logs given so far are written or given up."""
-    async def page(self, domain_id: int | None, *, alias: str | None = None, after: str | None = None, limit: int = 50, failures_only: bool = False) -> list[LogEntry]: ...
-    async def entry(self, log_id: str) -> LogEntry | None: ...
-    async def append_event(self, log_id: str, event: NewEvent) -> bool: ...
-    async def purge(self, older_than: datetime, *, chunk: int = 1000) -> int: ...
+        """Return when every refused log given so far is written or given up."""
+        if self._behind:
+            await asyncio.wait(set(self._behind))
+
+    async def page(
+        self,
+        domain_id: int | None,
+        *,
+        alias: str | None = None,
+        after: str | None = None,
+        limit: int = 50,
+        failures_only: bool = False,
+    ) -> list[LogEntry]:
+        """Logs, newest first, those older than the log ``after``; ``domain_id`` None: of all domains and none."""
+        query = select(*_LOG).order_by(logs.c.id.desc()).limit(limit)
+        if domain_id is not None:
+            query = query.where(logs.c.domain_id == domain_id)
+        if alias is not None:
+            query = query.where(logs.c.alias == alias)
+        if after is not None:
+            query = query.where(logs.c.id < after)
+        if failures_only:
+            query = query.where(logs.c.failed)
+        return await self._database.read(partial(_entries, query=query))
+
+    async def entry(self, log_id: str) -> LogEntry | None:
+        """One log by its id."""
+        found = await self._database.read(partial(_entries, query=select(*_LOG).where(logs.c.id == log_id)))
+        return found[0] if found else None
+
+    async def append_event(self, log_id: str, event: NewEvent) -> bool:
+        """Add a step that became known later, such as a bounce that came back. False: no such log any more."""
+        return await self._database.write(
+            partial(self._append, log_id=log_id, event_id=self._ids(), at=self._clock(), event=event)
+        )
+
+    def _append(self, conn: Connection, *, log_id: str, event_id: str, at: datetime, event: NewEvent) -> bool:
+        row = conn.execute(select(logs.c.id, logs.c.domain_id).where(logs.c.id == log_id)).one_or_none()
+        if row is None:
+            return False
+        self._recorder.events(conn, [_recorded(row.domain_id, log_id, event_id, at, event)])
+        if event.status in FAILURES:
+            mark_failed(conn, [log_id])
+        return True
+
+    async def purge(self, older_than: datetime, *, chunk: int = 1000) -> int:
+        """Delete logs made before that time, with their events; how many logs."""
+        floor = id_floor(older_than)
+        deleted = 0
+        while True:
+            count = await self._database.write(partial(_purge_logs, floor=floor, chunk=chunk))
+            deleted += count
+            if count < chunk:
+                break
+            await asyncio.sleep(0)  # others write between two chunks
+        # Events without a log: written late, for a log that was purged in the same moment.
+        while True:
+            count = await self._database.write(partial(_purge_events, floor=floor, chunk=chunk))
+            if count < chunk:
+                break
+            await asyncio.sleep(0)
+        return deleted
+
+
+_LOG = tuple(logs.c[name] for name in LOG_COLUMNS if name != "failed")
+_EVENT = (
+    events.c.log_id,
+    events.c.id,
+    events.c.created_at,
+    events.c.status,
+    events.c.code,
+    events.c.message,
+    events.c.local,
+    events.c.server,
+    events.c.recipient,
+)
+
+
+def _entries(conn: Connection, *, query: Select[Any]) -> list[LogEntry]:
+    rows = conn.execute(query).all()
+    if not rows:
+        return []
+    given = _IDS.source(conn)
+    of_these = select(*_EVENT).where(events.c.log_id.in_(select(given.c.id))).order_by(events.c.id)
+    by_log: dict[str, list[Event]] = {}
+    # by time, then by id: the clocks of two workers may disagree by more than two steps are apart
+    found = fetch(conn, of_these, _IDS.values(conn, [(row.id,) for row in rows]))
+    for log_id, *event in sorted(found, key=lambda row: (row[2], row[1])):
+        by_log.setdefault(log_id, []).append(_event(event))
+    return [_entry(row, tuple(by_log.get(row.id, ()))) for row in rows]
+
+
+def _event(row: Sequence[Any]) -> Event:
+    id_, created_at, status, code, message, local, server, recipient = row
+    return Event(
+        id=id_,
+        created_at=created_at,
+        status=Status(status),
+        code=code,
+        message=message,
+        local=local,
+        server=server,
+        recipient=recipient,
+    )
+
+
+def _entry(row: Any, steps: tuple[Event, ...]) -> LogEntry:
+    fields: dict[str, Any] = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+    return LogEntry(**(fields | {"transport": Transport(row.transport), "events": steps}))
+
+
+def _log_row(log: RefusedLog) -> tuple[Any, ...]:
+    return (
+        log.id,
+        log.domain_id,
+        clean(log.alias),
+        log.created_at,
+        log.transport.value,
+        clean(log.hostname),
+        clean(log.message_id),
+        clean(log.subject),
+        clean(log.sender_email),
+        clean(log.sender_name),
+        clean(log.recipient_email),
+        clean(log.recipient_name),
+        None,
+        None,
+        True,
+    )
+
+
+def _recorded(domain_id: int | None, log_id: str, event_id: str, at: datetime, event: NewEvent) -> Recorded:
+    return Recorded(
+        domain_id,
+        log_id,
+        event_id,
+        at,
+        event.status,
+        event.code,
+        event.message,
+        event.local,
+        event.server,
+        event.recipient,
+    )
+
+
+def _purge_logs(conn: Connection, *, floor: str, chunk: int) -> int:
+    old = (
+        conn.execute(select(logs.c.id).where(logs.c.id < floor).order_by(logs.c.id).limit(chunk))
+        .scalars()
+        .all()
+    )
+    if not old:
+        return 0
+    given = _IDS.source(conn)
+    values = _IDS.values(conn, [(id_,) for id_ in old])
+    conn.execute(delete(events).where(events.c.log_id.in_(select(given.c.id))), values)
+    conn.execute(delete(logs).where(logs.c.id.in_(select(given.c.id))), values)
+    reach("purge.before-commit")
+    return len(old)
+
+
+def _purge_events(conn: Connection, *, floor: str, chunk: int) -> int:
+    old = (
+        select(events.c.log_id, events.c.id)
+        .where(events.c.log_id < floor)
+        .order_by(events.c.log_id, events.c.id)
+        .limit(chunk)
+    )
+    rows = conn.execute(old).all()
+    for row in rows:
+        conn.execute(delete(events).where(events.c.log_id == row.log_id, events.c.id == row.id))
+    return len(rows)

@@ -6,7 +6,8 @@ statements, locks and idle transactions in bounded time.
 
 When a connection is lost before COMMIT was sent, the group is certain not to be in force and is tried once more on a
 new connection, so that a restarted server is noticed by nobody. When it is lost after COMMIT was sent, nobody can tell:
-CommitUnknown. Lanes run LANES transactions at once; conflicts between them (deadlock, serialization) are tried again.
+CommitUnknown. Lanes run LANES transactions at once; a group that lost a
+conflict with another (deadlock, serialization) is tried again in halves.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from forwarder.failpoint import reach
-from forwarder.store.faults import ended_for_certain, may_work_again, trouble_of
+from forwarder.store.faults import ended_for_certain, is_conflict, may_work_again, trouble_of
 from forwarder.store.trouble import CommitUnknown, StoreUnavailable
 from forwarder.store.writer import Failed, Item, Writer, apply_group, halves
 
@@ -118,7 +119,7 @@ class PostgresWriter(Writer):
 
     def _blame(self, part: list[Item], error: Exception, todo: list[list[Item]]) -> list[Failed]:
         trouble = trouble_of(error)
-        if trouble is not None:
+        if trouble is not None and not (is_conflict(error) and len(part) > 1):
             if trouble is not error:
                 trouble.__cause__ = error
             self.failing = True
@@ -134,7 +135,7 @@ class PostgresWriter(Writer):
             try:
                 return await self._transact(part)
             except Exception as error:
-                if not remaining or not may_work_again(error):
+                if not remaining or not may_work_again(error) or (is_conflict(error) and len(part) > 1):
                     raise
         raise StoreUnavailable  # not reached: the last try returns or raises
 

@@ -12,16 +12,15 @@ settle again. After CommitUnknown nobody can say whether the change is in force:
   this process dies before the store is back, or another worker began a delivery that was not leased to us. Then the
   message is delivered although its client was told 451, and the client's second try is a second copy (RFC 1047).
 - A settlement is simply settled again: if it had taken, the second finds no lease; ``settle`` then says True.
-- Leases that a claim took without our knowing, and those of callers that were cancelled, are found by ``run``, which
-  compares what the store says we hold with what the dispatcher knows (``holding``), twice, LOOK apart, and frees what
-  both times nobody knew.
+- Leases that a claim took without our knowing are found by the dispatcher, which compares what the store says we hold
+  (``held``) with what it knows, and gives back what twice nobody knew (``give_back``).
 
 A caller that is cancelled during ``enqueue`` leaves no half of a message: if it is stored, its leases are given back
 and it is delivered from the queue.
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import structlog
@@ -45,7 +44,6 @@ from forwarder.store.trouble import CommitUnknown, StoreUnavailable
 IF_WORKER_DIES = timedelta(minutes=15)  # from a claim to the next attempt when its worker dies once too often
 DOUBT = 30.0  # seconds
 TICK = 2.0
-LOOK = 60.0
 RELEASE_TRIES = 3
 
 _log = structlog.get_logger("forwarder.store")
@@ -76,7 +74,9 @@ class Queue:
         self._releasing = Releasing(worker_id=worker_id)
         self._claiming = Claiming(worker_id=worker_id)
         self._doubts: dict[str, tuple[Doubt, float]] = {}
-        self._unsure: set[tuple[str, int]] = set()  # settlements whose COMMIT nobody answered
+        self._unsure: set[tuple[str, int]] = (
+            set()
+        )  # settlements that took, or may have, and of which the caller heard an error
         self._giving_back: set[asyncio.Task[None]] = set()
 
     async def enqueue(self, message: NewMessage) -> None:
@@ -112,21 +112,45 @@ class Queue:
         content = await self._database.read(lambda conn: conn.execute(query).scalar_one_or_none())
         return None if content is None else bytes(content)
 
+    async def contents(self, message_ids: Iterable[str]) -> dict[str, bytes]:
+        """The bytes of several messages; those that are gone are missing. The caller bounds how much that may be."""
+        wanted = list(message_ids)
+        query = select(messages.c.id, messages.c.content).where(messages.c.id.in_(wanted))
+        rows = await self._database.read(lambda conn: conn.execute(query).all())
+        return {row.id: bytes(row.content) for row in rows}
+
     async def settle(self, settlement: Settlement) -> bool:
         """Write how an attempt ended, with its event and DSN. False: the lease was lost, nothing was written."""
-        ended = Ended(settlement, self._ids(), self._clock())
-        attempt = (settlement.delivery.id, settlement.delivery.attempts)
-        weight = len(settlement.report.content) if settlement.report else 0
-        try:
-            took = await self._database.writer.submit(self._settling, ended, weight=weight)
-        except CommitUnknown:
-            self._unsure.add(attempt)
-            raise
+        [took] = await self.settle_all([settlement])
+        return took
+
+    async def settle_all(self, settlements: Sequence[Settlement]) -> list[bool]:
+        """As ``settle``, for several that ended together; fails as a whole, and may then be called again as a whole."""
+        waiting = [self._settle(settlement) for settlement in settlements]
+        results = await asyncio.shield(asyncio.gather(*waiting, return_exceptions=True))
+        errors = [result for result in results if isinstance(result, BaseException)]
+        if errors:
+            for settlement, result in zip(settlements, results, strict=True):
+                if result is True or isinstance(result, CommitUnknown):
+                    self._unsure.add((settlement.delivery.id, settlement.delivery.attempts))
+            raise errors[0]
         reach("settle.after-commit")
+        return [
+            self._for_certain(s.delivery, taken is True)
+            for s, taken in zip(settlements, results, strict=True)
+        ]
+
+    def _settle(self, settlement: Settlement) -> "asyncio.Future[bool]":
+        ended = Ended(settlement, self._ids(), self._clock())
+        weight = len(settlement.report.content) if settlement.report else 0
+        return self._database.writer.enlist(self._settling, ended, weight=weight)
+
+    def _for_certain(self, delivery: Delivery, taken: bool) -> bool:
+        attempt = (delivery.id, delivery.attempts)
         if attempt in self._unsure:
             self._unsure.discard(attempt)
             return True  # if not this time, then the time before
-        return took
+        return taken
 
     async def release(self, delivery: Delivery, *, next_attempt_at: datetime) -> bool:
         """Give a lease back unattempted. False: it was not ours any more."""
@@ -152,8 +176,8 @@ class Queue:
         rows = await self._database.read(lambda conn: conn.execute(query).all())
         return {row.id: row.attempts for row in rows}
 
-    async def free(self, attempts: dict[str, int]) -> int:
-        """Give back leases known by id and attempt only; how many were ours."""
+    async def give_back(self, attempts: Mapping[str, int]) -> int:
+        """Give back leases known by id and attempt only, due now; how many were ours."""
         now = self._clock()
         took = await asyncio.gather(
             *(
@@ -168,22 +192,17 @@ class Queue:
         doubt, _ = self._doubts.get(message_id, (Doubt(message_id, ()), 0.0))
         await self._database.write(lambda conn: withdraw(conn, [doubt], self._worker_id))
 
-    async def run(self, holding: Callable[[], Collection[str]] | None = None) -> None:
-        """Task body: withdraw doubtful messages, free leases nobody here knows of. ``holding``: the ids known."""
+    async def run(self) -> None:
+        """Task body: withdraw what is doubtful as soon as the store answers again."""
         loop = asyncio.get_running_loop()
-        before: dict[str, int] = {}
-        next_look = loop.time() + LOOK
         while True:
             await asyncio.sleep(TICK)
             try:
                 await self.withdraw_doubtful(loop.time())
-                if holding is not None and loop.time() >= next_look:
-                    next_look = loop.time() + LOOK
-                    before = await self.free_strays(before, holding)
             except StoreUnavailable:
                 _log.info("store.still_unavailable", doubtful=len(self._doubts))
             except Exception as error:  # noqa: BLE001 - this task must outlive what it has not foreseen
-                _log.error("store.queue_care_failed", error=repr(error))
+                _log.error("store.withdrawal_failed", error=repr(error))
 
     async def withdraw_doubtful(self, now: float) -> None:
         """Withdraw every doubtful message; forget those that have been in doubt for DOUBT seconds."""
@@ -197,18 +216,6 @@ class Queue:
                 del self._doubts[message_id]
         if withdrawn:
             _log.warning("store.withdrawn", messages=len(found), deliveries=withdrawn)
-
-    async def free_strays(
-        self, before: dict[str, int], holding: Callable[[], Collection[str]]
-    ) -> dict[str, int]:
-        """Free what was unknown at the look before and still is; returns what is unknown now."""
-        held = await self.held()
-        known = set(holding())
-        unknown = {id_: attempts for id_, attempts in held.items() if id_ not in known}
-        strays = {id_: attempts for id_, attempts in unknown.items() if before.get(id_) == attempts}
-        if strays:
-            _log.warning("store.strays_freed", deliveries=await self.free(strays))
-        return unknown
 
     def _check_alive(self) -> None:
         if not self._alive():  # others may already deliver what we would lease
@@ -234,9 +241,9 @@ class Queue:
     async def _give_back(self, leased: dict[str, int]) -> None:
         for _ in range(RELEASE_TRIES):
             try:
-                await self.free(leased)
+                await self.give_back(leased)
             except StoreUnavailable:
                 await asyncio.sleep(TICK)
             else:
                 return
-        _log.warning("store.leases_left", deliveries=len(leased))  # ``run`` finds them
+        _log.warning("store.leases_left", deliveries=len(leased))  # the dispatcher finds them

@@ -29,6 +29,7 @@ from sqlalchemy import (
     func,
     select,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import TypeEngine
 
@@ -175,3 +176,8 @@ def _json_reader(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
     if isinstance(kind, UtcDateTime):
         return at_micros
     return bool if isinstance(kind, Boolean) else None
+
+
+def upsert(conn: Connection, table: Table) -> Any:
+    """An INSERT that knows ``on_conflict_do_update``; the two dialects spell it alike."""
+    return postgresql.insert(table) if is_postgres(conn) else sqlite.insert(table)

@@ -25,6 +25,7 @@ from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection
 
+from forwarder.store.faults import trouble_of
 from forwarder.store.trouble import CommitUnknown, StoreUnavailable
 
 WAITING_ITEMS = 20_000
@@ -64,8 +65,10 @@ class Work:
         savepoint = conn.begin_nested()
         try:
             result = work(conn)
-        except Exception as error:  # noqa: BLE001 - handed to the caller whose work it was
-            savepoint.rollback()  # a lost connection fails here too, and so fails the group
+        except Exception as error:
+            if trouble_of(error) is not None:
+                raise  # not the fault of this work: the whole group fails, or is tried again
+            savepoint.rollback()
             return Failed(error)
         savepoint.commit()
         return result

@@ -4,14 +4,16 @@
 dies half-way leaves the database as it was. Processes that start together take turns (PostgreSQL: an advisory lock;
 SQLite: the write lock). There is no way down: a backup is the way back.
 
-A new revision: change ``store.tables``, then ``alembic revision --autogenerate`` is not needed for a table or two;
-write the file by hand from ``script.py.mako``, and the tests compare what the revisions build with ``store.tables``.
+A new revision: change ``store.tables``, write the file by hand after the form of ``script.py.mako``; the tests compare
+what the revisions build with ``store.tables`` on both databases.
 """
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Literal, TypeVar
 
 from alembic import command
 from alembic.config import Config
@@ -24,6 +26,8 @@ from forwarder.store import postgresql, sqlite
 from forwarder.store.engine import make_private_file, postgres_dsn, sqlite_path
 from forwarder.store.faults import trouble_of
 
+T = TypeVar("T")
+
 _ADVISORY_LOCK = 0x666F7277  # any number that is ours: "forw"
 
 
@@ -32,6 +36,21 @@ def upgrade(url: str) -> None:
     # in a thread of its own, so that it may be called whether or not an event loop runs in this one
     with ThreadPoolExecutor(1) as thread:
         thread.submit(_upgrade, url).result()
+
+
+def state(url: str) -> Literal["empty", "old", "current", "newer"]:
+    """How the database's schema stands to this version of the program. Blocking; StoreUnavailable.
+
+    "newer" means a revision that this version does not know.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        revision = thread.submit(_guarded, url, _current_of).result()
+    if revision is None:
+        return "empty"
+    if revision == newest():
+        return "current"
+    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    return "old" if revision in known else "newer"
 
 
 def current(conn: Connection) -> str | None:
@@ -48,33 +67,41 @@ def newest() -> str:
 
 
 def _upgrade(url: str) -> None:
+    _guarded(url, _run)
+    reach("migrate.after-commit")
+
+
+def _current_of(conn: Connection) -> str | None:
+    return current(conn)
+
+
+def _guarded(url: str, work: Callable[[Connection], T]) -> T:
+    """Run ``work`` in one transaction that nobody else is in; what is no fault of ``work`` becomes StoreUnavailable."""
     path = sqlite_path(url)
     try:
         if path is None:
-            asyncio.run(_upgrade_postgres(postgres_dsn(url)))
-        else:
-            make_private_file(path)
-            _upgrade_sqlite(path)
+            return asyncio.run(_on_postgres(postgres_dsn(url), work))
+        return _on_sqlite(path, work)
     except Exception as error:
         trouble = trouble_of(error)
         if trouble is None:
             raise
         raise trouble from error
-    reach("migrate.after-commit")
 
 
-def _upgrade_sqlite(path: str) -> None:
+def _on_sqlite(path: str, work: Callable[[Connection], T]) -> T:
+    make_private_file(path)
     engine = sqlite.make_engine(path, immediate=True)
     with engine.connect() as conn, conn.begin():
-        _run(conn)
+        return work(conn)
 
 
-async def _upgrade_postgres(dsn: str) -> None:
+async def _on_postgres(dsn: str, work: Callable[[Connection], T]) -> T:
     engine = postgresql.make_engine(dsn, pool_size=1)
     try:
         async with engine.begin() as conn:
             await conn.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
-            await conn.run_sync(_run)
+            return await conn.run_sync(work)
     finally:
         await engine.dispose()
 
