@@ -1,7 +1,15 @@
 """Deliveries from hand-over or claim to their last event, over real sessions and a real store."""
 
+import asyncio
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+from sqlalchemy import delete, update
+
+from forwarder.store.engine import StoreUnavailable
+from forwarder.store.queue import Queue
+from forwarder.store.tables import deliveries, messages
 from tests.outbound.house import CONTENT, house
 
 
@@ -25,3 +33,240 @@ async def test_what_is_not_handed_over_is_claimed_from_the_store(tmp_path: Path)
         (delivery,) = await rooms.accept("bob@dest.test", in_memory=False)
         await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
         assert len(rooms.sink.messages) == 1
+
+
+async def test_one_session_serves_many_messages_to_a_site(tmp_path: Path) -> None:
+    async with house(tmp_path, outbound={"concurrency_per_site": 1}) as rooms:
+        for number in range(10):
+            await rooms.accept(f"user{number}@dest.test")
+        await rooms.sink.wait_for(10)
+        assert rooms.sink.connections == 1
+        assert [m.recipients[0] for m in rooms.sink.messages] == [f"user{n}@dest.test" for n in range(10)]
+
+
+async def test_recipients_beyond_a_hundred_travel_in_transactions_of_their_own(tmp_path: Path) -> None:
+    async with house(tmp_path) as rooms:
+        ids = await rooms.accept(*(f"user{number}@dest.test" for number in range(250)))
+        await rooms.sink.wait_for(3)
+        await rooms.until(lambda: rooms.dispatcher.status().held == 0)
+        assert sorted(len(m.recipients) for m in rooms.sink.messages) == [50, 100, 100]
+        assert len({r for m in rooms.sink.messages for r in m.recipients}) == len(ids)
+
+
+async def test_domains_of_one_site_share_a_transaction_and_its_concurrency(tmp_path: Path) -> None:
+    async with house(tmp_path) as rooms:
+        for number in range(3):
+            rooms.dns.set(f"customer{number}.test", "MX", [(10, "mx.dest.test")])
+        for number in range(3):  # the routes become known
+            await rooms.accept(f"first@customer{number}.test")
+        await rooms.sink.wait_for(3)
+        await rooms.accept(*(f"second@customer{number}.test" for number in range(3)))
+        await rooms.sink.wait_for(4)
+        assert len(rooms.sink.messages[-1].recipients) == 3
+
+
+async def test_what_exceeds_the_window_stays_in_the_store_until_there_is_room(tmp_path: Path) -> None:
+    async with house(tmp_path, outbound={"window": 20, "concurrency_per_site": 1}) as rooms:
+        rooms.sink.slowness = 0.05
+        rooms.sink.play("mail", "slow")
+        leased = 0
+        for number in range(40):
+            await rooms.accept(f"user{number}@dest.test")
+            leased = max(leased, rooms.dispatcher.status().held)
+        assert leased <= 20
+        rooms.sink.behave()
+        await rooms.sink.wait_for(40)
+        assert len({m.recipients for m in rooms.sink.messages}) == 40
+
+
+async def test_a_hanging_site_leaves_room_for_the_others(tmp_path: Path) -> None:
+    outbound = {"window": 60, "concurrency": 20, "concurrency_per_site": 10, "greeting_timeout": "30s"}
+    async with house(tmp_path, outbound=outbound) as rooms:
+        rooms.origin.play("connect", "hang")
+        for number in range(100):
+            await rooms.accept(f"user{number}@origin.test", in_memory=number % 2 == 0)
+        await rooms.until(lambda: rooms.origin.open >= 5)
+        for number in range(30):
+            await rooms.accept(f"user{number}@dest.test", in_memory=number % 2 == 0)
+        await rooms.sink.wait_for(30)  # while every attempt at the other site still hangs
+        assert rooms.origin.open <= 10
+        await rooms.until(lambda: rooms.dispatcher.status().held <= 30)  # half of the window is all it may hold
+
+
+async def test_many_silent_sites_do_not_take_all_session_slots(tmp_path: Path) -> None:
+    outbound = {"concurrency": 10, "concurrency_per_site": 5, "greeting_timeout": "30s", "connect_timeout": "300ms"}
+    async with house(tmp_path, outbound=outbound, retry={"delays": ["100ms"]}) as rooms:
+        rooms.origin.play("connect", "drop")
+        for number in range(8):
+            rooms.dns.set(f"dead{number}.test", "MX", [(10, f"mx.dead{number}.test")])
+            rooms.dns.set(f"mx.dead{number}.test", "A", ["127.0.0.2"])
+            await rooms.accept(f"bob@dead{number}.test")
+        await rooms.until(lambda: rooms.origin.connections >= 16)  # each failed at least twice on the average
+        rooms.origin.play("connect", "hang")
+        await rooms.until(lambda: rooms.origin.open >= 2)
+        for number in range(20):
+            await rooms.accept(f"user{number}@dest.test")
+        await rooms.sink.wait_for(20)
+
+
+async def test_a_site_that_cannot_be_reached_is_left_alone_for_a_while(tmp_path: Path) -> None:
+    async with house(tmp_path, outbound={"concurrency_per_site": 2}) as rooms:
+        rooms.origin.play("connect", "drop")
+        taken = await asyncio.gather(*(rooms.accept(f"user{number}@origin.test") for number in range(30)))
+        ids = [delivery for (delivery,) in taken]
+        for delivery in ids:
+            await rooms.until_statuses(delivery, "QUEUED", "SOFT-BOUNCE")
+        assert rooms.origin.connections <= 5
+        assert rooms.dispatcher.status().suspended == 1
+        assert not rooms.dispatcher.lease("origin.test")
+        told = [(await rooms.events(delivery))[-1][2] for delivery in ids]
+        assert sum("not being tried" in text for text in told) >= 25
+        (fresh,) = await rooms.accept("new@origin.test")
+        assert await rooms.statuses(fresh) == ["QUEUED"]
+
+
+async def test_drain_ends_what_is_under_way_and_gives_back_the_rest(tmp_path: Path) -> None:
+    async with house(tmp_path, outbound={"concurrency_per_site": 2}) as rooms:
+        rooms.sink.slowness = 0.2
+        rooms.sink.play("dot", "slow")
+        ids = [(await rooms.accept(f"user{number}@dest.test"))[0] for number in range(20)]
+        await rooms.until(lambda: rooms.dispatcher.status().dialling == 2)
+        await rooms.dispatcher.drain(timedelta(seconds=5))
+        rows = await rooms.waiting()
+        delivered = len(rooms.sink.messages)
+        assert 1 <= delivered <= 4
+        assert len(rows) == 20 - delivered
+        assert {row.state for row in rows} == {"queued"}
+        assert {row.attempts for row in rows} == {0}
+        assert rooms.dispatcher.status().held == 0
+        assert not rooms.dispatcher.lease("dest.test")
+        left = {row.id for row in rows}
+        for delivery in ids:
+            assert await rooms.statuses(delivery) == (["QUEUED"] if delivery in left else ["QUEUED", "DELIVERED"])
+
+
+async def test_drain_cuts_what_takes_too_long_and_says_so(tmp_path: Path) -> None:
+    async with house(tmp_path, outbound={"dot_timeout": "60s"}) as rooms:
+        (delivery,) = await rooms.accept("hang-after-dot@dest.test")
+        await rooms.sink.wait_for(1)
+        await rooms.dispatcher.drain(timedelta(seconds=1))
+        events = await rooms.events(delivery)
+        assert [status for status, _, _ in events] == ["QUEUED", "SOFT-BOUNCE"]
+        assert "went down" in events[-1][2]
+        (row,) = await rooms.waiting()
+        assert row.state == "queued"
+
+
+async def test_mail_accepted_during_the_drain_is_left_to_others(tmp_path: Path) -> None:
+    async with house(tmp_path) as rooms:
+        lease = rooms.dispatcher.lease
+        rooms.dispatcher.lease = lambda domain: True  # inbound asked before the drain began
+        drain = asyncio.create_task(rooms.dispatcher.drain(timedelta(seconds=2)))
+        await asyncio.sleep(0)
+        (delivery,) = await rooms.accept("bob@dest.test")
+        rooms.dispatcher.lease = lease
+        await drain
+        await rooms.dispatcher.drain(timedelta(seconds=1))
+        (row,) = await rooms.waiting()
+        assert (row.id, row.state) == (delivery, "queued")
+        assert rooms.sink.messages == []
+
+
+async def test_a_lost_lease_is_settled_by_nobody_here(tmp_path: Path) -> None:
+    async with house(tmp_path) as rooms:
+        (delivery,) = await rooms.accept("hang-after-dot-1x@dest.test")
+        await rooms.sink.wait_for(1)
+        # Another worker took it over meanwhile: another owner, another attempt.
+        await rooms.database.write(
+            lambda conn: conn.execute(update(deliveries).values(lease_owner="f" * 32, attempts=2))
+        )
+        await rooms.until(lambda: rooms.dispatcher.status().held == 0)
+        assert await rooms.statuses(delivery) == ["QUEUED"]
+        (row,) = await rooms.waiting()
+        assert (row.state, row.lease_owner, row.attempts) == ("leased", "f" * 32, 2)
+
+
+class Away:
+    """A queue whose store goes away on command; everything else is the real queue's."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+        self.away = False
+        self.refused = 0
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.queue, name)
+        if not asyncio.iscoroutinefunction(found):
+            return found
+
+        async def perhaps(*given: Any, **named: Any) -> Any:
+            if self.away:
+                self.refused += 1
+                raise StoreUnavailable
+            return await found(*given, **named)
+
+        return perhaps
+
+
+async def test_a_delivery_is_not_forgotten_because_the_store_is_away(tmp_path: Path) -> None:
+    holder: list[Away] = []
+
+    def wrapped(queue: Queue) -> Away:
+        holder.append(Away(queue))
+        return holder[0]
+
+    async with house(tmp_path, queue=wrapped) as rooms:
+        (away,) = holder
+        (delivery,) = await rooms.accept("bob@dest.test")
+        away.away = True
+        await rooms.sink.wait_for(1)
+        await rooms.until(lambda: rooms.dispatcher.status().unwritten == 1)
+        assert rooms.dispatcher.tasks() == {"claims": True}
+        away.away = False
+        await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
+        assert len(rooms.sink.messages) == 1
+        assert rooms.dispatcher.status().unwritten == 0
+
+
+async def test_claims_go_on_when_the_store_is_back(tmp_path: Path) -> None:
+    holder: list[Away] = []
+
+    def wrapped(queue: Queue) -> Away:
+        holder.append(Away(queue))
+        return holder[0]
+
+    async with house(tmp_path, queue=wrapped) as rooms:
+        (away,) = holder
+        away.away = True
+        (delivery,) = await rooms.accept("bob@dest.test", in_memory=False)
+        rooms.dispatcher.wake()
+        await rooms.until(lambda: away.refused >= 2)
+        assert rooms.sink.messages == []
+        away.away = False
+        await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
+
+
+async def test_trouble_of_our_own_is_temporary(tmp_path: Path) -> None:
+    async with house(tmp_path, retry={"delays": ["100ms"]}) as rooms:
+        broken = rooms.signing.headers
+
+        async def fails(*_: object) -> bytes:
+            rooms.signing.headers = broken
+            raise RuntimeError("a mistake")
+
+        rooms.signing.headers = fails
+        (delivery,) = await rooms.accept("bob@dest.test")
+        events = await rooms.until_statuses(delivery, "QUEUED", "SOFT-BOUNCE", "DELIVERED")
+        assert events[1][2].startswith("4.3.0")
+        assert "mistake" not in events[1][2]
+
+
+async def test_a_message_dropped_by_an_operator_is_not_sent(tmp_path: Path) -> None:
+    async with house(tmp_path, start=False) as rooms:
+        (delivery,) = await rooms.accept("bob@dest.test", in_memory=False)
+        (claimed,) = await rooms.queue.claim_due(rooms.now(), 10)
+        await rooms.database.write(lambda conn: conn.execute(delete(messages)))
+        rooms.dispatcher._take_in([claimed])
+        await rooms.until(lambda: rooms.dispatcher.status().held == 0)
+        assert rooms.sink.messages == []
+        assert await rooms.statuses(delivery) == ["QUEUED"]
