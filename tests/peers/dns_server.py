@@ -56,6 +56,7 @@ class DnsServer:
         self.port = 0
         self.ttl = ttl  # of positive and negative answers alike
         self.chase = chase  # follow CNAMEs ourselves; False: only the one record is given
+        self.authoritative = False  # set the AA bit, as a zone's own server does
         self.slowness = 0.2
         self.queries: list[Query] = []
         self._records: dict[tuple[str, str], list[str]] = {}
@@ -160,6 +161,8 @@ class DnsServer:
         name, kind = _key(question.name.to_text()), dns.rdatatype.to_text(question.rdtype)
         self.queries.append(Query(name, kind, over))
         right = dns.message.make_response(query, recursion_available=True)
+        if self.authoritative:
+            right.flags |= dns.flags.AA
         self._fill(right, question.name, kind)
         payload = query.payload if query.edns >= 0 else 512
         match self._fault(name, kind):

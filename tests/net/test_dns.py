@@ -1,0 +1,319 @@
+"""The resolver against a server that lies, stalls and truncates."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from forwarder.config import HostPort
+from forwarder.net.dns import CannotTell, Found, Mx, NotFound, Resolver
+from forwarder.net.nameservers import system_nameservers
+from tests.peers.dns_server import DnsServer
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+async def dns() -> AsyncIterator[DnsServer]:
+    async with DnsServer(ttl=300) as server:
+        yield server
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def resolver(dns: DnsServer, clock: Clock) -> AsyncIterator[Resolver]:
+    it = Resolver([HostPort(dns.host, dns.port)], clock=clock, deadline=timedelta(seconds=0.4))
+    yield it
+    await it.close()
+
+
+async def test_each_kind_is_found(dns: DnsServer, resolver: Resolver) -> None:
+    dns.set("example.test", "MX", [(20, "B.example.test"), (10, "a.example.test")])
+    dns.set("a.example.test", "A", ["192.0.2.1"])
+    dns.set("a.example.test", "AAAA", ["2001:db8::1"])
+    dns.set("example.test", "TXT", ["v=spf1 -all", "x" * 600])
+    dns.set("example.test", "NS", ["ns.example.test"])
+    dns.set("www.example.test", "CNAME", ["a.example.test"])
+    dns.set("1.2.0.192.in-addr.arpa", "PTR", ["a.example.test"])
+    # the server says records of one kind in any order
+    assert sorted((await resolver.mx("Example.TEST.")).records) == [  # type: ignore[union-attr]
+        Mx(preference=10, host="a.example.test"),
+        Mx(preference=20, host="b.example.test"),
+    ]
+    five_minutes = timedelta(minutes=5)
+    assert await resolver.a("a.example.test") == Found(records=("192.0.2.1",), ttl=five_minutes)
+    assert await resolver.addresses("a.example.test") == Found(
+        records=("2001:db8::1", "192.0.2.1", "192.0.2.2"), ttl=five_minutes
+    )
+    assert await resolver.txt("example.test") == Found(records=(b"v=spf1 -all", b"x" * 600), ttl=five_minutes)
+    assert await resolver.ns("example.test") == Found(records=("ns.example.test",), ttl=five_minutes)
+    assert await resolver.cname("www.example.test") == Found(records=("a.example.test",), ttl=five_minutes)
+    assert await resolver.ptr("192.0.2.1") == Found(records=("a.example.test",), ttl=five_minutes)
+
+
+async def test_null_mx_has_an_empty_host(dns: DnsServer, resolver: Resolver) -> None:
+    dns.set("example.test", "MX", [(0, ".")])
+    assert (await resolver.mx("example.test")).records == (Mx(preference=0, host=""),)  # type: ignore[union-attr]
+
+
+async def test_not_found_tells_a_missing_name_from_missing_data(dns: DnsServer, resolver: Resolver) -> None:
+    dns.set("example.test", "A", ["192.0.2.1"])
+    assert await resolver.mx("example.test") == NotFound(nxdomain=False)
+    assert await resolver.mx("other.test") == NotFound(nxdomain=True)
+    assert await resolver.addresses("example.test") == Found(records=("192.0.2.1",), ttl=timedelta(minutes=5))
+    assert await resolver.addresses("other.test") == NotFound(nxdomain=True)
+
+
+@pytest.mark.parametrize("name", ["a..b", "x" * 64 + ".test", ".".join(["x" * 60] * 5), "a\\300.test"])
+async def test_a_name_no_zone_can_hold_is_not_asked_for(
+    dns: DnsServer, resolver: Resolver, name: str
+) -> None:
+    assert await resolver.a(name) == NotFound(nxdomain=True)
+    assert dns.queries == []
+
+
+@pytest.mark.parametrize("fault", ["servfail", "refused", "timeout", "garbage", "wrong-id", "loop"])
+async def test_cannot_tell_is_never_a_no(dns: DnsServer, resolver: Resolver, fault: str) -> None:
+    dns.set("example.test", "A", ["192.0.2.1"])
+    dns.fault("example.test", fault)
+    answer = await resolver.a("example.test")
+    assert isinstance(answer, CannotTell)
+    assert answer.reason
+    assert len(dns.queries) <= 4
+
+
+async def test_nobody_listens() -> None:
+    async with DnsServer() as server:
+        port = server.port
+    resolver = Resolver([HostPort("127.0.0.1", port)], deadline=timedelta(seconds=0.2))
+    assert isinstance(await resolver.a("example.test"), CannotTell)
+
+
+@pytest.mark.parametrize("fault", ["spoof-then-answer", "wrong-question"])
+async def test_answers_to_other_questions_are_ignored(dns: DnsServer, resolver: Resolver, fault: str) -> None:
+    dns.set("example.test", "A", ["192.0.2.1"])
+    dns.fault("example.test", fault)
+    assert (await resolver.a("example.test")).records == ("192.0.2.1",)  # type: ignore[union-attr]
+
+
+async def test_a_truncated_answer_is_fetched_by_tcp(dns: DnsServer, resolver: Resolver) -> None:
+    texts = [f"{number:03} " + "x" * 240 for number in range(20)]  # more than 1,232 octets
+    dns.set("example.test", "TXT", texts)
+    assert set((await resolver.txt("example.test")).records) == {  # type: ignore[union-attr]
+        text.encode() for text in texts
+    }
+    assert [query.over for query in dns.queries] == ["udp", "tcp"]
+
+
+async def test_a_server_that_stumbles_over_edns_is_asked_without(dns: DnsServer, resolver: Resolver) -> None:
+    dns.set("example.test", "A", ["192.0.2.1"])
+    dns.fault("example.test", "no-edns")
+    assert (await resolver.a("example.test")).records == ("192.0.2.1",)  # type: ignore[union-attr]
+
+
+async def test_the_next_server_is_asked(dns: DnsServer, clock: Clock) -> None:
+    async with DnsServer() as broken:
+        broken.fault("*", "servfail")
+        dns.set("example.test", "A", ["192.0.2.1"])
+        servers = [HostPort(broken.host, broken.port), HostPort(dns.host, dns.port)]
+        resolver = Resolver(servers, clock=clock, deadline=timedelta(seconds=0.5))
+        assert (await resolver.a("example.test")).records == ("192.0.2.1",)  # type: ignore[union-attr]
+        assert broken.count() == 1
+
+
+async def test_silence_once_is_forgiven(dns: DnsServer, resolver: Resolver) -> None:
+    dns.set("example.test", "A", ["192.0.2.1"])
+    dns.fault("example.test", "timeout", times=1)
+    assert (await resolver.a("example.test")).records == ("192.0.2.1",)  # type: ignore[union-attr]
+
+
+# --- aliases
+
+
+@pytest.mark.parametrize("chase", [True, False])
+async def test_aliases_are_followed(chase: bool, clock: Clock) -> None:
+    async with DnsServer(chase=chase) as dns:
+        dns.set("a.test", "CNAME", ["b.test"])
+        dns.set("b.test", "CNAME", ["c.test"])
+        dns.set("c.test", "MX", [(5, "mx.c.test")])
+        resolver = Resolver([HostPort(dns.host, dns.port)], clock=clock)
+        assert (await resolver.mx("a.test")).records == (  # type: ignore[union-attr]
+            Mx(preference=5, host="mx.c.test"),
+        )
+        assert await resolver.a("a.test") == NotFound(nxdomain=False)
+
+
+@pytest.mark.parametrize("chase", [True, False])
+async def test_a_loop_of_aliases_ends(chase: bool, clock: Clock) -> None:
+    async with DnsServer(chase=chase) as dns:
+        dns.set("a.test", "CNAME", ["b.test"])
+        dns.set("b.test", "CNAME", ["a.test"])
+        resolver = Resolver([HostPort(dns.host, dns.port)], clock=clock)
+        assert isinstance(await resolver.mx("a.test"), CannotTell)
+        assert len(dns.queries) <= 20
+
+
+async def test_a_long_chain_of_aliases_ends(clock: Clock) -> None:
+    async with DnsServer(chase=False) as dns:
+        for number in range(30):
+            dns.set(f"n{number}.test", "CNAME", [f"n{number + 1}.test"])
+        resolver = Resolver([HostPort(dns.host, dns.port)], clock=clock)
+        assert isinstance(await resolver.a("n0.test"), CannotTell)
+        assert len(dns.queries) == 8
+
+
+# --- the cache
+
+
+async def test_answers_are_kept_as_long_as_their_ttl(
+    dns: DnsServer, resolver: Resolver, clock: Clock
+) -> None:
+    dns.set("example.test", "A", ["192.0.2.1"], ttl=60)
+    await resolver.a("example.test")
+    dns.set("example.test", "A", ["192.0.2.2"], ttl=60)
+    clock.advance(59)
+    assert (await resolver.a("EXAMPLE.test")).records == ("192.0.2.1",)  # type: ignore[union-attr]
+    clock.advance(2)
+    assert (await resolver.a("example.test")).records == ("192.0.2.2",)  # type: ignore[union-attr]
+    assert dns.count() == 2
+
+
+@pytest.mark.parametrize(
+    ("ttl", "kept", "gone"), [(0, 0.9, 1.1), (1_000_000, 3599, 3601)], ids=["at least", "at most"]
+)
+async def test_the_ttl_has_bounds(
+    dns: DnsServer, resolver: Resolver, clock: Clock, ttl: int, kept: float, gone: float
+) -> None:
+    dns.set("example.test", "A", ["192.0.2.1"], ttl=ttl)
+    await resolver.a("example.test")
+    clock.advance(kept)
+    await resolver.a("example.test")
+    assert dns.count() == 1
+    clock.advance(gone - kept)
+    await resolver.a("example.test")
+    assert dns.count() == 2
+
+
+async def test_negative_answers_are_kept_as_the_soa_says(
+    dns: DnsServer, resolver: Resolver, clock: Clock
+) -> None:
+    dns.ttl = 30
+    await resolver.a("other.test")
+    clock.advance(29)
+    await resolver.a("other.test")
+    assert dns.count() == 1
+    clock.advance(2)
+    await resolver.a("other.test")
+    assert dns.count() == 2
+
+
+async def test_cannot_tell_is_kept_for_a_moment(dns: DnsServer, resolver: Resolver, clock: Clock) -> None:
+    dns.set("example.test", "A", ["192.0.2.1"])
+    dns.fault("example.test", "servfail")
+    await resolver.a("example.test")
+    asked = dns.count()
+    dns.heal()
+    clock.advance(2)
+    assert isinstance(await resolver.a("example.test"), CannotTell)
+    assert dns.count() == asked
+    clock.advance(2)
+    assert isinstance(await resolver.a("example.test"), Found)
+
+
+async def test_a_clock_set_back_does_not_freeze_answers(
+    dns: DnsServer, resolver: Resolver, clock: Clock
+) -> None:
+    dns.set("example.test", "A", ["192.0.2.1"])
+    await resolver.a("example.test")
+    clock.advance(-86_400)
+    await resolver.a("example.test")
+    assert dns.count() == 2
+
+
+async def test_those_who_ask_at_once_share_one_question(dns: DnsServer, resolver: Resolver) -> None:
+    dns.set("example.test", "A", ["192.0.2.1"])
+    dns.fault("example.test", "slow")
+    dns.slowness = 0.05
+    answers = await asyncio.gather(*(resolver.a("example.test") for _ in range(50)))
+    assert all(isinstance(answer, Found) for answer in answers)
+    assert dns.count() == 1
+
+
+async def test_one_who_gives_up_waiting_does_not_take_the_answer_from_the_others(
+    dns: DnsServer, resolver: Resolver
+) -> None:
+    dns.set("example.test", "A", ["192.0.2.1"])
+    dns.fault("example.test", "slow")
+    dns.slowness = 0.05
+    impatient = asyncio.create_task(resolver.a("example.test"))
+    patient = asyncio.create_task(resolver.a("example.test"))
+    await asyncio.sleep(0)
+    impatient.cancel()
+    assert isinstance(await patient, Found)
+    assert dns.count() == 1
+
+
+async def test_the_cache_holds_a_fixed_number(dns: DnsServer, clock: Clock) -> None:
+    resolver = Resolver([HostPort(dns.host, dns.port)], clock=clock, cache_size=2)
+    for name in ("a.test", "b.test", "a.test", "c.test", "a.test", "b.test"):
+        await resolver.a(name)
+    # a stays, being used; b made room for c
+    assert [query.name for query in dns.queries] == ["a.test", "b.test", "c.test", "b.test"]
+
+
+# --- past the cache
+
+
+async def test_fresh_asks_the_servers_of_the_zone(dns: DnsServer, clock: Clock) -> None:
+    async with DnsServer(host="127.0.0.2") as zone:
+        dns.set("example.test", "NS", ["ns.example.test"])
+        dns.set("ns.example.test", "A", ["127.0.0.2"])
+        dns.set("_dmarc.example.test", "TXT", ["old"])
+        zone.set("_dmarc.example.test", "TXT", ["new"])
+        zone.authoritative = True
+        resolver = Resolver(
+            [HostPort(dns.host, dns.port)],
+            clock=clock,
+            askable=lambda address: address == "127.0.0.2",
+            authority_port=zone.port,
+        )
+        assert (await resolver.txt("_dmarc.example.test")).records == (b"old",)  # type: ignore[union-attr]
+        answer = await resolver.txt("_dmarc.example.test", fresh=True)
+        assert answer.records == (b"new",)  # type: ignore[union-attr]
+        assert (await resolver.txt("_dmarc.example.test")).records == (b"new",)  # type: ignore[union-attr]
+        assert zone.count() == 1
+
+
+async def test_fresh_falls_back_to_the_ordinary_servers_past_the_cache(
+    dns: DnsServer, resolver: Resolver
+) -> None:
+    dns.set("example.test", "NS", ["ns.example.test"])
+    dns.set("ns.example.test", "A", ["127.0.0.1"])  # private: left alone
+    dns.set("example.test", "TXT", ["old"])
+    await resolver.txt("example.test")
+    dns.set("example.test", "TXT", ["new"])
+    assert (await resolver.txt("example.test", fresh=True)).records == (b"new",)  # type: ignore[union-attr]
+
+
+def test_the_servers_of_the_system(tmp_path: Path) -> None:
+    conf = tmp_path / "resolv.conf"
+    conf.write_text("# x\nnameserver 192.0.2.1\nsearch a\nnameserver not-one\nnameserver 2001:db8::1\n")
+    assert system_nameservers(conf) == (HostPort("192.0.2.1", 53), HostPort("2001:db8::1", 53))
+    assert system_nameservers(tmp_path / "none") == (HostPort("127.0.0.1", 53),)
