@@ -50,6 +50,8 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
 HASHES_AT_ONCE = 2
 READY_PATIENCE = 3.0  # seconds
 
+_NOTHING = Refusal(404, "There is nothing at this path: not found.")
+
 log = structlog.get_logger("api")
 
 Answer = Callable[[Request], Awaitable[Response]]
@@ -96,11 +98,12 @@ def build_app(
         return await _ready(database, health)
 
     async def otherwise(request: Request) -> Response:
-        allowed = {"Allow": request.scope["forwarder.allow"]}
-        return json_response(Refusal(405, "This path has no such method.").body(), 405, headers=allowed)
+        headers = {"Allow": request.scope["forwarder.allow"], **rooms.rate.idle(clock()).headers(clock())}
+        return json_response(Refusal(405, "This path has no such method.").body(), 405, headers=headers)
 
     async def nothing(request: Request) -> Response:
-        return json_response(Refusal(404, "There is nothing at this path: not found.").body(), 404)
+        headers = rooms.rate.idle(clock()).headers(clock())
+        return json_response(_NOTHING.body(), 404, headers=headers)
 
     routes: list[tuple[str, str, ASGIApp]] = [
         (operation.method, operation.path, endpoint(rooms, operation)) for operation in OPERATIONS
@@ -154,7 +157,7 @@ async def _metrics(request: Request) -> Response:
     except ValueError:
         local = False
     if not local:
-        return json_response(Refusal(404, "There is nothing at this path: not found.").body(), 404)
+        return json_response(_NOTHING.body(), 404)
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 

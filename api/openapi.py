@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from api.improvmx.answers import Error
 from api.operation import Operation
@@ -30,14 +30,12 @@ _REASONS = {
 
 def document(operations: Sequence[Operation], *, version: str, url: str) -> dict[str, Any]:
     """The whole document."""
-    requests = [model for operation in operations for model in (operation.body,) if model is not None]
+    bodies: list[type[BaseModel]] = [operation.body for operation in operations if operation.body is not None]
     answers: list[type[BaseModel]] = [operation.answer for operation in operations]
-    wanted = [(model, "validation") for model in requests]
-    wanted += [(model, "serialization") for model in (*answers, Error)]
-    references, schemas = models_json_schema(
-        list(dict.fromkeys(wanted)),  # type: ignore[arg-type]
-        ref_template=_REFERENCE,
-    )
+    wanted: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in bodies]
+    answers.append(Error)
+    wanted += [(model, "serialization") for model in answers]
+    references, schemas = models_json_schema(list(dict.fromkeys(wanted)), ref_template=_REFERENCE)
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         body = None if operation.body is None else references[(operation.body, "validation")]

@@ -51,7 +51,7 @@ def _operation(document: Mapping[str, Any], method: str, path: str, operation: M
         body = _resolve(document, operation["requestBody"]["content"]["application/json"]["schema"])
         required = body.get("required", ())
         rows += [
-            (name, "body", "yes" if name in required else "", _about(document, value))
+            (name, "body", "yes" if name in required else "", _about(value))
             for name, value in body["properties"].items()
         ]
     if rows:
@@ -77,8 +77,7 @@ def _resolve(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[
     return found
 
 
-def _about(document: Mapping[str, Any], value: Mapping[str, Any]) -> str:
-    del document
+def _about(value: Mapping[str, Any]) -> str:
     kinds = value.get("anyOf", [value])
     text = value.get("description") or next(
         (kind["description"] for kind in kinds if "description" in kind), ""

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 from typing import Any
 
 from sqlalchemy import Connection
@@ -21,10 +22,22 @@ from api.improvmx.owned import domain_in, name_of
 from api.improvmx.wire import Json
 from api.operation import Call, Operation
 from forwarder.mail import records
-from forwarder.net.dns import CannotTell, Found, Mx, NotFound, Resolver
+from forwarder.net.dns import Answer, CannotTell, Found, Mx, NotFound, Resolver
 from forwarder.store import credentials, dkim_keys, domains
 from forwarder.store.dkim_keys import DkimKey
 from forwarder.store.domains import Domain
+from forwarder.store.engine import Database
+
+_ONE_QUESTION = 3.5  # seconds; it may be asked twice, and a request has nine
+
+
+class Kind(Enum):
+    """The kinds of records that are asked for."""
+
+    MX = "MX"
+    TXT = "TXT"
+    CNAME = "CNAME"
+    NS = "NS"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +79,10 @@ class Checked:
 async def look(resolver: Resolver, domain: str, hostname: str, keys: Sequence[DkimKey]) -> Checked:
     """Ask the DNS everything at once; never raises for what it answers."""
     mx, texts, dmarc, name_servers, *dkim = await asyncio.gather(
-        _ask(resolver, domain, "MX"),
-        _ask(resolver, domain, "TXT"),
-        _ask(resolver, f"_dmarc.{domain}", "TXT"),
-        resolver.ns(domain),
+        _ask(resolver, domain, Kind.MX),
+        _ask(resolver, domain, Kind.TXT),
+        _ask(resolver, f"_dmarc.{domain}", Kind.TXT),
+        _ask(resolver, domain, Kind.NS),
         *(_dkim(resolver, domain, hostname, key) for key in keys),
     )
     servers = name_servers.records if isinstance(name_servers, Found) else ()
@@ -83,16 +96,19 @@ async def look(resolver: Resolver, domain: str, hostname: str, keys: Sequence[Dk
 
 
 async def record(
-    conn_write: Any, domain: Domain, checked: Checked, now: datetime, *, notified_at: datetime | None
+    database: Database, domain: Domain, checked: Checked, now: datetime, *, notified_at: datetime | None
 ) -> Domain | None:
     """Write down what was found; None when the domain is gone."""
     is_active = domain.is_active if checked.mx.valid is None else checked.mx.valid
     had = domain.sending_checked_at is not None
     sending = had if checked.sending is None else checked.sending
     broke = (domain.is_active and not is_active) or (had and not sending)
-    right = is_active and (sending or not had) and not broke
-    since = None if right else domain.broken_since or (now if broke else None)
-    changed: Domain | None = await conn_write(
+    since = domain.broken_since
+    if broke and since is None:
+        since = now
+    elif is_active and checked.sending is not False and not broke:
+        since = notified_at = None  # all that can be told is right again
+    return await database.write(
         lambda conn: domains.record_check(
             conn,
             domain,
@@ -100,10 +116,9 @@ async def record(
             is_active=is_active,
             sending_ready=sending,
             broken_since=since,
-            notified_at=None if since is None else notified_at,
+            notified_at=notified_at,
         )
     )
-    return changed
 
 
 async def check(call: Call) -> Json:
@@ -117,7 +132,7 @@ async def check(call: Call) -> Json:
 
     domain, keys, senders = await rooms.database.read(read)
     checked = await look(rooms.resolver, name, rooms.settings.hostname, keys)
-    await record(rooms.database.write, domain, checked, rooms.clock(), notified_at=domain.notified_at)
+    await record(rooms.database, domain, checked, rooms.clock(), notified_at=domain.notified_at)
     return _shown(checked, advanced=senders > 0)
 
 
@@ -147,20 +162,25 @@ def _shown(checked: Checked, *, advanced: bool) -> Json:
     }
 
 
-async def _ask(resolver: Resolver, name: str, kind: str) -> Any:
-    answer = await resolver.authoritative(name, kind)
-    if not isinstance(answer, CannotTell):
-        return answer
-    match kind:
-        case "MX":
-            return await resolver.mx(name)
-        case "CNAME":
-            return await resolver.cname(name)
-        case _:
-            return await resolver.txt(name)
+async def _ask(resolver: Resolver, name: str, kind: Kind) -> Answer[Any]:
+    for fresh in (True, False):
+        try:
+            async with asyncio.timeout(_ONE_QUESTION):
+                match kind:
+                    case Kind.MX:
+                        return await resolver.mx(name, fresh=fresh)
+                    case Kind.TXT:
+                        return await resolver.txt(name, fresh=fresh)
+                    case Kind.CNAME:
+                        return await resolver.cname(name, fresh=fresh)
+                    case Kind.NS:
+                        return await resolver.ns(name)
+        except TimeoutError:
+            continue  # the zone's own servers may be silent towards us and not towards others
+    return CannotTell(reason="no answer in time")
 
 
-def _mx(answer: Any, domain: str, hostname: str) -> Finding:
+def _mx(answer: Answer[Any], domain: str, hostname: str) -> Finding:
     expected = [hostname]
     match answer:
         case Found(records=found):
@@ -178,7 +198,7 @@ def _mx(answer: Any, domain: str, hostname: str) -> Finding:
             return Finding(expected=expected, values=[], valid=None, advice=_silence(f"the MX of {domain}"))
 
 
-def _spf(answer: Any, domain: str, hostname: str) -> Finding:
+def _spf(answer: Answer[Any], domain: str, hostname: str) -> Finding:
     if isinstance(answer, CannotTell):
         expected = records.merge_spf(None, hostname)
         return Finding(expected=expected, values=None, valid=None, advice=_silence(f"the SPF of {domain}"))
@@ -199,14 +219,14 @@ async def _dkim(resolver: Resolver, domain: str, hostname: str, key: DkimKey) ->
     name = records.dkim_name(domain, key.selector)
     target = records.dkim_target(domain, key.selector, hostname)
     expected = f"{target}." if target is not None else key.public_record
-    alias = await _ask(resolver, name, "CNAME")
+    alias = await _ask(resolver, name, Kind.CNAME)
     if isinstance(alias, Found):
         value = str(alias.records[0]).rstrip(".").lower()
         if value == target:
             return Finding(expected=expected, values=f"{value}.", valid=True)
         advice = f"The CNAME {name} leads to {value}; it should lead to {target}."
         return Finding(expected=expected, values=f"{value}.", valid=False, advice=advice)
-    answer = await _ask(resolver, name, "TXT")
+    answer = await _ask(resolver, name, Kind.TXT)
     if isinstance(answer, CannotTell):
         return Finding(expected=expected, values=None, valid=None, advice=_silence(f"the DKIM record {name}"))
     texts = _texts(answer)
@@ -221,7 +241,7 @@ async def _dkim(resolver: Resolver, domain: str, hostname: str, key: DkimKey) ->
     return Finding(expected=expected, values=None, valid=False, advice=f"Add {wanted}")
 
 
-def _dmarc(answer: Any, domain: str) -> Finding:
+def _dmarc(answer: Answer[Any], domain: str) -> Finding:
     name = f"_dmarc.{domain}"
     if isinstance(answer, CannotTell):
         return Finding(
@@ -237,7 +257,7 @@ def _dmarc(answer: Any, domain: str) -> Finding:
     return Finding(expected=records.DMARC, values=None, valid=False, advice=advice)
 
 
-def _texts(answer: Any) -> list[str]:
+def _texts(answer: Answer[Any]) -> list[str]:
     if not isinstance(answer, Found):
         return []
     return [text.decode("utf-8", "replace") for text in answer.records if isinstance(text, bytes)]

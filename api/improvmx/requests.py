@@ -10,7 +10,7 @@ What depends on the server or the account comes in through ``Bounds``: the valid
 
 import unicodedata
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
@@ -21,7 +21,6 @@ from forwarder.net.http import Blocked, check_url
 _UNWANTED = frozenset({"Cc", "Cs", "Zl", "Zp"})
 PAGE_SIZE = 50
 BULK = 500
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

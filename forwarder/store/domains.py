@@ -181,11 +181,21 @@ def hold(conn: Connection, domain: Domain) -> None:
         raise Missing("domain")
 
 
-def due_for_check(conn: Connection, before: datetime, limit: int) -> Sequence[Domain]:
-    """The domains whose DNS was not asked since ``before``, the longest waiting first."""
+def due_for_check(
+    conn: Connection, *, before: datetime, young_since: datetime, young_before: datetime, limit: int
+) -> Sequence[Domain]:
+    """The domains whose DNS is to be asked, the longest waiting first.
+
+    Those not asked since ``before``; those added after ``young_since`` that are not active yet and were not asked
+    since ``young_before``: their owners are just setting them up; and those found broken whose owner was not told.
+    """
+    young = and_(
+        domains.c.is_active.is_(False), domains.c.added_at > young_since, domains.c.checked_at < young_before
+    )
+    untold = and_(domains.c.broken_since.is_not(None), domains.c.notified_at.is_(None))
     query = (
         select(domains)
-        .where(or_(domains.c.checked_at.is_(None), domains.c.checked_at < before))
+        .where(or_(domains.c.checked_at.is_(None), domains.c.checked_at < before, young, untold))
         .order_by(domains.c.checked_at.is_not(None), domains.c.checked_at, domains.c.id)
         .limit(limit)
     )
@@ -217,6 +227,11 @@ def record_check(
         "notified_at": notified_at,
     }
     return _update(conn, domain.id, values)
+
+
+def set_notified(conn: Connection, domain_id: int, now: datetime) -> None:
+    """The owner was told that the DNS broke."""
+    conn.execute(update(domains).where(domains.c.id == domain_id).values(notified_at=now))
 
 
 def _update(conn: Connection, domain_id: int, values: dict[str, Any]) -> Domain | None:

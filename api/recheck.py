@@ -1,0 +1,199 @@
+"""Asks the DNS of all domains again and again, and tells their owners when something that was right breaks.
+
+One call does one round: the domains that are due, a bounded number, some at a time. A domain is due every
+``api.recheck_every``; a new one that is not active yet every ten minutes in its first week. Whoever runs this sees to
+it that one process does it at a time; twice is harmless but for a second notice.
+
+A notice goes to the domain's ``notification_email``, once for each time it breaks: as a message in the queue, with
+the null reverse-path, so that it never makes a bounce. It is queued before it is noted as sent: a crash between the
+two makes a second notice, not none.
+"""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from email.utils import format_datetime
+from typing import Protocol
+
+import structlog
+from sqlalchemy import Connection
+
+from api.improvmx.check import Checked, look, record
+from forwarder.config import Settings
+from forwarder.mail.address import AddressError, Path, parse_address
+from forwarder.mail.event import DeliveryKind, Transport
+from forwarder.net.dns import Resolver
+from forwarder.store import dkim_keys, domains
+from forwarder.store.domains import Domain
+from forwarder.store.engine import Database
+from forwarder.store.records import NewDelivery, NewMessage
+
+ROUND = 500  # domains a call
+AT_ONCE = 8
+YOUNG = timedelta(days=7)
+YOUNG_EVERY = timedelta(minutes=10)
+
+log = structlog.get_logger("recheck")
+
+
+class Mailbag(Protocol):
+    """What takes a message to be delivered."""
+
+    async def enqueue(self, message: NewMessage) -> None:
+        """Durable on return."""
+
+
+class Recheck:
+    """The background look at all domains' DNS."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        resolver: Resolver,
+        mailbag: Mailbag,
+        *,
+        ids: Callable[[], str],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._resolver = resolver
+        self._mailbag = mailbag
+        self._ids = ids
+        self._clock = clock
+
+    async def round(self, now: datetime) -> int:
+        """Check what is due; the number of domains checked."""
+        every = self._settings.api.recheck_every
+        if not every:
+            return 0
+        due = await self._database.read(
+            lambda conn: domains.due_for_check(
+                conn,
+                before=now - every,
+                young_since=now - YOUNG,
+                young_before=now - min(every, YOUNG_EVERY),
+                limit=ROUND,
+            )
+        )
+        some = asyncio.Semaphore(AT_ONCE)
+
+        async def one(domain: Domain) -> None:
+            async with some:
+                await self.check(domain)
+
+        async with asyncio.TaskGroup() as group:
+            for domain in due:
+                group.create_task(one(domain))
+        return len(due)
+
+    async def check(self, domain: Domain) -> None:
+        """Check one domain, write it down, and tell its owner when it broke."""
+
+        def keys_of(conn: Connection) -> list[dkim_keys.DkimKey]:
+            return list(dkim_keys.list_keys(conn, domain.id))
+
+        keys = await self._database.read(keys_of)
+        checked = await look(self._resolver, domain.name, self._settings.hostname, keys)
+        now = self._clock()
+        changed = await record(self._database, domain, checked, now, notified_at=domain.notified_at)
+        if changed is None or changed.broken_since is None or changed.notified_at is not None:
+            return
+        sent = await self._tell(changed, checked, now)
+        log.info("a domain's DNS broke", domain=changed.name, told=sent)
+        await self._database.write(lambda conn: domains.set_notified(conn, changed.id, now))
+
+    async def _tell(self, domain: Domain, checked: Checked, now: datetime) -> bool:
+        if domain.notification_email is None:
+            return False
+        try:
+            to = parse_address(domain.notification_email)
+        except AddressError:
+            return False
+        hostname, identifier = self._settings.hostname, self._ids()
+        sender = f"postmaster@{hostname}"
+        subject = f"The DNS of {domain.name} needs your attention"
+        message = NewMessage(
+            id=identifier,
+            created_at=now,
+            transport=Transport.REPORT,
+            reverse_path=Path.null(),
+            smtputf8=to.needs_smtputf8,
+            signing_domain=None,
+            content=notice(domain, checked, to, sender, subject, identifier, hostname, now),
+            hostname=None,
+            message_id=f"<{identifier}@{hostname}>",
+            subject=subject,
+            sender_email=sender,
+            sender_name=None,
+            deliveries=(
+                NewDelivery(
+                    id=self._ids(),
+                    kind=DeliveryKind.SMTP,
+                    domain_id=None,
+                    alias=None,
+                    recipient=to,
+                    destination=to.storage(),
+                    destination_domain=to.domain,
+                    leased=False,
+                    next_attempt_at=now,
+                ),
+            ),
+        )
+        await self._mailbag.enqueue(message)
+        return True
+
+
+def notice(
+    domain: Domain,
+    checked: Checked,
+    to: Path,
+    sender: str,
+    subject: str,
+    identifier: str,
+    hostname: str,
+    now: datetime,
+) -> bytes:
+    """The notice as bytes, CRLF at every line's end."""
+    advice = checked.advice(sending=True) or "The records are right again while this is written."
+    effect = (
+        f"Mail for {domain.display} may no longer reach this server."
+        if not domain.is_active
+        else f"Mail sent as {domain.display} may no longer be accepted by others."
+    )
+    lines = [
+        f"From: Forwarder <{sender}>",
+        f"To: <{to.wire()}>",
+        f"Subject: {subject}",
+        f"Date: {format_datetime(now)}",
+        f"Message-ID: <{identifier}@{hostname}>",
+        "MIME-Version: 1.0",
+        "Content-Type: text/plain; charset=utf-8",
+        "Content-Transfer-Encoding: 8bit",
+        "Auto-Submitted: auto-generated",
+        "",
+        "Hello,",
+        "",
+        f"the DNS records of {domain.display} were right and are not any more.",
+        effect,
+        "",
+        "What to do:",
+        "",
+        *(_wrapped(f"{sentence}") for sentence in advice.split("\\n")),
+        "",
+        f"The records are looked at again by themselves; a look on demand is GET /v3/domains/{domain.name}/check.",
+        "",
+    ]
+    return "\r\n".join(lines).encode()
+
+
+def _wrapped(text: str) -> str:
+    """At most 900 octets a line (RFC 5322 2.1.1): a DKIM key alone is half of that."""
+    lines, line = [], ""
+    for word in text.split():
+        if line and len(line) + len(word) > 400:
+            lines.append(line)
+            line = ""
+        line = f"{line} {word}".strip()
+    return "\r\n".join([*lines, line])
