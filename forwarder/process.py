@@ -9,6 +9,7 @@ is gone, and then it drains in a few seconds, so that the next supervisor finds 
 """
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -48,6 +49,9 @@ class Process:
         self._listen_to_signals()
         engine = Engine(settings, self._next_place())
         await engine.start()
+        # What was imported and built lives as long as the process: the collector need not look at it again.
+        gc.freeze()
+        gc.enable()
         started(engine)
         while not self._ends.is_set():
             waits = {asyncio.create_task(event.wait()) for event in (self._ends, self._reloads)}

@@ -35,7 +35,7 @@ from forwarder.store.engine import Database
 from forwarder.store.journal import Journal, LogEntry
 from forwarder.store.passwords import hash_password
 from forwarder.store.vault import Vault, make_keys
-from tests.peers import client
+from tests.peers import client as smtp
 from tests.peers.dns_server import DnsServer
 from tests.peers.sink import Sink
 
@@ -180,14 +180,14 @@ class House:
     def api_port(self) -> int:
         return self.port("api")
 
-    def client(self, listener: str = "mx", *, tls: ssl.SSLContext | None = None) -> client.Client:
+    def client(self, listener: str = "mx", *, tls: ssl.SSLContext | None = None) -> smtp.Client:
         """A raw client of a listener."""
-        return client.Client("127.0.0.1", self.port(listener), tls=tls)
+        return smtp.Client("127.0.0.1", self.port(listener), tls=tls)
 
-    async def send(self, reverse_path: str, recipients: str | Sequence[str], content: bytes) -> client.Answer:
+    async def send(self, reverse_path: str, recipients: str | Sequence[str], content: bytes) -> smtp.Answer:
         """One message through the MX; the last answer."""
         to = [recipients] if isinstance(recipients, str) else list(recipients)
-        return await client.send(
+        return await smtp.send(
             "127.0.0.1", self.mx_port, reverse_path.encode(), [one.encode() for one in to], content
         )
 
