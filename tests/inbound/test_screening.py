@@ -1,0 +1,340 @@
+"""SPF, and a whole message through screening, over a programmable resolver."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from forwarder.inbound.screening import Screened, Screening
+from forwarder.inbound.spf import check_spf
+from forwarder.mail.address import Path
+from forwarder.mail.arc import ChainStatus
+from forwarder.mail.authentication import recorded
+from forwarder.mail.seal import Signer, generate, load_key, sign
+from forwarder.mail.verification import AuthResult
+from forwarder.net.dns import Answer, CannotTell, Found, Mx, NotFound
+
+NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+OURS = "mx1.example.net"
+CLIENT = "192.0.2.10"
+KEY = generate("rsa")
+SIGNER = Signer(domain="example.org", selector="sel", key=load_key(KEY.pem))
+SENDER = Path(local="alice", domain="example.org")
+MESSAGE = b"From: Alice <alice@example.org>\r\nTo: b@example.net\r\nSubject: x\r\n\r\nHello.\r\n"
+
+
+@dataclass
+class Zone:
+    """Answers by type and name; what is not here does not exist; ``silent`` names never answer."""
+
+    records: dict[tuple[str, str], list[Any]] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
+    silent: set[str] = field(default_factory=set)
+    asked: list[tuple[str, str]] = field(default_factory=list)
+
+    async def _answer(self, kind: str, name: str) -> Answer[Any]:
+        self.asked.append((kind, name))
+        if name in self.silent:
+            await asyncio.Event().wait()
+        if name in self.broken:
+            return CannotTell(reason="no answer")
+        found = self.records.get((kind, name.lower()))
+        if not found:
+            return NotFound(nxdomain=True)
+        return Found(records=tuple(found), ttl=timedelta(minutes=1))
+
+    async def txt(self, name: str) -> Answer[bytes]:
+        return await self._answer("TXT", name)
+
+    async def a(self, host: str) -> Answer[str]:
+        return await self._answer("A", host)
+
+    async def aaaa(self, host: str) -> Answer[str]:
+        return await self._answer("AAAA", host)
+
+    async def mx(self, domain: str) -> Answer[Mx]:
+        return await self._answer("MX", domain)
+
+    async def ptr(self, address: str) -> Answer[str]:
+        return await self._answer("PTR", address)
+
+
+def zone() -> Zone:
+    texts = {
+        "example.org": b"v=spf1 ip4:192.0.2.0/24 -all",
+        "sel._domainkey.example.org": KEY.record.encode(),
+    }
+    return Zone({("TXT", name): [text] for name, text in texts.items()})
+
+
+async def spf(
+    records: dict[tuple[str, str], list[Any]],
+    *,
+    client: str = CLIENT,
+    sender: Path = SENDER,
+    helo: str = "mail.example.org",
+    broken: set[str] | None = None,
+) -> AuthResult:
+    resolver = Zone(records, broken=broken or set())
+    result = await check_spf(resolver, client_address=client, helo=helo, reverse_path=sender, receiver=OURS)
+    return result.result
+
+
+TOP = ("TXT", "example.org")
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (b"v=spf1 ip4:192.0.2.10 -all", AuthResult.PASS),
+        (b"V=SPF1 +ip4:192.0.2.0/24", AuthResult.PASS),
+        (b"v=spf1 ip4:198.51.100.1 -all", AuthResult.FAIL),
+        (b"v=spf1 ~all", AuthResult.SOFTFAIL),
+        (b"v=spf1 ?all", AuthResult.NEUTRAL),
+        (b"v=spf1", AuthResult.NEUTRAL),
+        (b"v=spf10 -all", AuthResult.NONE),
+        (b"v=spf1 nonsense -all", AuthResult.PERMERROR),
+        (b"v=spf1 ip4:999.0.0.1 -all", AuthResult.PERMERROR),
+        (b"v=spf1 include:missing.example -all", AuthResult.PERMERROR),
+        (b"v=spf1 redirect=example.org", AuthResult.PERMERROR),
+        (b"v=spf1 \xff -all", AuthResult.PERMERROR),
+    ],
+)
+async def test_spf_records(record: bytes, expected: AuthResult) -> None:
+    assert await spf({TOP: [b"unrelated", record]}) is expected
+
+
+async def test_spf_follows_what_a_record_points_at() -> None:
+    records: dict[tuple[str, str], list[Any]] = {
+        TOP: [b"v=spf1 a:a.example.org mx:mx.example.org include:%{d2}.spf.example.com -all"],
+        ("A", "a.example.org"): ["198.51.100.1"],
+        ("MX", "mx.example.org"): [
+            Mx(preference=10, host="m1.example.org"),
+            Mx(preference=20, host="m2.example.org"),
+        ],
+        ("A", "m2.example.org"): ["198.51.100.2"],
+        ("TXT", "example.org.spf.example.com"): [
+            b"v=spf1 exists:%{ir}.%{l}.ok.example.com ptr:example.com -all"
+        ],
+        ("A", "3.100.51.198.alice.ok.example.com"): ["127.0.0.2"],
+        ("PTR", "198.51.100.4"): ["host.example.com"],
+        ("A", "host.example.com"): ["198.51.100.4"],
+    }
+    for client, expected in {
+        "198.51.100.1": AuthResult.PASS,
+        "198.51.100.2": AuthResult.PASS,
+        "198.51.100.3": AuthResult.PASS,
+        "198.51.100.4": AuthResult.PASS,
+        "::ffff:198.51.100.1": AuthResult.PASS,
+        "2001:db8::1": AuthResult.PERMERROR,  # RFC 7208 4.6.4: more than two names without an answer
+    }.items():
+        assert await spf(records, client=client) is expected, client
+
+
+async def test_spf_of_ipv6() -> None:
+    records: dict[tuple[str, str], list[Any]] = {
+        TOP: [b"v=spf1 ip6:2001:db8:1::/48 a:six.example.org -all"],
+        ("AAAA", "six.example.org"): ["2001:db8:2::1"],
+    }
+    assert await spf(records, client="2001:db8:1::9") is AuthResult.PASS
+    assert await spf(records, client="2001:db8:2::1") is AuthResult.PASS
+    assert await spf(records, client="2001:db8:3::1") is AuthResult.FAIL
+
+
+async def test_spf_when_dns_is_in_trouble() -> None:
+    assert await spf({}, broken={"example.org"}) is AuthResult.TEMPERROR
+    records = {TOP: [b"v=spf1 include:other.example -all"]}
+    assert await spf(records, broken={"other.example"}) is AuthResult.TEMPERROR
+
+
+async def test_spf_is_bounded() -> None:
+    records: dict[tuple[str, str], list[Any]] = {TOP: [b"v=spf1 include:c0.example -all"]}
+    for number in range(60):
+        following = b"v=spf1 include:c%d.example -all" % (number + 1)
+        records["TXT", f"c{number}.example"] = [following]
+    resolver = Zone(records)
+    result = await check_spf(
+        resolver, client_address=CLIENT, helo="h.example", reverse_path=SENDER, receiver=OURS
+    )
+    assert result.result is AuthResult.PERMERROR
+    assert len(resolver.asked) <= 12
+
+
+async def test_spf_of_the_null_reverse_path_is_that_of_the_helo_name() -> None:
+    records = {("TXT", "mail.example.org"): [b"v=spf1 ip4:192.0.2.10 -all"]}
+    assert await spf(records, sender=Path.null()) is AuthResult.PASS
+    for helo in ("[192.0.2.10]", "localhost", "", "x) by trusted (", "a" * 300 + ".example", "é.example"):
+        assert await spf({}, sender=Path.null(), helo=helo) is AuthResult.NONE
+
+
+async def test_spf_without_a_record_asks_once() -> None:
+    resolver = Zone()
+    await check_spf(resolver, client_address=CLIENT, helo="h.example", reverse_path=SENDER, receiver=OURS)
+    assert resolver.asked == [("TXT", "example.org")]
+
+
+async def screen(
+    content: bytes,
+    resolver: Zone,
+    *,
+    client: str = CLIENT,
+    sender: Path = SENDER,
+    limit: timedelta = timedelta(seconds=5),
+    **options: bool,
+) -> Screened:
+    screening = Screening(resolver, authserv_id=OURS, clock=lambda: NOW, time_limit=limit, **options)
+    return await screening.examine(
+        client_address=client, helo="mail.example.org", reverse_path=sender, content=content
+    )
+
+
+def signed(content: bytes = MESSAGE) -> bytes:
+    return sign(content, [SIGNER], now=NOW) + content
+
+
+async def test_honest_mail() -> None:
+    resolver = zone()
+    resolver.records["TXT", "_dmarc.example.org"] = [b"v=DMARC1; p=reject"]
+    content = signed()
+    screened = await screen(content, resolver)
+    assert screened.reply is None
+    assert screened.content is content
+    assert b"spf=pass smtp.mailfrom=example.org" in screened.headers
+    assert b"dkim=pass header.d=example.org" in screened.headers
+    assert b"dmarc=pass (p=reject) header.from=example.org" in screened.headers
+    found = recorded(screened.headers + content, OURS)
+    assert found is not None
+    assert found.chain is ChainStatus.NONE
+
+
+async def test_forged_mail_of_a_domain_that_asks_to_refuse_it() -> None:
+    resolver = zone()
+    resolver.records["TXT", "_dmarc.example.org"] = [b"v=DMARC1; p=reject"]
+    screened = await screen(MESSAGE, resolver, client="203.0.113.9")
+    assert screened.reply is not None
+    assert (screened.reply.code, screened.reply.enhanced) == (550, "5.7.1")
+    tolerated = await screen(MESSAGE, resolver, client="203.0.113.9", dmarc_reject=False)
+    assert tolerated.reply is None
+    assert b"dmarc=fail" in tolerated.headers
+
+
+async def test_forged_mail_of_a_domain_that_asks_for_nothing_goes_on_marked() -> None:
+    resolver = zone()
+    resolver.records["TXT", "_dmarc.example.org"] = [b"v=DMARC1; p=none"]
+    screened = await screen(MESSAGE, resolver, client="203.0.113.9")
+    assert screened.reply is None
+    assert b"dmarc=fail (p=none) header.from=example.org" in screened.headers
+
+
+async def test_the_policy_of_the_organisation_covers_its_subdomains() -> None:
+    resolver = zone()
+    resolver.records["TXT", "_dmarc.example.co.uk"] = [b"v=DMARC1; p=none; sp=reject"]
+    content = MESSAGE.replace(b"alice@example.org", b"alice@mail.shop.example.co.uk")
+    screened = await screen(content, resolver)
+    assert screened.reply is not None
+    assert screened.reply.code == 550
+    # co.uk is a public suffix: a policy published there is nobody's.
+    resolver.records["TXT", "_dmarc.co.uk"] = [b"v=DMARC1; p=reject"]
+    other = await screen(content.replace(b"example.co.uk", b"other.co.uk"), resolver)
+    assert other.reply is None
+
+
+@pytest.mark.parametrize(
+    ("head", "refused"),
+    [
+        (b"From: a@example.org\r\nFrom: b@example.org", True),
+        (b"From: a@example.org, b@evil.example", True),
+        (b"Subject: no author", False),
+        (b" From: a@example.org", False),
+        (b"From\0: a@example.org", False),
+        (b"From : a@example.org", False),
+        (b"From:\r\n ", False),
+        (b"From: \xff\xfe@\xff", False),
+    ],
+)
+async def test_heads_that_parsers_disagree_about(head: bytes, refused: bool) -> None:
+    screened = await screen(head + b"\r\n\r\nbody\r\n", zone())
+    assert (screened.reply is not None) is refused
+    if screened.reply is not None:
+        assert (screened.reply.code, screened.reply.enhanced) == (554, "5.6.0")
+    assert b"dmarc=pass" not in screened.headers
+
+
+async def test_trouble_with_dns_refuses_nothing() -> None:
+    resolver = zone()
+    resolver.broken = {"_dmarc.example.org", "example.org", "sel._domainkey.example.org"}
+    screened = await screen(signed(), resolver)
+    assert screened.reply is None
+    for result in (b"spf=temperror", b"dkim=temperror", b"dmarc=temperror"):
+        assert result in screened.headers
+
+
+async def test_dns_that_never_answers_is_not_waited_for() -> None:
+    resolver = zone()
+    resolver.records["TXT", "_dmarc.example.org"] = [b"v=DMARC1; p=reject"]
+    resolver.silent = {"example.org", "sel._domainkey.example.org"}
+    screened = await screen(signed(), resolver, limit=timedelta(milliseconds=20))
+    assert screened.reply is None
+    assert b"spf=temperror" in screened.headers
+    assert b"dkim=temperror" in screened.headers
+    assert b"dmarc=temperror" in screened.headers
+
+
+async def test_a_resolver_that_breaks_refuses_nothing() -> None:
+    class Broken(Zone):
+        async def txt(self, name: str) -> Answer[bytes]:
+            raise RuntimeError("a bug")
+
+    screened = await screen(signed(), Broken())
+    assert screened.reply is None
+    assert b"spf=temperror" in screened.headers
+
+
+async def test_headers_that_claim_to_be_ours_do_not_survive() -> None:
+    forged = b"Authentication-Results: mx1.example.net; dmarc=pass\r\n"
+    kept = b"Authentication-Results: other.example; dmarc=pass\r\n"
+    screened = await screen(forged + kept + MESSAGE, zone())
+    assert screened.content == kept + MESSAGE
+
+
+async def test_what_is_switched_off_is_not_asked_for() -> None:
+    resolver = zone()
+    screened = await screen(signed(), resolver, spf=False, dkim=False, dmarc=False, arc=False)
+    assert resolver.asked == []
+    assert screened.headers == b"Authentication-Results: mx1.example.net;\r\n\tnone\r\n"
+
+
+async def test_a_large_message_is_judged_off_the_event_loop() -> None:
+    large = signed(MESSAGE + (b"x" * 70 + b"  y\r\n") * 200_000)
+    screened = await screen(large, zone())
+    assert b"dkim=pass" in screened.headers
+
+
+BOMBS = {
+    "headers": b"X: y\r\n" * 20_000 + MESSAGE,
+    "one header of a megabyte": b"X: " + b"y" * 1_000_000 + b"\r\n" + MESSAGE,
+    "comments in From": b"From: " + b"(" * 3000 + b"\r\n\r\nbody\r\n",
+    "addresses in To": b"To: " + b"a@example.org, " * 100_000 + b"\r\n" + MESSAGE,
+    "strange names": b"__proto__: x\r\n" + b"n" * 1000 + b": y\r\n\xff\xfe: z\r\n" + MESSAGE,
+    "signatures": b"DKIM-Signature: v=1; a=rsa-sha256; d=e.example; s=s; h=from; bh=AA==; b=AA==\r\n" * 2000
+    + MESSAGE,
+    "seals": b"ARC-Seal: i=1; a=rsa-sha256; d=e.example; s=s; cv=none; b=AA==\r\n" * 2000 + MESSAGE,
+    "results": b"Authentication-Results: " + b"(" * 100_000 + b"\r\n" + MESSAGE,
+    "parts": MESSAGE + b"--b\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n" * 10_000,
+}
+
+
+@pytest.mark.parametrize("what", BOMBS)
+async def test_bombs_cost_little(what: str) -> None:
+    resolver = zone()
+    screening = Screening(resolver, authserv_id=OURS, clock=lambda: NOW)
+    begun = time.process_time()
+    screened = await screening.examine(
+        client_address=CLIENT, helo="h.example", reverse_path=SENDER, content=BOMBS[what]
+    )
+    assert time.process_time() - begun < 1
+    assert screened.reply is None
+    assert len(resolver.asked) < 20
