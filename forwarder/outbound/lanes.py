@@ -114,8 +114,9 @@ class Lanes:
         if self.active >= self._concurrency:
             return None
         self._ailing_turn = not self._ailing_turn
-        rings = (self._ailing, self._healthy) if self._ailing_turn else (self._healthy, self._ailing)
-        for ring in rings:
+        # The ailing last in any case: one that fell ill while it stood among the healthy is passed on to them.
+        turn = (self._ailing, self._healthy, self._ailing)
+        for ring in turn if self._ailing_turn else turn[1:]:
             if ring is self._ailing and self._ailing_active >= self._ailing_limit:
                 continue
             while ring:
@@ -123,6 +124,9 @@ class Lanes:
                 lane.queued = False
                 if lane.suspended_until > now or not lane.waiting or lane.active >= lane.limit:
                     continue  # it comes back with wake(), add() or ended()
+                if ring is self._healthy and not lane.proven:
+                    self._enqueue(lane)  # it fell ill while it stood here
+                    continue
                 return lane, self._start(lane)
         return None
 

@@ -56,7 +56,9 @@ def make_store(folder: FilePath) -> str:
 class House:
     """One worker's outbound side."""
 
-    def __init__(self, settings: Settings, database: Database, dns: DnsServer, sink: Sink, **options: Any) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, dns: DnsServer, sink: Sink, **options: Any
+    ) -> None:
         self.settings = settings
         self.database = database
         self.dns = dns
@@ -79,9 +81,7 @@ class House:
             threads=2,
             clock=self.now,
         )
-        self.client = GuardedClient(
-            self.resolver, allow_private=settings.outbound.allow_private_destinations
-        )
+        self.client = GuardedClient(self.resolver, allow_private=settings.outbound.allow_private_destinations)
         self.srs = Srs([SECRET], domain="srs.forwarder.test")
         self.webhook_keys: dict[int, str] = {}
         courier = Courier(
@@ -150,7 +150,9 @@ class House:
         now = self.now()
         new = []
         for destination in to:
-            domain = destination.rpartition("@")[2] if kind is DeliveryKind.SMTP else destination.split("/")[2]
+            domain = (
+                destination.rpartition("@")[2] if kind is DeliveryKind.SMTP else destination.split("/")[2]
+            )
             domain = domain.partition(":")[0]
             leased = in_memory and self.dispatcher.lease(domain)
             new.append(
@@ -249,8 +251,14 @@ class House:
 
 @asynccontextmanager
 async def house(
-    folder: FilePath, *, outbound: dict[str, Any] | None = None, retry: dict[str, Any] | None = None,
-    sink: dict[str, Any] | None = None, start: bool = True, url: str = "", **options: Any
+    folder: FilePath,
+    *,
+    outbound: dict[str, Any] | None = None,
+    retry: dict[str, Any] | None = None,
+    sink: dict[str, Any] | None = None,
+    start: bool = True,
+    url: str = "",
+    **options: Any,
 ) -> AsyncIterator[House]:
     """A running house; the sink is the MX host of ``dest.test``, ``rooms.origin`` that of ``origin.test``."""
     async with AsyncExitStack() as stack:

@@ -90,11 +90,18 @@ async def test_a_hanging_site_leaves_room_for_the_others(tmp_path: Path) -> None
             await rooms.accept(f"user{number}@dest.test", in_memory=number % 2 == 0)
         await rooms.sink.wait_for(30)  # while every attempt at the other site still hangs
         assert rooms.origin.open <= 10
-        await rooms.until(lambda: rooms.dispatcher.status().held <= 30)  # half of the window is all it may hold
+        await rooms.until(
+            lambda: rooms.dispatcher.status().held <= 30
+        )  # half of the window is all it may hold
 
 
 async def test_many_silent_sites_do_not_take_all_session_slots(tmp_path: Path) -> None:
-    outbound = {"concurrency": 10, "concurrency_per_site": 5, "greeting_timeout": "30s", "connect_timeout": "300ms"}
+    outbound = {
+        "concurrency": 10,
+        "concurrency_per_site": 5,
+        "greeting_timeout": "30s",
+        "connect_timeout": "300ms",
+    }
     async with house(tmp_path, outbound=outbound, retry={"delays": ["100ms"]}) as rooms:
         rooms.origin.play("connect", "drop")
         for number in range(8):
@@ -142,7 +149,9 @@ async def test_drain_ends_what_is_under_way_and_gives_back_the_rest(tmp_path: Pa
         assert not rooms.dispatcher.lease("dest.test")
         left = {row.id for row in rows}
         for delivery in ids:
-            assert await rooms.statuses(delivery) == (["QUEUED"] if delivery in left else ["QUEUED", "DELIVERED"])
+            assert await rooms.statuses(delivery) == (
+                ["QUEUED"] if delivery in left else ["QUEUED", "DELIVERED"]
+            )
 
 
 async def test_drain_cuts_what_takes_too_long_and_says_so(tmp_path: Path) -> None:

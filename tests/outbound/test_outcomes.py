@@ -66,12 +66,18 @@ async def test_the_retry_delivers_with_the_same_envelope_and_message_id(tmp_path
 async def test_recipients_of_one_transaction_are_judged_one_by_one(tmp_path: Path) -> None:
     async with house(tmp_path, retry=SOON) as rooms:
         good, later, bad = await rooms.accept(
-            "good@dest.test", "450-at-rcpt-1x@dest.test", "550-at-rcpt@dest.test", recipient="list@hosted.test"
+            "good@dest.test",
+            "450-at-rcpt-1x@dest.test",
+            "550-at-rcpt@dest.test",
+            recipient="list@hosted.test",
         )
         await rooms.until_statuses(good, "QUEUED", "DELIVERED")
         await rooms.until_statuses(bad, "QUEUED", "HARD-BOUNCE")
         await rooms.until_statuses(later, "QUEUED", "SOFT-BOUNCE", "DELIVERED")
-        assert [m.recipients for m in rooms.sink.messages] == [("good@dest.test",), ("450-at-rcpt-1x@dest.test",)]
+        assert [m.recipients for m in rooms.sink.messages] == [
+            ("good@dest.test",),
+            ("450-at-rcpt-1x@dest.test",),
+        ]
         assert rooms.sink.commands.count(b"RCPT TO:<550-at-rcpt@dest.test>") == 1
         await rooms.origin.wait_for(1)
         assert len(await rooms.reports()) == 1
@@ -79,9 +85,7 @@ async def test_recipients_of_one_transaction_are_judged_one_by_one(tmp_path: Pat
 
 async def test_failures_of_one_attempt_share_one_report(tmp_path: Path) -> None:
     async with house(tmp_path) as rooms:
-        ids = await rooms.accept(
-            "550-at-rcpt@dest.test", "551-at-rcpt@dest.test", "553-at-rcpt@dest.test"
-        )
+        ids = await rooms.accept("550-at-rcpt@dest.test", "551-at-rcpt@dest.test", "553-at-rcpt@dest.test")
         for delivery in ids:
             await rooms.until_statuses(delivery, "QUEUED", "HARD-BOUNCE")
         (report,) = await rooms.origin.wait_for(1)
@@ -170,7 +174,9 @@ async def _gave_up(rooms, delivery: str) -> bool:  # type: ignore[no-untyped-def
         ("null.test", "", "HARD-BOUNCE", "5.1.10"),
     ],
 )
-async def test_what_the_dns_says_decides(tmp_path: Path, domain: str, fault: str, status: str, said: str) -> None:
+async def test_what_the_dns_says_decides(
+    tmp_path: Path, domain: str, fault: str, status: str, said: str
+) -> None:
     async with house(tmp_path) as rooms:
         if fault:
             rooms.dns.fault(domain, fault)

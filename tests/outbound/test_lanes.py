@@ -1,0 +1,162 @@
+"""Who is served next: a table of turns, limits and suspensions."""
+
+from datetime import UTC, datetime
+
+from forwarder.mail.address import Path, parse_address
+from forwarder.mail.event import DeliveryKind, Transport
+from forwarder.mail.reply import Reply
+from forwarder.outbound.lanes import Lane, Lanes
+from forwarder.outbound.parcel import Job, Parcel
+from forwarder.store.queue import Delivery
+
+AT = datetime(2026, 11, 20, tzinfo=UTC)
+TROUBLE = Reply(code=451, enhanced="4.4.1", text="the host refused the connection")
+
+
+def job(message: str, count: int = 1) -> Job:
+    deliveries = [
+        Delivery(
+            id=f"{message}-{number}",
+            message_id=message,
+            kind=DeliveryKind.SMTP,
+            domain_id=None,
+            alias=None,
+            recipient=parse_address("alias@hosted.test"),
+            destination="bob@dest.test",
+            destination_domain="dest.test",
+            attempts=1,
+            created_at=AT,
+            next_attempt_at=AT,
+            reverse_path=Path.null(),
+            smtputf8=False,
+            signing_domain=None,
+            transport=Transport.SMTP,
+            size=1,
+        )
+        for number in range(count)
+    ]
+    return Job(parcel=Parcel.of_delivery(deliveries[0]), deliveries=deliveries)
+
+
+def lanes(window: int = 100, concurrency: int = 10, per_site: int = 4, *, share_all: bool = False) -> Lanes:
+    return Lanes(window=window, concurrency=concurrency, per_site=per_site, share_all=share_all)
+
+
+def fill(rooms: Lanes, site: str, *messages: str) -> Lane:
+    lane = rooms.lane(site)
+    for message in messages:
+        rooms.add(lane, job(message), f"{site}.test")
+    return lane
+
+
+def turns(rooms: Lanes, now: float = 0.0) -> list[str]:
+    taken = []
+    while (next_ := rooms.take(now)) is not None:
+        taken.append(next_[1].parcel.message_id)
+    return taken
+
+
+def test_sites_take_turns_whatever_waits_for_them() -> None:
+    rooms = lanes()
+    fill(rooms, "big", "b1", "b2", "b3", "b4", "b5", "b6")
+    fill(rooms, "small", "s1")
+    fill(rooms, "other", "o1", "o2")
+    assert turns(rooms) == ["b1", "s1", "o1", "b2", "o2", "b3", "b4"]  # then "big" has its four sessions
+    assert rooms.active == 7
+
+
+def test_the_slots_in_all_are_bounded() -> None:
+    rooms = lanes(concurrency=3, per_site=3)
+    fill(rooms, "a", "a1", "a2")
+    fill(rooms, "b", "b1", "b2")
+    assert len(turns(rooms)) == 3
+
+
+def test_a_site_may_hold_as_much_as_is_left_for_others() -> None:
+    rooms = lanes(window=10)
+    lane = rooms.lane("slow")
+    while rooms.has_room(lane, 0.0):
+        rooms.add(lane, job(f"m{lane.held}"), "slow.test")
+    assert lane.held == 5
+    assert rooms.blocked_domains(0.0) == ["slow.test"]
+    other = rooms.lane("other")
+    while rooms.has_room(other, 0.0):
+        rooms.add(other, job(f"o{other.held}"), "other.test")
+    assert other.held == 3
+    assert rooms.has_room(None, 0.0)
+
+
+def test_a_smarthost_may_hold_everything() -> None:
+    rooms = lanes(window=10, share_all=True)
+    lane = rooms.lane("smarthost")
+    while rooms.has_room(lane, 0.0):
+        rooms.add(lane, job(f"m{lane.held}"), "any.test")
+    assert lane.held == 10
+
+
+def test_a_site_that_is_not_reached_is_suspended_longer_each_time() -> None:
+    rooms = lanes()
+    lane = fill(rooms, "dead", *(f"m{number}" for number in range(20)))
+    now = 0.0
+    lengths = []
+    for _ in range(8):
+        while lane.suspended_until <= now:
+            taken = rooms.take(now)
+            assert taken is not None
+            rooms.ended(lane, reached=False, trouble=TROUBLE, now=now)
+        lengths.append(lane.suspended_until - now)
+        assert rooms.take(now) is None
+        assert not rooms.has_room(lane, now)
+        now = lane.suspended_until
+        rooms.wake(now)
+    assert lengths == [15.0, 30.0, 60.0, 120.0, 240.0, 480.0, 600.0, 600.0]
+
+
+def test_one_success_ends_the_mistrust() -> None:
+    rooms = lanes(per_site=4)
+    lane = fill(rooms, "back", *(f"m{number}" for number in range(20)))
+    for _ in range(3):
+        rooms.take(0.0)
+        rooms.ended(lane, reached=False, trouble=TROUBLE, now=0.0)
+    rooms.wake(15.0)
+    assert len(turns(rooms, 15.0)) == 1  # a single probe
+    rooms.ended(lane, reached=True, trouble=None, now=15.0)
+    assert len(turns(rooms, 15.0)) == 2
+    rooms.ended(lane, reached=True, trouble=None, now=15.0)
+    assert (lane.limit, lane.failures, lane.suspensions) == (3, 0, 0)
+
+
+def test_ailing_sites_share_half_of_the_slots() -> None:
+    rooms = lanes(concurrency=10, per_site=10)
+    ailing = [fill(rooms, f"ailing{number}", "x1", "x2", "x3") for number in range(8)]
+    for lane in ailing:
+        taken = rooms.take(0.0)
+        assert taken is not None
+    for lane in ailing:
+        rooms.ended(lane, reached=False, trouble=TROUBLE, now=0.0)
+    assert len(turns(rooms)) == 5
+    fill(rooms, "well", *(f"w{number}" for number in range(10)))
+    assert turns(rooms) == ["w0", "w1", "w2", "w3", "w4"]
+
+
+def test_deliveries_of_one_message_wait_together_and_travel_by_the_hundred() -> None:
+    rooms = lanes(window=1000)
+    lane = rooms.lane("site")
+    rooms.add(lane, job("m", 70), "one.test")
+    rooms.add(lane, job("m", 180), "two.test")
+    sizes = []
+    while (taken := rooms.take(0.0)) is not None:
+        sizes.append(len(taken[1].deliveries))
+    assert sizes == [100, 100, 50]
+    assert lane.held == 250
+
+
+def test_flush_empties_a_lane_and_leave_frees_its_places() -> None:
+    rooms = lanes()
+    lane = fill(rooms, "site", "m1", "m2")
+    jobs = rooms.flush(lane)
+    assert [j.parcel.message_id for j in jobs] == ["m1", "m2"]
+    assert rooms.held == 2
+    rooms.leave(lane, 2)
+    assert (rooms.held, lane.held) == (0, 0)
+    assert rooms.take(0.0) is None

@@ -1,0 +1,108 @@
+"""A message as JSON: parts sorted, names decoded, bombs defused."""
+
+import base64
+import json
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from forwarder.mail.address import Path
+from forwarder.outbound.payload import message_json
+
+AT = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+
+
+def told(content: bytes) -> Any:
+    return json.loads(message_json(content, reverse_path=Path.null(), received_at=AT))
+
+
+def test_alternatives_inlines_and_attachments_are_told_apart() -> None:
+    content = (
+        b"From: =?utf-8?q?J=C3=B6rg?= <j@a.test>\r\nTo: A <a@b.test>, c@d.test\r\nSubject: =?utf-8?b?w7w=?=\r\n"
+        b"Received: one\r\nReceived: two\r\nMIME-Version: 1.0\r\n"
+        b'Content-Type: multipart/mixed; boundary="outer"\r\n\r\npreamble\r\n'
+        b"--outer\r\nContent-Type: multipart/alternative; boundary=inner\r\n\r\n"
+        b"--inner\r\nContent-Type: text/plain; charset=iso-8859-1\r\n"
+        b"Content-Transfer-Encoding: quoted-printable\r\n\r\ncaf=E9\r\n"
+        b"--inner\r\nContent-Type: text/html; charset=utf-8\r\n\r\n<p>caf\xc3\xa9</p>\r\n--inner--\r\n"
+        b"--outer\r\nContent-Type: image/png; name=dot.png\r\nContent-ID: <dot@a.test>\r\n"
+        b"Content-Disposition: inline\r\nContent-Transfer-Encoding: base64\r\n\r\nAAEC\r\n"
+        b"--outer\r\nContent-Type: application/pdf\r\n"
+        b"Content-Disposition: attachment; filename*0*=utf-8''f%C3%BC; filename*1=r.pdf\r\n"
+        b"Content-Transfer-Encoding: base64\r\n\r\nJVBE\r\nRi0=\r\n--outer--\r\nepilogue\r\n"
+    )
+    body = told(content)
+    assert body["from"] == {"name": "Jörg", "email": "j@a.test"}
+    assert body["to"] == [{"name": "A", "email": "a@b.test"}, {"name": "", "email": "c@d.test"}]
+    assert body["subject"] == "ü"
+    assert body["headers"]["Received"] == ["one", "two"]
+    assert body["headers"]["MIME-Version"] == "1.0"
+    assert body["text"] == "café"
+    assert body["html"] == "<p>café</p>"
+    assert body["timestamp"] == 1795176000
+    (inline,) = body["inlines"]
+    assert (inline["type"], inline["name"], inline["cid"]) == ("image/png", "dot.png", "dot@a.test")
+    assert base64.b64decode(inline["content"]) == b"\0\1\2"
+    (attachment,) = body["attachments"]
+    assert attachment["name"] == "für.pdf"
+    assert base64.b64decode(attachment["content"]) == b"%PDF-"
+
+
+def test_a_plain_message_has_its_text_and_nothing_else() -> None:
+    body = told(b"Subject: s\r\n\r\nhello\r\n")
+    assert (body["text"], body["html"], body["attachments"]) == ("hello\r\n", None, [])
+
+
+def test_a_text_file_attached_is_not_the_message_s_text() -> None:
+    content = (
+        b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n"
+        b"Content-Type: text/plain\r\nContent-Disposition: attachment; filename=notes.txt\r\n\r\nnotes\r\n"
+        b"--b\r\nContent-Type: text/plain\r\n\r\nthe text\r\n--b--\r\n"
+    )
+    body = told(content)
+    assert body["text"] == "the text"
+    assert body["attachments"][0]["name"] == "notes.txt"
+
+
+def test_a_boundary_that_begins_like_another_is_another() -> None:
+    content = (
+        b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n"
+        b"Content-Type: multipart/alternative; boundary=bb\r\n\r\n--bb\r\n\r\ninner\r\n--bb--\r\n\r\n--b--\r\n"
+    )
+    assert told(content)["text"] == "inner"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\r\n",
+        b"no header at all",
+        b"Content-Type: multipart/mixed; boundary=b\r\n\r\n",
+        b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b",
+        b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b--",
+        b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n--b\r\n--b--\r\n",
+        b"Content-Type: text/plain; charset=x-unknown\r\n\r\n\xff\xfe",
+        b"Content-Transfer-Encoding: base64\r\n\r\n!!!A",
+        b"From: " + b"(" * 3000 + b"\r\n\r\n",
+        b"To: " + b"a@b.test, " * 100_000 + b"\r\n\r\n",
+        b"__proto__: x\r\n__class__: y\r\n\xff\xff: z\r\n\r\n",
+        b"X: y\r\n" * 20_000 + b"\r\n",
+    ],
+)
+def test_no_bytes_are_too_strange(content: bytes) -> None:
+    assert isinstance(told(content), dict)
+
+
+def test_deep_nesting_and_many_parts_are_bounded() -> None:
+    deep = b"".join(
+        b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (level, level)
+        for level in range(1200)
+    )
+    many = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n" + b"--b\r\n\r\nx\r\n" * 10_000 + b"--b--\r\n"
+    began = time.process_time()
+    assert len(told(deep)["attachments"]) == 1
+    assert len(told(many)["attachments"]) < 600
+    assert time.process_time() - began < 1

@@ -1,0 +1,116 @@
+"""Webhooks over real HTTP: success, repetition, refusal, signature."""
+
+import hashlib
+import hmac
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from forwarder.mail.event import DeliveryKind, Transport
+from forwarder.outbound.webhook import signature
+from tests.outbound.house import CONTENT, house
+from tests.peers.webhook_server import WebhookServer
+
+
+async def test_a_message_is_posted_as_json(tmp_path: Path) -> None:
+    async with WebhookServer() as hooks, house(tmp_path) as rooms:
+        (delivery,) = await rooms.accept(hooks.url, kind=DeliveryKind.WEBHOOK)
+        events = await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
+        assert events[-1][1:] == (250, "2.0.0 HTTP 200")
+        (request,) = hooks.requests
+        assert request.headers["content-type"] == "application/json"
+        assert request.headers["x-webhook-id"] == delivery
+        body = request.json
+        assert body["from"] == {"name": "Ann", "email": "ann@origin.test"}
+        assert body["to"] == [{"name": "", "email": "alias@hosted.test"}]
+        assert body["subject"] == "hello"
+        assert body["message-id"] == "<1@origin.test>"
+        assert body["return-path"] == {"name": "", "email": "ann@origin.test"}
+        assert body["text"] == "line one\r\n.dot\r\n\r\nlast line\r\n"
+        assert body["html"] is None
+        assert body["attachments"] == body["inlines"] == []
+        assert await rooms.counts() == (0, 0)
+
+
+async def test_three_attempts_in_a_row_then_the_schedule(tmp_path: Path) -> None:
+    async with WebhookServer() as hooks, house(tmp_path, retry={"delays": ["200ms"]}) as rooms:
+        for _ in range(3):
+            hooks.answer(500, body=b"not today")
+        (delivery,) = await rooms.accept(hooks.url, kind=DeliveryKind.WEBHOOK)
+        events = await rooms.until_statuses(delivery, "QUEUED", "SOFT-BOUNCE", "DELIVERED")
+        assert len(hooks.requests) == 4
+        assert "HTTP 500" in events[1][2]
+        assert "not today" in events[1][2]
+
+
+@pytest.mark.parametrize("status", [302, 400, 404, 410, 429, 503])
+async def test_no_status_but_2xx_loses_or_ends_a_message(tmp_path: Path, status: int) -> None:
+    async with WebhookServer() as hooks, house(tmp_path) as rooms:
+        hooks.default_status = status
+        (delivery,) = await rooms.accept(hooks.url, kind=DeliveryKind.WEBHOOK)
+        await rooms.until_statuses(delivery, "QUEUED", "SOFT-BOUNCE")
+        (row,) = await rooms.waiting()
+        assert row.state == "queued"
+        assert len(hooks.requests) == 3
+
+
+async def test_a_private_address_is_blocked_for_good(tmp_path: Path) -> None:
+    outbound = {"allow_private_destinations": False}
+    async with WebhookServer() as hooks, house(tmp_path, outbound=outbound) as rooms:
+        (delivery,) = await rooms.accept(hooks.url, kind=DeliveryKind.WEBHOOK)
+        events = await rooms.until_statuses(delivery, "QUEUED", "HARD-BOUNCE")
+        assert "blocked" in events[-1][2]
+        assert hooks.connections == 0
+        assert len(await rooms.reports()) == 1  # the sender is told that the mail did not arrive
+
+
+async def test_a_post_for_a_domain_is_signed(tmp_path: Path) -> None:
+    async with WebhookServer() as hooks, house(tmp_path) as rooms:
+        rooms.webhook_keys[7] = "the key of the domain"
+        await rooms.accept(hooks.url, kind=DeliveryKind.WEBHOOK, domain_id=7)
+        (request,) = await hooks.wait_for(1)
+        seconds, v1 = request.headers["x-webhook-signature"].removeprefix("t=").split(",v1=")
+        made = hmac.new(b"the key of the domain", seconds.encode() + b"." + request.body, hashlib.sha256)
+        assert v1 == made.hexdigest()
+        assert abs(int(seconds) - datetime.now(UTC).timestamp()) < 60
+
+
+async def test_a_notification_is_posted_as_it_is_and_its_failure_makes_no_report(tmp_path: Path) -> None:
+    content = b'{"event": "DELIVERED"}'
+    async with WebhookServer() as hooks, house(tmp_path) as rooms:
+        await rooms.accept(
+            hooks.url, kind=DeliveryKind.NOTIFY, transport=Transport.REPORT, sender="", content=content
+        )
+        (request,) = await hooks.wait_for(1)
+        assert request.body == content
+        await rooms.until(lambda: rooms.dispatcher.status().held == 0)
+    (tmp_path / "second").mkdir()
+    outbound = {"allow_private_destinations": False}
+    async with WebhookServer() as hooks, house(tmp_path / "second", outbound=outbound) as rooms:
+        await rooms.accept(
+            hooks.url, kind=DeliveryKind.NOTIFY, transport=Transport.REPORT, sender="", content=content
+        )
+        await rooms.until(lambda: _empty(rooms))
+        assert await rooms.reports() == []
+
+
+async def _empty(rooms) -> bool:  # type: ignore[no-untyped-def]
+    return await rooms.counts() == (0, 0)
+
+
+async def test_mail_and_a_webhook_of_one_message_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    async with WebhookServer() as hooks, house(tmp_path, outbound={"webhook_timeout": "20s"}) as rooms:
+        (hanging,) = await rooms.accept(hooks.at("/hang"), kind=DeliveryKind.WEBHOOK)
+        (mail,) = await rooms.accept("bob@dest.test")
+        await rooms.until_statuses(mail, "QUEUED", "DELIVERED")
+        assert await rooms.statuses(hanging) == ["QUEUED"]
+        assert rooms.sink.messages[0].content.endswith(CONTENT)
+
+
+def test_the_signature_is_an_hmac_over_time_and_body() -> None:
+    # printf '1700000000.{}' | openssl dgst -sha256 -hmac key
+    now = datetime.fromtimestamp(1_700_000_000, UTC)
+    assert signature("key", b"{}", now) == (
+        "t=1700000000,v1=9d713ed406bb7076d4123f0dc2c39d2df5c654ed4b0cd56b52c8b4c940bd63ae"
+    )
