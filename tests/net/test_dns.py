@@ -48,7 +48,7 @@ async def test_each_kind_is_found(dns: DnsServer, resolver: Resolver) -> None:
     dns.set("example.test", "MX", [(20, "B.example.test"), (10, "a.example.test")])
     dns.set("a.example.test", "A", ["192.0.2.1"])
     dns.set("a.example.test", "AAAA", ["2001:db8::1"])
-    dns.set("example.test", "TXT", ["v=spf1 -all", "x" * 600])
+    dns.set("example.test", "TXT", ["x" * 600])
     dns.set("example.test", "NS", ["ns.example.test"])
     dns.set("www.example.test", "CNAME", ["a.example.test"])
     dns.set("1.2.0.192.in-addr.arpa", "PTR", ["a.example.test"])
@@ -60,9 +60,9 @@ async def test_each_kind_is_found(dns: DnsServer, resolver: Resolver) -> None:
     five_minutes = timedelta(minutes=5)
     assert await resolver.a("a.example.test") == Found(records=("192.0.2.1",), ttl=five_minutes)
     assert await resolver.addresses("a.example.test") == Found(
-        records=("2001:db8::1", "192.0.2.1", "192.0.2.2"), ttl=five_minutes
+        records=("2001:db8::1", "192.0.2.1"), ttl=five_minutes
     )
-    assert await resolver.txt("example.test") == Found(records=(b"v=spf1 -all", b"x" * 600), ttl=five_minutes)
+    assert await resolver.txt("example.test") == Found(records=(b"x" * 600,), ttl=five_minutes)
     assert await resolver.ns("example.test") == Found(records=("ns.example.test",), ttl=five_minutes)
     assert await resolver.cname("www.example.test") == Found(records=("a.example.test",), ttl=five_minutes)
     assert await resolver.ptr("192.0.2.1") == Found(records=("a.example.test",), ttl=five_minutes)

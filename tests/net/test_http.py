@@ -1,0 +1,192 @@
+"""The guarded client: where it goes, and that it goes nowhere else."""
+
+import ssl
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from forwarder.config import HostPort
+from forwarder.net.dns import Resolver
+from forwarder.net.http import Blocked, GuardedClient, Unreachable, check_url
+from forwarder.net.tls import self_signed
+from tests.peers.dns_server import DnsServer
+from tests.peers.webhook_server import WebhookServer
+
+SOON = timedelta(seconds=3)
+
+
+@pytest.fixture
+async def dns() -> AsyncIterator[DnsServer]:
+    async with DnsServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def hooks() -> AsyncIterator[WebhookServer]:
+    async with WebhookServer() as server:
+        yield server
+
+
+def resolver(dns: DnsServer) -> Resolver:
+    return Resolver([HostPort(dns.host, dns.port)], deadline=timedelta(seconds=0.5))
+
+
+@pytest.fixture
+async def client(dns: DnsServer) -> AsyncIterator[GuardedClient]:
+    it = GuardedClient(resolver(dns), allow_private=True)
+    yield it
+    await it.close()
+
+
+BLOCKED = [
+    "http://127.0.0.1/",
+    "http://[::1]/",
+    "http://[::ffff:127.0.0.1]/",
+    "http://2130706433/",
+    "http://127.1/",
+    "http://0x7f.1/",
+    "http://0177.0.0.1/",
+    "http://0/",
+    "http://169.254.169.254/latest/meta-data/",
+    "http://10.0.0.1/",
+    "http://0.0.0.0/",
+    "http://[64:ff9b::7f00:1]/",
+    "http://[fd00::1]/",
+    "http://[fe80::1%25eth0]/",
+    "http://１２７.0.0.1/",
+    "http://localhost/",
+    "http://x.localhost/",
+    "http://intranet/",
+    "http://metadata.google.internal/",
+    "http://%31%32%37.0.0.1/",
+    "http://example.com\\@127.0.0.1/",
+    "http://a@127.0.0.1/",
+    "https://exa mple.com/",
+    "https://example.com/\n",
+    "file:///etc/passwd",
+    "gopher://example.com/",
+    "ftp://example.com/",
+    "//example.com/",
+    "example.com",
+    "http://",
+    "http:///x",
+    "http://example.com:99999/",
+    "http://example.com:0/",
+    "https://example.com/" + "x" * 2048,
+]
+
+
+@pytest.mark.parametrize("url", BLOCKED)
+async def test_a_url_that_is_refused_when_saved_and_when_called(dns: DnsServer, url: str) -> None:
+    with pytest.raises(Blocked) as raised:
+        check_url(url)
+    assert str(raised.value)
+    client = GuardedClient(resolver(dns))
+    with pytest.raises(Blocked):
+        await client.post(url, b"{}", {}, SOON)
+    assert dns.queries == []
+    await client.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://hooks.example.com/x?y=1",
+        "http://example.com:8080/",
+        "https://bücher.example/",
+        "https://1.1.1.1/",
+        "https://user:password@example.com/",
+        "https://example.com/#@127.0.0.1",
+    ],
+)
+def test_a_url_that_is_fine(url: str) -> None:
+    check_url(url)
+
+
+@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["1.1.1.1", "10.0.0.1"]])
+async def test_a_name_with_a_private_address_is_refused_without_a_connection(
+    dns: DnsServer, hooks: WebhookServer, addresses: list[str]
+) -> None:
+    dns.set("hooks.example.test", "A", addresses)
+    client = GuardedClient(resolver(dns))
+    with pytest.raises(Blocked, match="private address"):
+        await client.post(f"http://hooks.example.test:{hooks.port}/", b"{}", {}, SOON)
+    assert hooks.connections == 0
+    await client.close()
+
+
+async def test_a_post_arrives(dns: DnsServer, hooks: WebhookServer, client: GuardedClient) -> None:
+    dns.set("hooks.example.test", "A", ["127.0.0.1"])
+    hooks.answer(202, body=b"thanks")
+    url = f"http://hooks.example.test:{hooks.port}/x?y=1"
+    answer = await client.post(url, b'{"a": 1}', {"Content-Type": "application/json", "X-Sign": "s"}, SOON)
+    assert answer == (202, "thanks")
+    (request,) = hooks.requests
+    assert (request.method, request.target, request.body) == ("POST", "/x?y=1", b'{"a": 1}')
+    assert request.headers["host"] == f"hooks.example.test:{hooks.port}"
+    assert request.headers["x-sign"] == "s"
+
+
+async def test_a_redirect_is_a_result_and_not_followed(hooks: WebhookServer, client: GuardedClient) -> None:
+    status, _ = await client.post(hooks.at(f"/redirect?to={hooks.url}"), b"{}", {}, SOON)
+    assert status == 302
+    assert len(hooks.requests) == 1
+
+
+@pytest.mark.parametrize("status", [200, 404, 500, 503])
+async def test_any_status_is_a_result(hooks: WebhookServer, client: GuardedClient, status: int) -> None:
+    assert (await client.post(hooks.at(f"/status/{status}"), b"{}", {}, SOON))[0] == status
+
+
+async def test_an_endless_answer_is_cut(hooks: WebhookServer, client: GuardedClient) -> None:
+    status, excerpt = await client.post(hooks.at("/endless"), b"{}", {}, SOON)
+    assert (status, excerpt) == (200, "x" * 4096)
+
+
+async def test_silence_ends_in_time(hooks: WebhookServer, client: GuardedClient) -> None:
+    with pytest.raises(Unreachable, match=r"within 0\.1 s"):
+        await client.post(hooks.at("/hang"), b"{}", {}, timedelta(seconds=0.1))
+
+
+async def test_what_another_hour_may_mend(
+    dns: DnsServer, hooks: WebhookServer, client: GuardedClient
+) -> None:
+    dns.fault("broken.example.test", "servfail")
+    for url in (
+        hooks.at("/drop"),
+        "http://broken.example.test/",
+        "http://missing.example.test/",
+        "http://127.0.0.1:1/",
+    ):
+        with pytest.raises(Unreachable):
+            await client.post(url, b"{}", {}, SOON)
+
+
+async def test_the_certificate_is_verified_for_the_name_not_the_address(
+    dns: DnsServer, tmp_path: Path
+) -> None:
+    certificate, key = self_signed(["hooks.example.test"], tmp_path)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificate, key)
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    dns.set("hooks.example.test", "A", ["127.0.0.1"])
+    dns.set("other.example.test", "A", ["127.0.0.1"])
+    async with WebhookServer(tls=server) as hooks:
+        client = GuardedClient(resolver(dns), allow_private=True, verify=trusting)
+        status, _ = await client.post(f"https://hooks.example.test:{hooks.port}/", b"{}", {}, SOON)
+        assert status == 200
+        with pytest.raises(Unreachable, match=r"(?i)certificate"):
+            await client.post(f"https://other.example.test:{hooks.port}/", b"{}", {}, SOON)
+        assert len(hooks.requests) == 1
+        await client.close()
+
+
+async def test_the_environment_names_no_proxy(
+    hooks: WebhookServer, dns: DnsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    client = GuardedClient(resolver(dns), allow_private=True)
+    assert (await client.post(hooks.url, b"{}", {}, SOON))[0] == 200
+    await client.close()
