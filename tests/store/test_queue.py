@@ -1,0 +1,359 @@
+"""The queue's verbs on both databases: what is durable, what is guarded, what leaves no trace."""
+
+import asyncio
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from forwarder.mail.event import DeliveryState, Status
+from forwarder.store import workers
+from forwarder.store.engine import Database, StoreUnavailable
+from forwarder.store.tables import deliveries, domains, events, logs, messages
+from tests.store.conftest import NOON, Stage, as_delivery, delivered, hard, soft
+
+MINUTE = timedelta(minutes=1)
+
+
+async def rows(database: Database, table: Any) -> list[Any]:
+    return list(
+        await database.read(lambda conn: conn.execute(select(table).order_by(*table.primary_key)).all())
+    )
+
+
+async def sizes(database: Database) -> tuple[int, int, int, int]:
+    """How many messages, deliveries, logs and events there are."""
+    found = [len(await rows(database, table)) for table in (messages, deliveries, logs, events)]
+    return found[0], found[1], found[2], found[3]
+
+
+async def statuses(database: Database, log_id: str) -> list[str]:
+    return [row.status for row in await rows(database, events) if row.log_id == log_id]
+
+
+async def test_an_enqueued_message_is_claimed_whole(stage: Stage) -> None:
+    worker = await stage.worker()
+    content = bytes(range(256)) * 300
+    message = stage.message("richard@dest.example", content=content, reverse_path='"a b"@hooli.example')
+    await worker.queue.enqueue(message)
+
+    [claimed] = await worker.queue.claim_due(NOON, 10)
+
+    assert claimed.id == message.deliveries[0].id
+    assert claimed.message_id == message.id
+    assert claimed.reverse_path == message.reverse_path
+    assert claimed.recipient == message.deliveries[0].recipient
+    assert (claimed.destination, claimed.destination_domain) == ("richard@dest.example", "dest.example")
+    assert (claimed.attempts, claimed.size, claimed.created_at) == (1, len(content), NOON)
+    assert claimed.next_attempt_at > NOON  # the next attempt is planned before this one begins
+    assert await worker.queue.content(message.id) == content
+    assert await worker.queue.contents([message.id, "0" * 32]) == {message.id: content}
+
+
+async def test_the_null_reverse_path_comes_back_null(stage: Stage) -> None:
+    worker = await stage.worker()
+    await worker.queue.enqueue(stage.message(reverse_path=""))
+    [claimed] = await worker.queue.claim_due(NOON, 10)
+    assert claimed.reverse_path.is_null
+
+
+async def test_logs_and_queued_events_come_with_the_message(stage: Stage) -> None:
+    worker = await stage.worker()
+    message = stage.message("a@dest.example", "b@dest.example")
+    await worker.queue.enqueue(message)
+    found = await rows(worker.database, logs)
+    assert [row.id for row in found] == sorted(d.id for d in message.deliveries)
+    assert {(row.recipient_email, row.subject, row.failed) for row in found} == {
+        ("richard@piedpiper.example", "hi", False)
+    }
+    assert [row.forward_email for row in found] == ["a@dest.example", "b@dest.example"]
+    for delivery in message.deliveries:
+        assert await statuses(worker.database, delivery.id) == ["QUEUED"]
+
+
+async def test_fresh_deliveries_are_leased_to_their_worker(stage: Stage) -> None:
+    worker, other = await stage.worker("a"), await stage.worker("b")
+    message = stage.message(leased=True, due=5 * MINUTE)
+    await worker.queue.enqueue(message)
+    assert await worker.queue.held() == {message.deliveries[0].id: 1}
+    assert await other.queue.claim_due(NOON + MINUTE, 10) == []
+    assert await worker.queue.settle(delivered(as_delivery(message)))
+    assert await sizes(worker.database) == (0, 0, 1, 2)
+    assert await statuses(worker.database, message.deliveries[0].id) == ["QUEUED", "DELIVERED"]
+
+
+async def test_a_discarded_delivery_leaves_a_log_and_nothing_to_do(stage: Stage) -> None:
+    worker = await stage.worker()
+    message = stage.message(discard=True)
+    await worker.queue.enqueue(message)
+    assert await sizes(worker.database) == (0, 0, 1, 2)
+    assert set(await statuses(worker.database, message.deliveries[0].id)) == {"QUEUED", "DELIVERED"}
+
+
+async def test_text_that_postgresql_refuses_is_stored_readable(stage: Stage) -> None:
+    worker = await stage.worker()
+    await worker.queue.enqueue(stage.message(subject="a\0b\udcffc\u20ac"))
+    [log] = await rows(worker.database, logs)
+    assert log.subject == "a\ufffdb?c\u20ac"
+
+
+async def test_the_content_stays_until_the_last_delivery_ends(stage: Stage) -> None:
+    worker = await stage.worker()
+    message = stage.message("a@dest.example", "b@dest.example", leased=True)
+    await worker.queue.enqueue(message)
+    assert await worker.queue.settle(delivered(as_delivery(message, 0)))
+    assert await worker.queue.content(message.id) == message.content
+    assert await worker.queue.settle(delivered(as_delivery(message, 1)))
+    assert await worker.queue.content(message.id) is None
+    assert await sizes(worker.database) == (0, 0, 2, 4)
+
+
+async def test_a_soft_outcome_waits_for_its_time(stage: Stage) -> None:
+    worker = await stage.worker()
+    message = stage.message(leased=True)
+    await worker.queue.enqueue(message)
+    assert await worker.queue.settle(soft(as_delivery(message), NOON + 5 * MINUTE))
+
+    assert await worker.queue.next_due_at() == NOON + 5 * MINUTE
+    assert await worker.queue.claim_due(NOON + 4 * MINUTE, 10) == []
+    [claimed] = await worker.queue.claim_due(NOON + 5 * MINUTE, 10)
+    assert claimed.attempts == 2
+    assert await worker.queue.next_due_at() is None
+    [row] = await rows(worker.database, deliveries)
+    assert row.last_reply == "4.2.1 later"
+    [log] = await rows(worker.database, logs)
+    assert log.failed
+
+
+async def test_a_hard_outcome_and_its_dsn_are_one_transaction(stage: Stage) -> None:
+    worker = await stage.worker()
+    message = stage.message(leased=True)
+    await worker.queue.enqueue(message)
+    report = stage.message("gavin@hooli.example", leased=True, reverse_path="", domain_id=None)
+    assert await worker.queue.settle(hard(as_delivery(message), report))
+    assert [row.id for row in await rows(worker.database, messages)] == [report.id]
+    assert await worker.queue.held() == {report.deliveries[0].id: 1}
+    assert await statuses(worker.database, message.deliveries[0].id) == ["QUEUED", "HARD-BOUNCE"]
+
+
+async def test_a_lost_lease_writes_nothing(stage: Stage) -> None:
+    worker, other = await stage.worker("a"), await stage.worker("b")
+    message = stage.message(leased=True)
+    await worker.queue.enqueue(message)
+    stage.now += timedelta(hours=1)
+    await workers.heartbeat(other.database, other.id, now=stage.now)
+    assert await workers.take_over(other.database, stage.now) == 1
+    [claimed] = await other.queue.claim_due(stage.now, 10)
+
+    before = await sizes(worker.database)
+    report = stage.message(reverse_path="", domain_id=None)
+    assert not await worker.queue.settle(hard(as_delivery(message), report))
+    assert not await worker.queue.settle(soft(as_delivery(message), NOON))
+    assert not await worker.queue.settle(delivered(as_delivery(message)))
+    assert not await worker.queue.release(as_delivery(message), next_attempt_at=NOON)
+    assert await sizes(worker.database) == before
+    assert await other.queue.settle(delivered(claimed))
+
+
+async def test_the_same_worker_cannot_settle_an_older_attempt(stage: Stage) -> None:
+    worker = await stage.worker()
+    message = stage.message(leased=True)
+    await worker.queue.enqueue(message)
+    first = as_delivery(message)
+    assert await worker.queue.release(first, next_attempt_at=NOON)
+    [again] = await worker.queue.claim_due(NOON, 1)
+    assert again.attempts == 1  # a lease given back unattempted is not counted
+    assert await worker.queue.settle(soft(again, NOON))
+    [third] = await worker.queue.claim_due(NOON, 1)
+    assert third.attempts == 2
+    assert not await worker.queue.settle(delivered(first))
+    assert await worker.queue.settle(delivered(third))
+
+
+async def test_settling_twice_in_one_group_counts_once(stage: Stage) -> None:
+    worker = await stage.worker()
+    message = stage.message(leased=True)
+    await worker.queue.enqueue(message)
+    one = delivered(as_delivery(message))
+    assert sorted(await worker.queue.settle_all([one, one])) == [False, True]
+    assert await statuses(worker.database, message.deliveries[0].id) == ["QUEUED", "DELIVERED"]
+
+
+async def test_lost_leases_fail_alone_within_a_group(stage: Stage) -> None:
+    worker = await stage.worker()
+    mine = [stage.message(leased=True) for _ in range(10)]
+    await asyncio.gather(*map(worker.queue.enqueue, mine))
+    lost = mine[3]
+    assert await worker.queue.give_back({lost.deliveries[0].id: 1, "0" * 32: 1}) == 1
+    took = await worker.queue.settle_all([delivered(as_delivery(message)) for message in mine])
+    assert took == [message is not lost for message in mine]
+
+
+async def test_many_in_one_group_are_all_there(stage: Stage) -> None:
+    """More than one chunk of every size, so that no row falls between two statements."""
+    worker = await stage.worker()
+    many = [stage.message(*(f"u{n}@d{m}.example" for n in range(m % 3 + 1)), leased=True) for m in range(111)]
+    await asyncio.gather(*map(worker.queue.enqueue, many))
+    wanted = {d.id for message in many for d in message.deliveries}
+    assert (await worker.queue.held()).keys() == wanted
+    assert {row.id for row in await rows(worker.database, logs)} == wanted
+    ends = [delivered(as_delivery(message, n)) for message in many for n in range(len(message.deliveries))]
+    assert all(await worker.queue.settle_all(ends))
+    assert await sizes(worker.database) == (0, 0, len(wanted), 2 * len(wanted))
+
+
+async def test_claims_take_the_oldest_and_respect_limit_and_exclusions(stage: Stage) -> None:
+    worker = await stage.worker()
+    late = stage.message("x@late.example", due=-1 * MINUTE)
+    early = stage.message("x@early.example", due=-3 * MINUTE)
+    slow = stage.message("x@slow.example", due=-9 * MINUTE)
+    future = stage.message("x@future.example", due=MINUTE)
+    for message in (late, early, slow, future):
+        await worker.queue.enqueue(message)
+    first = await worker.queue.claim_due(NOON, 1, exclude_domains={"slow.example"})
+    assert [d.destination_domain for d in first] == ["early.example"]
+    rest = await worker.queue.claim_due(NOON, 10, exclude_domains=["slow.example", "other.example"])
+    assert [d.destination_domain for d in rest] == ["late.example"]
+    assert [d.destination_domain for d in await worker.queue.claim_due(NOON, 10)] == ["slow.example"]
+
+
+async def test_four_workers_racing_claim_each_delivery_once(stage: Stage) -> None:
+    racing = [await stage.worker(name) for name in "abcd"]
+    total = 400
+    many = [stage.message(*(f"u{n}@dest.example" for n in range(10))) for _ in range(total // 10)]
+    await asyncio.gather(*map(racing[0].queue.enqueue, many))
+
+    async def race(worker: Any) -> list[str]:
+        mine: list[str] = []
+        while claimed := await worker.queue.claim_due(NOON, 7):
+            mine += [d.id for d in claimed]
+            assert all(await worker.queue.settle_all([delivered(d) for d in claimed]))
+        return mine
+
+    counted = Counter(id_ for mine in await asyncio.gather(*map(race, racing)) for id_ in mine)
+    assert len(counted) == total
+    assert set(counted.values()) == {1}
+    assert await sizes(racing[0].database) == (0, 0, total, 2 * total)
+
+
+async def test_two_workers_ending_the_last_deliveries_leave_no_content(stage: Stage) -> None:
+    one, two = await stage.worker("a"), await stage.worker("b")
+    for _ in range(20):
+        message = stage.message("a@dest.example", "b@dest.example")
+        await one.queue.enqueue(message)
+        [mine] = await one.queue.claim_due(NOON, 1)
+        [yours] = await two.queue.claim_due(NOON, 1)
+        took = await asyncio.gather(one.queue.settle(delivered(mine)), two.queue.settle(delivered(yours)))
+        assert took == [True, True]
+    assert (await sizes(one.database))[:2] == (0, 0)
+
+
+async def test_a_cancelled_caller_leaves_the_message_to_the_queue(stage: Stage) -> None:
+    worker = await stage.worker()
+    message = stage.message("a@dest.example", "b@dest.example", leased=True, due=MINUTE)
+    task = asyncio.create_task(worker.queue.enqueue(message))
+    await asyncio.sleep(0)  # the item waits in the line now
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    async def given_back() -> list[Any]:
+        while True:
+            found = await rows(worker.database, deliveries)
+            if found and all(row.state == DeliveryState.QUEUED for row in found):
+                return found
+
+    found = await asyncio.wait_for(given_back(), 10)
+    assert [row.attempts for row in found] == [0, 0]
+    assert [row.next_attempt_at for row in found] == [NOON, NOON]
+
+
+async def test_a_worker_whose_sign_of_life_is_overdue_leases_nothing(stage: Stage) -> None:
+    alive = True
+    worker = await stage.worker(alive=lambda: alive)
+    await worker.queue.enqueue(stage.message())
+    alive = False
+    with pytest.raises(StoreUnavailable):
+        await worker.queue.enqueue(stage.message(leased=True))
+    with pytest.raises(StoreUnavailable):
+        await worker.queue.claim_due(NOON, 1)
+    assert (await sizes(worker.database))[0] == 1
+
+
+async def test_an_event_of_a_domain_with_a_webhook_is_told(stage: Stage) -> None:
+    worker = await stage.worker()
+    domain_id = await worker.database.write(add_domain_with_webhook)
+    message = stage.message(leased=True, domain_id=domain_id)
+    await worker.queue.enqueue(message)
+    await worker.queue.enqueue(stage.message(leased=True, domain_id=domain_id + 1))
+    [notice] = await worker.queue.claim_due(NOON, 10)
+    assert (notice.kind, notice.destination, notice.destination_domain) == (
+        "notify",
+        "https://hooks.example/in",
+        "hooks.example",
+    )
+    content = await worker.queue.content(notice.message_id)
+    assert content is not None
+    assert b'"status": "QUEUED"' in content
+    assert message.deliveries[0].id.encode() in content
+    # its own end is no event: it would be told to the webhook again, for ever
+    assert await worker.queue.settle(delivered(notice))
+    assert await sizes(worker.database) == (2, 2, 2, 2)
+
+
+def add_domain_with_webhook(conn: Any) -> int:
+    from forwarder.store import accounts  # the directory's rooms are not this file's subject
+
+    account = accounts.create(conn, "owner@example.org", "default", NOON)
+    values = {
+        "account_id": account.id,
+        "name": "piedpiper.example",
+        "display": "piedpiper.example",
+        "webhook": "https://hooks.example/in",
+        "webhook_key": "k",
+        "dkim_selector": "s",
+        "added_at": NOON,
+    }
+    domain_id: int = conn.execute(domains.insert().values(values).returning(domains.c.id)).scalar_one()
+    return domain_id
+
+
+async def test_withdrawing_leaves_no_trace_of_what_nobody_began(stage: Stage) -> None:
+    worker = await stage.worker()
+    message = stage.message("a@dest.example", "b@dest.example", leased=True)
+    kept = stage.message(leased=True)
+    await worker.queue.enqueue(message)
+    await worker.queue.enqueue(kept)
+    worker.queue._doubt(message)
+    await worker.queue.withdraw_doubtful(0.0)
+    assert [row.id for row in await rows(worker.database, messages)] == [kept.id]
+    assert await sizes(worker.database) == (1, 1, 1, 1)
+
+
+async def test_withdrawing_spares_what_another_worker_has_begun(stage: Stage) -> None:
+    worker, other = await stage.worker("a"), await stage.worker("b")
+    message = stage.message("a@dest.example", "b@dest.example")
+    await worker.queue.enqueue(message)
+    [begun] = await other.queue.claim_due(NOON, 1)
+    worker.queue._doubt(message)
+    await worker.queue.withdraw_doubtful(0.0)
+    assert [row.id for row in await rows(worker.database, deliveries)] == [begun.id]
+    assert await other.queue.content(message.id) == message.content
+    assert await other.queue.settle(delivered(begun))
+    assert (await sizes(worker.database))[:2] == (0, 0)
+    assert await statuses(worker.database, begun.id) == [Status.QUEUED, Status.DELIVERED]
+
+
+async def test_counts_of_a_large_claim(stage: Stage) -> None:
+    worker = await stage.worker()
+    await worker.queue.enqueue(stage.message(*(f"u{n}@dest.example" for n in range(500))))
+    claimed = await worker.queue.claim_due(NOON, 1000)
+    assert len(claimed) == 500
+    leased = await worker.database.read(
+        lambda conn: conn.execute(
+            select(func.count()).select_from(deliveries).where(deliveries.c.state == "leased")
+        ).scalar_one()
+    )
+    assert leased == 500
