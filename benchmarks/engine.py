@@ -131,7 +131,7 @@ class Engine:
         self.add_aliases(DOMAIN, [*pairs, ("*", "catchall@dest.test")])
 
     def _migrate(self) -> None:
-        subprocess.run(self._command("migrate"), env=self._environment(), check=True, capture_output=True)
+        self.command("migrate")
 
     def _command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "forwarder", *words, "--config", str(self.root / "config.toml")]

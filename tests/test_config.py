@@ -253,3 +253,19 @@ def test_settings_cannot_be_changed() -> None:
     settings = Settings.model_validate({"hostname": "a"})
     with pytest.raises(ValueError, match="frozen"):
         settings.hostname = "b"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        ('["127.0.0.1:2525", "[::1]:2526"]', [("127.0.0.1", 2525), ("::1", 2526)]),
+        ("127.0.0.1:2525, [::1]:2526", [("127.0.0.1", 2525), ("::1", 2526)]),
+        ("[::1]:2526", [("::1", 2526)]),
+        ("[]", []),
+    ],
+)
+def test_a_list_in_the_environment_is_json_or_separated_by_commas(
+    text: str, hosts: list[tuple[str, int]]
+) -> None:
+    settings = load(None, {"FORWARDER_HOSTNAME": "mx.example.net", "FORWARDER_MX__LISTEN": text})
+    assert [tuple(listener) for listener in settings.mx.listen] == hosts

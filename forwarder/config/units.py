@@ -5,7 +5,9 @@ value; a ``ValueError`` says what to write instead. Nothing is guessed: a durati
 refused.
 """
 
+import json
 import re
+from contextlib import suppress
 from datetime import timedelta
 from typing import Annotated, NamedTuple
 
@@ -67,16 +69,15 @@ def parse_duration(value: object) -> timedelta:
 
 
 def split_list(value: object) -> object:
-    """Lists come from the environment as text separated by commas."""
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.strip().strip("[]").split(",") if part.strip())
-    return value
-
-
-def _listeners(value: object) -> object:
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return value
+    """Lists come from the environment as text: a JSON array, or parts separated by commas."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.startswith("["):  # perhaps "[::]:25", which is no JSON
+        with suppress(ValueError):
+            parsed = json.loads(text)
+            return tuple(parsed) if isinstance(parsed, list) else parsed
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _host_port_or_none(value: object) -> HostPort | None:
@@ -107,7 +108,7 @@ Size = Annotated[int, BeforeValidator(parse_size)]
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 Endpoint = Annotated[HostPort, BeforeValidator(parse_host_port)]
 OptionalEndpoint = Annotated[HostPort | None, BeforeValidator(_host_port_or_none)]
-Endpoints = Annotated[tuple[Endpoint, ...], BeforeValidator(_listeners)]
+Endpoints = Annotated[tuple[Endpoint, ...], BeforeValidator(split_list)]
 HostName = Annotated[str, BeforeValidator(_hostname)]
 OptionalHostName = Annotated[str, BeforeValidator(_hostname_or_empty)]
 Count = Annotated[int, Field(ge=0)]
