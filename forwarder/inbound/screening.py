@@ -100,16 +100,18 @@ class Screening:
         self, *, client_address: str, helo: str, reverse_path: Path, content: bytes
     ) -> Screened:
         """Judge one message. ``content`` is what DATA brought, before any header of ours."""
+        kept = content
         try:
             small = len(content) <= SMALL_OCTETS
             plan = await self._run(small, self._plan, content)
+            kept = plan.content
             answers, spf = await self._ask(plan, client_address, helo, reverse_path)
             small = small and len(plan.keys) <= FEW_KEYS
             results = await self._run(small, self._judge, plan, answers, spf)
             return Screened(
                 reply=verdict(results, reject=self._reject),
                 headers=authentication_results_header(self._authserv_id, results),
-                content=plan.content,
+                content=kept,
                 results=results,
             )
         except Exception:
@@ -118,7 +120,7 @@ class Screening:
             return Screened(
                 reply=None,
                 headers=authentication_results_header(self._authserv_id, Results()),
-                content=content,
+                content=kept,
             )
 
     async def _run(self, small: bool, work: Callable[..., _T], *arguments: Any) -> _T:
@@ -200,7 +202,7 @@ async def _within(limit: float, work: list[Coroutine[Any, Any, None]]) -> None:
     try:
         done, _ = await asyncio.wait(tasks, timeout=limit)
         for task in done:
-            if (error := task.exception()) is not None:
+            if not task.cancelled() and (error := task.exception()) is not None:
                 log.error("a look-up failed", exc_info=error)
     finally:
         for task in tasks:

@@ -96,10 +96,15 @@ def validate(content: bytes | Canonical, answers: Answers) -> Chain:
             check_signature(message, sets[-1].message, answers)
         except SignatureError as error:
             raise _ChainError.of(f"message signature {len(sets)}", error) from error
+        canonical = [relaxed_field(raw) for one in sets for raw in _raws(one)]
         # The newest seal first: it is the one most likely to be broken (RFC 8617 5.2 step 6).
         for count in range(len(sets), 0, -1):
+            seal = sets[count - 1].seal
+            # RFC 8617 5.1.1: every set up to this one, results before message signature before seal; this seal
+            # last and without its b=.
+            data = [*canonical[: 3 * count - 1], relaxed_field(blank_signature(seal.raw))]
             try:
-                check_octets(sets[count - 1].seal, _seal_data(sets[:count]), answers)
+                check_octets(seal, b"\r\n".join(data), answers)
             except SignatureError as error:
                 raise _ChainError.of(f"seal {count}", error) from error
     except _ChainError as error:
@@ -138,6 +143,12 @@ def seal_arc(
         chain = ChainStatus.NONE
     elif chain is ChainStatus.NONE and present:
         chain = ChainStatus.FAIL
+    before: list[bytes] = []
+    if chain is ChainStatus.PASS:
+        try:
+            before = [relaxed_field(raw) for one in _collect(message) for raw in _raws(one)]
+        except _ChainError:  # not the message that was judged
+            chain = ChainStatus.FAIL
     aar = b"ARC-Authentication-Results: i=%d; %s;\r\n\t%s\r\n" % (
         number,
         authserv_id.encode(),
@@ -160,9 +171,6 @@ def seal_arc(
         b"d=%s;" % signer.domain.encode(),
         b"s=%s;" % signer.selector.encode(),
     ]
-    before: list[bytes] = []
-    if chain is ChainStatus.PASS:
-        before = [relaxed_field(raw) for one in _collect(message) for raw in _raws(one)]
     # RFC 8617 5.1.2: a failed chain is sealed over our own set alone, since its structure cannot be trusted.
     lines = [*before, relaxed_field(aar), relaxed_field(ams), b""]
     return sealed(b"ARC-Seal", tags, b"\r\n".join(lines), signer) + ams + aar
@@ -245,11 +253,3 @@ def _sealed_as_failed(raw: bytes) -> bool:
 
 def _raws(one: _Set) -> tuple[bytes, bytes, bytes]:
     return one.results, one.message.raw, one.seal.raw
-
-
-def _seal_data(sets: Sequence[_Set]) -> bytes:
-    """RFC 8617 5.1.1: all sets from the first on, results before message signature before seal; the newest seal
-    is last and without its b=."""
-    lines = [relaxed_field(raw) for one in sets for raw in _raws(one)]
-    lines[-1] = relaxed_field(blank_signature(sets[-1].seal.raw))
-    return b"\r\n".join(lines)

@@ -293,6 +293,16 @@ async def test_a_resolver_that_breaks_refuses_nothing() -> None:
     assert b"spf=temperror" in screened.headers
 
 
+async def test_a_look_up_that_somebody_else_cancelled_is_no_answer() -> None:
+    class Cancelled(Zone):
+        async def txt(self, name: str) -> Answer[bytes]:
+            raise asyncio.CancelledError
+
+    screened = await screen(signed(), Cancelled())
+    assert screened.reply is None
+    assert b"dkim=temperror" in screened.headers
+
+
 async def test_headers_that_claim_to_be_ours_do_not_survive() -> None:
     forged = b"Authentication-Results: mx1.example.net; dmarc=pass\r\n"
     kept = b"Authentication-Results: other.example; dmarc=pass\r\n"

@@ -183,6 +183,11 @@ def test_a_chain_nobody_judged_is_not_continued() -> None:
     assert judge(unjudged(MESSAGE) + MESSAGE).status is ChainStatus.PASS
 
 
+def test_a_broken_chain_that_somebody_calls_good_is_sealed_as_failed() -> None:
+    content = altered(b"ARC-Message-Signature", lambda header: b"", chained(2))
+    assert b"cv=fail;" in seal(content, chain=ChainStatus.PASS)
+
+
 def test_a_message_signature_without_canonicalisation_means_relaxed() -> None:
     message = Canonical(MESSAGE)
     names, data = signed_fields(message)
