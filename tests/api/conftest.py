@@ -1,0 +1,39 @@
+"""Databases that hold the newest schema already, and the API on one of them."""
+
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from forwarder.store.migrations import upgrade
+from tests.api.desk import Desk
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with the newest schema, to be copied."""
+    path = tmp_path_factory.mktemp("store") / "empty.db"
+    upgrade(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def store_url(empty_store: Path, tmp_path: Path) -> str:
+    """An empty SQLite database."""
+    shutil.copy(empty_store, tmp_path / "api.db")
+    return f"sqlite:///{tmp_path / 'api.db'}"
+
+
+@pytest.fixture
+async def desk(store_url: str) -> AsyncIterator[Desk]:
+    """The API on SQLite."""
+    async with Desk(store_url) as made:
+        yield made
+
+
+@pytest.fixture
+def either_store_url(database_url: str) -> Iterator[str]:
+    """An empty database of each kind, with the newest schema."""
+    upgrade(database_url)
+    yield database_url
