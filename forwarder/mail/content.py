@@ -227,7 +227,7 @@ def _addresses(text: str) -> list[tuple[str, str | None, str]]:
     in_angle = in_quotes = False
     depth = 0
     escaped = False
-    for character in [*text, ","]:
+    for character in text:
         if escaped:
             escaped = False
         elif character == "\\" and (in_quotes or depth):
@@ -257,8 +257,12 @@ def _addresses(text: str) -> list[tuple[str, str | None, str]]:
             words.clear()  # the name of a group
             continue
         elif character in ",;" and not in_angle:
-            found.append(("".join(words), None if angle is None else "".join(angle), "".join(comments)))
+            found.append(_address(words, angle, comments))
             words, comments, angle = [], [], None
             continue
         (angle if in_angle and angle is not None else words).append(character)
-    return found
+    return [*found, _address(words, angle, comments)]
+
+
+def _address(words: list[str], angle: list[str] | None, comments: list[str]) -> tuple[str, str | None, str]:
+    return "".join(words), None if angle is None else "".join(angle), "".join(comments)

@@ -1,0 +1,262 @@
+"""Contents: hand-written heads, hostile ones, and equality with slower ways of saying the same."""
+
+import email.header
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forwarder.mail import content
+from forwarder.mail.content import ContentFault
+from forwarder.mail.words import decode_words, printable
+
+HEAD = (
+    b"Received: from a by b;\r\n Mon, 2 Mar 2026\r\n"
+    b"RECEIVED : from c by d\r\n"
+    b"From: Ann Lee <ann@example.org>\r\n"
+    b"Subject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\r\n\tund mehr\r\n"
+    b"X-Received: not counted\r\n"
+)
+
+
+def test_split() -> None:
+    head, body = content.split(HEAD + b"\r\nbody\r\n\r\nmore")
+    assert (head, bytes(body)) == (HEAD, b"body\r\n\r\nmore")
+    head, body = content.split(b"\r\nbody")
+    assert (head, bytes(body)) == (b"", b"body")
+    head, body = content.split(HEAD)
+    assert (head, bytes(body)) == (HEAD, b"")
+    head, body = content.split(HEAD + b"\r\n")
+    assert (head, bytes(body)) == (HEAD, b"")
+    assert content.split(b"")[0] == b""
+
+
+def test_headers() -> None:
+    found = content.headers(HEAD)
+    assert [header.name for header in found] == [b"received", b"received", b"from", b"subject", b"x-received"]
+    assert b"".join(header.raw for header in found) == HEAD
+    assert found[0].value == b" from a by b;\r\n Mon, 2 Mar 2026\r\n"
+    assert len(content.headers(b"a: b\r\n" * 5000)) == 2000
+
+
+def test_first_and_counts() -> None:
+    assert content.first(HEAD, b"subject") == "Grüße\\tund mehr"
+    assert content.first(HEAD, b"from") == "Ann Lee <ann@example.org>"
+    assert content.first(HEAD, b"to") is None
+    assert content.first_raw(HEAD, b"received") == b" from a by b;\r\n Mon, 2 Mar 2026\r\n"
+    assert content.count_received(HEAD) == 2
+    assert content.count_fields(b"From: a\r\nfrom : b\r\nX-From: c\r\nFrom2: d\r\n", b"from") == 2
+
+
+@pytest.mark.parametrize(
+    ("head", "fault"),
+    [
+        (HEAD.replace(b"RECEIVED :", b"Received:"), None),
+        (b"", None),
+        (b" From: x\r\n", ContentFault.FOLDED_FIRST),
+        (b"\tFrom: x\r\n", ContentFault.FOLDED_FIRST),
+        (b"From\0: x\r\n", ContentFault.NUL),
+        (b"From : x\r\n", ContentFault.NO_FIELD),
+        (b"From: x\r\nno field at all\r\nTo: y\r\n", ContentFault.NO_FIELD),
+        (b"From: x\r\n: y\r\n", ContentFault.NO_FIELD),
+        ("Fröm: x\r\n".encode(), ContentFault.NO_FIELD),
+    ],
+)
+def test_malformed_heads(head: bytes, fault: ContentFault | None) -> None:
+    assert content.malformed_head(head) is fault
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"a\nb", b"a\rb", b"\n.\r\n", b"a\r\r\nb", b"a\r\n\nb", b"\r", b"a\r\nb\r", b"\n\r", b"a\r\n\rb\n"],
+)
+def test_bare_newlines(text: bytes) -> None:
+    assert content.bare_newline(text) is ContentFault.BARE_CR_OR_LF
+    assert content.bare_newline(content.normalize_newlines(text)) is None
+
+
+def test_normalising() -> None:
+    assert content.normalize_newlines(b"a\n.\nMAIL\n.\r\nb\r.\rc") == b"a\r\n.\r\nMAIL\r\n.\r\nb\r\n.\r\nc"
+    assert content.normalize_newlines(b"a\r\nb\r\n") == b"a\r\nb\r\n"
+
+
+@given(st.binary(max_size=60).map(lambda raw: raw.replace(b"x", b"\r").replace(b"y", b"\n")))
+def test_newlines_as_a_regular_expression_would_say_it(raw: bytes) -> None:
+    bare = re.search(rb"\r(?!\n)|(?<!\r)\n", raw) is not None
+    assert (content.bare_newline(raw) is not None) is bare
+    assert content.normalize_newlines(raw) == re.sub(rb"\r\n|\r|\n", b"\r\n", raw)
+
+
+@pytest.mark.parametrize(
+    ("text", "too_long"),
+    [
+        (b"", False),
+        (b"x" * 998 + b"\r\n", False),
+        (b"x" * 999 + b"\r\n", True),
+        (b"x" * 998, False),
+        (b"x" * 999, True),
+        (b"a\r\n" + b"x" * 998 + b"\r\nb\r\n", False),
+        (b"a\r\n" + b"x" * 999 + b"\r\nb\r\n", True),
+        (b"a\r\n" * 1000 + b"x" * 1_000_000 + b"\r\n", True),
+        (b"\r\n" * 100_000, False),
+    ],
+)
+def test_long_lines(text: bytes, too_long: bool) -> None:
+    assert content.line_too_long(text) is too_long
+
+
+@given(st.lists(st.integers(0, 12), max_size=12), st.booleans())
+def test_long_lines_as_splitting_would_say_it(lengths: list[int], ended: bool) -> None:
+    text = b"\r\n".join(b"x" * length for length in lengths) + (b"\r\n" if ended else b"")
+    assert content.line_too_long(text, 8) is any(len(line) > 8 for line in text.split(b"\r\n"))
+
+
+def test_prepend() -> None:
+    assert content.prepend(b"C: 3\r\n\r\nx", b"A: 1\r\n", b"B: 2\r\n") == b"A: 1\r\nB: 2\r\nC: 3\r\n\r\nx"
+
+
+@pytest.mark.parametrize(
+    ("value", "email_", "name"),
+    [
+        (b" ann@example.org\r\n", "ann@example.org", None),
+        (b" Ann Lee <ann@example.org>\r\n", "ann@example.org", "Ann Lee"),
+        (b' "Lee, Ann" <ann@example.org>, bob@x.org', "ann@example.org", "Lee, Ann"),
+        (b" ann@example.org (Ann (the) Lee)", "ann@example.org", "Ann (the) Lee"),
+        (b" =?utf-8?b?SsO2cmc=?= <j@x.org>", "j@x.org", "Jörg"),
+        (b" =?utf-8?q?a=40evil.org=3E=2C?= <real@x.org>", "real@x.org", "a@evil.org>,"),
+        (b" friends: ann@example.org, bob@x.org;", "ann@example.org", None),
+        (b' "a\\"b" <ann@example.org>', "ann@example.org", 'a"b'),
+        (b" <ann@example.org", "ann@example.org", None),
+        (b" undisclosed-recipients:;", None, None),
+        (b" just words", None, "just words"),
+        (b" <>", None, None),
+        (b"", None, None),
+        (b" \xff\x00<a\x1b@x>", "a\\x1b@x", "\ufffd\\x00"),
+    ],
+)
+def test_mailbox(value: bytes, email_: str | None, name: str | None) -> None:
+    assert content.mailbox(value) == (email_, name)
+
+
+def test_mailboxes_are_counted() -> None:
+    assert [box[0] for box in content.mailboxes(b" a@x.org, B <b@y.org>, c@z.org")] == [
+        "a@x.org",
+        "b@y.org",
+        "c@z.org",
+    ]
+    assert len(content.mailboxes(b"a@x.org," * 100_000)) <= 1025
+
+
+BOMBS = [
+    b"From: " + b"(" * 3000 + b"\r\n",
+    b"From: " + b'"' * 30_001 + b"\r\n",
+    b"To: " + b"a@x.org, " * 100_000 + b"\r\n",
+    b"Subject: " + b"=?utf-8?q?" * 100_000 + b"\r\n",
+    b"Subject: " + b"=?utf-8?b?" + b"A" * 1_000_000 + b"?=\r\n",
+    b"Subject:" + b"\r\n " * 300_000 + b"\r\n",
+    b"X: y\r\n" * 20_000,
+    b"__proto__: 1\r\n__class__: 2\r\n" + b"n" * 1000 + b": 3\r\n",
+    b" From: x\r\n",
+    b"From\0: x\r\n",
+    b"From:\r\n \r\n \r\n",
+    b"From : x\r\n",
+    b"\xff\xfe: \x80\r\n",
+    b"\r\n",
+    b":",
+]
+
+
+@pytest.mark.parametrize("head", BOMBS)
+def test_no_head_raises_or_takes_long(head: bytes) -> None:
+    content.headers(head)
+    content.malformed_head(head)
+    content.count_received(head)
+    for name in (b"from", b"to", b"subject"):
+        shown = content.first(head, name)
+        assert shown is None or (shown.isprintable() and len(shown.encode()) <= 1024)
+        content.mailboxes(content.first_raw(head, name) or b"")
+
+
+@given(st.binary(max_size=120).map(lambda raw: raw.replace(b"\x01", b"\r\n").replace(b"\x02", b"=?utf-8?q?")))
+def test_any_octets_are_a_content(raw: bytes) -> None:
+    head, body = content.split(raw)
+    assert len(raw) - len(head) - len(body) in (0, 2)
+    assert b"".join(header.raw for header in content.headers(head)) == head
+    content.malformed_head(head)
+    for header in content.headers(head):
+        for address, name in content.mailboxes(header.value):
+            assert (address or name or "").isprintable()
+        if header.name:
+            assert (content.first(head, header.name) or "").isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "decoded"),
+    [
+        ("plain", "plain"),
+        ("=?us-ascii?q?a?=", "a"),
+        ("=?ISO-8859-1?Q?a_b=E4?= c", "a bä c"),
+        ("x =?utf-8?q?a?= =?utf-8?q?b?= y =?utf-8?q?c?=", "x ab y c"),
+        ("=?utf-8?b?w7w=?=  =?iso-8859-1?q?=FC?=", "üü"),
+        ("=?utf-8?q?=C3?= =?utf-8?q?=BC?=", "ü"),
+        ("=?utf-8*de?q?=C3=BC?=", "ü"),
+        ("=?x-unknown?q?a?= =?utf-8?q?b?=", "=?x-unknown?q?a?= b"),
+        ("=?utf-8?q?b?= =?x-unknown?q?a?= z", "b =?x-unknown?q?a?= z"),
+        ("=?utf-8?b?!!!?=", ""),
+        ("=?utf-8?b?A?=", "=?utf-8?b?A?="),
+        ("=?utf-8?q?=ZZ?=", "=ZZ"),
+        ("=?utf-8?x?a?=", "=?utf-8?x?a?="),
+        ("=?", "=?"),
+        ("=?shift_jis?b?k/qWew==?=", "日本"),
+        ("=?utf-8?q?a=0D=0ABcc:_x?=", "a\r\nBcc: x"),
+    ],
+)
+def test_encoded_words(text: str, decoded: str) -> None:
+    assert decode_words(text) == decoded
+
+
+@given(
+    st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=4),
+    st.sampled_from(["utf-8", "iso-8859-1"]),
+)
+def test_words_another_implementation_wrote(texts: list[str], charset: str) -> None:
+    text = "".join(texts).encode(charset, "ignore").decode(charset)
+    try:
+        encoded = email.header.Header(text, charset, maxlinelen=60).encode(linesep="")
+    except (UnicodeError, email.errors.HeaderParseError):
+        return
+    if "=?" in encoded and "=?" not in text:
+        assert decode_words(encoded) == text
+
+
+def test_asking_for_unknown_character_sets_leaves_no_trace() -> None:
+    import encodings
+
+    before = len(encodings._cache)  # type: ignore[attr-defined]
+    for number in range(100):
+        decode_words(f"=?x-{number}?q?a?=")
+    assert len(encodings._cache) == before  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain é", "plain é"),
+        ("a\r\nb", "a\\r\\nb"),
+        ("\x1b[2J\0", "\\x1b[2J\\x00"),
+        ("\u2028\u202e\ud800", "\\u2028\\u202e\\ud800"),
+        ("{0.__class__}%s%n", "{0.__class__}%s%n"),
+    ],
+)
+def test_printable(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+@given(st.text(max_size=200), st.integers(8, 120))
+def test_printable_is_printable_and_bounded(text: str, limit: int) -> None:
+    shown = printable(text, limit)
+    assert shown.isprintable()
+    assert len(shown.encode()) <= limit
+    if text.isprintable() and len(text.encode()) <= limit:
+        assert shown == text
