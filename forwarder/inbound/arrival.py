@@ -94,29 +94,24 @@ class Composer:
     intake: Intake
     first_delay: timedelta  # when to try again what this process leased and did not finish
 
-    def compose(
+    def deliveries(
         self,
         transaction: Transaction,
-        content: bytes,
-        seen: Facts,
         *,
-        identifier: str,
         now: datetime,
-        hostname: str,
-        signing_domain: str | None = None,
         sender_domain_id: int | None = None,
         sender_alias: str | None = None,
-    ) -> NewMessage:
-        """The message with a delivery for each recipient and destination.
+    ) -> tuple[NewDelivery, ...]:
+        """A delivery for each recipient and destination.
 
-        ``sender_…`` own the deliveries that go out to addresses that are not hosted here (submission).
+        ``sender_…`` own the deliveries that go to addresses that are not hosted here (submission).
         """
         later = now + self.first_delay
-        made: dict[tuple[str, str], NewDelivery] = {}
+        made: dict[tuple[str, str, str], NewDelivery] = {}
         for recipient in transaction.recipients:
             for target in recipient.ways:
                 destination, domain, kind = _where(target, recipient)
-                key = (recipient.path.storage(), destination)
+                key = (recipient.path.key, recipient.path.domain, destination)
                 if key in made:
                     continue
                 leased = not recipient.discarded and self.intake.lease(domain)
@@ -132,6 +127,21 @@ class Composer:
                     next_attempt_at=later if leased else now,
                     discard=recipient.discarded,
                 )
+        return tuple(made.values())
+
+    def message(
+        self,
+        transaction: Transaction,
+        deliveries: tuple[NewDelivery, ...],
+        content: bytes,
+        seen: Facts,
+        *,
+        identifier: str,
+        now: datetime,
+        hostname: str,
+        signing_domain: str | None = None,
+    ) -> NewMessage:
+        """The message; its id is younger than those of its deliveries, so that their events sort."""
         return NewMessage(
             id=identifier,
             created_at=now,
@@ -145,7 +155,7 @@ class Composer:
             subject=seen.subject,
             sender_email=seen.sender_email,
             sender_name=seen.sender_name,
-            deliveries=tuple(made.values()),
+            deliveries=deliveries,
         )
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from forwarder.inbound.screening import Screening
     from forwarder.mail.ids import IdSource
     from forwarder.mail.srs import Srs
+    from forwarder.net.dns import Resolver
     from forwarder.net.tls import ServerTls
     from forwarder.store.directory import Directory
     from forwarder.store.engine import Database
@@ -65,6 +66,7 @@ class Rooms:
     ] = ()  # whose marks in X-Forwarder-Id are our own; empty: loops are not looked for
     tls: "ServerTls | None" = None  # None: STARTTLS is not offered, submission does not listen
     screening: "Screening | None" = None  # None: nothing is looked up about the client
+    resolver: "Resolver | None" = None  # submission: which of a domain's records is missing
     clock: Callable[[], datetime] = utc_now
     region: int = 0  # this worker's place in the client table, 0 … regions - 1
     regions: int = 1  # worker processes on this machine

@@ -131,10 +131,12 @@ class MxReception:
         if refusal is not None:
             self._note_refused_message(session, transaction, seen, refusal)
             return refusal
+        deliveries = self._composer.deliveries(transaction, now=now)
         identifier = rooms.ids()
         trail = received(session, transaction, hostname=self._hostname, identifier=identifier, now=now)
-        message = self._composer.compose(
+        message = self._composer.message(
             transaction,
+            deliveries,
             contents.prepend(content, trail, added),
             seen,
             identifier=identifier,

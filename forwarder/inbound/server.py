@@ -113,10 +113,9 @@ class Server:
 
     def _make_desk(self, loop: asyncio.AbstractEventLoop) -> Desk:
         rooms, settings = self._rooms, self._rooms.settings
-        bounds = settings.mx if self.name == "mx" else settings.submission
-        table = ClientTable(
-            table_path(settings.data_dir, self.name), region=rooms.region, regions=rooms.regions
-        )
+        service, bounds = ("mx", settings.mx) if self.name == "mx" else ("submission", settings.submission)
+        path = table_path(settings.data_dir, service)
+        table = ClientTable(path, region=rooms.region, regions=rooms.regions)
         allowance = Allowance(
             in_all=bounds.connections,
             per_client=bounds.connections_per_client,

@@ -1,15 +1,28 @@
 """Servers of this room for its tests."""
 
+import shutil
+
 import pytest
 import uvloop
 
 from forwarder.net.tls import ServerTls, self_signed
-from tests.inbound import recording
+from forwarder.store import migrations
+from tests.inbound import recording, rooms
+
+
+def pytest_asyncio_loop_factories(config, item):
+    """These rooms are tested on the loop they run on."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    return self_signed(["mx.test"], tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
-def tls(tmp_path):
-    return ServerTls(*self_signed(["mx.test"], tmp_path / "tls"))
+def tls(certificate):
+    return ServerTls(*certificate)
 
 
 @pytest.fixture
@@ -26,7 +39,19 @@ async def serve(tmp_path):
         await recording.stop(listening)
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """A migrated SQLite file, to be copied."""
+    path = tmp_path_factory.mktemp("store") / "empty.db"
+    migrations.upgrade(f"sqlite:///{path}")
+    return path
 
-def pytest_asyncio_loop_factories(config, item):
-    """These rooms are tested on the loop they run on."""
-    return {"uvloop": uvloop.new_event_loop}
+
+@pytest.fixture
+async def engine(tmp_path, empty_store, tls):
+    """Real rooms on SQLite; ``await engine.start(mx={…})`` opens the listeners."""
+    path = tmp_path / "forwarder.db"
+    shutil.copy(empty_store, path)
+    engine = rooms.Engine(f"sqlite:///{path}", tmp_path, tls=tls)
+    yield engine
+    await engine.stop()

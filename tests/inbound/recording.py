@@ -78,7 +78,9 @@ class Listening:
         return self.reception.messages
 
 
-async def listen(data_dir: Path, *, tls: ServerTls | None = None, normalize: bool = False, **mx: Any) -> Listening:
+async def listen(
+    data_dir: Path, *, tls: ServerTls | None = None, normalize: bool = False, **mx: Any
+) -> Listening:
     """The dialogue as the MX would serve it, with these settings."""
     defaults = {"listen": ["127.0.0.1:0"], "connections_per_client": 0, "connections_per_minute": 0}
     settings = Settings.model_validate(

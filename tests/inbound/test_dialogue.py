@@ -300,7 +300,13 @@ async def test_commands_that_are_not_offered(serve):
         assert str(known).startswith("252 2.5.0")
         for command in (b"EXPN list", b"BDAT 10 LAST", b"ETRN x", b"TURN"):
             assert str(await client.say(command + b"\r\n")).startswith("502 5.5.1")
-        for command in (b"XCLIENT ADDR=1.2.3.4", b"PROXY TCP4 1.2.3.4 1.2.3.4 1 2", b"", b"\xff\xff", b"DATA\0"):
+        for command in (
+            b"XCLIENT ADDR=1.2.3.4",
+            b"PROXY TCP4 1.2.3.4 1.2.3.4 1 2",
+            b"",
+            b"\xff\xff",
+            b"DATA\0",
+        ):
             assert str(await client.say(command + b"\r\n")).startswith("500 5.5.2")
 
 
@@ -478,7 +484,13 @@ async def test_connections_a_minute_of_one_client(serve):
 
 async def test_any_octets_end_in_replies_or_a_close(serve):
     listening = await serve(errors=0, junk_commands=0)
-    for seed in (b"\r\n\r\n", b"\0" * 100 + b"\r\n", bytes(range(256)) * 3 + b"\r\n", b"MAIL FROM:\r\n", b"RCPT\r\n"):
+    for seed in (
+        b"\r\n\r\n",
+        b"\0" * 100 + b"\r\n",
+        bytes(range(256)) * 3 + b"\r\n",
+        b"MAIL FROM:\r\n",
+        b"RCPT\r\n",
+    ):
         async with connect(listening) as client:
             await client.send(b"EHLO x\r\n" + seed * 5 + b"QUIT\r\n")
             codes = []

@@ -1,0 +1,581 @@
+"""The MX over a real store: who is a recipient, what is stored, what the log says."""
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from forwarder.inbound import mx
+from forwarder.inbound.refusals import PER_CLIENT
+from forwarder.mail import trace
+from forwarder.mail.address import parse_address
+from forwarder.mail.event import Status
+from forwarder.mail.srs import Srs
+from forwarder.store.trouble import StoreFull, StoreUnavailable
+from tests.inbound.recording import MESSAGE
+from tests.inbound.rooms import SECRET, utc_now
+
+ALIASES = {
+    "info": "person@dest.test",
+    "two": "a@dest.test, b@other.test",
+    "hook": "https://hooks.example.org/in",
+    "(contact|support)": "desk+$1@dest.test",
+    "sales-*": "sales@dest.test",
+}
+
+
+async def hosting(engine, name="here.test", aliases=ALIASES, **sections):
+    await engine.start(**sections)
+    return await engine.host(name, aliases)
+
+
+async def test_what_an_alias_leads_to_is_stored(engine):
+    domain = await hosting(engine)
+    answers = await engine.send(b"Ann@sender.test", [b"info@here.test", b"two@HERE.test"], MESSAGE)
+    assert [answer.code for answer in answers] == [250, 250, 250, 354, 250]
+    rows = await engine.deliveries()
+    assert [(row.recipient, row.destination, row.alias) for row in rows] == [
+        ("info@here.test", "person@dest.test", "info"),
+        ("two@here.test", "a@dest.test", "two"),
+        ("two@here.test", "b@other.test", "two"),
+    ]
+    assert {(row.domain_id, row.kind, row.state, row.attempts) for row in rows} == {
+        (domain.id, "smtp", "queued", 0)
+    }
+    assert {(row.reverse_path, row.signing_domain, row.transport) for row in rows} == {
+        ("Ann@sender.test", None, "smtp")
+    }
+    [content] = await engine.contents()
+    head, own, rest = content.partition(MESSAGE)
+    assert own == MESSAGE
+    assert not rest
+    assert head.startswith(
+        b"Received: from client.test ([127.0.0.1])\r\n\tby mx.test (Forwarder) with ESMTP\r\n\tid "
+    )
+    assert b" for " not in head
+    assert answers[-1].text.removeprefix("2.0.0 queued as ").encode() in head
+
+
+async def test_one_recipient_is_named_in_received(engine):
+    await hosting(engine)
+    await engine.send(b"a@sender.test", [b"info@here.test"], MESSAGE)
+    [content] = await engine.contents()
+    assert b"\r\n\tfor <info@here.test>;\r\n\t" in content
+
+
+async def test_every_kind_of_alias(engine):
+    await hosting(engine)
+    recipients = [b"support@here.test", b"sales-eu@here.test", b"info+label@here.test", b"hook@here.test"]
+    await engine.send(b"a@sender.test", recipients, MESSAGE)
+    rows = await engine.deliveries()
+    assert [(row.destination, row.kind) for row in rows] == [
+        ("desk+support@dest.test", "smtp"),
+        ("sales@dest.test", "smtp"),
+        ("person@dest.test", "smtp"),
+        ("https://hooks.example.org/in", "webhook"),
+    ]
+
+
+async def test_the_log_shows_what_came(engine):
+    domain = await hosting(engine)
+    content = (
+        b"Message-ID: <1@sender.test>\r\nFrom: =?utf-8?q?J=C3=B6rg?= <jorg@sender.test>\r\nSubject: =?utf-8?b?4pyT?= ok"
+        b"\r\n\r\nx\r\n"
+    )
+    await engine.send(b"bounce@sender.test", [b"info@here.test"], content, hello=b"mail.sender.test")
+    [entry] = await engine.logs(domain)
+    assert entry.message_id == "<1@sender.test>"
+    assert (entry.sender_email, entry.sender_name) == ("jorg@sender.test", "Jörg")
+    assert entry.subject == "✓ ok"
+    assert entry.hostname == "mail.sender.test"
+    assert [(event.status, event.code) for event in entry.events] == [(Status.QUEUED, 250)]
+
+
+async def test_a_fresh_delivery_that_has_room_is_handed_over_leased(engine):
+    await hosting(engine)
+    engine.intake.takes = True
+    answers = await engine.send(b"a@sender.test", [b"info@here.test"], MESSAGE)
+    [row] = await engine.deliveries()
+    assert (row.state, row.attempts) == ("leased", 1)
+    [message] = engine.intake.messages
+    assert [delivery.id for delivery in message.deliveries] == [row.id]
+    assert answers[-1].text.endswith(message.id)
+    assert message.content == (await engine.contents())[0]
+
+
+async def test_the_null_reverse_path_is_stored_as_such(engine):
+    await hosting(engine)
+    await engine.send(b"", [b"info@here.test"], MESSAGE)
+    assert [row.reverse_path for row in await engine.deliveries()] == [""]
+
+
+async def test_a_domain_hosted_here_is_resolved_in_place(engine):
+    await hosting(engine)
+    await engine.host("inner.test", {"*": "info@here.test"})
+    await engine.send(b"a@sender.test", [b"anyone@inner.test"], MESSAGE)
+    assert await engine.destinations() == ["person@dest.test"]
+
+
+async def test_the_same_recipient_twice_is_one_delivery(engine):
+    await hosting(engine)
+    answers = await engine.send(b"a@sender.test", [b"info@here.test", b"INFO@here.test"], MESSAGE)
+    assert [answer.code for answer in answers] == [250, 250, 250, 354, 250]
+    assert await engine.destinations() == ["person@dest.test"]
+
+
+async def test_a_hundred_recipients_and_more(engine):
+    await engine.start(mx={"recipients": 150})
+    await engine.host("here.test", {"*": "$1@dest.test"})
+    async with engine.client() as client:
+        await client.ehlo()
+        await client.say(b"MAIL FROM:<a@sender.test>\r\n")
+        await client.send(b"".join(b"RCPT TO:<r%d@here.test>\r\n" % number for number in range(200)))
+        codes = [(await client.read()).code for _ in range(200)]
+        assert codes == [250] * 150 + [452] * 50
+        await client.say(b"DATA\r\n")
+        assert (await client.say(MESSAGE + b".\r\n")).code == 250
+    assert sorted(await engine.destinations()) == sorted(f"r{number}@dest.test" for number in range(150))
+
+
+RELAYS = [
+    b"ext@ext.test",
+    b"u%ext.test@elsewhere.test",
+    b'"u@ext.test"@elsewhere.test',
+    b"@here.test:u@ext.test",
+    b"u@ext.test@here.test",
+    b"u@[127.0.0.1]",
+    b"ext.test!u@elsewhere.test",
+    b"SRS0=abcd=AA=ext.test=u@elsewhere.test",
+]
+
+
+@pytest.mark.parametrize("path", RELAYS)
+async def test_no_relay(engine, path):
+    await hosting(engine)
+    answers = await engine.send(b"ext@ext.test", [path], MESSAGE)
+    assert str(answers[-1])[:9] in ("554 5.7.1", "501 5.1.3")
+    assert await engine.deliveries() == []
+
+
+@pytest.mark.parametrize(
+    "path", [b"u%ext.test@wild.test", b'"u@ext.test"@wild.test', b"ext.test!u@wild.test"]
+)
+async def test_a_wildcard_takes_the_local_part_as_it_is(engine, path):
+    await engine.start()
+    await engine.host("wild.test", {"*": "person@dest.test"})
+    assert (await engine.send(b"ext@ext.test", [path], MESSAGE))[-1].code == 250
+    assert await engine.destinations() == ["person@dest.test"]
+
+
+async def test_an_unknown_recipient_is_refused_and_logged(engine):
+    domain = await hosting(engine)
+    answers = await engine.send(b"a@sender.test", [b"nobody@here.test"], MESSAGE)
+    assert str(answers[-1]).startswith("550 5.1.1")
+    [entry] = await engine.logs(domain)
+    assert (entry.recipient_email, entry.alias, entry.sender_email) == (
+        "nobody@here.test",
+        None,
+        "a@sender.test",
+    )
+    [event] = entry.events
+    assert (event.status, event.code) == (Status.REFUSED, 550)
+    assert event.message.startswith("5.1.1 ")
+
+
+async def test_an_alias_made_elsewhere_a_moment_ago_is_known(engine):
+    domain = await hosting(engine)
+    await engine.send(b"a@sender.test", [b"info@here.test"], MESSAGE)  # the rule set is cached now
+    from forwarder.store import aliases
+
+    await engine.database.write(lambda conn: aliases.add(conn, domain, "fresh", "new@dest.test", utc_now()))
+    answers = await engine.send(b"a@sender.test", [b"fresh@here.test"], MESSAGE)
+    assert answers[-1].code == 250
+    assert (await engine.destinations())[-1] == "new@dest.test"
+
+
+@pytest.mark.parametrize(
+    ("code", "reply", "statuses"),
+    [
+        (550, "550 5.2.1", [Status.REFUSED]),
+        (421, "421 4.2.1", [Status.REFUSED]),
+        (250, "250 2.0.0", [Status.QUEUED, Status.DELIVERED]),
+    ],
+)
+async def test_a_disabled_alias_answers_as_its_owner_chose(engine, code, reply, statuses):
+    domain = await hosting(engine)
+    await engine.disable(domain, "info", code)
+    async with engine.client() as client:
+        await client.ehlo()
+        answers = await client.message(b"a@sender.test", [b"info@here.test"], MESSAGE)
+        assert str(answers[-1]).startswith(reply)
+        assert (await client.say(b"RSET\r\n")).code == 250  # 421 was about the address, not the session
+    assert await engine.deliveries() == []
+    assert await engine.contents() == []
+    [entry] = await engine.logs(domain)
+    assert [event.status for event in entry.events] == statuses
+    assert entry.alias == "info"
+
+
+async def test_a_dictionary_attack_is_no_write_load(engine):
+    domain = await hosting(engine, mx={"errors": 0})
+    async with engine.client() as client:
+        await client.ehlo()
+        await client.say(b"MAIL FROM:<a@sender.test>\r\n")
+        await client.send(b"".join(b"RCPT TO:<nobody%d@here.test>\r\n" % number for number in range(200)))
+        assert {(await client.read()).code for _ in range(200)} == {550}
+    assert len(await engine.logs(domain)) == PER_CLIENT
+    answers = await engine.send(b"a@sender.test", [b"nobody@here.test"], MESSAGE, local_address="127.0.0.9")
+    assert answers[-1].code == 550
+    assert len(await engine.logs(domain)) == PER_CLIENT + 1
+
+
+def returning(srs=None, at=None, sender="Ann.Lee@sender.test"):
+    srs = srs or Srs([SECRET], "mx.test")
+    return srs.forward(parse_address(sender), now=at or utc_now()).wire().encode()
+
+
+@pytest.mark.parametrize("sender", [b"", b"away@dest.test"])
+@pytest.mark.parametrize("change", [bytes, bytes.lower])
+async def test_mail_to_an_srs_address_goes_back_to_the_sender(engine, sender, change):
+    await hosting(engine)
+    answers = await engine.send(sender, [change(returning())], MESSAGE)
+    assert answers[-1].code == 250
+    [row] = await engine.deliveries()
+    assert row.destination.lower() == "ann.lee@sender.test"
+    assert (row.alias, row.domain_id, row.reverse_path) == (None, None, sender.decode())
+
+
+async def test_forged_srs_addresses_are_unknown(engine):
+    await hosting(engine)
+    good = returning()
+    hash_at = good.index(b"=") + 1
+    forged = [
+        good[:hash_at] + b"aaaaaaaa" + good[hash_at + 8 :],
+        good.replace(b"sender.test", b"victim.test"),
+        returning(at=datetime.now(UTC) - timedelta(days=25)),
+        returning(Srs([b"another secret of 20 octets or so"], "mx.test")),
+        b"SRS1=aaaaaaaa=victim.test==xxxx=AA=sender.test=a@mx.test",
+        b"SRS0=@mx.test",
+    ]
+    for path in forged:
+        assert str((await engine.send(b"", [path], MESSAGE))[-1]).startswith("550 5.1.1"), path
+    assert await engine.deliveries() == []
+
+
+async def test_an_srs_address_of_another_domain_is_an_ordinary_recipient(engine):
+    await hosting(engine)
+    path = returning().replace(b"@mx.test", b"@here.test")
+    assert str((await engine.send(b"", [path], MESSAGE))[-1]).startswith("550 5.1.1")
+
+
+async def test_the_postmaster(engine):
+    await hosting(engine, postmaster="admin@dest.test")
+    for path in (b"postmaster", b"Postmaster@mx.test"):
+        assert (await engine.send(b"", [path], MESSAGE))[-1].code == 250
+    assert await engine.destinations() == ["admin@dest.test"] * 2
+
+
+async def test_without_a_postmaster_there_is_none(engine):
+    await hosting(engine)
+    assert str((await engine.send(b"", [b"postmaster"], MESSAGE))[-1]).startswith("550 5.1.1")
+
+
+@pytest.mark.parametrize(("hops", "code"), [(50, 250), (51, 554)])
+async def test_hops(engine, hops, code):
+    domain = await hosting(engine)
+    content = b"Received: from a by b\r\n" * hops + b"Subject: round and round\r\n\r\nx\r\n"
+    answer = (await engine.send(b"a@sender.test", [b"info@here.test"], content))[-1]
+    assert answer.code == code
+    [entry] = await engine.logs(domain)
+    assert entry.subject == "round and round"
+    assert [event.status for event in entry.events] == [Status.QUEUED if code == 250 else Status.REFUSED]
+
+
+@pytest.mark.parametrize(("recipient", "code"), [(b"info@here.test", 554), (b"support@here.test", 250)])
+async def test_a_message_that_was_here_before_for_this_alias_is_going_in_circles(engine, recipient, code):
+    await hosting(engine)
+    passage = trace.Passage(delivery_id="0" * 32, mark=trace.mark(SECRET, parse_address("info@here.test")))
+    content = trace.lines([passage], None) + MESSAGE
+    answer = (await engine.send(b"a@sender.test", [recipient], content))[-1]
+    assert answer.code == code
+    assert code == 250 or answer.text.startswith("5.4.6")
+
+
+@pytest.mark.parametrize(
+    ("hello", "shown"),
+    [
+        (b"x) by trusted (", b"[127.0.0.1]"),
+        (b"a;b", b"[127.0.0.1]"),
+        (b"\x1b[31mred", b"[127.0.0.1]"),
+        (b"x\r y", b"[127.0.0.1]"),
+        (b"[192.0.2.7]", b"[192.0.2.7]"),
+        (b"Mail.Sender.Test", b"mail.sender.test"),
+        ("bücher.test".encode(), b"xn--bcher-kva.test"),
+        (b"a" * 1900, b"[127.0.0.1]"),
+    ],
+)
+async def test_what_the_client_calls_itself_ends_no_comment(engine, hello, shown):
+    domain = await hosting(engine)
+    assert (await engine.send(b"a@sender.test", [b"info@here.test"], MESSAGE, hello=hello))[-1].code == 250
+    [content] = await engine.contents()
+    assert content.startswith(b"Received: from " + shown + b" ([127.0.0.1])\r\n\tby mx.test ")
+    [entry] = await engine.logs(domain)
+    assert entry.hostname == shown.decode()
+
+
+async def test_tls_is_told_in_received(engine):
+    await hosting(engine)
+    async with engine.client() as client:
+        await client.ehlo()
+        await client.starttls()
+        answer = await client.ehlo()
+        assert "STARTTLS" not in answer.text
+        assert str(await client.say(b"STARTTLS\r\n")).startswith("503 5.5.1")
+        assert (await client.message(b"a@sender.test", [b"info@here.test"], MESSAGE))[-1].code == 250
+    [content] = await engine.contents()
+    assert b" with ESMTPS (TLSv1.3 TLS_" in content.partition(b"\r\n\tid ")[0]
+
+
+async def test_what_was_said_before_tls_is_forgotten(engine):
+    await hosting(engine)
+    async with engine.client() as client:
+        await client.ehlo()
+        await client.say(b"MAIL FROM:<before@sender.test>\r\n")
+        await client.send(b"STARTTLS\r\nMAIL FROM:<injected@sender.test>\r\n")
+        assert (await client.read()).code == 220
+        await client.handshake()
+        await client.ehlo()
+        assert str(await client.say(b"RCPT TO:<info@here.test>\r\n")).startswith("503 5.5.1")
+        assert (await client.message(b"a@sender.test", [b"info@here.test"], MESSAGE))[-1].code == 250
+    assert [row.reverse_path for row in await engine.deliveries()] == ["a@sender.test"]
+
+
+async def test_authentication_is_not_offered_here(engine):
+    await hosting(engine)
+    async with engine.client() as client:
+        assert "AUTH" not in (await client.ehlo()).text
+        assert str(await client.login("a@here.test", "secret")).startswith("503 5.5.1")
+        await client.starttls()
+        assert "AUTH" not in (await client.ehlo()).text
+        assert str(await client.login("a@here.test", "secret")).startswith("503 5.5.1")
+
+
+def bombs():
+    yield b"Subject: x\r\n\r\n" + b"".join(
+        b"Content-Type: multipart/mixed; boundary=%d\r\n\r\n--%d\r\n" % (n, n) for n in range(1200)
+    )
+    yield b"X: y\r\n" * 20_000 + b"\r\nx\r\n"
+    yield b"X: " + (b"y" * 990 + b"\r\n ") * 1000 + b"\r\n\r\nx\r\n"
+    yield b"From: " + (b"(" * 900 + b"\r\n ") * 4 + b"<a@sender.test>\r\n\r\nx\r\n"
+    yield (
+        b"To: "
+        + b"".join(b"a%d@sender.test,\r\n " % n for n in range(100_000))
+        + b"b@sender.test\r\n\r\nx\r\n"
+    )
+    yield b"__proto__: 1\r\n__class__: 2\r\n" + b"n" * 990 + b": 3\r\n\xc3\xa4: 4\r\nFrom\0: x\r\n y\r\n\r\n"
+    yield b" From: a@sender.test\r\n\r\nx\r\n"
+
+
+@pytest.mark.parametrize("content", list(bombs()), ids=range(7))
+async def test_bombs_pass_through_unchanged_and_fast(engine, content):
+    await hosting(engine)
+    started = time.process_time()
+    assert (await engine.send(b"a@sender.test", [b"info@here.test"], content))[-1].code == 250
+    assert time.process_time() - started < 1
+    assert (await engine.contents())[0].endswith(content)
+
+
+async def test_logs_hold_no_control_characters_and_are_bounded(engine):
+    domain = await hosting(engine)
+    content = (
+        b"Subject: a\x1b[31m\xe2\x80\xa8{0.__class__}%s%n"
+        + b"\r\n "
+        + (b"x" * 900 + b"\r\n ") * 10
+        + b"\r\n\r\n"
+    )
+    await engine.send(b"a@sender.test", [b"info@here.test"], content)
+    [entry] = await engine.logs(domain)
+    assert entry.subject is not None
+    assert len(entry.subject.encode()) <= 1024
+    assert entry.subject.isprintable()
+
+
+class Failing:
+    """A directory or a queue that cannot be reached."""
+
+    def __init__(self, error):
+        self.error = error
+
+    async def fail(self, *_):
+        raise self.error
+
+    rule_set = confirmed = enqueue = fail
+
+
+@pytest.mark.parametrize(
+    ("error", "reply"),
+    [
+        (StoreUnavailable(), "451 4.3.0"),
+        (StoreFull(), "452 4.3.1"),
+        (RuntimeError("host=db.internal password=hunter2"), "451 4.3.0"),
+    ],
+)
+async def test_trouble_of_the_store_is_temporary_and_tells_nothing(engine, monkeypatch, error, reply):
+    await hosting(engine)
+    failing = Failing(error)
+    async with engine.client() as client:
+        await client.ehlo()
+        await client.say(b"MAIL FROM:<a@sender.test>\r\n")
+        with monkeypatch.context() as patch:
+            patch.setattr(type(engine.rooms.directory), "rule_set", failing.fail)
+            answer = await client.say(b"RCPT TO:<info@here.test>\r\n")
+            assert str(answer).startswith(reply)
+            assert "hunter2" not in answer.text
+        assert (await client.say(b"RCPT TO:<info@here.test>\r\n")).code == 250
+        with monkeypatch.context() as patch:
+            patch.setattr(type(engine.rooms.queue), "enqueue", failing.fail)
+            await client.say(b"DATA\r\n")
+            assert str(await client.say(MESSAGE + b".\r\n")).startswith(reply)
+        assert await engine.deliveries() == []
+        answers = await client.message(b"a@sender.test", [b"info@here.test"], MESSAGE)
+        assert answers[-1].code == 250
+    assert await engine.destinations() == ["person@dest.test"]
+
+
+async def test_a_store_that_is_gone_refuses_nobody_for_good(engine):
+    await hosting(engine)
+    async with engine.client() as client:
+        await client.ehlo()
+        await client.say(b"MAIL FROM:<a@sender.test>\r\n")
+        await engine.database.close()
+        for path in (b"info@here.test", b"nobody@here.test", b"u@elsewhere.test"):
+            assert str(await client.say(b"RCPT TO:<" + path + b">\r\n")).startswith("451 4.3.0")
+
+
+async def test_a_full_disk_is_told_at_mail(engine, monkeypatch):
+    await hosting(engine)
+    async with engine.client() as client:
+        await client.ehlo()
+        with monkeypatch.context() as patch:
+            patch.setattr(mx, "has_room", lambda *_: False)
+            assert str(await client.say(b"MAIL FROM:<a@sender.test>\r\n")).startswith("452 4.3.1")
+        assert (await client.say(b"MAIL FROM:<a@sender.test>\r\n")).code == 250
+
+
+def test_room_on_the_disk_is_one_and_a_half_messages(tmp_path):
+    import shutil
+
+    free = shutil.disk_usage(tmp_path).free
+    assert mx.has_room(tmp_path, int(free / 2))
+    assert not mx.has_room(tmp_path, free)
+
+
+async def test_the_reply_waits_for_the_commit(engine, monkeypatch):
+    await hosting(engine)
+    go_on = asyncio.Event()
+    enqueue = type(engine.rooms.queue).enqueue
+
+    async def slow(queue, message):
+        await go_on.wait()
+        await enqueue(queue, message)
+
+    monkeypatch.setattr(type(engine.rooms.queue), "enqueue", slow)
+    async with engine.client() as client:
+        await client.ehlo()
+        await client.say(b"MAIL FROM:<a@sender.test>\r\n")
+        await client.say(b"RCPT TO:<info@here.test>\r\n")
+        await client.say(b"DATA\r\n")
+        await client.send(MESSAGE + b".\r\n")
+        assert await client.silent(0.1)
+        assert engine.intake.messages == []
+        go_on.set()
+        assert (await client.read()).code == 250
+    assert len(await engine.deliveries()) == 1
+    assert len(engine.intake.messages) == 1
+
+
+async def test_stopping_tells_idle_sessions_and_lets_data_finish(engine):
+    await hosting(engine)
+    async with engine.client() as idle, engine.client() as busy:
+        await busy.ehlo()
+        await busy.say(b"MAIL FROM:<a@sender.test>\r\n")
+        await busy.say(b"RCPT TO:<info@here.test>\r\n")
+        await busy.say(b"DATA\r\n")
+        await busy.send(MESSAGE)
+        draining = asyncio.create_task(engine.servers["mx"].drain(timedelta(seconds=10)))
+        assert str(await idle.read()).startswith("421 4.3.2")
+        assert await idle.closed()
+        with pytest.raises(OSError):
+            await engine.client().open()
+        assert not draining.done()
+        assert (await busy.say(b".\r\n")).code == 250
+        assert str(await busy.read()).startswith("421 4.3.2")
+        await draining
+    assert await engine.destinations() == ["person@dest.test"]
+
+
+async def test_sessions_that_outlast_the_grace_are_cut_off(engine):
+    await hosting(engine)
+    async with engine.client() as client:
+        await client.ehlo()
+        await client.say(b"MAIL FROM:<a@sender.test>\r\n")
+        await client.say(b"RCPT TO:<info@here.test>\r\n")
+        await client.say(b"DATA\r\n")
+        async with asyncio.timeout(5):
+            await engine.servers["mx"].drain(timedelta(seconds=0.2))
+        assert await client.closed()
+        assert engine.servers["mx"].sessions == 0
+
+
+def report(delivery_id, mark, *, action=b"failed"):
+    return (
+        b"From: mailer-daemon@dest.test\r\nSubject: undeliverable\r\nMIME-Version: 1.0\r\n"
+        b'Content-Type: multipart/report; report-type=delivery-status; boundary="=b"\r\n\r\n'
+        b"--=b\r\nContent-Type: text/plain\r\n\r\nSorry.\r\n"
+        b"--=b\r\nContent-Type: message/delivery-status\r\n\r\nReporting-MTA: dns; mx.dest.test\r\n\r\n"
+        b"Final-Recipient: rfc822; person@dest.test\r\nAction: " + action + b"\r\nStatus: 5.2.2\r\n"
+        b"Diagnostic-Code: smtp; 552 5.2.2 mailbox full\r\n\r\n"
+        b"--=b\r\nContent-Type: text/rfc822-headers\r\n\r\nX-Forwarder-Id: "
+        + f"{delivery_id}-{mark}".encode()
+        + b"\r\nSubject: hello\r\n\r\n--=b--\r\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipient", "action", "statuses"),
+    [
+        ("info@here.test", b"failed", [Status.QUEUED, Status.HARD_BOUNCE]),
+        ("forged@here.test", b"failed", [Status.QUEUED]),
+        ("info@here.test", b"delayed", [Status.QUEUED]),
+    ],
+)
+async def test_a_bounce_that_comes_back_finds_its_delivery(engine, recipient, action, statuses):
+    domain = await hosting(engine)
+    await engine.send(b"ann@sender.test", [b"info@here.test"], MESSAGE)
+    [row] = await engine.deliveries()
+    mark = trace.mark(SECRET, parse_address(recipient))
+    answers = await engine.send(
+        b"", [returning(sender="ann@sender.test")], report(row.id, mark, action=action)
+    )
+    assert answers[-1].code == 250
+    await engine.servers["mx"].drain(timedelta(seconds=5))
+    [entry] = await engine.logs(domain)
+    assert [event.status for event in entry.events] == statuses
+    if statuses[-1] is Status.HARD_BOUNCE:
+        assert entry.events[-1].message.startswith("5.2.2 ")
+    assert (await engine.destinations())[-1] == "ann@sender.test"  # and the report goes on to the sender
+
+
+async def test_smtputf8_is_kept(engine):
+    await engine.start()
+    await engine.host("here.test", {"*": "person@dest.test"})
+    async with engine.client() as client:
+        await client.ehlo()
+        await client.say("MAIL FROM:<ä@sender.test> SMTPUTF8\r\n".encode())
+        assert (await client.say("RCPT TO:<ö@here.test>\r\n".encode())).code == 250
+        await client.say(b"DATA\r\n")
+        assert (await client.say(MESSAGE + b".\r\n")).code == 250
+    [row] = await engine.deliveries()
+    assert (row.reverse_path, row.recipient, row.smtputf8) == ("ä@sender.test", "ö@here.test", True)
+    assert b" with UTF8SMTP\r\n" in (await engine.contents())[0]
