@@ -29,7 +29,7 @@ from forwarder.mail.schedule import RetryPolicy
 from forwarder.outbound.bounce import Bounces
 from forwarder.outbound.crew import Crew
 from forwarder.outbound.delivery import Courier
-from forwarder.outbound.lanes import Lane, Lanes
+from forwarder.outbound.lanes import Lane, Lanes, suspensions
 from forwarder.outbound.lookups import Lookups
 from forwarder.outbound.parcel import Job, Parcel
 from forwarder.outbound.route import Failure, Route, Router
@@ -73,6 +73,11 @@ class Dispatcher:
         jitter: Callable[[], float],
     ) -> None:
         outbound = settings.outbound
+        policy = RetryPolicy(
+            delays=settings.retry.delays,
+            give_up_after=settings.retry.give_up_after,
+            spread=settings.retry.spread,
+        )
         self._queue = queue
         self._clock = clock
         self._size = outbound.window
@@ -81,15 +86,12 @@ class Dispatcher:
             concurrency=outbound.concurrency,
             per_site=outbound.concurrency_per_site,
             share_all=outbound.smarthost is not None,
+            suspensions=suspensions(policy),
         )
         self._settling = Settling(
             queue,
             bounces,
-            policy=RetryPolicy(
-                delays=settings.retry.delays,
-                give_up_after=settings.retry.give_up_after,
-                spread=settings.retry.spread,
-            ),
+            policy=policy,
             hostname=settings.hostname,
             clock=clock,
             jitter=jitter,

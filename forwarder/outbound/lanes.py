@@ -9,7 +9,8 @@ other. Four bounds keep a slow or dead site from hurting the rest:
   falls back to one after trouble (RFC 5321 4.5.4.1 asks not to open many connections to a host in trouble);
 - lanes whose last attempt did not reach a host share half of the session slots, the healthy ones have all;
 - after ``_TRIP`` attempts in a row that reached nobody the lane is suspended, from 15 seconds doubling up to 10
-  minutes; whatever waits in it is handed back by ``flush`` to be settled without dialling.
+  minutes, but never for longer than a retry would wait (``suspensions``); whatever waits in it is handed back by
+  ``flush`` to be settled without dialling.
 
 What a lane has learnt is remembered after it emptied, for the last ``_REMEMBERED`` lanes.
 """
@@ -19,13 +20,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from forwarder.mail.reply import Reply
+from forwarder.mail.schedule import RetryPolicy
 from forwarder.outbound.parcel import Job
 from forwarder.store.queue import Delivery
 
 _FIRST_LIMIT = 5
 _TRIP = 3
-_FIRST_SUSPENSION = 15.0  # seconds
-_LONGEST_SUSPENSION = 600.0
+_SUSPENSIONS = (15.0, 600.0)  # seconds: the first and the longest
 _REMEMBERED = 10_000
 _JOB_LIMIT = 100  # recipients of one transaction (RFC 5321 4.5.3.1.8: every host takes as many)
 _DOMAINS_NAMED = 200  # domains of a blocked lane that a claim is asked to leave out
@@ -52,7 +53,15 @@ class Lane:
 class Lanes:
     """All lanes of a dispatcher. Times are seconds of a monotonic clock."""
 
-    def __init__(self, *, window: int, concurrency: int, per_site: int, share_all: bool) -> None:
+    def __init__(
+        self,
+        *,
+        window: int,
+        concurrency: int,
+        per_site: int,
+        share_all: bool,
+        suspensions: tuple[float, float] = _SUSPENSIONS,
+    ) -> None:
         self._window = window
         self._concurrency = concurrency
         self._per_site = min(per_site, concurrency)
@@ -66,6 +75,7 @@ class Lanes:
         self._ailing_turn = False
         self._ailing_active = 0
         self._ailing_limit = max(1, concurrency // 2)
+        self._suspensions = suspensions
         self.held = 0
         self.active = 0
 
@@ -148,7 +158,8 @@ class Lanes:
             lane.limit = max(1, lane.limit // 2) if lane.failures < _TRIP else 1
             lane.proven = False
             if lane.failures >= _TRIP:
-                length = min(_FIRST_SUSPENSION * 2.0**lane.suspensions, _LONGEST_SUSPENSION)
+                first, longest = self._suspensions
+                length = min(first * 2.0**lane.suspensions, longest)
                 if lane.suspended_until <= now:
                     lane.suspensions = min(lane.suspensions + 1, 10)
                 lane.suspended_until = now + length
@@ -216,3 +227,12 @@ class Lanes:
                 self._lanes.move_to_end(oldest.site)
                 return
             del self._lanes[oldest.site]
+
+
+def suspensions(policy: RetryPolicy) -> tuple[float, float]:
+    """The first and the longest suspension that go with a retry policy, in seconds."""
+    first, longest = _SUSPENSIONS
+    return (
+        min(first, policy.delays[0].total_seconds()),
+        min(longest, max(policy.delays).total_seconds()),
+    )

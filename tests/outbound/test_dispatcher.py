@@ -117,7 +117,8 @@ async def test_many_silent_sites_do_not_take_all_session_slots(tmp_path: Path) -
 
 
 async def test_a_site_that_cannot_be_reached_is_left_alone_for_a_while(tmp_path: Path) -> None:
-    async with house(tmp_path, outbound={"concurrency_per_site": 2}) as rooms:
+    retry = {"delays": ["1m"]}
+    async with house(tmp_path, outbound={"concurrency_per_site": 2}, retry=retry) as rooms:
         rooms.origin.play("connect", "drop")
         taken = await asyncio.gather(*(rooms.accept(f"user{number}@origin.test") for number in range(30)))
         ids = [delivery for (delivery,) in taken]

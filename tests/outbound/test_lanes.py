@@ -129,7 +129,7 @@ def test_one_success_ends_the_mistrust() -> None:
 def test_ailing_sites_share_half_of_the_slots() -> None:
     rooms = lanes(concurrency=10, per_site=10)
     ailing = [fill(rooms, f"ailing{number}", "x1", "x2", "x3") for number in range(8)]
-    for lane in ailing:
+    for _ in ailing:
         taken = rooms.take(0.0)
         assert taken is not None
     for lane in ailing:
