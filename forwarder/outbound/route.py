@@ -1,8 +1,8 @@
 """Where mail for a domain goes: MX hosts in the order to try them (RFC 5321 5.1).
 
 ``mail_hosts`` and ``usable_hosts`` decide, over answers of the DNS; ``Router`` asks and hands over. What the DNS
-cannot tell is temporary (4.4.3); what it denies is permanent: no such domain (5.1.2), null MX (5.1.10, RFC 7505),
-MX hosts without an address (5.4.4).
+cannot tell is temporary (4.4.3); what it denies is permanent: no such domain, or no host of it with an address
+(5.1.2), null MX (5.1.10, RFC 7505).
 
 Bounds: ten names are looked up and five hosts tried, six addresses each. Private addresses are left out unless the
 operator allows them, and mail whose hosts have no others is refused (5.4.4). Hosts of the same or a worse preference

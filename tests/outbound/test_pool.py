@@ -1,0 +1,212 @@
+"""Sessions kept, used again, and let go."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forwarder.config import OutboundSection
+from forwarder.mail.outcome import Fault, Stage
+from forwarder.net.smtp_client import Session, SessionFault
+from forwarder.net.tls import self_signed
+from forwarder.outbound.pool import Pool
+from forwarder.outbound.route import MxHost, Route
+from tests.peers.sink import Sink
+
+CONTENT = b"Subject: x\r\n\r\nhello\r\n"
+
+
+def make(**settings: Any) -> Pool:
+    return Pool(OutboundSection.model_validate({"command_timeout": "500ms"} | settings), hello="h.test")
+
+
+def route_to(sink: Sink, site: str = "site") -> Route:
+    return Route(site=site, hosts=(MxHost(name="mx.test", addresses=(sink.host,)),), port=sink.port)
+
+
+async def opened(pool: Pool, sink: Sink, site: str = "site") -> Session:
+    return await pool.open(route_to(sink, site), "mx.test", sink.host)
+
+
+async def deliver(session: Session) -> None:
+    answer = await session.send("a@example.com", ["b@example.test"], CONTENT)
+    assert answer.final is not None
+
+
+@pytest.fixture
+async def sink() -> AsyncIterator[Sink]:
+    async with Sink() as peer:
+        yield peer
+        assert peer.violations == []
+
+
+@pytest.fixture
+def server_tls(tmp_path: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*self_signed(["mx.test"], tmp_path))
+    return context
+
+
+async def test_a_session_is_used_again(sink: Sink) -> None:
+    pool, route = make(), route_to(sink)
+    assert pool.reuse(route) is None
+    session = await opened(pool, sink)
+    await deliver(session)
+    pool.release(route, session)
+    assert pool.idle == 1
+    again = pool.reuse(route)
+    assert again is session
+    assert pool.idle == 0
+    await deliver(session)
+    pool.release(route, session)
+    await pool.close()
+    assert (sink.connections, len(sink.messages)) == (1, 2)
+
+
+async def test_a_session_is_never_lent_twice(sink: Sink) -> None:
+    pool, route = make(), route_to(sink)
+    pool.release(route, await opened(pool, sink))
+    assert pool.reuse(route) is not None
+    assert pool.reuse(route) is None
+
+
+async def test_a_session_serves_its_own_site_only(sink: Sink) -> None:
+    pool = make()
+    pool.release(route_to(sink), await opened(pool, sink))
+    assert pool.reuse(route_to(sink, "another")) is None
+    await pool.close()
+
+
+async def test_a_worn_session_is_left_politely(sink: Sink) -> None:
+    pool, route = make(reuse_limit=2), route_to(sink)
+    session = await opened(pool, sink)
+    for _ in range(2):
+        await deliver(session)
+    pool.release(route, session)
+    assert pool.idle == 0
+    await sink.wait_closed()
+    assert sink.commands[-1] == b"QUIT"
+
+
+async def test_a_session_whose_peer_hung_up_is_not_lent(sink: Sink) -> None:
+    pool, route = make(), route_to(sink)
+    session = await opened(pool, sink)
+    pool.release(route, session)
+    await sink.close()
+    async with asyncio.timeout(5):
+        while session.usable:  # noqa: ASYNC110 - until our side has heard of it
+            await asyncio.sleep(0)
+    assert pool.reuse(route) is None
+    assert pool.idle == 0
+
+
+async def test_a_session_that_ended_in_a_fault_is_not_kept(sink: Sink) -> None:
+    pool, route = make(), route_to(sink)
+    session = await opened(pool, sink)
+    with pytest.raises(SessionFault):
+        await session.send("a@example.com", ["drop-at-rcpt@example.test"], CONTENT)
+    pool.release(route, session)
+    assert pool.idle == 0
+
+
+async def test_idle_sessions_are_left_when_their_time_is_over(sink: Sink) -> None:
+    pool, route = make(idle_timeout="50ms"), route_to(sink)
+    for session in [await opened(pool, sink) for _ in range(3)]:
+        pool.release(route, session)
+    assert pool.idle == 3
+    await sink.wait_closed(2)
+    assert pool.idle == 0
+    assert sink.commands.count(b"QUIT") == 3
+
+
+async def test_what_is_idle_is_bounded_for_a_site_and_in_all(sink: Sink) -> None:
+    pool = make(concurrency_per_site=2, concurrency=3)
+    sessions = [await opened(pool, sink) for _ in range(5)]
+    for session in sessions[:3]:
+        pool.release(route_to(sink, "one"), session)
+    assert pool.idle == 2
+    for session in sessions[3:]:
+        pool.release(route_to(sink, "two"), session)
+    assert pool.idle == 3
+    assert pool.reuse(route_to(sink, "one")) is sessions[2]  # the longest idle ones went
+    assert pool.reuse(route_to(sink, "one")) is None
+    await pool.close()
+
+
+async def test_close_says_quit_to_the_idle_and_to_those_that_come_back(sink: Sink) -> None:
+    pool, route = make(), route_to(sink)
+    lent, idle = await opened(pool, sink), await opened(pool, sink)
+    pool.release(route, idle)
+    await pool.close()
+    assert sink.commands.count(b"QUIT") == 1
+    await deliver(lent)
+    pool.release(route, lent)
+    assert pool.idle == 0
+    await sink.wait_closed()
+    assert sink.commands.count(b"QUIT") == 2
+
+
+# --- TLS
+
+
+async def test_tls_when_offered(server_tls: ssl.SSLContext) -> None:
+    async with Sink(starttls=server_tls) as sink:
+        pool = make()
+        await deliver(await opened(pool, sink))
+        assert sink.messages[0].tls
+
+
+async def test_a_failed_handshake_is_repeated_in_clear_and_remembered(server_tls: ssl.SSLContext) -> None:
+    async with Sink(starttls=server_tls) as sink:
+        sink.play("starttls", "bad-handshake", times=1)
+        pool = make()
+        session = await opened(pool, sink)
+        await deliver(session)
+        assert (sink.messages[0].tls, sink.connections) == (False, 2)
+        await opened(pool, sink)
+        assert (sink.connections, sink.handshakes) == (3, 0)  # not tried again for some minutes
+
+
+async def test_a_broken_handshake_is_forgiven_after_some_minutes(server_tls: ssl.SSLContext) -> None:
+    now = 1000.0
+    async with Sink(starttls=server_tls) as sink:
+        pool = Pool(OutboundSection(), hello="h.test", time=lambda: now)
+        sink.play("starttls", "454", times=1)
+        assert (await opened(pool, sink)).tls == ""
+        now += 599
+        assert (await opened(pool, sink)).tls == ""
+        now += 2
+        assert (await opened(pool, sink)).tls != ""
+
+
+async def test_required_tls_is_never_replaced_by_clear_text(server_tls: ssl.SSLContext) -> None:
+    async with Sink(starttls=server_tls) as sink:
+        sink.play("starttls", "bad-handshake")
+        with pytest.raises(SessionFault) as raised:
+            await opened(make(tls="required"), sink)
+        assert (raised.value.stage, raised.value.fault) == (Stage.STARTTLS, Fault.TLS)
+        assert sink.connections == 1
+
+
+async def test_octets_before_the_handshake_do_not_lead_to_clear_text(server_tls: ssl.SSLContext) -> None:
+    async with Sink(starttls=server_tls) as sink:
+        sink.play("starttls", "inject")
+        with pytest.raises(SessionFault) as raised:
+            await opened(make(), sink)
+        assert raised.value.fault is Fault.PROTOCOL
+        assert sink.connections == 1
+
+
+async def test_tls_switched_off(server_tls: ssl.SSLContext) -> None:
+    async with Sink(starttls=server_tls) as sink:
+        assert (await opened(make(tls="off"), sink)).tls == ""
+        assert b"STARTTLS" not in sink.commands
+
+
+async def test_the_address_to_dial_from(sink: Sink) -> None:
+    session = await opened(make(bind_ipv4="127.0.0.3"), sink)
+    await deliver(session)
+    assert "127.0.0.3" in sink.messages[0].client

@@ -1,0 +1,272 @@
+"""Which hosts mail for a domain is taken to, and why there is none."""
+
+import random
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from forwarder.config import HostPort, Settings
+from forwarder.net.dns import CannotTell, Found, Mx, NotFound, Resolver
+from forwarder.outbound.route import Failure, MxHost, Policy, Route, Router, mail_hosts, usable_hosts
+from tests.peers.dns_server import DnsServer
+
+OWN = "mx1.example.net"
+TTL = timedelta(minutes=1)
+POLICY = Policy(own_name=OWN)
+
+
+def mx(*records: tuple[int, str]) -> Found[Mx]:
+    return Found(records=tuple(Mx(preference=number, host=host) for number, host in records), ttl=TTL)
+
+
+def at(*addresses: str) -> Found[str]:
+    return Found(records=addresses, ttl=TTL)
+
+
+def failure(result: object) -> tuple[int, str]:
+    assert isinstance(result, Failure)
+    assert result.permanent is (result.reply.code >= 500)
+    return result.reply.code, result.reply.enhanced
+
+
+# --- decisions
+
+
+def test_names_are_grouped_by_preference() -> None:
+    answer = mx((20, "c.test"), (10, "b.test"), (10, "a.test"), (10, "a.test"))
+    assert mail_hosts("example.test", answer, own_name=OWN) == [["a.test", "b.test"], ["c.test"]]
+
+
+def test_without_mx_the_domain_is_its_own_host() -> None:
+    assert mail_hosts("example.test", NotFound(nxdomain=False), own_name=OWN) == [["example.test"]]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (NotFound(nxdomain=True), (550, "5.1.2")),
+        (CannotTell(reason="SERVFAIL"), (451, "4.4.3")),
+        (mx((0, "")), (556, "5.1.10")),
+        (mx((10, OWN)), (554, "5.4.6")),
+        (mx((10, OWN), (10, "peer.test"), (20, "worse.test")), (554, "5.4.6")),
+    ],
+)
+def test_no_names(answer: Any, expected: tuple[int, str]) -> None:
+    assert failure(mail_hosts("example.test", answer, own_name=OWN)) == expected
+
+
+def test_only_hosts_better_than_us_are_tried() -> None:
+    answer = mx((5, "best.test"), (10, OWN), (10, "peer.test"), (20, "worse.test"))
+    assert mail_hosts("example.test", answer, own_name=OWN) == [["best.test"]]
+
+
+def test_a_root_among_other_hosts_is_left_out() -> None:
+    assert mail_hosts("example.test", mx((0, ""), (10, "a.test")), own_name=OWN) == [["a.test"]]
+
+
+def test_our_own_name_without_mx_loops() -> None:
+    assert failure(mail_hosts(OWN, NotFound(nxdomain=False), own_name=OWN)) == (554, "5.4.6")
+
+
+def test_hosts_without_an_address_are_passed_over() -> None:
+    answers = {
+        "a.test": NotFound(nxdomain=True),
+        "b.test": CannotTell(reason="timeout"),
+        "c.test": at("1.1.1.1"),
+    }
+    hosts = usable_hosts("example.test", list(answers), answers, POLICY)
+    assert hosts == (MxHost(name="c.test", addresses=("1.1.1.1",)),)
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ({"a.test": NotFound(nxdomain=True), "b.test": NotFound(nxdomain=False)}, (550, "5.1.2")),
+        ({"a.test": NotFound(nxdomain=True), "b.test": CannotTell(reason="x")}, (451, "4.4.3")),
+        ({"a.test": at("127.0.0.1"), "b.test": at("10.0.0.1", "::1")}, (554, "5.4.4")),
+        ({"a.test": at("0.0.0.0")}, (554, "5.4.4")),
+        ({"a.test": at("127.0.0.1"), "b.test": CannotTell(reason="x")}, (451, "4.4.3")),
+    ],
+)
+def test_no_hosts(answers: Any, expected: tuple[int, str]) -> None:
+    assert failure(usable_hosts("example.test", list(answers), answers, POLICY)) == expected
+
+
+def test_private_addresses_are_left_out_one_by_one_unless_allowed() -> None:
+    answers = {"a.test": at("10.0.0.1", "1.1.1.1")}
+    assert usable_hosts("x.test", ["a.test"], answers, POLICY) == (
+        MxHost(name="a.test", addresses=("1.1.1.1",)),
+    )
+    allowing = Policy(own_name=OWN, private_allowed=True)
+    assert usable_hosts("x.test", ["a.test"], answers, allowing) == (
+        MxHost(name="a.test", addresses=("10.0.0.1", "1.1.1.1")),
+    )
+
+
+def test_a_host_with_our_address_is_us() -> None:
+    policy = Policy(own_name=OWN, own_addresses=frozenset({"9.9.9.9"}))
+    answers = {"a.test": at("1.1.1.1"), "b.test": at("9.9.9.9"), "c.test": at("2.2.2.2")}
+    assert usable_hosts("x.test", list(answers), answers, policy) == (
+        MxHost(name="a.test", addresses=("1.1.1.1",)),
+    )
+    assert failure(usable_hosts("x.test", ["b.test", "c.test"], answers, policy)) == (554, "5.4.6")
+
+
+def test_five_hosts_and_six_addresses_at_most() -> None:
+    answers = {f"h{number}.test": at(*(f"1.1.1.{n}" for n in range(9))) for number in range(8)}
+    hosts = usable_hosts("x.test", list(answers), answers, POLICY)
+    assert isinstance(hosts, tuple)
+    assert [host.name for host in hosts] == ["h0.test", "h1.test", "h2.test", "h3.test", "h4.test"]
+    assert all(len(host.addresses) == 6 for host in hosts)
+
+
+# --- with a DNS server
+
+
+@pytest.fixture
+async def dns() -> AsyncIterator[DnsServer]:
+    async with DnsServer() as server:
+        yield server
+
+
+def router(dns: DnsServer, *, listen: str = "127.0.0.1:0", **outbound: Any) -> Router:
+    settings = Settings.model_validate(
+        {
+            "hostname": OWN,
+            "mx": {"listen": [listen]},
+            "outbound": {"allow_private_destinations": True, "port": 2525} | outbound,
+        }
+    )
+    resolver = Resolver([HostPort(dns.host, dns.port)], deadline=timedelta(seconds=0.4))
+    return Router(resolver, settings, chance=random.Random(1))
+
+
+async def test_a_route(dns: DnsServer) -> None:
+    dns.set("example.test", "MX", [(20, "b.test"), (10, "a.test")])
+    dns.set("a.test", "A", ["127.0.0.1"])
+    dns.set("a.test", "AAAA", ["::1"])
+    dns.set("b.test", "A", ["127.0.0.2"])
+    assert await router(dns).route("example.test") == Route(
+        site="a.test b.test",
+        hosts=(
+            MxHost(name="a.test", addresses=("::1", "127.0.0.1")),
+            MxHost(name="b.test", addresses=("127.0.0.2",)),
+        ),
+        port=2525,
+    )
+
+
+async def test_domains_with_the_same_hosts_are_one_site(dns: DnsServer) -> None:
+    dns.set("a.test", "A", ["127.0.0.1"])
+    dns.set("b.test", "A", ["127.0.0.2"])
+    dns.set("one.test", "MX", [(10, "a.test"), (20, "b.test")])
+    dns.set("two.test", "MX", [(5, "b.test"), (5, "a.test")])
+    routes = [await router(dns).route(domain) for domain in ("one.test", "two.test")]
+    assert {route.site for route in routes if isinstance(route, Route)} == {"a.test b.test"}
+
+
+async def test_hosts_of_equal_preference_take_turns(dns: DnsServer) -> None:
+    dns.set("example.test", "MX", [(10, "a.test"), (10, "b.test"), (5, "best.test")])
+    for number, name in enumerate(("a.test", "b.test", "best.test"), 1):
+        dns.set(name, "A", [f"127.0.0.{number}"])
+    it = router(dns)
+    routes = [await it.route("example.test") for _ in range(20)]
+    orders = {tuple(host.name for host in route.hosts) for route in routes if isinstance(route, Route)}
+    assert orders == {("best.test", "a.test", "b.test"), ("best.test", "b.test", "a.test")}
+
+
+async def test_the_implicit_host(dns: DnsServer) -> None:
+    dns.set("example.test", "A", ["127.0.0.1"])
+    route = await router(dns).route("example.test")
+    assert isinstance(route, Route)
+    assert route.hosts == (MxHost(name="example.test", addresses=("127.0.0.1",)),)
+
+
+async def test_an_alias_for_a_domain(dns: DnsServer) -> None:
+    dns.set("www.test", "CNAME", ["example.test"])
+    dns.mail_host("example.test", "127.0.0.1")
+    route = await router(dns).route("www.test")
+    assert isinstance(route, Route)
+    assert route.site == "mx.example.test"
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [("servfail", (451, "4.4.3")), ("timeout", (451, "4.4.3")), ("loop", (451, "4.4.3"))],
+)
+async def test_what_the_dns_cannot_tell_is_temporary(
+    dns: DnsServer, fault: str, expected: tuple[int, str]
+) -> None:
+    dns.mail_host("example.test", "127.0.0.1")
+    dns.fault("example.test", fault)
+    assert failure(await router(dns).route("example.test")) == expected
+
+
+async def test_what_the_dns_denies_is_permanent(dns: DnsServer) -> None:
+    dns.set("null.test", "MX", [(0, ".")])
+    dns.set("empty.test", "TXT", ["no mail"])
+    dns.set("dangling.test", "MX", [(10, "nowhere.test")])
+    it = router(dns)
+    assert failure(await it.route("missing.test")) == (550, "5.1.2")
+    assert failure(await it.route("null.test")) == (556, "5.1.10")
+    assert failure(await it.route("empty.test")) == (550, "5.1.2")
+    assert failure(await it.route("dangling.test")) == (550, "5.1.2")
+
+
+async def test_the_next_mx_when_the_first_does_not_exist(dns: DnsServer) -> None:
+    dns.set("example.test", "MX", [(10, "nowhere.test"), (20, "b.test")])
+    dns.set("b.test", "A", ["127.0.0.2"])
+    route = await router(dns).route("example.test")
+    assert isinstance(route, Route)
+    assert [host.name for host in route.hosts] == ["b.test"]
+
+
+async def test_twenty_mx_hosts_are_not_all_tried(dns: DnsServer) -> None:
+    dns.set("example.test", "MX", [(number, f"h{number}.test") for number in range(20)])
+    for number in range(20):
+        dns.set(f"h{number}.test", "A", [f"127.0.1.{number}"])
+    route = await router(dns).route("example.test")
+    assert isinstance(route, Route)
+    assert [host.name for host in route.hosts] == ["h0.test", "h1.test", "h2.test", "h3.test", "h4.test"]
+    assert len(dns.queries) <= 21
+
+
+async def test_private_hosts_in_production(dns: DnsServer) -> None:
+    dns.mail_host("example.test", "127.0.0.1", "::1", "10.0.0.1")
+    it = router(dns, allow_private_destinations=False)
+    assert failure(await it.route("example.test")) == (554, "5.4.4")
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:2525", "127.0.0.9:2525"])
+async def test_a_host_that_is_us_under_another_name(dns: DnsServer, listen: str) -> None:
+    dns.set(OWN, "A", ["127.0.0.9"])
+    dns.mail_host("example.test", "127.0.0.9", host="alias-of-us.test")
+    assert failure(await router(dns, listen=listen).route("example.test")) == (554, "5.4.6")
+    other_port = await router(dns, listen="127.0.0.9:25").route("example.test")
+    assert isinstance(other_port, Route)  # what listens at the port we dial is not us
+
+
+@pytest.mark.parametrize("domain", ["[127.0.0.1]", "[IPv6:::1]", ""])
+async def test_address_literals_are_refused(dns: DnsServer, domain: str) -> None:
+    assert failure(await router(dns).route(domain)) == (550, "5.1.2")
+    assert dns.queries == []
+
+
+async def test_a_smarthost_takes_everything(dns: DnsServer) -> None:
+    dns.set("smart.test", "A", ["127.0.0.7"])
+    it = router(dns, smarthost="smart.test:587", allow_private_destinations=False)
+    assert await it.route("missing.test") == Route(
+        site="smarthost smart.test:587",
+        hosts=(MxHost(name="smart.test", addresses=("127.0.0.7",)),),
+        port=587,
+    )
+    literal = await router(dns, smarthost="127.0.0.1:26").route("example.test")
+    assert isinstance(literal, Route)
+    assert literal.hosts[0].addresses == ("127.0.0.1",)
+
+
+async def test_a_smarthost_that_is_missing_is_our_trouble(dns: DnsServer) -> None:
+    it = router(dns, smarthost="missing.test:25")
+    assert failure(await it.route("example.test")) == (451, "4.4.3")
