@@ -4,6 +4,7 @@
     journal      hourly: logs and events older than logs.retention go
     counters     hourly: counters whose window is over go
     changes      hourly: notices of directory changes that every cache has seen go
+    domains      every minute: the DNS of domains that are due is asked again (api.recheck)
 
 Each is guarded by a row of ``chores``: who claims it does it, and a process that dies in the middle loses the claim
 with time. All are safe to do twice. A failure of one is logged and tried again at its next turn.
@@ -16,6 +17,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from api.recheck import Recheck
 from forwarder.config import Settings
 from forwarder.store import chores, counters, directory, workers
 from forwarder.store.engine import Database, StoreUnavailable
@@ -36,7 +38,7 @@ class Chore:
     work: Callable[[datetime], Awaitable[int]]  # how many rows it changed
 
 
-def chores_of(settings: Settings, database: Database, journal: Journal) -> Sequence[Chore]:
+def chores_of(settings: Settings, database: Database, journal: Journal, recheck: Recheck) -> Sequence[Chore]:
     """What is to be done, and how often."""
 
     async def take_over(now: datetime) -> int:
@@ -58,6 +60,7 @@ def chores_of(settings: Settings, database: Database, journal: Journal) -> Seque
         Chore(name="journal", every=hour, patience=hour, work=purge_journal),
         Chore(name="counters", every=hour, patience=hour, work=purge_counters),
         Chore(name="changes", every=hour, patience=hour, work=purge_changes),
+        Chore(name="domains", every=timedelta(minutes=1), patience=hour, work=recheck.round),
     )
 
 

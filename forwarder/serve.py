@@ -30,6 +30,7 @@ import structlog
 
 from api.app import build_app
 from api.health import Health
+from api.recheck import Recheck
 from forwarder.config import HostPort, Settings
 from forwarder.domain_keys import DomainKeys
 from forwarder.failpoint import reach
@@ -173,6 +174,8 @@ class Engine:
             ids=ids,
             srs=srs,
             intake=self.dispatcher,
+            trace_secrets=keyring.srs_secrets,
+            resolver=self.resolver,
             tls=self._tls,
             screening=self._screening(),
             clock=clock,
@@ -188,10 +191,9 @@ class Engine:
                 app, listen=settings.api.listen, trusted_proxies=settings.api.trusted_proxies
             )
 
-    def _screening(self) -> Screening | None:
+    def _screening(self) -> Screening:
+        # Also with every check switched off: it takes out forged results in our name, which sealing would trust.
         wanted = self.settings.screening
-        if not (wanted.spf or wanted.dkim or wanted.dmarc):
-            return None
         return Screening(
             self.resolver,
             authserv_id=self.settings.hostname,
@@ -255,7 +257,10 @@ class Engine:
         watch.keep("directory", self.directory.follow)
         watch.keep("queue", partial(self.queue.run, self.dispatcher.holding))
         watch.keep("dispatcher", self.dispatcher.run)
-        for chore in chores_of(self.settings, self.database, self.journal):
+        recheck = Recheck(
+            self.settings, self.database, self.resolver, self.queue, ids=self._ids, clock=self._clock
+        )
+        for chore in chores_of(self.settings, self.database, self.journal, recheck):
             turns = partial(keep_house, chore, self.database, owner=self.worker_id, clock=self._clock)
             watch.keep(f"chore {chore.name}", turns)
 

@@ -1,31 +1,47 @@
-"""An alias as a person typed it -> what may be stored; the same judgement as the API's."""
+"""An alias as a person typed it, judged as the API judges it, and stored."""
 
 from typing import TYPE_CHECKING
 
-from forwarder.commands.frame import Failure
+from forwarder.commands.frame import Failure, now
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from forwarder.config import Plan
+    from forwarder.config import Plan, Settings
+    from forwarder.store.aliases import Alias
     from forwarder.store.domains import Domain
 
 
-def checked_alias(
-    conn: "Connection", domain: "Domain", pattern: str, forward: str, plan: "Plan"
-) -> tuple[str, str]:
-    """The canonical pattern and forward, or a Failure that says what to write instead."""
-    from forwarder.mail.pattern import RuleError, parse_pattern
-    from forwarder.mail.rules import parse_forward
+def store_alias(
+    conn: "Connection", domain: "Domain", pattern: str, forward: str, *, plan: "Plan", settings: "Settings"
+) -> "Alias":
+    """The alias, saved; or a Failure that says what to write instead, and nothing is saved."""
+    from api.improvmx.circles import circle
+    from forwarder.mail.rules import (
+        RuleError,
+        Url,
+        canonical_forward,
+        check_captures,
+        parse_forward,
+        parse_pattern,
+    )
+    from forwarder.net.http import Blocked, check_url
+    from forwarder.store import aliases
 
-    del conn, domain
+    private = settings.outbound.allow_private_destinations
     try:
-        canonical = parse_pattern(pattern)
-        destinations = parse_forward(forward)
-    except RuleError as error:
+        canonical = parse_pattern(pattern.strip())
+        destinations = parse_forward(forward, plain_http=private)
+        check_captures(canonical, destinations)
+        for destination in destinations:
+            if isinstance(destination, Url):
+                check_url(destination.url, allow_private=private)
+    except (RuleError, Blocked) as error:
         raise Failure(str(error)) from None
     if len(destinations) > plan.destinations:
-        raise Failure(
-            f"an alias of this account may lead to {plan.destinations} destinations, not {len(destinations)}"
-        )
-    return canonical, ",".join(str(destination) for destination in destinations)
+        count = len(destinations)
+        raise Failure(f"an alias of this account may lead to {plan.destinations} destinations, not {count}")
+    made = aliases.add(conn, domain, canonical, canonical_forward(destinations), now(), limit=plan.aliases)
+    if (found := circle(conn, domain, [made])) is not None:
+        raise Failure(found[1])
+    return made

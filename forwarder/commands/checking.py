@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from forwarder.commands.frame import AsJson, Config, answer, settings_of, store_trouble
+from forwarder.commands.frame import AsJson, Config, answer, now, settings_of, store_trouble
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from api.improvmx.check import Checked
     from forwarder.config import HostPort, Settings
-    from forwarder.mail.records import KeyRecord
     from forwarder.net.dns import Resolver
     from forwarder.store.domains import Domain
 
@@ -115,7 +115,7 @@ def _port(name: str, at: "HostPort") -> Finding:
 async def _database_and_dns(settings: "Settings") -> list[Finding]:
     import asyncio
 
-    from forwarder.mail.records import KeyRecord
+    from api.improvmx.check import look, record
     from forwarder.net.dns import Resolver
     from forwarder.node import NodeError
     from forwarder.schema import ensure_schema
@@ -138,9 +138,10 @@ async def _database_and_dns(settings: "Settings") -> list[Finding]:
         found += await _server_names(settings, resolver)
         hosted = (await database.read(lambda conn: domains.list_domains(conn)))[0]
         for domain in hosted:
-            stored = await database.read(partial(dkim_keys.list_keys, domain_id=domain.id))
-            keys = [KeyRecord(selector=key.selector, public_record=key.public_record) for key in stored]
-            found += await _domain(settings, resolver, domain, keys)
+            keys = await database.read(partial(dkim_keys.list_keys, domain_id=domain.id))
+            checked = await look(resolver, domain.name, settings.hostname, keys)
+            await record(database, domain, checked, now(), notified_at=domain.notified_at)
+            found += _domain(domain, checked)
     finally:
         await resolver.close()
         await database.close()
@@ -172,62 +173,16 @@ async def _server_names(settings: "Settings", resolver: "Resolver") -> list[Find
     return found
 
 
-async def _domain(
-    settings: "Settings", resolver: "Resolver", domain: "Domain", keys: "list[KeyRecord]"
-) -> list[Finding]:
-    """MX, SPF, DKIM and DMARC of one hosted domain."""
-    from forwarder.mail.records import (
-        dkim_name,
-        dmarc_records,
-        mx_is_ours,
-        records_to_publish,
-        same_key,
-        spf_includes,
-        spf_records,
-    )
-    from forwarder.net.dns import CannotTell, Found
-
+def _domain(domain: "Domain", checked: "Checked") -> list[Finding]:
+    """MX, SPF, DKIM and DMARC of one hosted domain; only a wrong MX keeps mail away."""
+    named = [("MX", checked.mx), ("SPF", checked.spf), ("DMARC", checked.dmarc)]
+    named += [(f"DKIM {number}", key) for number, key in enumerate(checked.dkim, start=1)]
     found: list[Finding] = []
-    wanted = {
-        record.purpose: record
-        for record in records_to_publish(domain.name, settings.hostname, keys, as_txt=True)
-    }
-
-    def say(what: str, fine: bool, answer: object, *, advice: bool = False) -> None:
-        about, record = f"{domain.display} {what}", wanted[what.lower()]
-        if fine:
+    for what, seen in named:
+        about = f"{domain.display} {what}"
+        if seen.valid:
             found.append(Finding(about=about, grade=Grade.FINE, text="is right"))
-            return
-        grade = Grade.ADVICE if advice or isinstance(answer, CannotTell) else Grade.WRONG
-        if isinstance(answer, CannotTell):
-            text = f"cannot be asked now ({answer.reason})"
         else:
-            priority = f"{record.priority} " if record.priority is not None else ""
-            text = f"is missing or different; add {record.name} {record.kind} {priority}{record.value}"
-        found.append(Finding(about=about, grade=grade, text=text))
-
-    mx = await resolver.mx(domain.name)
-    hosts = [(record.preference, record.host) for record in mx.records] if isinstance(mx, Found) else []
-    say("MX", mx_is_ours(hosts, settings.hostname), mx)
-    spf = await resolver.txt(domain.name)
-    records = spf_records(_texts(spf))
-    say("SPF", len(records) == 1 and spf_includes(records[0], settings.hostname), spf, advice=True)
-    for number, key in enumerate(keys, start=1):
-        answer = await resolver.txt(dkim_name(domain.name, key.selector))
-        say(
-            f"DKIM{number}",
-            any(same_key(text, key.public_record) for text in _texts(answer)),
-            answer,
-            advice=True,
-        )
-    dmarc = await resolver.txt(f"_dmarc.{domain.name}")
-    say("DMARC", bool(dmarc_records(_texts(dmarc))), dmarc, advice=True)
+            grade = Grade.WRONG if what == "MX" and seen.valid is False else Grade.ADVICE
+            found.append(Finding(about=about, grade=grade, text=seen.advice or "could not be asked now"))
     return found
-
-
-def _texts(answer: object) -> list[str]:
-    from forwarder.net.dns import Found
-
-    return (
-        [record.decode("utf-8", "replace") for record in answer.records] if isinstance(answer, Found) else []
-    )

@@ -118,14 +118,12 @@ def add_alias(
     as_json: AsJson = False,
 ) -> None:
     """Add an alias: mail for ALIAS at DOMAIN goes to FORWARD."""
-    from forwarder.commands.checked_alias import checked_alias
-    from forwarder.store import aliases
+    from forwarder.commands.checked_alias import store_alias
 
     def add(conn: "Connection", settings: "Settings") -> Any:
         hosted = domain_named(conn, domain)
         _, plan = owner_of(conn, hosted, settings)
-        canonical, leads_to = checked_alias(conn, hosted, pattern, forward, plan)
-        return aliases.add(conn, hosted, canonical, leads_to, now(), limit=plan.aliases)
+        return store_alias(conn, hosted, pattern, forward, plan=plan, settings=settings)
 
     made = write(config, add)
     answer(
