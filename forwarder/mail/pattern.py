@@ -100,7 +100,7 @@ def _check_local(pattern: str) -> None:
     except AddressError:
         raise RuleError(
             "an alias holds only what may stand before the @ of an address: letters, digits, dots between them and "
-            f"any of !#%&'+-/=?_`~, at most {MAX_LOCAL} in all"
+            f"any of !#%&'+-/=?_`~, at most {MAX_LOCAL} in all; a regular expression is put in parentheses"
         ) from None
 
 

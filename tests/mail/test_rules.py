@@ -1,0 +1,630 @@
+"""Aliases: what may be written, which one answers, and where everything ends."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forwarder.mail.address import Path, parse_address
+from forwarder.mail.pattern import RegexTable, star_match
+from forwarder.mail.rules import (
+    UNKNOWN,
+    Alias,
+    AliasKind,
+    Expansion,
+    Match,
+    RuleError,
+    RuleSet,
+    Trouble,
+    Url,
+    canonical_forward,
+    check_cycles,
+    classify,
+    drive,
+    expand,
+    parse_alias,
+    parse_forward,
+    parse_pattern,
+    refusal,
+)
+
+K = AliasKind
+
+
+def rule_set(
+    *pairs: tuple[str, str], domain: str = "d.org", domain_id: int = 7, disabled: int = 0
+) -> RuleSet:
+    aliases = [
+        Alias.stored(number, parse_pattern(pattern), forward, not disabled, disabled or 550)
+        for number, (pattern, forward) in enumerate(pairs, 1)
+    ]
+    return RuleSet(domain, domain_id, 1, aliases)
+
+
+def answer(rules: RuleSet, local: str) -> tuple[str, tuple[str, ...]] | None:
+    match = rules.resolve(local)
+    if not isinstance(match, Match):
+        assert match is UNKNOWN
+        return None
+    return match.alias.pattern, tuple(map(str, match.destinations))
+
+
+# --- the left side ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical", "kind"),
+    [
+        ("Richard", "richard", K.EXACT),
+        ("  info ", "info", K.EXACT),
+        ("first.last+label", "first.last+label", K.EXACT),
+        ("JÖRG", "jörg", K.EXACT),
+        ("*", "*", K.CATCH_ALL),
+        ("Sales-*", "sales-*", K.WILDCARD),
+        ("*-eu", "*-eu", K.WILDCARD),
+        ("a*b*c", "a*b*c", K.WILDCARD),
+        ("(Contact|Support)", "(Contact|Support)", K.REGEX),
+        ("^info$", "^info$", K.REGEX),
+        ("[a-z]{1,64}", "[a-z]{1,64}", K.REGEX),
+        ("a\\.b", "a\\.b", K.REGEX),
+        ("x{1000}", "x{1000}", K.REGEX),
+        ("(?P<who>.+)-(.+)", "(?P<who>.+)-(.+)", K.REGEX),
+    ],
+)
+def test_patterns(text: str, canonical: str, kind: AliasKind) -> None:
+    assert parse_pattern(text) == canonical
+    assert classify(canonical) is kind
+    assert parse_pattern(canonical) == canonical
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "empty"),
+        ("   ", "empty"),
+        ("a" * 151, "150"),
+        ("(" + "a" * 150 + ")", "150"),
+        ("a" * 65, "64"),
+        ("a@d.org", "before the @"),
+        ("a b", "letters"),
+        ("..", "letters"),
+        (".a", "letters"),
+        ("a..b", "letters"),
+        ("a**b", "two *"),
+        ("<a>", "letters"),
+        ("a,b", "letters"),
+        ("a;b", "letters"),
+        ("a\r\nb", "control"),
+        ("a\0b", "control"),
+        ("a\u2028b", "control"),
+        ("a\ud800b", "control"),
+        ("(?=x)", "look-around"),
+        ("(?!x)", "look-around"),
+        ("(?<=x)y", "look-around"),
+        ("(?P<x)y", "named group"),
+        (".*", "parentheses"),
+        ("(.)\\1", "back-references"),
+        ("(x{1,1000}){1,1000}", "1,000"),
+        ("x{1001}", "1,000"),
+        ("\\C", "\\C"),
+        ("a\\\\\\Cb", "\\C"),
+        ("(", "parenthesis"),
+        (")", "parenthesis"),
+        ("[", "bracket"),
+        ("a\\", "backslash"),
+        ("(" * 75 + ")" * 74, "parenthesis"),
+        ("(a" + "a" * 70_000 + ")", "150"),
+        ("(**)", "repetition"),
+        ("[b-a]", "class"),
+    ],
+)
+def test_patterns_refused_with_a_sentence(text: str, word: str) -> None:
+    with pytest.raises(RuleError) as caught:
+        parse_pattern(text)
+    assert word in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_an_escaped_backslash_before_a_c_is_harmless() -> None:
+    assert parse_pattern("a\\\\Cb") == "a\\\\Cb"
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_pattern_or_a_rule_error(text: str) -> None:
+    try:
+        canonical = parse_pattern(text)
+    except RuleError as error:
+        assert str(error)  # noqa: PT017
+        return
+    assert parse_pattern(canonical) == canonical
+
+
+# --- the right side --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("Bob@Gmail.Com", "Bob@gmail.com"),
+        ("a@x.org, b@y.org ,a@X.org", "a@x.org,b@y.org"),
+        ("a@bücher.example", "a@xn--bcher-kva.example"),
+        ("$1@x.org", "$1@x.org"),
+        ("${name}+$2@X.org", "${name}+$2@x.org"),
+        ("me@$1.Example.com", "me@$1.example.com"),
+        ("$money@x.org", "$money@x.org"),
+        ("HTTPS://Hooks.Example.org/A?b=C", "https://hooks.example.org/A?b=C"),
+        ("https://x.org", "https://x.org"),
+        ("https://x.org:8443/$1", "https://x.org:8443/$1"),
+        ("https://[2001:DB8::1]/x", "https://[2001:db8::1]/x"),
+        ("https://bücher.example/x", "https://xn--bcher-kva.example/x"),
+    ],
+)
+def test_forwards(text: str, canonical: str) -> None:
+    destinations = parse_forward(text)
+    assert canonical_forward(destinations) == canonical
+    assert parse_forward(canonical) == destinations
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ",",
+        "a@x.org,",
+        "a@x.org,,b@y.org",
+        "a",
+        "<x@evil.org>@y.org",
+        "a;b@y.org",
+        "a(b@evil.org)@y.org",
+        '"a\r b"@y.org',
+        "a@x.org\r\nb@y.org",
+        "a@x.org\0",
+        "a@x.org\u2028",
+        "a\ud800@x.org",
+        "a@x.org b@y.org",
+        "$1@$2",
+        "a@$1",
+        "a@$1.org",
+        "a@x.$1",
+        "a@b.$1.$2.org",
+        "http://x.org/",
+        "ftp://x.org/",
+        "file:///etc/passwd",
+        "gopher://x.org/",
+        "https://",
+        "https:///x",
+        "https://u:p@x.org/",
+        "https://x.org@127.0.0.1/",
+        "https://x.org:0/",
+        "https://x.org:99999/",
+        "https://x.org:/",
+        "https://x.org/a b",
+        "https://x.org/\r\nHost: y",
+        "https://x.org/\\y",
+        "https://x.org/#part",
+        "https://x.org/ü",
+        "https://2130706433/",
+        "https://127.1/",
+        "https://[fe80::1%25eth0]/",
+        "https://[::1",
+        "https://x_y.org/",
+        "https://x.org/" + "a" * 2048,
+        "x" * 1_000_000,
+    ],
+)
+def test_forwards_refused_with_a_sentence(text: str) -> None:
+    with pytest.raises(RuleError) as caught:
+        parse_forward(text)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
+def test_plain_http_where_it_is_allowed() -> None:
+    assert parse_forward("http://x.org/", plain_http=True) == (Url(url="http://x.org/", host="x.org"),)
+
+
+def test_at_most_a_thousand_destinations() -> None:
+    assert len(parse_forward(",".join(f"u{number}@x.org" for number in range(1000)))) == 1000
+    with pytest.raises(RuleError, match="1,000"):
+        parse_forward(",".join(f"u{number}@x.org" for number in range(1001)))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "forward", "good"),
+    [
+        ("(a)-(b)", "$1-$2@x.org", True),
+        ("(a)-(b)", "$3@x.org", False),
+        ("(?P<n>a)", "${n}@x.org", True),
+        ("(?P<n>a)", "${m}@x.org", False),
+        ("sales-*", "$1@x.org", True),
+        ("*", "$1@x.org", True),
+        ("sales-*", "$2@x.org", False),
+        ("exact", "$1@x.org", False),
+        ("exact", "https://x.org/$1", True),
+    ],
+)
+def test_a_forward_asks_only_for_what_its_pattern_captures(pattern: str, forward: str, good: bool) -> None:
+    if good:
+        assert parse_alias(pattern, forward)[0] == pattern
+    else:
+        with pytest.raises(RuleError, match="does not capture"):
+            parse_alias(pattern, forward)
+
+
+# --- which one answers -----------------------------------------------------------------------------------------
+
+
+def test_the_order_of_kinds() -> None:
+    rules = rule_set(
+        ("*", "all@x.org"),
+        ("sales-*", "short@x.org"),
+        ("sales-e*", "long@x.org"),
+        ("(sales-eu|info.*)", "first@x.org"),
+        ("(sales-eu.*)", "second@x.org"),
+        ("info", "exact@x.org"),
+        ("info+special", "special@x.org"),
+    )
+    assert answer(rules, "INFO") == ("info", ("exact@x.org",))
+    assert answer(rules, "info+special") == ("info+special", ("special@x.org",))
+    assert answer(rules, "info+other") == ("info", ("exact@x.org",))
+    assert answer(rules, "infos+other") == ("(sales-eu|info.*)", ("first@x.org",))
+    assert answer(rules, "Sales-EU") == ("(sales-eu|info.*)", ("first@x.org",))
+    assert answer(rules, "sales-eu2") == ("(sales-eu.*)", ("second@x.org",))
+    assert answer(rules, "sales-e") == ("sales-e*", ("long@x.org",))
+    assert answer(rules, "sales-") == ("sales-*", ("short@x.org",))
+    assert answer(rules, "else") == ("*", ("all@x.org",))
+    assert answer(rule_set(("info", "a@x.org")), "else") is None
+
+
+def test_expressions_answer_in_order_of_creation_not_of_loading() -> None:
+    aliases = [
+        Alias.stored(number, f"(a|b{number})", f"to{number}@x.org", True, 550) for number in range(20, 0, -1)
+    ]
+    assert answer(RuleSet("d.org", 1, 1, aliases), "A") == ("(a|b1)", ("to1@x.org",))
+
+
+@pytest.mark.parametrize("others", [0, 10])
+def test_expressions_match_the_whole_local_part(others: int) -> None:
+    filler = [(f"(filler{number})", "f@x.org") for number in range(others)]
+    rules = rule_set(
+        *filler,
+        ("(sales)", "a@x.org"),
+        (".*@a\\.com|x", "b@x.org"),
+        ("y|^z$", "c@x.org"),
+        ("(.)ü", "d@x.org"),
+    )
+    assert answer(rules, "sales") is not None
+    for local in ("xsalesx", "sales2", "1sales", "xx", "zy", "sales\n", "", "üü!"):
+        assert answer(rules, local) is None, local
+    assert answer(rules, "x") == (".*@a\\.com|x", ("b@x.org",))
+    assert answer(rules, "q@A.com") == (".*@a\\.com|x", ("b@x.org",))
+    assert answer(rules, "z") == ("y|^z$", ("c@x.org",))
+    assert answer(rules, "éÜ") == ("(.)ü", ("d@x.org",))
+
+
+@pytest.mark.parametrize("others", [0, 10])
+def test_captures(others: int) -> None:
+    filler = [(f"(filler{number})", "f@x.org") for number in range(others)]
+    rules = rule_set(
+        *filler,
+        ("(\\w+)-(?P<who>[a-zé]+)-(z)?", "$1.${who}@x.org,https://h.org/$1"),
+        ("r-(.*)", "$1@x.org"),
+        ("o-(z)?(.*)", "$1$2@x.org"),
+        ("q-(.*)", '"$1"@x.org'),
+        ("s-(.+)", "me@$1.example.com"),
+    )
+    name = "(\\w+)-(?P<who>[a-zé]+)-(z)?"
+    assert answer(rules, "Ab-Cd-") == (name, ("Ab.Cd@x.org", "https://h.org/$1"))
+    assert answer(rules, "Ab-é-") == (name, ("Ab.é@x.org", "https://h.org/$1"))
+    # What makes no address is unknown: quoting would be needed, or the group took no part.
+    assert answer(rules, "r-bob") == ("r-(.*)", ("bob@x.org",))
+    assert answer(rules, "r-") == ("r-(.*)", ('""@x.org',))
+    assert answer(rules, "r-a..b") == ("r-(.*)", ('"a..b"@x.org',))
+    assert answer(rules, "o-zy") == ("o-(z)?(.*)", ("zy@x.org",))
+    assert answer(rules, "o-y") is None
+    assert answer(rules, "q-b@evil.org") == ("q-(.*)", ('"b@evil.org"@x.org',))
+    assert answer(rules, "s-team") == ("s-(.+)", ("me@team.example.com",))
+    for local in ("s-evil.org@x", "s-a..b", "s-evil.org/", "s--", "s-" + "x" * 62 + "é"):
+        assert answer(rules, local) is None, local
+
+
+def test_wildcards_capture_what_the_stars_took() -> None:
+    rules = rule_set(("a*-*z", "$1.$2@x.org"), ("*-eu", "$1@x.org"))
+    assert answer(rules, "aONE-two-Z") == ("a*-*z", ("ONE.two-@x.org",))
+    assert answer(rules, "bob-EU") == ("*-eu", ("bob@x.org",))
+    assert answer(rules, "az") is None
+    assert rule_set(("*", "$1@x.org")).resolve("Bob") == Match(
+        alias=Alias.stored(1, "*", "$1@x.org", True, 550),
+        label=None,
+        destinations=(parse_address("Bob@x.org"),),
+    )
+
+
+@given(st.lists(st.text("ab", max_size=3), min_size=2, max_size=4), st.text("ab", max_size=10))
+def test_stars_match_as_a_regular_expression_would(pieces: list[str], text: str) -> None:
+    import re
+
+    taken = star_match(pieces, text)
+    assert (taken is not None) is (re.fullmatch(".*".join(pieces), text) is not None)
+    if taken is not None:
+        assert "".join(piece + part for piece, part in zip(pieces, (*taken, ""), strict=True)) == text
+
+
+@pytest.mark.parametrize(
+    ("forward", "local", "destination"),
+    [
+        ("me@gmail.com", "info+news", "me+news@gmail.com"),
+        ("me@gmail.com", "info+News+2", "me+News+2@gmail.com"),
+        ("me@yandex.ru", "info+news", "me+news@yandex.ru"),
+        ("me@x.org", "info+news", "me@x.org"),
+        ("me+own@gmail.com", "info+news", "me+own@gmail.com"),
+        ("me@gmail.com", "info+", "me@gmail.com"),
+        ("me@gmail.com", "info+a b", "me@gmail.com"),
+        ("me@gmail.com", "info+" + "x" * 59, "me+" + "x" * 59 + "@gmail.com"),
+        ("m" * 40 + "@gmail.com", "info+" + "x" * 30, "m" * 40 + "@gmail.com"),
+        ("https://gmail.com/", "info+news", "https://gmail.com/"),
+    ],
+)
+def test_labels_go_only_where_they_are_known(forward: str, local: str, destination: str) -> None:
+    match = rule_set(("info", forward)).resolve(local)
+    assert isinstance(match, Match)
+    assert match.label == local.partition("+")[2]
+    assert str(match.destinations[0]) == destination
+
+
+def test_a_disabled_alias_answers_before_the_catch_all() -> None:
+    disabled = Alias.stored(1, "info", "a@x.org", False, 550)
+    rules = RuleSet("d.org", 1, 1, [disabled, Alias.stored(2, "*", "b@x.org", True, 550)])
+    assert rules.resolve("info") == Match(alias=disabled, label=None, destinations=())
+
+
+def test_a_row_that_cannot_be_read_waits() -> None:
+    rules = RuleSet("d.org", 1, 1, [Alias.stored(1, "info", "not an address", True, 550)])
+    expansion = drive(expand(parse_address("info@d.org")), {"d.org": rules}.get)
+    assert expansion.trouble is Trouble.DISABLED_DEFER
+
+
+def test_an_expression_that_does_not_compile_matches_nothing() -> None:
+    for others in (0, 10):
+        patterns = ["(?=x)x", *(f"(f{number})" for number in range(others)), "(x)"]
+        found = RegexTable(patterns).first("x")
+        assert found is not None
+        assert found[0] == len(patterns) - 1
+
+
+def test_addresses_longer_than_the_limit_meet_no_expression() -> None:
+    rules = rule_set(("(.*)", "a@x.org"), ("srs0=*", "b@x.org"))
+    assert answer(rules, "SRS0=" + "x" * 60) == ("srs0=*", ("b@x.org",))
+
+
+HEAVY = ["(a+)+", "(a|a)*b", "(.*a){20}", "(.{0,100})+x{0,100}", "\\pL+[^x]{1,200}\\w{1,300}y"]
+
+
+@pytest.mark.parametrize("pattern", HEAVY)
+def test_one_heavy_expression_is_fast(pattern: str) -> None:
+    table = RegexTable([pattern])
+    table.first("a")
+    best = min(_seconds(table, local) for local in ("a" * 64, "ab" * 32, "é" * 32) for _ in range(3))
+    assert best < 0.005
+
+
+def test_500_expressions_are_fast() -> None:
+    table = RegexTable([f"{HEAVY[number % 3]}-{number}" for number in range(499)] + ["(last|final)-a+"])
+    table.first("a")
+    for local in ("a" * 64, "abcdefgh" * 8, "last-aaa", "e" * 31 + "é"):
+        assert min(_seconds(table, local) for _ in range(3)) < 0.05
+    found = table.first("last-aaa")
+    assert found is not None
+    assert (found[0], found[1].groups) == (499, ("last",))
+
+
+def _seconds(table: RegexTable, local: str) -> float:
+    began = time.perf_counter()
+    table.first(local)
+    return time.perf_counter() - began
+
+
+def test_a_set_that_runs_out_of_memory_is_asked_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for memory in (1 << 12, 1 << 14, 1 << 17):
+        monkeypatch.setattr("forwarder.mail.pattern._SET_MEMORY", memory)
+        table = RegexTable([f"(.*a.{{{number}}}b{number})" for number in range(30)] + ["(zz)"])
+        text = "abbabaabbbabaababbabab" * 2 + "ab29"
+        found = table.first("a" + "c" * 29 + "b29")
+        assert found is not None
+        assert found[0] == 29
+        assert table.first(text + "x") is None
+        found = table.first("zz")
+        assert found is not None
+        assert found[0] == 30
+
+
+# --- expansion -------------------------------------------------------------------------------------------------
+
+
+def expanded(recipient: str, *sets: RuleSet) -> Expansion:
+    return drive(expand(parse_address(recipient)), {rules.domain: rules for rules in sets}.get)
+
+
+def ends(expansion: Expansion) -> list[str]:
+    return [str(target.destination) for target in expansion.matches]
+
+
+def test_expansion_through_hosted_domains() -> None:
+    one = rule_set(
+        ("team", "ann@e.org,bob@x.org,team2@d.org,https://h.org/"), ("team2", "bob@x.org,Bob@X.org,c@y.org")
+    )
+    two = rule_set(("ann", "ann@gmail.com"), domain="e.org", domain_id=8)
+    expansion = expanded("team@d.org", one, two)
+    assert ends(expansion) == ["bob@x.org", "https://h.org/", "ann@gmail.com", "c@y.org"]
+    assert {(target.alias, target.domain_id, target.domain) for target in expansion.matches} == {
+        ("team", 7, "d.org")
+    }
+    assert (expansion.trouble, expansion.alias, expansion.domain_id) == (None, "team", 7)
+    assert [(step.depth, str(step.address), step.alias) for step in expansion.steps] == [
+        (1, "team@d.org", "team"),
+        (2, "ann@e.org", "ann"),
+        (2, "team2@d.org", "team2"),
+    ]
+
+
+def test_each_domain_is_asked_for_once() -> None:
+    asked: list[str] = []
+    rules = rule_set(("a", "b@d.org,x@e.org,y@e.org,z@f.org"), ("b", "w@e.org"))
+
+    def look_up(domain: str) -> RuleSet | None:
+        asked.append(domain)
+        return rules if domain == "d.org" else None
+
+    drive(expand(parse_address("a@d.org")), look_up)
+    assert asked == ["d.org", "e.org", "f.org"]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "trouble"),
+    [
+        ((("other", "x@x.org"),), Trouble.UNKNOWN),
+        ((("a", "a@d.org"),), Trouble.LOOP),
+        ((("a", "b@d.org"), ("b", "c@d.org"), ("c", "a@d.org")), Trouble.LOOP),
+        ((("a", "missing@d.org"),), Trouble.UNKNOWN),
+        ((("*", "x$1@d.org"),), Trouble.LOOP),
+    ],
+)
+def test_recipients_that_lead_nowhere(pairs: tuple[tuple[str, str], ...], trouble: Trouble) -> None:
+    expansion = expanded("a@d.org", rule_set(*pairs))
+    assert expansion.trouble is trouble
+    assert expansion.matches == ()
+    assert expansion.domain_id == 7
+
+
+def test_domains_that_are_not_ours() -> None:
+    expansion = expanded("a@elsewhere.org", rule_set(("a", "b@x.org")))
+    assert (expansion.trouble, expansion.domain_id, expansion.matches) == (Trouble.NOT_HOSTED, None, ())
+
+
+@pytest.mark.parametrize(
+    ("code", "trouble", "reply"),
+    [
+        (250, Trouble.DISCARD, None),
+        (421, Trouble.DISABLED_DEFER, "421 4.2.1"),
+        (550, Trouble.DISABLED_REFUSE, "550 5.2.1"),
+    ],
+)
+def test_disabled_aliases(code: int, trouble: Trouble, reply: str | None) -> None:
+    expansion = expanded("a@d.org", rule_set(("a", "x@x.org"), disabled=code))
+    assert (expansion.trouble, expansion.alias) == (trouble, "a")
+    said = refusal(trouble)
+    assert said is None if reply is None else str(said).startswith(reply)
+
+
+def test_a_circle_stops_where_it_closes_and_the_rest_stands() -> None:
+    rules = rule_set(("a", "b@d.org,x@x.org"), ("b", "A@d.org,y@y.org"))
+    assert ends(expanded("a@d.org", rules)) == ["x@x.org", "y@y.org"]
+
+
+def test_a_dead_end_beside_others_is_named_and_a_waiting_one_defers_all() -> None:
+    on = [Alias.stored(1, "a", "b@d.org,c@d.org,x@x.org", True, 550)]
+    refusing = Alias.stored(2, "b", "y@y.org", False, 550)
+    expansion = expanded("a@d.org", RuleSet("d.org", 1, 1, [*on, refusing]))
+    assert ends(expansion) == ["x@x.org"]
+    assert [(str(step.address), step.trouble) for step in expansion.dead_ends] == [
+        ("b@d.org", Trouble.DISABLED_REFUSE),
+        ("c@d.org", Trouble.UNKNOWN),
+    ]
+    waiting = Alias.stored(2, "b", "y@y.org", False, 421)
+    assert expanded("a@d.org", RuleSet("d.org", 1, 1, [*on, waiting])).trouble is Trouble.DISABLED_DEFER
+
+
+def chain(length: int) -> RuleSet:
+    pairs = [(f"a{number}", f"a{number + 1}@d.org") for number in range(1, length)]
+    return rule_set(*pairs, (f"a{length}", "end@x.org"))
+
+
+def test_ten_aliases_in_a_row_and_no_more() -> None:
+    assert ends(expanded("a1@d.org", chain(10))) == ["end@x.org"]
+    assert expanded("a1@d.org", chain(11)).trouble is Trouble.LOOP
+
+
+def test_a_thousand_destinations_and_no_more() -> None:
+    def spread(count: int) -> RuleSet:
+        halves = [",".join(f"u{number}@x.org" for number in range(half, count, 2)) for half in (0, 1)]
+        return rule_set(("a", "b@d.org,c@d.org"), ("b", halves[0]), ("c", halves[1]))
+
+    assert len(expanded("a@d.org", spread(1000)).matches) == 1000
+    assert expanded("a@d.org", spread(1001)).trouble is Trouble.TOO_MANY
+
+
+def test_an_expansion_bomb_costs_little() -> None:
+    pairs = [
+        (f"l{level}n{number}", ",".join(f"l{level + 1}n{other}@d.org" for other in range(10)))
+        for level in range(1, 10)
+        for number in range(10)
+    ]
+    pairs += [(f"l10n{number}", ",".join(f"u{other}@x.org" for other in range(200))) for number in range(10)]
+    bomb = rule_set(*pairs)
+    began = time.perf_counter()
+    expansion = expanded("l1n0@d.org", bomb)
+    assert time.perf_counter() - began < 0.2
+    assert len(expansion.matches) == 200
+    wide = rule_set(("(.*)", ",".join(f"$1{letter}@d.org" for letter in "abcdefghij")))
+    began = time.perf_counter()
+    assert expanded("x@d.org", wide).trouble in (Trouble.TOO_MANY, Trouble.LOOP)
+    assert time.perf_counter() - began < 0.2
+
+
+def circle(rules: RuleSet, pattern: str, *others: RuleSet) -> str | None:
+    alias = next(
+        match.alias
+        for match in (rules.resolve(pattern.replace("*", "q").strip("()")),)
+        if isinstance(match, Match)
+    )
+    return drive(check_cycles(rules, alias), {other.domain: other for other in others}.get)
+
+
+def test_circles_are_found_when_an_alias_is_saved() -> None:
+    assert circle(rule_set(("a", "a@d.org")), "a") == "this alias would lead in a circle: a@d.org → a@d.org"
+    other = rule_set(("b", "c@d.org"), domain="e.org")
+    found = circle(rule_set(("a", "x@x.org,b@e.org"), ("c", "a@d.org")), "a", other)
+    assert found == "this alias would lead in a circle: a@d.org → b@e.org → c@d.org → a@d.org"
+    assert circle(rule_set(("*", "me@d.org")), "*") is not None
+    assert circle(rule_set(("*", "me@d.org"), ("me", "x@x.org")), "*") is None
+    assert circle(rule_set(("(q.*)", "$1@e.org")), "(q)", rule_set(("*", "$1@d.org"), domain="e.org")) is None
+    assert (
+        circle(rule_set(("(.*)", "$1@e.org")), "(q)", rule_set(("*", "$1@d.org"), domain="e.org")) is not None
+    )
+
+
+def test_what_is_no_circle() -> None:
+    diamond = rule_set(("a", "b@d.org,c@d.org"), ("b", "e@d.org"), ("c", "e@d.org"), ("e", "x@x.org"))
+    assert circle(diamond, "a") is None
+    assert circle(chain(10), "a1") is None
+    assert "more than 10" in (circle(chain(11), "a1") or "")
+
+
+# --- speed -----------------------------------------------------------------------------------------------------
+
+
+def test_a_domain_with_many_aliases_loads_and_resolves_fast() -> None:
+    pairs = [(f"user{number}", f"user{number}@example.net") for number in range(10_000)]
+    aliases = [Alias.stored(number, *pair, True, 550) for number, pair in enumerate(pairs)]
+    aliases += [
+        Alias.stored(20_000 + number, f"(team|group){number}", "t@x.org", True, 550) for number in range(500)
+    ]
+    began = time.perf_counter()
+    rules = RuleSet("d.org", 1, 1, aliases)
+    assert time.perf_counter() - began < 0.1
+    rules.resolve("nobody")
+    began = time.perf_counter()
+    for number in range(0, 10_000, 10):
+        rules.resolve(f"user{number}")
+    for _ in range(100):
+        assert rules.resolve("nobody") is UNKNOWN
+    assert time.perf_counter() - began < 0.25
+
+
+def test_paths_go_out_as_they_were_stored() -> None:
+    match = rule_set(("a", '"x y"@Z.org')).resolve("a")
+    assert isinstance(match, Match)
+    (path,) = match.destinations
+    assert isinstance(path, Path)
+    assert path.wire() == path.storage() == '"x y"@z.org'
