@@ -24,6 +24,8 @@ SETTINGS = {
     "max_connections": "60",
     "shared_buffers": "32MB",
     "synchronous_commit": "off",  # our connections must insist on "on"
+    "fsync": "off",  # survives a kill, not a power cut; a test of durability starts a server with fsync="on"
+    "full_page_writes": "off",
     "log_min_messages": "fatal",
     "autovacuum_naptime": "5s",
 }

@@ -1,0 +1,325 @@
+"""What an open store promises: durable settings, bounded waits, errors that say nothing, recovery by itself."""
+
+import asyncio
+import os
+import signal
+import sqlite3
+import stat
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, select, text
+from sqlalchemy.exc import IntegrityError
+
+from forwarder.store import postgresql, sqlite, writer
+from forwarder.store.engine import CommitUnknown, Database, StoreFull, StoreUnavailable
+from forwarder.store.tables import sequences
+from tests.postgres import Server
+
+
+def put(name: str, value: int = 1, padding: str = "") -> object:
+    return lambda conn: conn.execute(sequences.insert().values(name=name + padding, value=value)) and None
+
+
+async def names(database: Database) -> set[str]:
+    found = await database.read(lambda conn: conn.execute(select(sequences.c.name)).scalars().all())
+    return set(found) - {"directory"}
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Server]:
+    """A server that a test may stop, pause and restart."""
+    server = Server.start()
+    server.sql("CREATE TABLE sequences (name text PRIMARY KEY, value bigint)")
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+async def shaky(own_postgres: Server) -> AsyncIterator[Database]:
+    opened = await Database.open(own_postgres.url())
+    yield opened
+    own_postgres.go_on()
+    await opened.close()
+
+
+async def test_sqlite_commits_are_durable(sqlite_url: str) -> None:
+    database = await Database.open(sqlite_url)
+
+    def pragmas(conn: Connection) -> dict[str, object]:
+        wanted = ("synchronous", "journal_mode", "foreign_keys")
+        return {name: conn.exec_driver_sql(f"PRAGMA {name}").scalar() for name in wanted}
+
+    expected = {"synchronous": 2, "journal_mode": "wal", "foreign_keys": 1}
+    assert await database.write(pragmas) == expected
+    assert await database.read(pragmas) == expected
+    await database.close()
+
+
+async def test_sqlite_files_are_the_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "store.db"
+    before = os.umask(0o022)
+    try:
+        database = await Database.open(f"sqlite:///{path}")
+        await database.write(lambda conn: conn.execute(text("CREATE TABLE t (x)")) and None)
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+        await database.close()
+    finally:
+        os.umask(before)
+    assert len(modes) >= 4  # the file, its log and index, the locks
+    assert set(modes.values()) == {0o600}
+
+
+async def test_postgresql_commits_are_durable_whatever_the_server_prefers(
+    postgres: Server, postgres_url: str
+) -> None:
+    assert postgres.sql("SHOW synchronous_commit") == "off"
+    database = await Database.open(postgres_url)
+    show = text("SHOW synchronous_commit")
+    assert await database.write(lambda conn: conn.execute(show).scalar()) == "on"
+    await database.close()
+
+
+async def test_readers_cannot_write_on_sqlite(sqlite_url: str) -> None:
+    database = await Database.open(sqlite_url)
+    with pytest.raises(StoreUnavailable):
+        await database.read(put("x"))  # type: ignore[arg-type]
+    assert await names(database) == set()
+    await database.close()
+
+
+async def test_a_refused_value_fails_alone(database: Database) -> None:
+    await database.write(put("taken"))  # type: ignore[arg-type]
+    wanted = ["a", "b", "taken", "c", "d"]
+    results = await asyncio.gather(
+        *(database.write(put(name)) for name in wanted),  # type: ignore[arg-type]
+        return_exceptions=True,
+    )
+    assert [type(result) for result in results] == [
+        type(None),
+        type(None),
+        IntegrityError,
+        type(None),
+        type(None),
+    ]
+    assert await names(database) == {"a", "b", "c", "d", "taken"}
+
+
+async def test_an_unforeseen_error_fails_alone(database: Database) -> None:
+    def broken(conn: Connection) -> None:
+        conn.execute(sequences.insert().values(name="half", value=1))
+        raise ZeroDivisionError("text of the error")
+
+    results = await asyncio.gather(
+        database.write(put("a")),  # type: ignore[arg-type]
+        database.write(broken),
+        database.write(put("b")),  # type: ignore[arg-type]
+        return_exceptions=True,
+    )
+    assert isinstance(results[1], ZeroDivisionError)
+    assert await names(database) == {"a", "b"}
+
+
+async def test_cancelled_callers_cut_nothing(database: Database) -> None:
+    tasks = [asyncio.create_task(database.write(put(f"n{n}"))) for n in range(40)]  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    for task in tasks[::2]:
+        task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(result, asyncio.CancelledError) for result in results[::2])
+    assert [result for result in results[1::2] if result is not None] == []
+    assert {f"n{n}" for n in range(1, 40, 2)} <= await names(database)
+    await database.write(put("after"))  # type: ignore[arg-type]
+
+
+async def test_a_store_that_cannot_be_reached_says_nothing_of_itself() -> None:
+    database = await Database.open("postgresql://bertram:hunter2@127.0.0.1:1/secrets")
+    for attempt in (database.read, database.write):
+        with pytest.raises(StoreUnavailable) as caught:
+            await attempt(lambda conn: conn.execute(text("SELECT 'sql'")))
+        for secret in ("bertram", "hunter2", "127.0.0.1", "secrets", "SELECT", "sql"):
+            assert secret not in str(caught.value)
+    with pytest.raises(StoreUnavailable):
+        await database.ready()
+    await database.close()
+
+
+async def test_a_full_disk_is_said_and_forgotten(sqlite_url: str) -> None:
+    database = await Database.open(sqlite_url)
+    await database.write(put("before"))  # type: ignore[arg-type]
+    limit = text("PRAGMA max_page_count = 1")  # SQLite takes the size it has now
+    await database.write(lambda conn: conn.execute(limit) and None)
+    with pytest.raises(StoreFull):
+        await database.write(put("big", padding="x" * 300_000))  # type: ignore[arg-type]
+    await database.write(put("after"))  # type: ignore[arg-type]  - a new connection has no limit any more
+    assert await names(database) == {"before", "after"}
+    await database.close()
+
+
+async def test_a_file_locked_by_another_program_is_temporary(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.2)
+    database = await Database.open(sqlite_url)
+    other = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreUnavailable):
+        await database.write(put("x"))  # type: ignore[arg-type]
+    assert await names(database) == set()  # readers are not concerned
+    other.execute("ROLLBACK")
+    await database.ready()
+    await database.write(put("y"))  # type: ignore[arg-type]
+    assert await names(database) == {"y"}
+    other.close()
+    await database.close()
+
+
+async def test_what_waits_too_long_is_certainly_not_written(sqlite_url: str) -> None:
+    """Another process holds the turn and does not go on: nobody has begun, so nothing is in doubt."""
+    database = await Database.open(sqlite_url)
+    lock = sqlite.FairLock(sqlite_url.removeprefix("sqlite:///"))
+    with lock.held():
+        waiting = asyncio.create_task(database.write(put("late")))  # type: ignore[arg-type]
+        await asyncio.sleep(0.05)
+        database.writer.expire_now(time.monotonic())
+        with pytest.raises(StoreUnavailable) as caught:
+            await waiting
+        assert not isinstance(caught.value, CommitUnknown)
+    await database.write(put("next"))  # type: ignore[arg-type]
+    assert await names(database) == {"next"}
+    lock.close()
+    await database.close()
+
+
+async def test_a_transaction_that_does_not_end_is_in_doubt(sqlite_url: str) -> None:
+    database = await Database.open(sqlite_url)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(conn: Connection) -> None:
+        conn.execute(sequences.insert().values(name="slow", value=1))
+        begun.set()
+        go_on.wait(20)
+
+    waiting = asyncio.create_task(database.write(slow))
+    await asyncio.to_thread(begun.wait, 10)
+    database.writer.expire_now(time.monotonic())
+    with pytest.raises(CommitUnknown):
+        await waiting
+    go_on.set()
+    await database.write(put("next"))  # type: ignore[arg-type]
+    assert await names(database) == {"slow", "next"}
+    await database.close()
+
+
+async def test_a_bounded_line(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "WAITING_ITEMS", 3)
+    results = await asyncio.gather(
+        *(database.write(put(f"n{n}")) for n in range(10)),  # type: ignore[arg-type]
+        return_exceptions=True,
+    )
+    refused = [result for result in results if isinstance(result, StoreUnavailable)]
+    assert 1 <= len(refused) <= 7
+    assert len(await names(database)) == 10 - len(refused)
+
+
+async def test_closing_writes_what_waits(store_url: str) -> None:
+    database = await Database.open(store_url)
+    waiting = [asyncio.ensure_future(database.write(put(f"n{n}"))) for n in range(30)]  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    await database.close()
+    await asyncio.gather(*waiting)
+    with pytest.raises(StoreUnavailable):
+        await database.write(put("late"))  # type: ignore[arg-type]
+    again = await Database.open(store_url)
+    assert len(await names(again)) == 30
+    await again.close()
+
+
+async def test_processes_alternate_on_one_file(sqlite_url: str) -> None:
+    """Under a constant load of both, neither waits for more than a few turns of the other."""
+    one, two = await Database.open(sqlite_url), await Database.open(sqlite_url)
+    turns: list[str] = []
+
+    async def load(database: Database, name: str) -> None:
+        for _ in range(30):
+            await asyncio.gather(*(database.write(lambda conn: turns.append(name)) for _ in range(3)))
+
+    await asyncio.gather(load(one, "1"), load(two, "2"))
+    order = "".join(turns)
+    assert order.count("1") == order.count("2") == 90
+    assert "1" * 31 not in order
+    assert "2" * 31 not in order
+    await one.close()
+    await two.close()
+
+
+async def test_a_restarted_server_is_noticed_by_nobody(own_postgres: Server, shaky: Database) -> None:
+    await shaky.write(put("before"))  # type: ignore[arg-type]
+    for how in (signal.SIGINT, signal.SIGQUIT):
+        await asyncio.to_thread(own_postgres.stop, how)
+        with pytest.raises(StoreUnavailable):
+            await shaky.write(put("lost"))  # type: ignore[arg-type]
+        with pytest.raises(StoreUnavailable):
+            await names(shaky)
+        await asyncio.to_thread(own_postgres.restart)
+        await shaky.ready()
+        await shaky.write(put(f"after {how.name}"))  # type: ignore[arg-type]
+        await asyncio.to_thread(own_postgres.stop, how)
+        await asyncio.to_thread(own_postgres.restart)
+        # every pooled connection is dead, nobody has been told yet
+        assert len(await names(shaky)) == (2 if how is signal.SIGINT else 3)
+        await asyncio.to_thread(own_postgres.stop, how)
+        await asyncio.to_thread(own_postgres.restart)
+        await shaky.write(put(f"again {how.name}"))  # type: ignore[arg-type]
+        await shaky.write(
+            lambda conn: conn.execute(sequences.delete().where(sequences.c.name.like("again%"))) and None
+        )
+    assert await names(shaky) == {"before", "after SIGINT", "after SIGQUIT"}
+
+
+async def test_a_server_that_says_nothing_is_given_up_in_time(
+    own_postgres: Server, shaky: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql, "TRANSACTION_LIMIT", 1.0)
+    await shaky.write(put("before"))  # type: ignore[arg-type]
+    own_postgres.pause()
+    started = time.monotonic()
+    for attempt in (shaky.read, shaky.write):
+        with pytest.raises(StoreUnavailable):
+            await attempt(put("x"))  # type: ignore[arg-type]
+    assert time.monotonic() - started < 12
+    own_postgres.go_on()
+    await shaky.write(put("after"))  # type: ignore[arg-type]
+    assert {"before", "after"} <= await names(shaky)
+
+
+async def test_a_deadlock_hurts_nobody(postgres_url: str) -> None:
+    one, two = await Database.open(postgres_url), await Database.open(postgres_url)
+    for name in ("left", "right"):
+        await one.write(put(name, 0))  # type: ignore[arg-type]
+
+    def both(first: str, second: str) -> object:
+        def work(conn: Connection) -> None:
+            for name in (first, second):
+                conn.execute(
+                    sequences.update().where(sequences.c.name == name).values(value=sequences.c.value + 1)
+                )
+                conn.execute(text("SELECT pg_sleep(0.1)"))
+
+        return work
+
+    await asyncio.gather(
+        one.write(both("left", "right")),  # type: ignore[arg-type]
+        two.write(both("right", "left")),  # type: ignore[arg-type]
+    )
+    values = await one.read(
+        lambda conn: (
+            conn.execute(select(sequences.c.value).where(sequences.c.name != "directory")).scalars().all()
+        )
+    )
+    assert list(values) == [2, 2]
+    await one.close()
+    await two.close()
