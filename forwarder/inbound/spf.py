@@ -1,10 +1,10 @@
 """SPF (RFC 7208) of one client and sender: the evaluation of the ``spf`` library over our own resolver.
 
-The library asks DNS in the middle of its evaluation and waits. Here it never waits: it runs over the answers known so
-far, stops at the first one that is missing, the resolver fetches that one (for MX records, the addresses of all hosts
-at once), and it runs again. An evaluation takes a tenth of a millisecond, and RFC 7208 section 4.6.4 bounds the number
-of answers; ``MAX_ROUNDS`` bounds it whatever the library counts. A domain without an SPF record, and one that cannot
-have any, costs no evaluation.
+The library asks DNS in the middle of its evaluation and waits. Here it never waits: it runs over the answers known
+so far, stops at the first one that is missing, the resolver fetches that one (for MX records, the addresses of all
+hosts at once), and it runs again. An evaluation takes a tenth of a millisecond, and RFC 7208 section 4.6.4 bounds the
+number of answers; ``MAX_ROUNDS`` bounds it whatever the library counts, and ``MAX_RECORD`` the work of each round. A
+domain without an SPF record, and one that cannot have any, costs no evaluation.
 
 Nothing raises but cancellation: DNS trouble is TEMPERROR, a record the library stumbles over is PERMERROR.
 The explanation (exp=) is never fetched: it is text of a stranger that we would not repeat.
@@ -27,6 +27,7 @@ with warnings.catch_warnings():
 
 MAX_ROUNDS = 40
 MAX_MX = 10  # RFC 7208 4.6.4
+MAX_RECORD = 4096  # octets; RFC 7208 3.4 wants 450, and evaluation is repeated for each answer
 _HOST_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})+\Z")
 _QUERY_NAME = re.compile(r"[ -~]{1,253}\Z")
 _RECORD = re.compile(rb"v=spf1(?: |\Z)", re.IGNORECASE)
@@ -69,6 +70,8 @@ class _Evaluation(spf.query):  # type: ignore[misc]
             raise _Missing(question)
         if records is None:
             raise spf.TempError("DNS cannot tell")
+        if qtype == "TXT" and any(len(text) > MAX_RECORD and _RECORD.match(text) for [text] in records):
+            raise spf.PermError("the record is too long")
         if not records and not ignore_void:
             self.void_lookups += 1
             if self.void_lookups > spf.MAX_VOID_LOOKUPS:

@@ -163,6 +163,18 @@ async def test_spf_is_bounded() -> None:
     assert len(resolver.asked) <= 12
 
 
+async def test_spf_of_large_records_costs_little() -> None:
+    filler = b" ip4:198.51.100.1" * 230  # just below what is read
+    records: dict[tuple[str, str], list[Any]] = {}
+    for number in range(10):
+        records["TXT", f"c{number}.example"] = [b"v=spf1%s include:c%d.example -all" % (filler, number + 1)]
+    records[TOP] = [b"v=spf1 include:c0.example -all"]
+    begun = time.process_time()
+    assert await spf(records) is AuthResult.PERMERROR
+    assert time.process_time() - begun < 1
+    assert await spf({TOP: [b"v=spf1" + b" ip4:198.51.100.1" * 1000 + b" -all"]}) is AuthResult.PERMERROR
+
+
 async def test_spf_of_the_null_reverse_path_is_that_of_the_helo_name() -> None:
     records = {("TXT", "mail.example.org"): [b"v=spf1 ip4:192.0.2.10 -all"]}
     assert await spf(records, sender=Path.null()) is AuthResult.PASS
