@@ -18,10 +18,10 @@ Limits: see ``forwarder.net.nameservers``.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import chain, zip_longest
-from typing import Any, Generic, TypeVar, cast
+from itertools import chain
+from typing import Any
 
 import dns.exception
 import dns.message
@@ -33,57 +33,21 @@ import dns.reversename
 
 from forwarder.config import HostPort
 from forwarder.net.addresses import is_private
+from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound, merged, read
 from forwarder.net.nameservers import NoAnswer, ask, system_nameservers
 
-MIN_TTL = timedelta(seconds=1)
-MAX_TTL = timedelta(hours=1)
-MAX_NEGATIVE_TTL = timedelta(minutes=5)
+__all__ = ["Answer", "CannotTell", "Found", "Mx", "NotFound", "Resolver"]
+
 CANNOT_TELL_TTL = timedelta(seconds=3)
 ALIASES = 8
 QUESTIONS = 256
 AUTHORITIES = 3
 
-Record = TypeVar("Record", covariant=True)
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Mx:
-    """One MX record; ``host`` is "" for the root, which makes a null MX (RFC 7505)."""
-
-    preference: int
-    host: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found(Generic[Record]):
-    """Records, at least one; ``ttl`` is the lifetime they came with, after our bounds."""
-
-    records: tuple[Record, ...]
-    ttl: timedelta
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NotFound:
-    """The DNS says: there is no such record; ``nxdomain``: no such name at all."""
-
-    nxdomain: bool
-    ttl: timedelta = field(default=MIN_TTL, compare=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CannotTell:
-    """Nobody answered usefully; never to be taken for a no."""
-
-    reason: str
-
-
-Answer = Found[Record] | NotFound | CannotTell
 _Key = tuple[str, dns.rdatatype.RdataType]
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _Entry:
     answer: Answer[Any]
     stored_at: datetime
     expires_at: datetime
@@ -108,7 +72,7 @@ class Resolver:
         self._cache_size = cache_size
         self._askable = askable  # which addresses of a zone's own servers may be asked
         self._authority_port = authority_port
-        self._cache: OrderedDict[_Key, _Kept] = OrderedDict()
+        self._cache: OrderedDict[_Key, _Entry] = OrderedDict()
         self._under_way: dict[_Key, asyncio.Task[Answer[Any]]] = {}
         self._slots = asyncio.Semaphore(QUESTIONS)
 
@@ -146,8 +110,19 @@ class Resolver:
 
     async def addresses(self, host: str, *, fresh: bool = False) -> Answer[str]:
         """IPv6 and IPv4 addresses, alternating; what one family holds is found though the other cannot tell."""
+        kept = None if fresh else self._kept_addresses(host)
+        if kept is not None:
+            return kept
         four, six = await asyncio.gather(self.a(host, fresh=fresh), self.aaaa(host, fresh=fresh))
-        return _merged(six, four)
+        return merged(six, four)
+
+    async def addresses_of(self, hosts: Sequence[str]) -> dict[str, Answer[str]]:
+        """The addresses of several hosts, asked for at once; without a task for those that are in the cache."""
+        answers = {host: self._kept_addresses(host) for host in hosts}
+        missing = [host for host, answer in answers.items() if answer is None]
+        asked = await asyncio.gather(*map(self.addresses, missing)) if missing else []
+        kept = {host: answer for host, answer in answers.items() if answer is not None}
+        return kept | dict(zip(missing, asked, strict=True))
 
     def forget(self) -> None:
         """Empty the cache."""
@@ -166,10 +141,9 @@ class Resolver:
             answer = await self._fresh(*key)
             self._keep(key, answer)
             return answer
-        kept = self._cache.get(key)
-        if kept is not None and kept.stored_at <= self._clock() < kept.expires_at:
-            self._cache.move_to_end(key)
-            return kept.answer
+        kept = self._kept(key)
+        if kept is not None:
+            return kept
         task = self._under_way.get(key)
         if task is None:
             task = asyncio.create_task(self._resolve(key), name=f"dns {key[0]}")
@@ -177,6 +151,19 @@ class Resolver:
             task.add_done_callback(lambda _: self._under_way.pop(key, None))
         # shielded: one who gives up waiting must not take the answer from the others
         return await asyncio.shield(task)
+
+    def _kept(self, key: _Key) -> Answer[Any] | None:
+        entry = self._cache.get(key)
+        # a clock that was set back must not keep an answer alive
+        if entry is None or not entry.stored_at <= self._clock() < entry.expires_at:
+            return None
+        self._cache.move_to_end(key)
+        return entry.answer
+
+    def _kept_addresses(self, host: str) -> Answer[str] | None:
+        name = host.lower().rstrip(".")
+        four, six = self._kept((name, dns.rdatatype.A)), self._kept((name, dns.rdatatype.AAAA))
+        return None if four is None or six is None else merged(six, four)
 
     async def _resolve(self, key: _Key) -> Answer[Any]:
         answer = await self._follow(*key)
@@ -190,7 +177,7 @@ class Resolver:
                 until = now + ttl
             case CannotTell():
                 until = now + CANNOT_TELL_TTL
-        self._cache[key] = _Kept(answer, now, until)
+        self._cache[key] = _Entry(answer, now, until)
         self._cache.move_to_end(key)
         while len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
@@ -210,7 +197,7 @@ class Resolver:
                 return CannotTell(reason=str(exc))
             except TimeoutError:
                 return CannotTell(reason="too many questions are under way")
-            answer = _read(message, kind)
+            answer = read(message, kind)
             if not isinstance(answer, dns.name.Name):
                 return answer
             if answer in seen:
@@ -225,7 +212,7 @@ class Resolver:
             try:
                 name = dns.name.from_text(text)
                 message = await ask(servers, name, kind, deadline=self._deadline, recursion=False)
-                answer = _read(message, kind)
+                answer = read(message, kind)
             except (NoAnswer, dns.exception.DNSException):
                 return await self._follow(text, kind)
             if isinstance(answer, dns.name.Name):  # the alias leads into a zone that may be someone else's
@@ -245,57 +232,3 @@ class Resolver:
                 known = chain.from_iterable(answer.records for answer in found if isinstance(answer, Found))
                 return tuple(HostPort(each, self._authority_port) for each in known if self._askable(each))
         return ()
-
-
-def _read(message: dns.message.QueryMessage, kind: dns.rdatatype.RdataType) -> Answer[Any] | dns.name.Name:
-    """What an answer says; a name: the rest of a chain has to be asked for."""
-    try:
-        result = message.resolve_chaining()
-    except dns.message.ChainTooLong:
-        return CannotTell(reason="an alias leads back to itself")
-    except dns.exception.DNSException as exc:
-        return CannotTell(reason=f"the answer contradicts itself ({type(exc).__name__})")
-    ttl = timedelta(seconds=result.minimum_ttl)
-    if result.answer is not None:
-        records = tuple(_record(rdata, kind) for rdata in result.answer)
-        return Found(records=records, ttl=max(MIN_TTL, min(ttl, MAX_TTL)))
-    nxdomain = message.rcode() == dns.rcode.NXDOMAIN
-    authority = any(rrset.rdtype == dns.rdatatype.SOA for rrset in message.authority)
-    if result.cnames and not nxdomain and not authority:
-        return result.canonical_name
-    if not authority:  # RFC 2308 5: without an SOA a negative answer should not be kept
-        ttl = MIN_TTL
-    return NotFound(nxdomain=nxdomain, ttl=max(MIN_TTL, min(ttl, MAX_NEGATIVE_TTL)))
-
-
-def _record(rdata: dns.rdata.Rdata, kind: dns.rdatatype.RdataType) -> Mx | str | bytes:
-    fields = cast(Any, rdata)  # dnspython types rdata by class at run time
-    match kind:
-        case dns.rdatatype.MX:
-            return Mx(preference=fields.preference, host=_text(fields.exchange))
-        case dns.rdatatype.TXT:
-            return b"".join(fields.strings)
-        case dns.rdatatype.A | dns.rdatatype.AAAA:
-            return cast(str, fields.address)
-        case _:
-            return _text(fields.target)
-
-
-def _text(name: dns.name.Name) -> str:
-    return "" if name == dns.name.root else name.to_text(omit_final_dot=True).lower()
-
-
-def _merged(first: Answer[_T], second: Answer[_T]) -> Answer[_T]:
-    match first, second:
-        case Found(), Found():
-            pairs = zip_longest(first.records, second.records)
-            both = tuple(record for pair in pairs for record in pair if record is not None)
-            return Found(records=both, ttl=min(first.ttl, second.ttl))
-        case (Found() as one, _) | (_, Found() as one):
-            return one
-        case (CannotTell() as one, _) | (_, CannotTell() as one):
-            return one
-        case NotFound(), NotFound():
-            return NotFound(nxdomain=first.nxdomain and second.nxdomain)
-        case _:
-            return CannotTell(reason="no answer")

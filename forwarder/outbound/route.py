@@ -18,7 +18,6 @@ Limits: no MTA-STS, no DANE. A preference class is shuffled (RFC 5321 5.1), so o
 the next.
 """
 
-import asyncio
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,15 +95,13 @@ class Router:
         if isinstance(names, Failure):
             return names
         candidates = [name for group in names for name in self._shuffled(group)][:NAMES]
-        found, own = await asyncio.gather(
-            asyncio.gather(*(self._resolver.addresses(name) for name in candidates)), self._own_addresses()
-        )
+        found = await self._resolver.addresses_of(candidates)
         policy = Policy(
             own_name=self._hostname,
-            own_addresses=own,
+            own_addresses=await self._own_addresses(),
             private_allowed=self._outbound.allow_private_destinations,
         )
-        hosts = usable_hosts(domain, candidates, dict(zip(candidates, found, strict=True)), policy)
+        hosts = usable_hosts(domain, candidates, found, policy)
         if isinstance(hosts, Failure):
             return hosts
         site = " ".join(sorted(name for group in names for name in group))

@@ -1,0 +1,112 @@
+"""What the DNS says: found, not found, cannot tell; and the reading of a message as one of them.
+
+Pure. ``read`` follows the chain of aliases within a message; where the chain leaves it, the name to ask for next is
+the result. Lifetimes are bounded here, so that nobody else has to.
+"""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import zip_longest
+from typing import Any, Generic, TypeVar, cast
+
+import dns.exception
+import dns.message
+import dns.name
+import dns.rcode
+import dns.rdata
+import dns.rdatatype
+
+MIN_TTL = timedelta(seconds=1)
+MAX_TTL = timedelta(hours=1)
+MAX_NEGATIVE_TTL = timedelta(minutes=5)
+
+Record = TypeVar("Record", covariant=True)
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Mx:
+    """One MX record; ``host`` is "" for the root, which makes a null MX (RFC 7505)."""
+
+    preference: int
+    host: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found(Generic[Record]):
+    """Records, at least one; ``ttl`` is the lifetime they came with, after our bounds."""
+
+    records: tuple[Record, ...]
+    ttl: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotFound:
+    """The DNS says: there is no such record; ``nxdomain``: no such name at all."""
+
+    nxdomain: bool
+    ttl: timedelta = field(default=MIN_TTL, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CannotTell:
+    """Nobody answered usefully; never to be taken for a no."""
+
+    reason: str
+
+
+Answer = Found[Record] | NotFound | CannotTell
+
+
+def read(message: dns.message.QueryMessage, kind: dns.rdatatype.RdataType) -> Answer[Any] | dns.name.Name:
+    """What an answer says; a name: the rest of a chain has to be asked for."""
+    try:
+        result = message.resolve_chaining()
+    except dns.message.ChainTooLong:
+        return CannotTell(reason="an alias leads back to itself")
+    except dns.exception.DNSException as exc:
+        return CannotTell(reason=f"the answer contradicts itself ({type(exc).__name__})")
+    ttl = timedelta(seconds=result.minimum_ttl)
+    if result.answer is not None:
+        records = tuple(_record(rdata, kind) for rdata in result.answer)
+        return Found(records=records, ttl=max(MIN_TTL, min(ttl, MAX_TTL)))
+    nxdomain = message.rcode() == dns.rcode.NXDOMAIN
+    authority = any(rrset.rdtype == dns.rdatatype.SOA for rrset in message.authority)
+    if result.cnames and not nxdomain and not authority:
+        return result.canonical_name
+    if not authority:  # RFC 2308 5: without an SOA a negative answer should not be kept
+        ttl = MIN_TTL
+    return NotFound(nxdomain=nxdomain, ttl=max(MIN_TTL, min(ttl, MAX_NEGATIVE_TTL)))
+
+
+def _record(rdata: dns.rdata.Rdata, kind: dns.rdatatype.RdataType) -> Mx | str | bytes:
+    fields = cast(Any, rdata)  # dnspython types rdata by class at run time
+    match kind:
+        case dns.rdatatype.MX:
+            return Mx(preference=fields.preference, host=_text(fields.exchange))
+        case dns.rdatatype.TXT:
+            return b"".join(fields.strings)
+        case dns.rdatatype.A | dns.rdatatype.AAAA:
+            return cast(str, fields.address)
+        case _:
+            return _text(fields.target)
+
+
+def _text(name: dns.name.Name) -> str:
+    return "" if name == dns.name.root else name.to_text(omit_final_dot=True).lower()
+
+
+def merged(first: Answer[_T], second: Answer[_T]) -> Answer[_T]:
+    match first, second:
+        case Found(), Found():
+            pairs = zip_longest(first.records, second.records)
+            both = tuple(record for pair in pairs for record in pair if record is not None)
+            return Found(records=both, ttl=min(first.ttl, second.ttl))
+        case (Found() as one, _) | (_, Found() as one):
+            return one
+        case (CannotTell() as one, _) | (_, CannotTell() as one):
+            return one
+        case NotFound(), NotFound():
+            return NotFound(nxdomain=first.nxdomain and second.nxdomain)
+        case _:
+            return CannotTell(reason="no answer")
