@@ -78,6 +78,15 @@ async def hit(
     return await database.writer.submit(_HITS, counted)
 
 
+def standing(conn: Connection, key: str, *, window: timedelta, now: datetime) -> tuple[int, int, float]:
+    """Without counting: the value in this window, in the one before, and how far this one has gone (0 to 1)."""
+    number, into = divmod(now - _EPOCH, window)
+    keys = [f"{key}|{window.total_seconds():g}|{which}" for which in (number, number - 1)]
+    rows = conn.execute(select(counters.c.key, counters.c.value).where(counters.c.key.in_(keys)))
+    values = {row.key: row.value for row in rows}
+    return values.get(keys[0], 0), values.get(keys[1], 0), into / window
+
+
 async def purge(database: Database, now: datetime) -> int:
     """Delete counters of windows that are over, a chunk at a time; how many."""
     over = (
