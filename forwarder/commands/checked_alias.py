@@ -17,14 +17,8 @@ def store_alias(
 ) -> "Alias":
     """The alias, saved; or a Failure that says what to write instead, and nothing is saved."""
     from api.improvmx.circles import circle
-    from forwarder.mail.rules import (
-        RuleError,
-        Url,
-        canonical_forward,
-        check_captures,
-        parse_forward,
-        parse_pattern,
-    )
+    from forwarder.mail.destination import check_captures
+    from forwarder.mail.rules import RuleError, Url, canonical_forward, parse_forward, parse_pattern
     from forwarder.net.http import Blocked, check_url
     from forwarder.store import aliases
 

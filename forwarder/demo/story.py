@@ -107,7 +107,8 @@ class Story:
         """An account, a domain, its DNS, aliases and a log-in."""
         self.show.title("A whole engine on this machine")
         ports = ", ".join(f"{name} {self.port(name)}" for name in self.engine.ports)
-        self.show.step(f"It serves on 127.0.0.1 ({ports}), with SQLite in a temporary folder")
+        self.show.step("SQLite in a temporary folder; listening on 127.0.0.1:")
+        self.show.step(ports)
         key = accounts.new_key()
 
         def create(conn: Any) -> None:
@@ -125,9 +126,7 @@ class Story:
             await self._call("POST", f"/v3/domains/{DOMAIN}/aliases", {"alias": pattern, "forward": forward})
         await self._publish()
         checked = await self._call("GET", f"/v3/domains/{DOMAIN}/check")
-        self.check(
-            checked.get("valid") is True, f"{DOMAIN}: MX, SPF, DKIM and DMARC are in place, says its /check"
-        )
+        self.check(checked.get("valid") is True, f"{DOMAIN}: its DNS is right, says GET …/check")
         login = {"username": "richard", "password": PASSWORD}
         await self._call("POST", f"/v3/domains/{DOMAIN}/credentials", login)
         rows: list[tuple[object, ...]] = [(KINDS[p], f"{p}@{DOMAIN}", f"→ {f}") for p, f in ALIASES.items()]
@@ -167,23 +166,25 @@ class Story:
     async def send(self) -> None:
         """Mail from outside through each kind of alias, one to nobody, and one by a person who logs in."""
         self.show.title("Real mail, sent with Python's smtplib")
-        for to, kind in (
-            (f"richard@{DOMAIN}", "an exact alias"),
-            (f"sales-europe@{DOMAIN}", "a wildcard"),
-            (f"support@{DOMAIN}", "a regular expression"),
+        for kind, to in (
+            ("exact", f"richard@{DOMAIN}"),
+            ("wildcard", f"sales-europe@{DOMAIN}"),
+            ("regular expression", f"support@{DOMAIN}"),
+            ("no alias", f"nobody@{DOMAIN}"),
         ):
-            code, text = await asyncio.to_thread(self._send_in, to, f"Through {kind}")
-            self.sent.append({"to": to, "kind": kind, "code": code, "reply": text})
-            self.check(code == 250, f"port {self.port('mx')}: {FRIEND} → {to}, {kind}: {code}")
-        to = f"nobody@{DOMAIN}"
-        code, text = await asyncio.to_thread(self._send_in, to, "To nobody")
-        self.sent.append({"to": to, "kind": "unknown", "code": code, "reply": text})
-        self.check(code == 550, f"port {self.port('mx')}: {FRIEND} → {to} is refused in the session: {code}")
+            code, text = await asyncio.to_thread(self._send_in, to, f"By {kind}")
+            self.sent.append({"kind": kind, "from": FRIEND, "to": to, "code": code, "reply": text})
         to = "bob@inbox.example.net"
         code, text = await asyncio.to_thread(self._send_out, to)
-        self.sent.append({"to": to, "kind": "submission", "code": code, "reply": text})
-        listener = f"port {self.port('submission')} (STARTTLS, log-in)"
-        self.check(code == 250, f"{listener}: richard@{DOMAIN} → {to}: {code}")
+        self.sent.append(
+            {"kind": "submission", "from": f"richard@{DOMAIN}", "to": to, "code": code, "reply": text}
+        )
+        rows: list[tuple[object, ...]] = [(s["kind"], s["from"], s["to"], s["code"]) for s in self.sent]
+        self.show.table(("by", "from", "to", "reply"), rows)
+        codes = [one["code"] for one in self.sent]
+        self.check(
+            codes == [250, 250, 250, 550, 250], "each on disk before its 250; nobody is refused at once"
+        )
 
     def _send_in(self, to: str, subject: str) -> tuple[int, str]:
         with smtplib.SMTP(
