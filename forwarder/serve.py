@@ -255,7 +255,7 @@ class Engine:
         watch.probe("store", self.database.ready, every=PROBE_EVERY, patience=PROBE_PATIENCE)
         watch.keep("heartbeat", self._heartbeat)
         watch.keep("directory", self.directory.follow)
-        watch.keep("queue", partial(self.queue.run, self.dispatcher.holding))
+        watch.keep("queue", self.queue.run)
         watch.keep("dispatcher", self.dispatcher.run)
         recheck = Recheck(
             self.settings, self.database, self.resolver, self.queue, ids=self._ids, clock=self._clock

@@ -34,6 +34,7 @@ from forwarder.outbound.lookups import Lookups
 from forwarder.outbound.parcel import Job, Parcel
 from forwarder.outbound.route import Failure, Route, Router
 from forwarder.outbound.settling import Settling
+from forwarder.outbound.strays import Strays
 from forwarder.outbound.window import Window
 from forwarder.store.engine import StoreUnavailable
 from forwarder.store.queue import Delivery, NewDelivery, NewMessage, Queue
@@ -98,7 +99,7 @@ class Dispatcher:
             lease=self.lease,
             hand_over=self.hand_over,
         )
-        self._window = Window(self._read)
+        self._window = Window(self._read, queue.contents)
         self._lookups = Lookups(router, found=self._found, failed=self._unroutable)
         self._crew = Crew(
             lanes=self._lanes,
@@ -110,7 +111,8 @@ class Dispatcher:
         )
         self._returning: list[tuple[Parcel, Delivery, timedelta]] = []
         self._news = asyncio.Event()  # something may be due, or have to be given back
-        self._loop: asyncio.Task[None] | None = None
+        self._strays = Strays(queue, self.holding)
+        self._loops: dict[str, asyncio.Task[None]] = {}
         self._open = False  # takes fresh mail
         self._starved = False  # the window is too full for a claim
         self._claim_size = min(_CLAIM, outbound.window // 8 + 1)
@@ -146,20 +148,25 @@ class Dispatcher:
     async def run(self) -> None:
         """Claim and deliver until ``drain``, or until cancelled."""
         self._open = True
-        self._loop = asyncio.create_task(self._claim_for_ever(), name="claims")
+        self._loops = {
+            "claims": asyncio.create_task(self._claim_for_ever(), name="claims"),
+            "strays": asyncio.create_task(self._strays.run(), name="strays"),
+        }
         try:
-            await asyncio.wait([self._loop])
+            await asyncio.wait(self._loops.values())
         finally:
             self._open = False
-            self._loop.cancel()
+            for task in self._loops.values():
+                task.cancel()
 
     async def drain(self, timeout: timedelta) -> None:
         """Stop claiming, end what is under way, give back the rest; at most about ``timeout``."""
         ends = asyncio.get_running_loop().time() + timeout.total_seconds()
         self._open = False
-        if self._loop is not None:
-            self._loop.cancel()
-            await asyncio.wait([self._loop])
+        for task in self._loops.values():
+            task.cancel()
+        if self._loops:
+            await asyncio.wait(self._loops.values())
         waiting = await self._lookups.close()
         for lane in self._lanes:
             jobs = self._lanes.flush(lane)
@@ -178,7 +185,7 @@ class Dispatcher:
 
     def tasks(self) -> dict[str, bool]:
         """The tasks that must live while ``run`` does, and whether each does."""
-        return {} if self._loop is None else {"claims": not self._loop.done()}
+        return {name: not task.done() for name, task in self._loops.items()}
 
     def holding(self) -> Collection[str]:
         """The ids of all deliveries in memory, to compare with what the store says is leased to us."""
@@ -276,7 +283,7 @@ class Dispatcher:
         claimed = await self._queue.claim_due(self._clock(), limit, self._lanes.blocked_domains(now))
         if claimed:
             failpoint.reach("dispatch.claimed")
-            self._take_in(claimed)
+            await self._take_in(claimed)
         if len(claimed) == limit:
             return 0.0
         due = await self._queue.next_due_at()
@@ -286,17 +293,20 @@ class Dispatcher:
         wait = (due - self._clock()).total_seconds()
         return min(wait, _POLL) if wait > 0 else _POLL
 
-    def _take_in(self, claimed: Iterable[Delivery]) -> None:
+    async def _take_in(self, claimed: Iterable[Delivery]) -> None:
         parcels: dict[str, tuple[Parcel, list[Delivery]]] = {}
         for delivery in claimed:
             known = parcels.get(delivery.message_id)
             if known is None:
                 known = parcels[delivery.message_id] = (Parcel.of_delivery(delivery), [])
             known[1].append(delivery)
-        for parcel, deliveries in parcels.values():
-            self._window.admit(parcel, deliveries, None)
-            self._send_on(parcel, deliveries)
-        self._crew.pump()
+            self._window.admit(known[0], [delivery], None)
+        try:
+            await self._window.load([parcel for parcel, _ in parcels.values()])
+        finally:
+            for parcel, deliveries in parcels.values():
+                self._send_on(parcel, deliveries)
+            self._crew.pump()
 
     async def _sleep(self, seconds: float) -> None:
         """Until the time is over, or there is news."""

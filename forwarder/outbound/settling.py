@@ -168,13 +168,8 @@ class Settling:
         )
 
     async def _write(self, settlements: Sequence[Settlement]) -> list[bool]:
-        if len(settlements) == 1:
-            return [await self._write_one(settlements[0])]
-        # Together, so that they share a commit.
-        return list(await asyncio.gather(*map(self._write_one, settlements)))
-
-    async def _write_one(self, settlement: Settlement) -> bool:
-        written = await self.persistently(lambda: self._queue.settle(settlement))
-        if not written:
-            _log.info("lease_lost", delivery=settlement.delivery.id, outcome=str(settlement.outcome))
+        written = await self.persistently(lambda: self._queue.settle_all(settlements))
+        for settlement, done in zip(settlements, written, strict=True):
+            if not done:
+                _log.info("lease_lost", delivery=settlement.delivery.id, outcome=str(settlement.outcome))
         return written

@@ -2,11 +2,11 @@
 
 Every delivery that is leased to us and known here is in the window, from its hand-over or claim until it is settled or
 given back. Contents that came with fresh mail stay in memory while there is room for them, at most ``CONTENTS`` bytes
-in all; the others are read when their turn comes, the big ones of them within a budget of ``LOADS`` bytes, and
-small ones are kept for the other sites of the same message.
+in all, and so do small ones of a claim; the others are read when their turn comes, the big ones of them within a
+budget of ``LOADS`` bytes.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from forwarder.outbound.budget import Budget
@@ -21,8 +21,13 @@ _SMALL = 256 * 1024
 class Window:
     """The deliveries and contents in memory."""
 
-    def __init__(self, read: Callable[[str], Awaitable[bytes | None]]) -> None:
+    def __init__(
+        self,
+        read: Callable[[str], Awaitable[bytes | None]],
+        read_many: Callable[[Sequence[str]], Awaitable[Mapping[str, bytes]]],
+    ) -> None:
         self._read = read  # the content of a message from the store; None: it is gone
+        self._read_many = read_many
         self._loads = Budget(LOADS)
         self._volume = 0
         self.held: dict[str, int] = {}  # delivery id -> attempt
@@ -34,6 +39,18 @@ class Window:
         parcel.deliveries += len(deliveries)
         if content is not None:
             self._keep(parcel, content)
+
+    async def load(self, parcels: Sequence[Parcel]) -> None:
+        """Read the small contents of parcels just claimed together, as far as there is room for them."""
+        wanted: dict[str, Parcel] = {}
+        room = CONTENTS - self._volume
+        for parcel in parcels:
+            if parcel.size <= _SMALL and parcel.size <= room:
+                room -= parcel.size
+                wanted[parcel.message_id] = parcel
+        if wanted:
+            for message_id, content in (await self._read_many(list(wanted))).items():
+                self._keep(wanted[message_id], content)
 
     def let_go(self, parcel: Parcel, deliveries: Sequence[Delivery]) -> None:
         """These are settled, given back or somebody else's."""

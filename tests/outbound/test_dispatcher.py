@@ -231,7 +231,7 @@ async def test_a_delivery_is_not_forgotten_because_the_store_is_away(tmp_path: P
         away.away = True
         await rooms.sink.wait_for(1)
         await rooms.until(lambda: rooms.dispatcher.status().unwritten == 1)
-        assert rooms.dispatcher.tasks() == {"claims": True}
+        assert rooms.dispatcher.tasks() == {"claims": True, "strays": True}
         away.away = False
         await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
         assert len(rooms.sink.messages) == 1
@@ -276,7 +276,20 @@ async def test_a_message_dropped_by_an_operator_is_not_sent(tmp_path: Path) -> N
         (delivery,) = await rooms.accept("bob@dest.test", in_memory=False)
         (claimed,) = await rooms.queue.claim_due(rooms.now(), 10)
         await rooms.database.write(lambda conn: conn.execute(delete(messages)))
-        rooms.dispatcher._take_in([claimed])
+        await rooms.dispatcher._take_in([claimed])
         await rooms.until(lambda: rooms.dispatcher.status().held == 0)
         assert rooms.sink.messages == []
         assert await rooms.statuses(delivery) == ["QUEUED"]
+
+
+async def test_a_lease_that_memory_knows_nothing_of_is_given_back_at_the_second_look(tmp_path: Path) -> None:
+    async with house(tmp_path, start=False) as rooms:
+        await rooms.accept("bob@dest.test", in_memory=False)
+        await rooms.queue.claim_due(rooms.now(), 10)  # and the answer got lost
+        strays = rooms.dispatcher._strays
+        assert await strays.look() == 0
+        assert [row.state for row in await rooms.waiting()] == ["leased"]
+        assert await strays.look() == 1
+        (row,) = await rooms.waiting()
+        assert (row.state, row.attempts) == ("queued", 0)
+        assert await strays.look() == 0
