@@ -92,6 +92,10 @@ def parse_forward(text: str, *, plain_http: bool = False) -> tuple[Destination, 
 
     ``plain_http``: http:// URLs are accepted too.
     """
+    if "," not in text and "/" not in text and len(text) <= _MAX_FORWARD:  # one address: nearly every alias
+        if not text.strip(" "):
+            raise RuleError("a destination is missing")
+        return (_parse_mailbox(text.strip(" ")),)
     if len(text) > _MAX_FORWARD:
         raise RuleError("the list of destinations is too long")
     pieces = [piece.strip(" ") for piece in text.split(",")]
@@ -100,9 +104,7 @@ def parse_forward(text: str, *, plain_http: bool = False) -> tuple[Destination, 
     found: dict[str, Destination] = {}
     for piece in pieces:
         if not piece:
-            raise RuleError(
-                "a destination is missing" if len(pieces) == 1 else "a destination between commas is empty"
-            )
+            raise RuleError("a destination between commas is empty")
         destination = _parse_url(piece, plain_http) if _SCHEME.match(piece) else _parse_mailbox(piece)
         found.setdefault(str(destination), destination)
     return tuple(found.values())
@@ -129,7 +131,7 @@ def check_captures(pattern: str, destinations: tuple[Destination, ...]) -> None:
 
 @lru_cache(maxsize=4096)
 def _parse_mailbox(text: str) -> Mailbox:
-    if not _PLACE.search(text):
+    if "$" not in text or not _PLACE.search(text):
         path = _address(text, text)
         return Mailbox(template=path.wire(), path=path)
     local, _, domain = text.rpartition("@")

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _VERSION_AND_VARIANT = (7 << 76) | (0b10 << 62)
 _RANDOM_MASK = (1 << 62) - 1
 _HEX = frozenset(string.hexdigits.lower())
@@ -23,7 +22,9 @@ _LAST_MILLISECOND = (datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC) - _EPOCH) //
 
 def _ticks(at: datetime) -> int:
     """4,096ths of a millisecond since 1970: the 60 bits of an id that are time."""
-    milliseconds, microseconds = divmod((at - _EPOCH) // _MICROSECOND, 1000)
+    since = at - _EPOCH
+    milliseconds, microseconds = divmod(since.microseconds, 1000)
+    milliseconds += (since.days * 86_400 + since.seconds) * 1000
     return milliseconds << 12 | microseconds * 4096 // 1000
 
 
