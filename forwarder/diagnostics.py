@@ -52,7 +52,7 @@ def set_up(settings: Settings, *, stream: TextIO | None = None, **always: object
         processors=[*shared, last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(out),
-        cache_logger_on_first_use=True,
+        cache_logger_on_first_use=False,  # a new configuration must reach loggers that were used before
     )
     handler = logging.StreamHandler(out)
     handler.setFormatter(

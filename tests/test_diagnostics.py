@@ -1,0 +1,109 @@
+"""What the engine writes about itself: one line an event, bounded, without control characters or secrets."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from forwarder.config import Settings
+from forwarder.diagnostics import printable, set_up
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    structlog.reset_defaults()
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
+@pytest.fixture
+def output() -> io.StringIO:
+    stream = io.StringIO()
+    set_up(
+        Settings.model_validate({"hostname": "mx.test", "logs": {"level": "debug", "format": "json"}}),
+        stream=stream,
+    )
+    return stream
+
+
+def lines(stream: io.StringIO) -> list[dict[str, object]]:
+    text = stream.getvalue()
+    assert text.isascii()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+HOSTILE = "a\r\nFAKE: b\x1b[31mred\x00\u2028next\u2029\x85\x7f{0.__class__}%s%n\udcff"
+
+
+@pytest.mark.parametrize("format_", ["json", "console"])
+def test_hostile_text_stays_on_one_line_without_control_characters(format_: str) -> None:
+    stream = io.StringIO()
+    set_up(Settings.model_validate({"hostname": "a", "logs": {"format": format_}}), stream=stream)
+    structlog.get_logger("test").warning("refused", helo=HOSTILE, subject="x" * 1_000_000)
+    logging.getLogger("elsewhere").warning("said %s", HOSTILE)
+    written = stream.getvalue()
+    assert written.count("\n") == 2
+    assert all(character == "\n" or character >= " " for character in written)
+    assert not any(character in written for character in "\u2028\u2029\x85\x7f\udcff\x1b")
+    assert "{0.__class__}%s%n" in written
+    assert len(written) < 6000
+
+
+def test_every_event_is_one_object_with_bounded_fields(output: io.StringIO) -> None:
+    structlog.get_logger("test").info("x", many=list(range(10_000)), raw=b"\x00\xff" * 900, number=3)
+    (event,) = lines(output)
+    assert all(len(value) <= 1024 for value in event.values() if isinstance(value, str))
+    assert event["number"] == 3
+    assert event["event"] == "x"
+
+
+@pytest.mark.parametrize(
+    "name", ["password", "new_password", "api_key", "authorization", "srs_secret", "token", "private_key"]
+)
+def test_what_is_named_as_a_secret_is_not_shown(output: io.StringIO, name: str) -> None:
+    structlog.get_logger("test").debug("x", **{name: "hunter2"})
+    assert "hunter2" not in output.getvalue()
+
+
+def test_an_exception_is_one_line_with_its_places(output: io.StringIO) -> None:
+    def fall() -> None:
+        raise RuntimeError("line one\nline two")
+
+    try:
+        fall()
+    except RuntimeError as error:
+        structlog.get_logger("test").error("it fell", exc_info=error)
+        logging.getLogger("elsewhere").exception("it fell too")
+    first, second = lines(output)
+    for event in (first, second):
+        assert event["error"] == "RuntimeError: line one\\nline two"
+        assert str(event["where"]).startswith("tests/test_diagnostics.py:")
+        assert "fall" in str(event["where"])
+    assert second["logger"] == "elsewhere"
+
+
+def test_the_level_is_that_of_the_configuration() -> None:
+    stream = io.StringIO()
+    set_up(Settings.model_validate({"hostname": "a", "logs": {"level": "warning"}}), stream=stream)
+    structlog.get_logger("test").info("quiet")
+    logging.getLogger("elsewhere").info("quiet")
+    structlog.get_logger("test").warning("loud")
+    assert [event["event"] for event in lines(stream)] == ["loud"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain ü", "plain ü"),
+        ("a\tb", "a\\tb"),
+        ("\u202eevil", "\\u202eevil"),
+        ("x" * 2000, "x" * 1023 + "…"),
+    ],
+)
+def test_printable(text: str, expected: str) -> None:
+    assert printable(text) == expected

@@ -1,0 +1,105 @@
+"""Keys on disk: made once, private, the same for all who come at once."""
+
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from forwarder.config import Settings
+from forwarder.keyring import KeyringError, create_private, open_keyring
+
+
+def settings(folder: Path) -> Settings:
+    return Settings.model_validate({"hostname": "mx.test", "data_dir": str(folder / "data")})
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_keys_are_made_once_and_private(tmp_path: Path) -> None:
+    first = open_keyring(settings(tmp_path))
+    folder = tmp_path / "data" / "keys"
+    assert mode(folder) == 0o700
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "dkim-fwd1.pem",
+        "dkim-fwd2.pem",
+        "srs",
+        "store.key",
+    ]
+    assert {mode(path) for path in folder.iterdir()} == {0o600}
+    assert [signer.algorithm for signer in first.service] == ["rsa-sha256", "ed25519-sha256"]
+    assert [signer.selector for signer in first.service] == ["fwd1", "fwd2"]
+    assert len(first.store_key) == 32
+    again = open_keyring(settings(tmp_path))
+    assert (again.srs_secrets, again.store_key) == (first.srs_secrets, first.store_key)
+    assert [s.signature(b"x") for s in again.service] == [s.signature(b"x") for s in first.service]
+
+
+def test_all_who_come_at_once_end_with_the_same_keys(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: open_keyring(settings(tmp_path)), range(8)))
+    assert len({ring.srs_secrets for ring in found}) == 1
+    assert len({ring.store_key for ring in found}) == 1
+    assert len({ring.service[0].signature(b"x") for ring in found}) == 1
+    assert not [path for path in (tmp_path / "data" / "keys").iterdir() if path.name.startswith(".")]
+
+
+def test_a_key_that_is_there_is_never_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    assert create_private(path, b"first") is True
+    assert create_private(path, b"second") is False
+    assert path.read_bytes() == b"first"
+    assert [found.name for found in tmp_path.iterdir()] == ["key"]
+
+
+def test_keys_that_others_may_read_are_tightened(tmp_path: Path) -> None:
+    open_keyring(settings(tmp_path))
+    folder = tmp_path / "data" / "keys"
+    folder.chmod(0o755)
+    (folder / "srs").chmod(0o644)
+    open_keyring(settings(tmp_path))
+    assert (mode(folder), mode(folder / "srs")) == (0o700, 0o600)
+
+
+def test_srs_secrets_rotate_by_a_new_first_line(tmp_path: Path) -> None:
+    (old,) = open_keyring(settings(tmp_path)).srs_secrets
+    path = tmp_path / "data" / "keys" / "srs"
+    path.write_bytes(b"n" * 32 + b"\n" + path.read_bytes())
+    assert open_keyring(settings(tmp_path)).srs_secrets == (b"n" * 32, old)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("srs", b""),
+        ("srs", b"short\n"),
+        ("store.key", b"zz"),
+        ("dkim-fwd1.pem", b"no key"),
+        ("store.key", b"\xff"),
+    ],
+)
+def test_a_broken_key_is_told_with_its_file_and_without_its_content(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    open_keyring(settings(tmp_path))
+    path = tmp_path / "data" / "keys" / name
+    path.write_bytes(content)
+    with pytest.raises(KeyringError) as caught:
+        open_keyring(settings(tmp_path))
+    assert str(path) in str(caught.value)
+    assert path.read_bytes() == content
+
+
+def test_a_key_of_the_other_algorithm_is_refused(tmp_path: Path) -> None:
+    open_keyring(settings(tmp_path))
+    folder = tmp_path / "data" / "keys"
+    (folder / "dkim-fwd1.pem").write_bytes((folder / "dkim-fwd2.pem").read_bytes())
+    with pytest.raises(KeyringError, match="ed25519"):
+        open_keyring(settings(tmp_path))
+
+
+def test_secrets_are_not_in_the_repr(tmp_path: Path) -> None:
+    ring = open_keyring(settings(tmp_path))
+    assert repr(ring) == "Keyring()"

@@ -1,0 +1,109 @@
+"""The engine's own tasks: none ends silently."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from forwarder import watchdog
+from forwarder.watchdog import Watchdog
+from tests.harness import wait_until
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "FIRST_PAUSE", 0.2)
+
+
+async def test_a_task_that_fails_is_told_and_started_again() -> None:
+    dog = Watchdog()
+    starts = 0
+
+    async def work() -> None:
+        nonlocal starts
+        starts += 1
+        if starts == 1:
+            raise RuntimeError("a fault nobody thought of")
+        await asyncio.Event().wait()
+
+    dog.keep("worker", work)
+    await wait_until(lambda: dog.troubles() == {"worker": "restarting"})
+    assert dog.tasks() == {"worker": False}
+    await wait_until(lambda: starts == 2)
+    assert dog.troubles() == {}
+    assert dog.tasks() == {"worker": True}
+    await dog.stop()
+
+
+async def test_a_task_that_returns_by_itself_is_started_again() -> None:
+    dog = Watchdog()
+    starts = 0
+
+    async def work() -> None:
+        nonlocal starts
+        starts += 1
+
+    dog.keep("worker", work)
+    await wait_until(lambda: starts >= 2)
+    await dog.stop()
+
+
+async def test_a_task_that_ends_when_ends_are_expected_is_left_alone() -> None:
+    dog = Watchdog()
+    told = asyncio.Event()
+    starts = 0
+
+    async def work() -> None:
+        nonlocal starts
+        starts += 1
+        await told.wait()
+
+    dog.keep("worker", work)
+    await wait_until(lambda: starts == 1)
+    dog.expect_ends()
+    told.set()
+    await asyncio.sleep(0.4)  # longer than the pause: a second start would show
+    assert starts == 1
+    await dog.stop()
+
+
+async def test_a_probe_says_what_is_wrong_and_when_it_is_well_again() -> None:
+    dog = Watchdog()
+    answers: list[Exception | None] = [None]
+
+    async def ask() -> None:
+        if answers[0] is not None:
+            raise answers[0]
+
+    dog.probe("store", ask, every=timedelta(milliseconds=10), patience=timedelta(seconds=1))
+    assert "store" in dog.troubles()  # nobody knows yet
+    await wait_until(lambda: dog.troubles() == {})
+    answers[0] = OSError("host db.internal is away")
+    await wait_until(lambda: dog.troubles() == {"store": "failing"})
+    answers[0] = None
+    await wait_until(lambda: dog.troubles() == {})
+    await dog.stop()
+
+
+async def test_a_probe_without_an_answer_counts_as_trouble() -> None:
+    dog = Watchdog()
+    dog.probe("disk", asyncio.Event().wait, every=timedelta(seconds=1), patience=timedelta(milliseconds=20))
+    await wait_until(lambda: dog.troubles() == {"disk": "no answer"})
+    await dog.stop()
+
+
+async def test_stop_ends_every_task() -> None:
+    dog = Watchdog()
+    ended = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    dog.keep("worker", work)
+    await asyncio.sleep(0)
+    await dog.stop()
+    assert ended.is_set()
+    assert dog.tasks() == {}
