@@ -36,7 +36,7 @@ from forwarder.failpoint import reach
 from forwarder.mail.outcome import Fault, Stage, reply_for
 from forwarder.mail.reply import Reply
 from forwarder.net.smtp_answers import Features, SessionFault, Transaction, announced, fault_at, over
-from forwarder.net.smtp_wire import Wire, WireTrouble
+from forwarder.net.smtp_wire import PATIENCE, Wire, WireTrouble
 from forwarder.net.tls import TlsMode
 
 BLOCK = 256 * 1024  # octets of content between two looks at the peer
@@ -213,11 +213,16 @@ class Session:
         if self._dirty:
             await self._ask(b"RSET", Stage.MAIL)
         self._dirty = True
+        time = asyncio.get_running_loop().time
+        end = time() + PATIENCE * self._command
         mail = await self._ask(commands[0], Stage.MAIL)
         answers: list[Reply] = []
         data = None
         if mail.positive:
-            answers = [await self._ask(command, Stage.RCPT) for command in commands[1:]]
+            for command in commands[1:]:
+                answers.append(await self._ask(command, Stage.RCPT))
+                if time() > end:
+                    raise fault_at(Stage.RCPT, Fault.TIMEOUT, "the envelope takes too long")
         if any(answer.positive for answer in answers):
             data = await self._ask(b"DATA", Stage.DATA)
         return await self._go_on(mail, answers, data, parts)

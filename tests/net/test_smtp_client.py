@@ -1,6 +1,7 @@
 """Sessions over real sockets: what arrives, and what a misbehaving peer makes of it."""
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -411,6 +412,22 @@ async def test_nothing_listens() -> None:
     assert (raised.value.stage, raised.value.fault) == (Stage.CONNECT, Fault.REFUSED)
 
 
+@pytest.mark.parametrize("pipelining", [True, False])
+async def test_an_envelope_that_is_answered_ever_so_slowly_ends(
+    pipelining: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forwarder.net.smtp_wire.PATIENCE", 2)
+    monkeypatch.setattr("forwarder.net.smtp_client.PATIENCE", 2)
+    async with Sink(pipelining=pipelining) as sink:
+        sink.slowness = 0.1
+        sink.play("rcpt", "slow")
+        session = await connect(sink)
+        with pytest.raises(SessionFault) as raised:
+            await session.send("a@example.com", [f"r{n}@example.test" for n in range(100)], CONTENT)
+        assert (raised.value.stage, raised.value.fault) == (Stage.RCPT, Fault.TIMEOUT)
+        assert 4 < len([command for command in sink.commands if command.startswith(b"RCPT")]) < 12
+
+
 async def test_a_peer_that_stops_reading_content_is_left() -> None:
     async with Scripted(
         b"220 hi\r\n", (b"EHLO", b"250-x\r\n250 PIPELINING\r\n"), (b"DATA", b"250 ok\r\n250 ok\r\n354 go\r\n")
@@ -520,6 +537,16 @@ async def test_bad_starttls(server_tls: ssl.SSLContext, part: str, fault: Fault)
         raised = await fault_of_opening(sink, tls=TlsMode.OPPORTUNISTIC, context=client_context(verify=False))
         assert (raised.stage, raised.fault, raised.scope) == (Stage.STARTTLS, fault, Scope.SITE)
         assert [command[:4] for command in sink.commands] == [b"EHLO", b"STAR"]
+
+
+async def test_a_peer_that_hangs_up_again_and_again_costs_nothing_in_the_end(sink: Sink) -> None:
+    sink.play("ehlo", "drop")
+    await fault_of_opening(sink)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(100):
+        fault = await fault_of_opening(sink)
+        assert (fault.stage, fault.fault) == (Stage.HELLO, Fault.LOST)
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
 
 
 class Scripted:
