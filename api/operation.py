@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.auth import Gate
 from api.body import read_fields
-from api.errors import Refusal, bad_fields, refusal_of, unavailable
+from api.errors import Refusal, bad_fields, not_found, refusal_of, unavailable
 from api.improvmx.requests import Bounds
 from api.limits import RateLimit
 from api.validation import validate
@@ -134,6 +134,8 @@ async def _admit(rooms: Rooms, operation: Operation, request: Request, headers: 
     if account.locked_at is not None and operation.method != "GET":
         reason = account.lock_reason or "ask whoever runs this server"
         raise Refusal(403, f"Your account is locked: {reason}.")
+    if any("\0" in value for value in request.path_params.values()):
+        raise not_found("name")  # no name holds one, and PostgreSQL would refuse to compare with it
     query, body, errors = None, None, dict[str, list[str]]()
     if operation.query is not None:
         query = validate(operation.query, dict(request.query_params))

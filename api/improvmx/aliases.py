@@ -176,11 +176,7 @@ def find_alias(conn: Connection, domain_id: int, wanted: str) -> Alias | None:
         patterns.append(parse_pattern(wanted))
     except RuleError:
         patterns.append(wanted.lower())
-    return aliases.find(conn, domain_id, [one for one in dict.fromkeys(patterns) if _storable(one)], wanted)
-
-
-def _storable(text: str) -> bool:
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+    return aliases.find(conn, domain_id, list(dict.fromkeys(patterns)), wanted)
 
 
 def _exists(failed: Sequence[Alias]) -> Exception:

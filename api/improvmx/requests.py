@@ -53,8 +53,11 @@ def _email(text: str) -> str:
 
 
 def _webhook(text: str, info: ValidationInfo) -> str:
-    _check_url(text, info)
-    return text
+    found = parse_forward(text.strip().replace(",", "%2C"), plain_http=True)
+    if not isinstance(found[0], Url):
+        raise ValueError("this must be a URL such as https://example.com/hook")
+    _check_url(found[0].url, info)
+    return found[0].url
 
 
 def _check_url(url: str, info: ValidationInfo) -> None:
@@ -193,7 +196,7 @@ class Query(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
-Prefix = Annotated[str | None, Unset, Field(max_length=1000)]
+Prefix = Annotated[Annotated[str, Field(max_length=1000), Clean] | None, Unset]
 Flag = Annotated[bool | None, Unset]
 Limit = Annotated[
     int | None, Unset, _within(5, 100), Field(description="From 5 to 100; what lies outside is moved inside.")
@@ -215,7 +218,9 @@ class AliasesQuery(DomainsQuery):
 
 class LogsQuery(Query):
     next_cursor: Annotated[
-        str | None, Unset, Field(max_length=100, description="Logs older than the one with this id.")
+        Annotated[str, Field(max_length=100), Clean] | None,
+        Unset,
+        Field(description="Logs older than the one with this id."),
     ] = None
     limit: Annotated[int | None, Unset, _within(1, 100), Field(description="From 1 to 100.")] = None
     filter: Annotated[

@@ -1,7 +1,7 @@
 """Databases that hold the newest schema already, and the API on one of them."""
 
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -33,7 +33,7 @@ async def desk(store_url: str) -> AsyncIterator[Desk]:
 
 
 @pytest.fixture
-def either_store_url(database_url: str) -> Iterator[str]:
+def either_store_url(database_url: str) -> str:
     """An empty database of each kind, with the newest schema."""
     upgrade(database_url)
-    yield database_url
+    return database_url

@@ -1,0 +1,240 @@
+"""What the DNS says of a domain, what the API says of it, and what becomes of it in the background."""
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from api.recheck import Recheck
+from forwarder.mail.ids import IdSource
+from forwarder.store import dkim_keys, domains
+from forwarder.store.records import NewMessage
+from tests.api.desk import Desk
+
+NAME = "piedpiper.com"
+HOST = "mx.forwarder.test"
+
+
+async def keys_of(desk: Desk) -> list[dkim_keys.DkimKey]:
+    def work(conn: Any) -> list[dkim_keys.DkimKey]:
+        domain = domains.get(conn, NAME)
+        assert domain is not None
+        return list(dkim_keys.list_keys(conn, domain.id))
+
+    return await desk.database.read(work)
+
+
+async def publish(desk: Desk, *, as_txt: bool = False) -> None:
+    """All records as they should be."""
+    desk.dns.set(NAME, "MX", [(10, HOST)])
+    desk.dns.set(NAME, "TXT", ["some-verification=1", f"v=spf1 include:{HOST} ~all"])
+    desk.dns.set(f"_dmarc.{NAME}", "TXT", ["v=DMARC1; p=none;"])
+    for key in await keys_of(desk):
+        name = f"{key.selector}._domainkey.{NAME}"
+        if as_txt:
+            desk.dns.set(name, "TXT", [key.public_record])
+        else:
+            desk.dns.set(name, "CNAME", [f"{name}.{HOST}"])
+
+
+async def checked(desk: Desk) -> Any:
+    answer = await desk.get(f"/domains/{NAME}/check")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def is_active(desk: Desk) -> bool:
+    active: bool = (await desk.get(f"/domains/{NAME}")).json()["domain"]["active"]
+    return active
+
+
+@pytest.mark.parametrize("as_txt", [False, True])
+async def test_a_domain_with_all_records_is_valid_active_and_may_send(desk: Desk, as_txt: bool) -> None:
+    await desk.domain(NAME)
+    await publish(desk, as_txt=as_txt)
+    await desk.post(f"/domains/{NAME}/credentials", {"username": "a", "password": "abc123"})
+    body = await checked(desk)
+    records = body["records"]
+    assert [records[name]["valid"] for name in ("mx", "spf", "dkim1", "dkim2", "dmarc", "valid")[:5]] == [
+        True
+    ] * 5
+    assert (records["valid"], records["error"], records["advanced"], body["success"]) == (
+        True,
+        None,
+        True,
+        True,
+    )
+    assert records["mx"] == {"expected": [HOST], "values": [HOST], "valid": True}
+    if as_txt:
+        assert records["dkim1"]["values"].startswith("v=DKIM1; k=rsa; p=")
+    else:
+        assert records["dkim1"]["expected"] == f"fwd1._domainkey.{NAME}.{HOST}."
+    assert records["dkim1"]["values"] == records["dkim1"]["expected"]
+    assert await is_active(desk)
+    domain = await desk.database.read(lambda conn: domains.get(conn, NAME))
+    assert domain is not None
+    assert domain.sending_checked_at == desk.now
+
+
+async def test_without_records_it_says_what_to_add_and_success_is_false(desk: Desk) -> None:
+    await desk.domain(NAME)
+    body = await checked(desk)
+    records = body["records"]
+    assert (body["success"], records["valid"], records["provider"]) == (False, False, None)
+    assert records["mx"] == {"expected": [HOST], "values": [], "valid": False}
+    assert records["spf"] == {"expected": f"v=spf1 include:{HOST} ~all", "values": None, "valid": False}
+    assert records["dmarc"] == {"expected": "v=DMARC1; p=none;", "values": None, "valid": False}
+    assert f"leads to {HOST}" in records["error"]
+    assert not await is_active(desk)
+
+
+@pytest.mark.parametrize(
+    ("mx", "valid"),
+    [
+        ([(10, HOST)], True),
+        ([(10, HOST.upper())], True),
+        ([(10, HOST), (20, "backup.example.org")], True),
+        ([(5, "mx.google.com"), (10, HOST)], False),
+        ([(10, "mx.google.com")], False),
+        ([(0, ".")], False),
+    ],
+)
+async def test_the_mx_is_right_when_mail_comes_here_first(desk: Desk, mx: Any, valid: bool) -> None:
+    await desk.domain(NAME)
+    desk.dns.set(NAME, "MX", mx)
+    assert (await checked(desk))["records"]["mx"]["valid"] is valid
+    assert await is_active(desk) is valid
+
+
+async def test_two_spf_records_are_an_error_that_is_explained(desk: Desk) -> None:
+    await desk.domain(NAME)
+    desk.dns.set(NAME, "TXT", [f"v=spf1 include:{HOST} ~all", "v=spf1 -all"])
+    records = (await checked(desk))["records"]
+    assert records["spf"]["valid"] is False
+    assert "keep one" in records["error"]
+
+
+async def test_another_key_or_another_target_is_not_valid(desk: Desk) -> None:
+    await desk.domain(NAME)
+    await desk.post(f"/domains/{NAME}/credentials", {"username": "a", "password": "abc123"})
+    one, two = await keys_of(desk)
+    desk.dns.set(f"{one.selector}._domainkey.{NAME}", "CNAME", ["elsewhere.example.org"])
+    desk.dns.set(f"{two.selector}._domainkey.{NAME}", "TXT", [one.public_record])
+    records = (await checked(desk))["records"]
+    assert (records["dkim1"]["valid"], records["dkim2"]["valid"]) == (False, False)
+    assert records["dkim1"]["values"] == "elsewhere.example.org."
+    assert "elsewhere.example.org" in records["error"]
+    assert "another key" in records["error"]
+
+
+async def test_silence_of_the_dns_is_no_missing_record_and_changes_nothing(desk: Desk) -> None:
+    await desk.domain(NAME)
+    await publish(desk)
+    await checked(desk)
+    desk.now += timedelta(minutes=10)
+    desk.dns.fault("*", "servfail")
+    body = await checked(desk)
+    assert body["success"] is False
+    assert "try again" in body["records"]["error"]
+    assert await is_active(desk)
+
+
+async def test_a_new_record_is_seen_at_once(desk: Desk) -> None:
+    await desk.domain(NAME)
+    desk.dns.ttl = 3600
+    assert (await checked(desk))["success"] is False
+    desk.dns.set(NAME, "MX", [(10, HOST)])
+    assert (await checked(desk))["success"] is True
+
+
+class Bag:
+    """Keeps what was to be sent."""
+
+    def __init__(self) -> None:
+        self.messages: list[NewMessage] = []
+
+    async def enqueue(self, message: NewMessage) -> None:
+        self.messages.append(message)
+
+
+@pytest.fixture
+def round_of() -> Callable[[Desk, Bag], Callable[[], Awaitable[int]]]:
+    def make(desk: Desk, bag: Bag) -> Callable[[], Awaitable[int]]:
+        ids = IdSource(clock=desk.clock, entropy=lambda count: bytes(count))
+        recheck = Recheck(desk.settings, desk.database, desk.resolver, bag, ids=ids, clock=desk.clock)
+        return lambda: recheck.round(desk.now)
+
+    return make
+
+
+async def test_the_background_look_makes_a_new_domain_active(desk: Desk, round_of: Any) -> None:
+    await desk.domain(NAME)
+    bag = Bag()
+    look = round_of(desk, bag)
+    assert await look() == 1
+    assert not await is_active(desk)
+    await publish(desk)
+    assert await look() == 0  # it was just asked
+    desk.now += timedelta(minutes=11)
+    assert await look() == 1  # a new domain is asked again soon
+    assert await is_active(desk)
+    desk.now += timedelta(minutes=11)
+    assert await look() == 0  # an active one is not
+    desk.now += timedelta(hours=12)
+    assert await look() == 1
+    assert bag.messages == []
+
+
+async def test_the_owner_is_told_once_when_something_breaks_and_again_when_it_breaks_again(
+    desk: Desk, round_of: Any
+) -> None:
+    await desk.post("/domains", {"domain": NAME, "notification_email": "owner@gmail.com"})
+    bag = Bag()
+    look = round_of(desk, bag)
+    await publish(desk)
+    await look()
+    desk.dns.set(NAME, "MX", [(10, "mx.google.com")])
+    for _ in range(3):
+        desk.now += timedelta(hours=13)
+        await look()
+    (message,) = bag.messages
+    assert message.reverse_path.is_null
+    assert [delivery.destination for delivery in message.deliveries] == ["owner@gmail.com"]
+    assert b"\r\nAuto-Submitted: auto-generated\r\n" in message.content
+    assert b"mx.google.com" in message.content
+    assert message.content.count(b"\n") == message.content.count(b"\r\n")
+    assert max(map(len, message.content.split(b"\r\n"))) <= 998
+    assert not await is_active(desk)
+    await publish(desk)
+    desk.now += timedelta(hours=13)
+    await look()
+    assert await is_active(desk)
+    desk.dns.remove(NAME, "MX")
+    desk.now += timedelta(hours=13)
+    await look()
+    assert len(bag.messages) == 2
+
+
+async def test_a_break_that_a_person_saw_first_is_told_too(desk: Desk, round_of: Any) -> None:
+    await desk.post("/domains", {"domain": NAME, "notification_email": "owner@gmail.com"})
+    await publish(desk)
+    await checked(desk)
+    desk.dns.remove(f"fwd1._domainkey.{NAME}")
+    await checked(desk)
+    bag = Bag()
+    await round_of(desk, bag)()
+    assert len(bag.messages) == 1
+    assert b"fwd1._domainkey" in bag.messages[0].content
+
+
+async def test_silence_of_the_dns_tells_nobody(desk: Desk, round_of: Any) -> None:
+    await desk.post("/domains", {"domain": NAME, "notification_email": "owner@gmail.com"})
+    await publish(desk)
+    await checked(desk)
+    desk.now += timedelta(hours=13)
+    desk.dns.fault("*", "refused")
+    bag = Bag()
+    assert await round_of(desk, bag)() == 1
+    assert bag.messages == []
+    assert await is_active(desk)

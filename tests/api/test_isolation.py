@@ -1,0 +1,84 @@
+"""One account never sees, changes or learns of what belongs to another: tried on every route of our own document."""
+
+from typing import Any
+
+import pytest
+
+from api.app import OPERATIONS
+from api.operation import Operation
+from tests.api.desk import Desk
+
+BODIES: dict[str, Any] = {
+    "editDomain": {"whitelabel": "evil.com"},
+    "addAlias": {"alias": "mine", "forward": "me@evil.com"},
+    "addAliasesInBulk": {"aliases": [{"alias": "mine", "forward": "me@evil.com"}], "behavior": "update"},
+    "editAlias": {"forward": "me@evil.com"},
+    "addCredential": {"username": "mine", "password": "abc123"},
+    "editCredential": {"password": "abc456"},
+    "addApiKey": {"name": "mine"},
+    "addDomain": {"domain": "mine.com"},
+}
+OWNED = [operation for operation in OPERATIONS if "{" in operation.path]
+
+
+def test_every_route_with_something_owned_in_its_path_is_tried() -> None:
+    assert len(OWNED) >= 18
+    assert {operation.name for operation in OPERATIONS if operation.body} == set(BODIES)
+
+
+@pytest.mark.parametrize("operation", OWNED, ids=lambda operation: operation.name)
+async def test_what_another_account_owns_is_not_found_and_stays_as_it_is(
+    desk: Desk, operation: Operation
+) -> None:
+    await desk.domain("piedpiper.com", {"richard": "richard@gmail.com"})
+    await desk.post("/domains/piedpiper.com/credentials", {"username": "richard", "password": "abc123"})
+    await desk.mail("piedpiper.com")
+    (key,) = (await desk.get("/account/keys")).json()["keys"]
+    before = await _everything(desk)
+    values = {"domain": "piedpiper.com", "alias": "richard", "username": "richard", "key": str(key["id"])}
+    path = operation.path.format(**values).removeprefix("/v3")
+    async with desk.client(await desk.account("stranger@evil.test")) as stranger:
+        body = BODIES.get(operation.name)
+        answer = await stranger.request(operation.method, path, json=body)
+        absent = {"domain": "nowhere.com", "alias": "no", "username": "no", "key": "999"}
+        path = operation.path.format(**absent).removeprefix("/v3")
+        nothing = await stranger.request(operation.method, path, json=body)
+    assert answer.status_code == 404
+    assert (answer.status_code, answer.json()) == (nothing.status_code, nothing.json())
+    assert await _everything(desk) == before
+
+
+async def test_an_id_of_another_domain_is_not_found(desk: Desk) -> None:
+    await desk.domain("one.com", {"a": "a@gmail.com"})
+    await desk.domain("two.com", {})
+    number = (await desk.get("/domains/one.com/aliases/a")).json()["alias"]["id"]
+    assert (await desk.get(f"/domains/two.com/aliases/{number}")).status_code == 404
+    assert (await desk.delete(f"/domains/two.com/aliases/{number}")).status_code == 404
+    assert (await desk.get("/domains/one.com/aliases/a")).status_code == 200
+
+
+async def test_a_cursor_of_another_domain_shows_nothing_of_it(desk: Desk) -> None:
+    await desk.domain("one.com")
+    await desk.mail("one.com", count=2, subject="secret")
+    cursor = (await desk.get("/domains/one.com/logs")).json()["logs"][0]["id"]
+    async with desk.client(await desk.account("stranger@evil.test")) as stranger:
+        await stranger.post("/domains", json={"domain": "evil.com"})
+        answer = await stranger.get(f"/domains/evil.com/logs?next_cursor={cursor}")
+    assert answer.json() == {"logs": [], "success": True}
+
+
+async def test_lists_show_the_account_s_own_only(desk: Desk) -> None:
+    await desk.post("/domains", {"domain": "one.com", "whitelabel": "parent.com"})
+    async with desk.client(await desk.account("stranger@evil.test")) as stranger:
+        assert (await stranger.get("/domains")).json()["total"] == 0
+        assert (await stranger.get("/account/whitelabels")).json()["whitelabels"] == []
+        taken = await stranger.post("/domains", json={"domain": "one.com"})
+    assert taken.status_code == 400
+    assert desk.email not in taken.text
+
+
+async def _everything(desk: Desk) -> list[Any]:
+    paths = ("/domains", "/domains/piedpiper.com/aliases", "/domains/piedpiper.com/credentials")
+    more = ("/domains/piedpiper.com/logs", "/domains/piedpiper.com/webhook")
+    keys = [one | {"last_used": None} for one in (await desk.get("/account/keys")).json()["keys"]]
+    return [*[(await desk.get(path)).json() for path in (*paths, *more)], keys]

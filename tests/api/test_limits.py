@@ -1,0 +1,128 @@
+"""Limits hold exactly, whoever asks at the same moment; on SQLite and on PostgreSQL."""
+
+import asyncio
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+
+import httpx
+
+from tests.api.desk import Desk, together
+
+PLAN = {"domains": 2, "aliases": 7, "credentials": 3, "api": 4}
+
+
+async def test_fifty_parallel_creates_stop_at_the_limit(either_store_url: str) -> None:
+    async with Desk(either_store_url, plans={"default": PLAN}) as desk:
+        await desk.domain("one.com")
+
+        async def outcomes(path: str, fields: Any) -> Counter[int]:
+            answers = await together(*(desk.post(path, fields(number)) for number in range(50)))
+            for answer in answers:
+                assert answer.status_code in (200, 400), answer.text
+                if answer.status_code == 400:
+                    ((text,),) = answer.json()["errors"].values()
+                    assert text.startswith(("Your account is limited to", "You have reached the limit"))
+            return Counter(answer.status_code for answer in answers)
+
+        aliases = await outcomes(
+            "/domains/one.com/aliases", lambda n: {"alias": f"a{n}", "forward": "a@gmail.com"}
+        )
+        assert aliases == {200: 6, 400: 44}  # the domain's own * is the seventh
+        assert (await desk.get("/domains/one.com/aliases")).json()["total"] == 7
+        keys = await outcomes("/account/keys", lambda n: {"name": f"key {n}"})
+        assert keys == {200: 3, 400: 47}  # the one in use is the fourth
+        domains = await together(*(desk.post("/domains", {"domain": f"d{n}.com"}) for n in range(6)))
+        assert Counter(answer.status_code for answer in domains) == {200: 1, 400: 5}
+
+
+async def test_parallel_creates_of_the_same_name_have_one_winner(either_store_url: str) -> None:
+    async with Desk(either_store_url) as desk:
+        fields = {"domain": "one.com"}
+        answers = await together(*(desk.post("/domains", fields) for _ in range(8)))
+        assert Counter(answer.status_code for answer in answers) == {200: 1, 400: 7}
+        alias = {"alias": "a", "forward": "a@gmail.com"}
+        answers = await together(*(desk.post("/domains/one.com/aliases", alias) for _ in range(50)))
+        assert Counter(answer.status_code for answer in answers) == {200: 1, 400: 49}
+        losers = [answer.json()["errors"]["alias"][0] for answer in answers if answer.status_code == 400]
+        assert all("already exists" in text for text in losers)
+
+
+async def test_credentials_of_a_domain_are_limited_with_the_known_text(store_url: str) -> None:
+    async with Desk(store_url, plans={"default": PLAN}) as desk:
+        await desk.domain("one.com")
+        answers = await together(
+            *(
+                desk.post("/domains/one.com/credentials", {"username": f"u{n}", "password": "abc123"})
+                for n in range(5)
+            )
+        )
+        assert Counter(answer.status_code for answer in answers) == {200: 3, 400: 2}
+        refused = next(answer for answer in answers if answer.status_code == 400)
+        assert refused.json()["errors"] == {
+            "username": ["You have reached the limit of account allowed for this domain."]
+        }
+
+
+async def test_a_bulk_beyond_the_limit_adds_nothing(store_url: str) -> None:
+    async with Desk(store_url, plans={"default": PLAN}) as desk:
+        await desk.domain("one.com")
+        entries = [{"alias": f"a{n}", "forward": "a@gmail.com"} for n in range(7)]
+        answer = await desk.post("/domains/one.com/aliases/bulk", {"aliases": entries})
+        assert answer.json()["errors"]["alias"][0].startswith("Your account is limited to 7")
+        assert (await desk.get("/domains/one.com/aliases")).json()["total"] == 1
+        answer = await desk.post("/domains/one.com/aliases/bulk", {"aliases": entries[:6]})
+        assert len(answer.json()["added"]) == 6
+
+
+async def test_the_plan_of_the_account_decides(store_url: str) -> None:
+    async with Desk(
+        store_url, plans={"default": {"domains": 0}, "large": {"domains": 5, "price": 9}}
+    ) as desk:
+        answer = await desk.post("/domains", {"domain": "one.com"})
+        assert answer.json()["errors"]["domain"][0].startswith("Your account is limited to 0 domains")
+        async with desk.client(await desk.account("large@hooli.test", "large")) as client:
+            assert (await client.post("/domains", json={"domain": "one.com"})).status_code == 200
+            account = (await client.get("/account")).json()["account"]
+        assert (account["plan"]["name"], account["plan"]["price"], account["limits"]["domains"]) == (
+            "large",
+            9,
+            5,
+        )
+
+
+async def test_requests_beyond_the_rate_are_429_over_all_processes(either_store_url: str) -> None:
+    async with Desk(either_store_url, api={"rate": 40}) as desk:
+        others = [desk.client(desk.key, desk.another_app()) for _ in range(2)]
+        clients: list[httpx.AsyncClient] = [desk.http, *others]
+        answers = []
+        for _ in range(20):
+            answers += await together(*(client.get("/account") for client in clients))
+        seen = Counter(answer.status_code for answer in answers)
+        assert seen == {200: 40, 429: 20}
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert refused.json()["code"] == 429
+        assert 1 <= int(refused.headers["Retry-After"]) <= 60
+        assert refused.headers["X-RateLimit-Remaining"] == "0"
+        desk.now += timedelta(minutes=1)
+        assert (await desk.get("/account")).status_code == 200
+        await asyncio.gather(*(client.aclose() for client in others))
+
+
+async def test_remaining_counts_down_one_by_one(store_url: str) -> None:
+    async with Desk(store_url, api={"rate": 100}) as desk:
+        shown = [(await desk.get("/account")).headers["X-RateLimit-Remaining"] for _ in range(30)]
+        assert shown == [str(99 - n) for n in range(30)]
+
+
+async def test_one_account_s_requests_do_not_count_for_another(store_url: str) -> None:
+    async with Desk(store_url, api={"rate": 2}) as desk:
+        assert [(await desk.get("/account")).status_code for _ in range(3)] == [200, 200, 429]
+        async with desk.client(await desk.account("other@hooli.test")) as other:
+            assert (await other.get("/account")).status_code == 200
+
+
+async def test_wrong_keys_are_429_after_a_while_and_right_ones_still_work(store_url: str) -> None:
+    async with Desk(store_url, api={"failures_per_minute": 5}) as desk, desk.client("wrong") as stranger:
+        assert [(await stranger.get("/account")).status_code for _ in range(7)] == [401] * 5 + [429] * 2
+        assert (await desk.get("/account")).status_code == 200
