@@ -16,6 +16,7 @@ transaction that records the failure: before it the report could double, after i
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from urllib.parse import urlsplit
 
 from forwarder.mail.address import Path
 from forwarder.mail.dsn import FailedRecipient, build_report
@@ -125,10 +126,11 @@ def failed_status(enhanced: str) -> str:
 
 def concealed(text: str, destination: str, alias: str) -> str:
     """Text of a host without the destination it may quote: the address becomes the alias, its parts are hidden."""
-    local, at, domain = destination.rpartition("@")
     text = re.sub(re.escape(destination), lambda _: alias, text, flags=re.IGNORECASE)
-    # A local part of one or two characters is a part of ordinary words, and tells nobody anything.
-    secrets = [part for part in (local, domain) if len(part) > 2 and part.lower() not in alias.lower()]
-    for secret in secrets if at else [domain]:
-        text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "[hidden]", text, flags=re.IGNORECASE)
+    is_url = "://" in destination
+    parts = [urlsplit(destination).hostname or ""] if is_url else destination.rpartition("@")[::2]
+    for part in parts:
+        # One or two characters are a part of ordinary words, and tell nobody anything.
+        if len(part) > 2 and part.lower() not in alias.lower():
+            text = re.sub(rf"(?<!\w){re.escape(part)}(?!\w)", "[hidden]", text, flags=re.IGNORECASE)
     return text

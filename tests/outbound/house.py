@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path as FilePath
 from typing import Any
 
-from sqlalchemy import create_engine, func, select
+from sqlalchemy import func, select
 
 from forwarder.config import Settings
 from forwarder.mail.address import Path, parse_address
@@ -28,8 +28,9 @@ from forwarder.outbound.prepare import Signing
 from forwarder.outbound.route import Router
 from forwarder.outbound.webhook import Webhooks
 from forwarder.store.engine import Database
+from forwarder.store.migrations import upgrade
 from forwarder.store.queue import NewDelivery, NewMessage, Queue
-from forwarder.store.tables import deliveries, events, logs, messages, metadata, sequences
+from forwarder.store.tables import deliveries, events, logs, messages
 from tests.peers.dns_server import DnsServer
 from tests.peers.sink import Sink
 
@@ -42,15 +43,10 @@ CONTENT = (
 )
 
 
-def make_store(folder: FilePath) -> str:
-    """A store with the newest schema; its URL."""
-    url = f"sqlite:///{folder / 'forwarder.db'}"
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        metadata.create_all(connection)
-        connection.execute(sequences.insert().values(name="directory", value=0))
-    engine.dispose()
-    return url
+async def open_store(url: str) -> Database:
+    """A store with the newest schema."""
+    await asyncio.to_thread(upgrade, url)
+    return await Database.open(url)
 
 
 class House:
@@ -284,7 +280,7 @@ async def house(
                 "retry": {"delays": ["1s"], "give_up_after": "1h", "spread": 0, **(retry or {})},
             }
         )
-        database = await Database.open(url or make_store(folder))
+        database = await open_store(url or f"sqlite:///{folder / 'forwarder.db'}")
         stack.push_async_callback(database.close)
         rooms = House(settings, database, dns, catcher, **options)
         rooms.origin = origin

@@ -1,0 +1,79 @@
+"""Reports keep the destination private; the budget for big contents is fair."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from forwarder.outbound.bounce import concealed, failed_status
+from forwarder.outbound.budget import Budget
+from tests.outbound.house import house
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("550 5.1.1 <bob@private.test>: no such user", "550 5.1.1 <ann@hosted.test>: no such user"),
+        ("550 Bob@Private.Test unknown", "550 ann@hosted.test unknown"),
+        ("550 user bob is over quota at private.test", "550 user [hidden] is over quota at [hidden]"),
+        ("550 bobsled", "550 bobsled"),
+        ("550 refused", "550 refused"),
+    ],
+)
+def test_the_destination_is_not_quoted(text: str, shown: str) -> None:
+    assert concealed(text, "bob@private.test", "ann@hosted.test") == shown
+
+
+def test_a_webhook_s_url_is_not_quoted() -> None:
+    said = "451 4.4.1 hooks.test did not answer within 30 s"
+    assert "hooks.test" not in concealed(said, "https://hooks.test/secret", "ann@hosted.test")
+
+
+@pytest.mark.parametrize(
+    ("enhanced", "status"), [("5.1.1", "5.1.1"), ("4.4.7", "4.4.7"), ("", "5.0.0"), ("2.0.0", "5.0.0")]
+)
+def test_the_status_of_a_failed_recipient_is_a_failure(enhanced: str, status: str) -> None:
+    assert failed_status(enhanced) == status
+
+
+async def test_the_destination_is_named_where_the_operator_wants_it(tmp_path: Path) -> None:
+    async with house(tmp_path, outbound={"disclose_destination": True}) as rooms:
+        await rooms.accept("550-at-rcpt@dest.test")
+        (report,) = await rooms.origin.wait_for(1)
+        assert b"550-at-rcpt@dest.test" in report.content
+        assert b"mx.dest.test" in report.content
+
+
+async def test_control_characters_of_a_host_do_not_reach_the_report(tmp_path: Path) -> None:
+    async with house(tmp_path) as rooms:
+        (delivery,) = await rooms.accept("multi-line-550@dest.test")
+        events = await rooms.until_statuses(delivery, "QUEUED", "HARD-BOUNCE")
+        (report,) = await rooms.origin.wait_for(1)
+        for forbidden in (b"\x1b", b"\x00", b"\xff"):
+            assert forbidden not in report.content
+        assert events[-1][2].isprintable()
+
+
+async def test_a_budget_serves_in_order_and_never_starves_the_biggest() -> None:
+    budget = Budget(10)
+    order: list[int] = []
+
+    async def use(size: int) -> None:
+        async with budget.hold(size):
+            order.append(size)
+            await asyncio.sleep(0)
+
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(use(size) for size in (6, 25, 3, 4)))
+    assert order == [6, 25, 3, 4]
+
+
+async def test_who_is_cancelled_while_waiting_takes_nothing() -> None:
+    budget = Budget(10)
+    async with budget.hold(10):
+        waiting = asyncio.create_task(budget.hold(5).__aenter__())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    async with asyncio.timeout(5), budget.hold(10):
+        pass
