@@ -1,8 +1,9 @@
 """The life of one serving process: its engine, its signals, a new configuration in place of the old one.
 
-SIGTERM and SIGINT drain and end with exit status 0; a second one ends at once. SIGHUP loads certificates and the
-configuration again: what is wrong with a new configuration is said, and the old one stays. A changed configuration
-is taken over without a gap: a second engine opens the same ports beside the first, which then drains.
+SIGTERM and SIGINT drain and end with exit status 0; a second SIGINT (Ctrl-C, by an impatient person) ends at once.
+SIGHUP loads certificates and the configuration again: what is wrong with a new configuration is said, and the old one
+stays. A changed configuration is taken over without a gap: a second engine opens the same ports beside the first,
+which then drains.
 
 A worker of a supervisor reads its standard input: ``go`` starts it, the end of the stream means that the supervisor
 is gone, and then it drains in a few seconds, so that the next supervisor finds the door open.
@@ -74,13 +75,13 @@ class Process:
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._told_to_end)
+        loop.add_signal_handler(signal.SIGTERM, self.end)
+        loop.add_signal_handler(signal.SIGINT, self._interrupted)
         loop.add_signal_handler(signal.SIGHUP, self._reloads.set)
 
-    def _told_to_end(self) -> None:
+    def _interrupted(self) -> None:
         if self._ends.is_set():
-            log.warning("told to end twice: leaving at once; what is in flight is sent again later")
+            log.warning("interrupted twice: leaving at once; what is in flight is sent again later")
             os._exit(1)
         self.end()
 

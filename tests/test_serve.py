@@ -1,0 +1,251 @@
+"""The engine as a whole: mail through it, its health, how it starts, drains and takes a new configuration."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import pytest
+
+from forwarder.node import NodeError
+from forwarder.serve import running
+from tests.harness import EngineProcess, House, as_environment, wait_until
+from tests.peers.client import Client, Closed
+from tests.postgres import Server
+
+MAIL = b"From: Ann <ann@out.test>\r\nSubject: hello\r\n\r\nhello\r\n"
+
+
+async def test_mail_goes_through_and_every_step_is_logged(engine: House) -> None:
+    answer = await engine.send("ann@out.test", "richard@example.com", MAIL)
+    assert answer.code == 250
+    (received,) = await engine.sink.wait_for(1)
+    assert received.recipients == ("inbox@dest.test",)
+    assert received.reverse_path.startswith("SRS0=")
+    assert received.reverse_path.endswith("@mx.test")
+    assert received.content.endswith(b"\r\n" + MAIL)
+    await engine.wait_for_statuses("QUEUED", "DELIVERED", domain="example.com")
+    await wait_until(engine.queue_is_empty)
+
+
+async def test_an_alias_added_while_it_runs_is_in_force_at_once(engine: House) -> None:
+    await engine.host("new.example", {"info": "person@dest.test"})
+    answer = await engine.send("ann@out.test", "info@new.example", MAIL)
+    assert answer.code == 250
+
+
+async def test_health(engine: House) -> None:
+    async with engine.api() as api:
+        live = await api.get("/health/live")
+        assert live.status_code == 200
+
+        async def ready() -> bool:
+            return (await api.get("/health/ready")).status_code == 200
+
+        await wait_until(ready)
+
+
+async def test_health_when_the_database_goes_away_and_comes_back(house: House) -> None:
+    server = Server.start()
+    try:
+        async with house.engine(database={"url": server.database()}), house.api() as api:
+
+            async def status() -> int:
+                return (await api.get("/health/ready")).status_code
+
+            await wait_until(lambda: _is(status, 200))
+            before = set(house.running.health().tasks)  # type: ignore[union-attr]
+            server.stop(signal.SIGQUIT)
+            await wait_until(lambda: _is(status, 503))
+            assert (await api.get("/health/live")).status_code == 200
+            answer = await house.send("ann@out.test", "richard@example.com", MAIL)
+            assert answer.code in (421, 451)
+            server.restart()
+            await wait_until(lambda: _is(status, 200), deadline=30)
+            health = house.running.health()  # type: ignore[union-attr]
+            assert set(health.tasks) == before
+            assert all(health.tasks.values())
+    finally:
+        server.remove()
+
+
+async def _is(status: object, wanted: int) -> bool:
+    return await status() == wanted  # type: ignore[operator]
+
+
+async def test_a_second_engine_on_the_same_data_is_refused(house: House) -> None:
+    async with house.engine():
+        with pytest.raises(NodeError, match="another engine is running"):
+            async with running(house.settings):
+                raise AssertionError("it runs")
+
+
+async def test_a_database_of_a_newer_release_is_refused(house: House, postgres: Server) -> None:
+    url = postgres.database()
+    async with house.engine(database={"url": url}):
+        pass
+    postgres.sql("UPDATE alembic_version SET version_num = 'of-tomorrow'", url.rpartition("/")[2])
+    with pytest.raises(NodeError, match="newer release"):
+        async with house.engine(database={"url": url}):
+            raise AssertionError("it runs")
+
+
+async def test_ports_and_readiness_of_a_process(engine_process: EngineProcess) -> None:
+    shown = json.loads(engine_process.ports_file.read_text())
+    assert shown["pid"] == engine_process.process.pid
+    assert {"mx", "api"} <= set(shown)
+    async with Client("127.0.0.1", engine_process.house.mx_port) as client:
+        assert client.greeting.code == 220
+        assert client.greeting.text.startswith("mx.test ")
+
+
+async def test_it_serves_within_a_second_or_two(house: House) -> None:
+    """The aim is one second on an idle machine; the bound leaves room for a busy one."""
+    async with EngineProcess(house) as first:
+        await first.end()
+        began = time.monotonic()
+        await first.start()
+        assert time.monotonic() - began < 4
+
+
+async def test_sigterm_when_idle_ends_soon_with_status_zero(engine_process: EngineProcess) -> None:
+    async with Client("127.0.0.1", engine_process.house.mx_port) as idle:
+        await idle.ehlo()
+        began = time.monotonic()
+        status = await engine_process.end()
+        assert time.monotonic() - began < 5
+        assert status == 0
+        assert (await idle.read()).code == 421
+    assert not engine_process.ports_file.exists()
+
+
+async def test_sigterm_in_the_middle_of_a_message_gives_it_its_real_answer(
+    engine_process: EngineProcess,
+) -> None:
+    house = engine_process.house
+    await house.host("example.com", {"*": "inbox@dest.test"})
+    async with Client("127.0.0.1", house.mx_port) as client:
+        await client.ehlo()
+        await client.say(b"MAIL FROM:<ann@out.test>\r\n")
+        await client.say(b"RCPT TO:<richard@example.com>\r\n")
+        assert (await client.say(b"DATA\r\n")).code == 354
+        await client.send(b"Subject: half\r\n\r\nfirst\r\n")
+        engine_process.process.send_signal(signal.SIGTERM)
+        await wait_until(lambda: _refused(house.mx_port))
+        await client.send(b"second\r\n.\r\n")
+        answer = await client.read()
+        assert answer.code in (250, 421), answer
+    assert await engine_process.end() == 0
+    if answer.code == 250:
+        async with EngineProcess(house):
+            (received,) = await house.sink.wait_for(1)
+            assert received.content.endswith(b"first\r\nsecond\r\n")
+
+
+async def _refused(port: int) -> bool:
+    try:
+        async with Client("127.0.0.1", port) as client:
+            return client.greeting.code == 421
+    except (OSError, Closed):
+        return True
+
+
+async def test_sigterm_with_deliveries_in_flight_loses_and_doubles_nothing(house: House) -> None:
+    house.sink.slowness = 0.5
+    house.sink.play("dot", "slow")
+    async with EngineProcess(house) as process:
+        await house.host("example.com", {"*": "inbox@dest.test"})
+        for number in range(20):
+            answer = await house.send(
+                "ann@out.test", f"r{number}@example.com", b"Subject: %d\r\n\r\n" % number + MAIL
+            )
+            assert answer.code == 250
+        began = time.monotonic()
+        assert await process.end() == 0
+        assert time.monotonic() - began < 30
+        await process.start()
+        await house.sink.wait_for(20)
+        await wait_until(house.queue_is_empty)
+    subjects = Counter(one.content.rpartition(b"\r\nSubject: ")[0] for one in house.sink.messages)
+    assert len(house.sink.messages) == 20
+    assert len(subjects) == 20
+
+
+async def test_sighup_takes_a_new_configuration_without_a_gap(house: House) -> None:
+    file = house.folder / "config.toml"
+    values = house.values()
+    file.write_text('[mx]\nsize_limit = "1 MiB"\n')
+    # The keys of the file must not stand in the environment, which would win; the rest may.
+    async with EngineProcess(house, environ={"FORWARDER_CONFIG": str(file)}) as process:
+        await house.host("example.com", {"*": "inbox@dest.test"})
+        port = house.mx_port
+        assert "SIZE 1048576" in await _features(port)
+        async with Client("127.0.0.1", port) as before:
+            await before.ehlo()
+            file.write_text('[mx]\nsize_limit = "2 MiB"\n')
+            process.process.send_signal(signal.SIGHUP)
+            await wait_until(lambda: "in force" in process.log())
+            listeners = json.loads(process.ports_file.read_text())["mx"]
+            port = int(listeners[0].rpartition(":")[2])
+            assert "SIZE 2097152" in await _features(port)
+        file.write_text('[mx]\nsize_limit = "nonsense"\n')
+        process.process.send_signal(signal.SIGHUP)
+        await wait_until(lambda: "the old one stays" in process.log())
+        assert "SIZE 2097152" in await _features(port)
+    assert values["mx"]["listen"] == ["127.0.0.1:0"]
+
+
+async def _features(port: int) -> str:
+    async with Client("127.0.0.1", port) as client:
+        return (await client.ehlo()).text
+
+
+async def test_a_start_that_cannot_be_says_why_without_a_traceback(house: House) -> None:
+    async with EngineProcess(house):
+        taken = house.mx_port
+    blocker = await asyncio.start_server(lambda r, w: None, "127.0.0.1", taken)
+    try:
+        values = house.values(mx={"listen": [f"127.0.0.1:{taken}"]})
+        status, output = await _run(house.folder, as_environment(values))
+    finally:
+        blocker.close()
+    assert status == 1
+    assert "cannot listen" in output
+    assert "Traceback" not in output
+
+
+async def test_a_wrong_configuration_ends_with_status_two(tmp_path: Path) -> None:
+    status, output = await _run(
+        tmp_path, {"FORWARDER_HOSTNAME": "mx.test", "FORWARDER_MX__SIZE_LIMIT": "huge"}
+    )
+    assert status == 2
+    assert "FORWARDER_MX__SIZE_LIMIT" in output
+    assert "Traceback" not in output
+
+
+async def _run(folder: Path, environ: dict[str, str]) -> tuple[int, str]:
+    import sys
+
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("FORWARDER_")}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "forwarder", "serve"),
+        cwd=folder,
+        env=inherited | environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    async with asyncio.timeout(30):
+        output, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode()
+
+
+async def test_the_api_answers_on_its_port(engine: House) -> None:
+    async with httpx.AsyncClient(trust_env=False) as stranger:
+        answer = await stranger.get(f"http://127.0.0.1:{engine.api_port}/v3/account")
+    assert answer.status_code == 401
