@@ -1,7 +1,8 @@
 """A migrated store of each kind, and what the tests put into it."""
 
+import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -191,3 +192,10 @@ def as_delivery(message: NewMessage, index: int = 0) -> Delivery:
         transport=message.transport,
         size=len(message.content),
     )
+
+
+async def until(condition: Callable[[], Awaitable[bool]], *, within: float = 10.0) -> None:
+    """Return when the condition holds; TimeoutError after that many seconds."""
+    async with asyncio.timeout(within):
+        while not await condition():
+            await asyncio.sleep(0.01)

@@ -1,0 +1,255 @@
+"""The cache of rule sets: never stale where a refusal rests on it, fresh within a second elsewhere."""
+
+import asyncio
+from datetime import datetime
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, delete, insert, update
+
+from forwarder.mail.rules import UNKNOWN
+from forwarder.store import directory as directory_room
+from forwarder.store.directory import Directory, purge_changes, touch
+from forwarder.store.engine import Database, StoreUnavailable
+from forwarder.store.tables import accounts, aliases, domains
+from tests.store.conftest import NOON, Stage, until
+
+
+def host(name: str, *patterns: str) -> Any:
+    def work(conn: Connection) -> None:
+        account = conn.execute(
+            insert(accounts).values(email=f"owner@{name}", created_at=NOON).returning(accounts.c.id)
+        ).scalar_one()
+        touch(conn, name, NOON)
+        domain_id = conn.execute(
+            insert(domains)
+            .values(
+                account_id=account,
+                name=name,
+                display=name,
+                webhook_key="k",
+                dkim_selector="s",
+                added_at=NOON,
+            )
+            .returning(domains.c.id)
+        ).scalar_one()
+        for pattern in patterns:
+            add(conn, domain_id, pattern)
+
+    return work
+
+
+def add(conn: Connection, domain_id: int, pattern: str) -> None:
+    conn.execute(
+        insert(aliases).values(
+            domain_id=domain_id, pattern=pattern, forward="someone@dest.example", created_at=NOON
+        )
+    )
+
+
+def add_to(name: str, pattern: str, at: datetime = NOON) -> Any:
+    def work(conn: Connection) -> None:
+        touch(conn, name, at)
+        domain_id = conn.execute(domains.select().where(domains.c.name == name)).one().id
+        add(conn, domain_id, pattern)
+
+    return work
+
+
+async def answers(directory: Directory, address: str, *, confirmed: bool = False) -> bool:
+    local, _, domain = address.partition("@")
+    rules = await (directory.confirmed(domain) if confirmed else directory.rule_set(domain))
+    return rules is not None and rules.resolve(local) is not UNKNOWN
+
+
+class Counting:
+    """A database that counts its reads and can be told to fail."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.reads = 0
+        self.failing = False
+
+    async def read(self, work: Any) -> Any:
+        self.reads += 1
+        if self.failing:
+            raise StoreUnavailable
+        return await self.database.read(work)
+
+
+@pytest.fixture
+async def here(stage: Stage) -> tuple[Database, Directory, Counting]:
+    """Another process's database, our directory, and what it reads from."""
+    counting = Counting(await stage.database())
+    return await stage.database(), Directory(counting, clock=stage.clock), counting  # type: ignore[arg-type]
+
+
+async def test_a_domain_is_found_and_cached(here: tuple[Database, Directory, Counting]) -> None:
+    other, directory, counting = here
+    await other.write(host("pied.example", "richard", "sales-*"))
+    assert await answers(directory, "richard@pied.example")
+    reads = counting.reads
+    assert await answers(directory, "sales-eu@pied.example")
+    assert not await answers(directory, "erlich@pied.example")
+    assert counting.reads == reads
+
+
+async def test_a_confirmed_answer_is_as_new_as_the_store(here: tuple[Database, Directory, Counting]) -> None:
+    other, directory, _ = here
+    assert await directory.confirmed("pied.example") is None
+    await other.write(host("pied.example"))
+    assert await directory.confirmed("pied.example") is not None
+    for n in range(5):
+        assert not await answers(directory, f"new{n}@pied.example", confirmed=True)
+        await other.write(add_to("pied.example", f"new{n}"))
+        assert await answers(directory, f"new{n}@pied.example", confirmed=True)
+
+
+async def test_a_change_elsewhere_is_in_force_within_a_second(
+    here: tuple[Database, Directory, Counting],
+) -> None:
+    other, directory, _ = here
+    await other.write(host("pied.example"))
+    following = asyncio.create_task(directory.follow())
+    assert not await answers(directory, "late@pied.example")
+    assert await directory.rule_set("young.example") is None
+    await other.write(add_to("pied.example", "late"))
+    await other.write(host("young.example", "a"))
+
+    async def seen() -> bool:
+        return await answers(directory, "late@pied.example") and await answers(directory, "a@young.example")
+
+    await until(seen, within=1.5)
+    following.cancel()
+
+
+async def test_a_guessing_attack_is_a_read_at_a_time(here: tuple[Database, Directory, Counting]) -> None:
+    other, directory, counting = here
+    await other.write(host("pied.example", "richard"))
+    await directory.confirmed("pied.example")
+    before = counting.reads
+    found = await asyncio.gather(
+        *(answers(directory, f"guess{n}@pied.example", confirmed=True) for n in range(500))
+    )
+    assert not any(found)
+    assert counting.reads - before <= 2
+
+
+async def test_a_change_during_the_load_is_not_lost(stage: Stage) -> None:
+    """The rows are read, then the domain changes and the change is seen, and only then the rows arrive."""
+    other = await stage.database()
+    await other.write(host("pied.example", "a"))
+    inner = await stage.database()
+    read_rows, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(Counting):
+        async def read(self, work: Any) -> Any:
+            result = await super().read(work)
+            if isinstance(result, tuple) and not read_rows.is_set() and result[1] is not None:
+                read_rows.set()
+                await go_on.wait()
+            return result
+
+    directory = Directory(Slow(inner), clock=stage.clock)  # type: ignore[arg-type]
+    await directory._catch_up()
+    loading = asyncio.create_task(answers(directory, "b@pied.example"))
+    await asyncio.wait_for(read_rows.wait(), 5)
+    await other.write(add_to("pied.example", "b"))
+    await directory._catch_up()
+    go_on.set()
+    assert await asyncio.wait_for(loading, 5)
+    assert await answers(directory, "b@pied.example")
+
+
+async def test_changes_purged_unseen_empty_the_cache(here: tuple[Database, Directory, Counting]) -> None:
+    other, directory, _ = here
+    await other.write(host("pied.example"))
+    assert not await answers(directory, "a@pied.example")
+    await other.write(add_to("pied.example", "a"))
+    later = NOON.replace(hour=13)
+    assert await other.write(lambda conn: purge_changes(conn, later)) == 2
+    await other.write(add_to("pied.example", "b", at=later))
+    assert await answers(directory, "a@pied.example", confirmed=True)
+    assert await answers(directory, "b@pied.example", confirmed=True)
+
+
+async def test_a_removed_domain_is_gone(here: tuple[Database, Directory, Counting]) -> None:
+    other, directory, _ = here
+    await other.write(host("pied.example", "a"))
+    assert await answers(directory, "a@pied.example")
+
+    def remove(conn: Connection) -> None:
+        touch(conn, "pied.example", NOON)
+        conn.execute(delete(domains).where(domains.c.name == "pied.example"))
+
+    await other.write(remove)
+    assert await directory.confirmed("pied.example") is None
+
+
+async def test_trouble_is_never_an_answer(here: tuple[Database, Directory, Counting]) -> None:
+    other, directory, counting = here
+    await other.write(host("pied.example", "a"))
+    assert await answers(directory, "a@pied.example")
+    counting.failing = True
+    assert await answers(
+        directory, "a@pied.example"
+    )  # known: mail to it is still taken, as far as the store is asked
+    for ask in (directory.confirmed("pied.example"), directory.rule_set("other.example")):
+        with pytest.raises(StoreUnavailable):
+            await ask
+    counting.failing = False
+    assert await directory.confirmed("other.example") is None
+
+
+async def test_following_goes_on_after_trouble(
+    here: tuple[Database, Directory, Counting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory_room, "POLL", 0.01)
+    other, directory, counting = here
+    await other.write(host("pied.example"))
+    assert not await answers(directory, "a@pied.example")
+    following = asyncio.create_task(directory.follow())
+    counting.failing = True
+    reads = counting.reads
+
+    async def failed_often() -> bool:
+        return counting.reads >= reads + 3
+
+    await until(failed_often)
+    await other.write(add_to("pied.example", "a"))
+    counting.failing = False
+
+    await until(lambda: answers(directory, "a@pied.example"))
+    following.cancel()
+
+
+async def test_the_cache_is_bounded(stage: Stage) -> None:
+    database = await stage.database()
+    counting = Counting(database)
+    directory = Directory(counting, clock=stage.clock, capacity=10)  # type: ignore[arg-type]
+    for n in range(8):
+        await database.write(host(f"d{n}.example", "a", "b"))
+    for n in range(8):
+        assert await answers(directory, f"a@d{n}.example")
+        assert directory._weight <= 10
+    reads = counting.reads
+    assert await answers(directory, "a@d7.example")
+    assert counting.reads == reads
+    assert await answers(directory, "a@d0.example")
+    assert counting.reads > reads
+
+
+async def test_a_renamed_sequence_is_an_older_copy(here: tuple[Database, Directory, Counting]) -> None:
+    """A database restored from a backup counts from an earlier version: nothing cached may survive that."""
+    from forwarder.store.tables import sequences
+
+    other, directory, _ = here
+    await other.write(host("pied.example", "a"))
+    assert await answers(directory, "a@pied.example")
+
+    def restore(conn: Connection) -> None:
+        conn.execute(update(sequences).values(value=0))
+        conn.execute(delete(domains))
+
+    await other.write(restore)
+    assert await directory.confirmed("pied.example") is None

@@ -1,0 +1,118 @@
+"""Leases of workers that died, limits and chores shared by processes."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from forwarder.mail.event import DeliveryState
+from forwarder.store import chores, counters, workers
+from forwarder.store.tables import deliveries
+from tests.store.conftest import NOON, Stage, delivered, soft
+from tests.store.test_queue import rows
+
+SECOND = timedelta(seconds=1)
+
+
+async def test_a_silent_worker_is_taken_over(stage: Stage) -> None:
+    dead, live = await stage.worker("a"), await stage.worker("b")
+    await dead.queue.enqueue(stage.message("a@dest.example", leased=True, due=timedelta(hours=1)))
+    await live.queue.enqueue(stage.message("b@dest.example", leased=True))
+    later = NOON + 31 * SECOND
+    assert await workers.heartbeat(live.database, live.id, now=NOON + 20 * SECOND)
+    assert await workers.take_over(live.database, NOON + 29 * SECOND) == 0
+    assert await workers.take_over(live.database, later) == 1
+    [taken] = await live.queue.claim_due(later, 10)
+    assert (taken.destination, taken.attempts) == ("a@dest.example", 2)
+    assert not await workers.heartbeat(dead.database, dead.id, now=later)
+    assert await workers.take_over(live.database, later) == 0
+
+
+async def test_a_message_that_kills_its_workers_keeps_its_planned_time(stage: Stage) -> None:
+    worker = await stage.worker()
+    await worker.queue.enqueue(stage.message())
+    for _ in range(workers.SUSPECT - 1):
+        [claimed] = await worker.queue.claim_due(NOON, 1)
+        assert await worker.queue.settle(soft(claimed, NOON))
+    [claimed] = await worker.queue.claim_due(NOON, 1)
+    assert claimed.attempts == workers.SUSPECT
+    assert await workers.release_node(worker.database, "node-a", NOON) == 1
+    [row] = await rows(worker.database, deliveries)
+    assert (row.state, row.next_attempt_at) == (DeliveryState.QUEUED, claimed.next_attempt_at)
+
+
+async def test_leases_of_nobody_are_taken_over(stage: Stage) -> None:
+    gone, live = await stage.worker("a"), await stage.worker("b")
+    await workers.farewell(gone.database, gone.id, NOON)
+    await gone.queue.enqueue(stage.message(leased=True))  # it did not notice that its row went
+    assert await workers.take_over(live.database, NOON) == 1
+
+
+async def test_a_farewell_and_a_restart_free_the_leases(stage: Stage) -> None:
+    one, other = await stage.worker("a"), await stage.worker("b")
+    for worker in (one, other):
+        await worker.queue.enqueue(stage.message(leased=True, due=timedelta(hours=1)))
+    assert await workers.farewell(one.database, one.id, NOON) == 1
+    assert len(await other.queue.claim_due(NOON, 10)) == 1
+    assert await workers.release_node(one.database, "node-a", NOON) == 0
+    assert await workers.release_node(one.database, "node-b", NOON) == 2
+    assert len(await one.queue.claim_due(NOON, 10)) == 2
+
+
+async def test_registering_again_keeps_the_leases(stage: Stage) -> None:
+    worker = await stage.worker()
+    await worker.queue.enqueue(stage.message())
+    [claimed] = await worker.queue.claim_due(NOON, 1)
+    await workers.register(
+        worker.database, worker_id=worker.id, node="node-a", hostname="mx", pid=2, now=NOON + SECOND
+    )
+    assert await worker.queue.settle(delivered(claimed))
+
+
+async def test_a_limit_is_exact_across_processes(stage: Stage) -> None:
+    databases = [await stage.database() for _ in range(3)]
+    window = timedelta(hours=1)
+    hits = [counters.hit(databases[n % 3], "quota:7", window=window, limit=25, now=NOON) for n in range(60)]
+    counted = await asyncio.gather(*hits)
+    assert sorted(c.value for c in counted if c.allowed) == list(range(1, 26))
+    assert {c.value for c in counted if not c.allowed} == {25}
+    assert {c.resets_at for c in counted} == {NOON.replace(hour=13, microsecond=0)}
+
+
+async def test_a_window_begins_again_and_amounts_count_whole_or_not(stage: Stage) -> None:
+    database = await stage.database()
+    window = timedelta(minutes=1)
+    first = await counters.hit(database, "k", window=window, limit=10, now=NOON, amount=7)
+    assert (first.allowed, first.value) == (True, 7)
+    second = await counters.hit(database, "k", window=window, limit=10, now=NOON, amount=4)
+    assert (second.allowed, second.value) == (False, 7)
+    third = await counters.hit(database, "k", window=window, limit=10, now=NOON, amount=3)
+    assert (third.allowed, third.value) == (True, 10)
+    other = await counters.hit(database, "k2", window=window, limit=10, now=NOON, amount=11)
+    assert (other.allowed, other.value) == (False, 0)
+    later = await counters.hit(database, "k", window=window, limit=10, now=NOON + window)
+    assert (later.allowed, later.value) == (True, 1)
+    assert await counters.purge(database, NOON + window) == 1
+    assert (await counters.hit(database, "k", window=window, limit=10, now=NOON + window)).value == 2
+
+
+async def test_one_process_at_a_time_does_a_chore(stage: Stage) -> None:
+    one, two = await stage.database(), await stage.database()
+    minute = timedelta(minutes=1)
+    claims = [chores.claim(d, "purge", owner, now=NOON, for_=minute) for d, owner in ((one, "a"), (two, "b"))]
+    won = await asyncio.gather(*claims)
+    assert sorted(won) == [False, True]
+    winner, loser = ("a", "b") if won[0] else ("b", "a")
+    assert await chores.claim(one, "purge", winner, now=NOON + SECOND, for_=minute)
+    assert not await chores.claim(one, "purge", loser, now=NOON + minute, for_=minute)
+    assert await chores.claim(one, "purge", loser, now=NOON + minute + SECOND, for_=minute)
+    await chores.done(one, "purge", loser, now=NOON + 2 * minute)
+    assert not await chores.claim(two, "purge", winner, now=NOON + 3 * minute, for_=minute, every=2 * minute)
+    assert await chores.claim(two, "purge", winner, now=NOON + 4 * minute, for_=minute, every=2 * minute)
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+async def test_chores_are_separate(stage: Stage, name: str) -> None:
+    database = await stage.database()
+    assert await chores.claim(database, "other", "x", now=NOON, for_=SECOND)
+    assert await chores.claim(database, name, "y", now=NOON, for_=SECOND)
