@@ -202,14 +202,14 @@ class Wire(asyncio.Protocol):
             reply = parse_reply(line)
             if len(self._known) < KNOWN and len(line) < 128:
                 self._known[line] = reply
-        self._replies.append(reply)
-        self._deadline = min(self._loop.time() + self._patience, self._end)
         if self._expected:
             self._expected -= 1
-            return True
-        if reply.code == 421 and len(self._replies) == 1:
-            return True
-        return self._fail(Fault.PROTOCOL, "a reply came that nobody asked for")
+        elif reply.code != 421 or self._replies:
+            # not kept: it must never pass for the answer to what we say next
+            return self._fail(Fault.PROTOCOL, "a reply came that nobody asked for")
+        self._replies.append(reply)
+        self._deadline = min(self._loop.time() + self._patience, self._end)
+        return True
 
     async def _wait(self, wanted: int, timeout: float) -> None:
         self._wanted = wanted

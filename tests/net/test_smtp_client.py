@@ -463,6 +463,32 @@ async def test_a_reply_that_nobody_asked_for_ends_the_session(sink: Sink) -> Non
         assert raised.value.fault is Fault.PROTOCOL
 
 
+async def test_an_answer_that_comes_before_the_content_is_no_delivery() -> None:
+    async with Scripted(
+        b"220 hi\r\n",
+        (b"EHLO", b"250-x\r\n250 PIPELINING\r\n"),
+        (b"DATA", b"250 ok\r\n250 ok\r\n354 go\r\n250 delivered\r\n"),
+    ) as (host, port):
+        session = await Session.connect("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        with pytest.raises(SessionFault) as raised:
+            await session.send("a@example.com", ["b@example.test"], CONTENT)
+        assert (raised.value.stage, raised.value.fault) == (Stage.DATA, Fault.PROTOCOL)
+        assert not raised.value.unknown
+
+
+async def test_two_answers_to_one_command_do_not_answer_the_next(sink: Sink) -> None:
+    async with Scripted(
+        b"220 hi\r\n",
+        (b"EHLO", b"250 x\r\n"),
+        (b"MAIL", b"250 ok\r\n250 ok\r\n"),
+        (b"RCPT", b"550 no\r\n"),
+    ) as (host, port):
+        session = await Session.connect("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        with pytest.raises(SessionFault) as raised:
+            await session.send("a@example.com", ["b@example.test"], CONTENT)
+        assert (raised.value.stage, raised.value.fault) == (Stage.RCPT, Fault.PROTOCOL)
+
+
 async def test_an_idle_session_whose_peer_hung_up_is_not_usable(sink: Sink) -> None:
     session = await connect(sink)
     assert session.usable

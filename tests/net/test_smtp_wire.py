@@ -1,0 +1,86 @@
+"""The reply reader: the same whatever the segments, bounded, and never raising."""
+
+import asyncio
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forwarder.mail.outcome import Fault
+from forwarder.net.smtp_wire import LINE, REPLY, Wire, WireTrouble
+
+
+async def heard(octets: bytes, cuts: list[int], expecting: int = 1000) -> tuple[list[tuple[int, str]], Fault]:
+    """Every reply of a connection that said these octets, cut into segments, and then hung up; and the fault."""
+    wire = Wire()
+    wire.connection_made(asyncio.Transport())
+    wire._expected = expecting
+    edges = [0, *sorted(cut % (len(octets) + 1) for cut in cuts), len(octets)]
+    for start, end in itertools.pairwise(edges):
+        wire.data_received(octets[start:end])
+        assert len(wire._rest) <= LINE
+        assert wire._size <= REPLY + LINE
+    wire.connection_lost(None)
+    with pytest.raises(WireTrouble) as raised:
+        await wire.read(5000, 1)
+    return [(reply.code, reply.text) for reply in raised.value.replies], raised.value.fault
+
+
+pieces = st.one_of(
+    st.binary(max_size=30),
+    st.sampled_from(
+        [
+            b"250 ok\r\n",
+            b"250-a\r\n",
+            b"250\r\n",
+            b"250 ok\n",
+            b"550-x\r\n550 5.1.1 y\r\n",
+            b"421 bye\r\n",
+            b"\r\n",
+            b"199 x\r\n",
+            b"600 x\r\n",
+            b"x" * LINE,
+            b"250-" + b"y" * 900 + b"\r\n",
+        ]
+    ),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(pieces, max_size=90).map(b"".join), st.lists(st.integers(min_value=0), max_size=8))
+def test_segments_make_no_difference(octets: bytes, cuts: list[int]) -> None:
+    with asyncio.Runner() as runner:
+        assert runner.run(heard(octets, cuts)) == runner.run(heard(octets, []))
+
+
+@pytest.mark.parametrize(
+    ("octets", "replies", "fault"),
+    [
+        (b"250 ok\r\n", [(250, "ok")], Fault.LOST),
+        (b"250\r\n", [(250, "")], Fault.LOST),
+        (b"250 bare\n", [(250, "bare")], Fault.LOST),
+        (b"250-a\r\n250-b\r\n250 c\r\n", [(250, "a b c")], Fault.LOST),
+        (b"250-a\r\n250-b\r\n", [], Fault.LOST),
+        (b"250 ok\r\n250-a\r\n550 b\r\n", [(250, "ok")], Fault.PROTOCOL),
+        (b"199 x\r\n", [], Fault.PROTOCOL),
+        (b"600 x\r\n", [], Fault.PROTOCOL),
+        (b"250ok\r\n", [], Fault.PROTOCOL),
+        (b"25 ok\r\n", [], Fault.PROTOCOL),
+        (b"banana\r\n", [], Fault.PROTOCOL),
+        (b"\r\n", [], Fault.PROTOCOL),
+        (b"250 " + b"x" * (LINE - 6) + b"\r\n250 y\r\n", [(250, "x" * 1000), (250, "y")], Fault.LOST),
+        (b"250 " + b"x" * (LINE - 5) + b"\r\n", [], Fault.PROTOCOL),
+        (b"x" * (LINE + 1), [], Fault.PROTOCOL),
+        (b"250-x\r\n" * (REPLY // 7) + b"250 x\r\n", [], Fault.PROTOCOL),
+    ],
+)
+async def test_what_is_a_reply(octets: bytes, replies: list[tuple[int, str]], fault: Fault) -> None:
+    got, trouble = await heard(octets, [])
+    assert ([(code, text[:1000]) for code, text in got], trouble) == (replies, fault)
+
+
+async def test_one_421_may_come_unasked_and_nothing_else() -> None:
+    assert await heard(b"421 bye\r\n", [], expecting=0) == ([(421, "bye")], Fault.LOST)
+    assert await heard(b"250 x\r\n", [], expecting=0) == ([], Fault.PROTOCOL)
+    assert await heard(b"421 bye\r\n421 bye\r\n", [], expecting=0) == ([(421, "bye")], Fault.PROTOCOL)
