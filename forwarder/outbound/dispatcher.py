@@ -135,11 +135,15 @@ class Dispatcher:
             return
         parcel = Parcel.of_message(message)
         self._window.admit(parcel, leased, message.content)
-        if not self._open:  # accepted while we were told to stop
-            self._return(Job(parcel=parcel, deliveries=leased), timedelta(0))
-            return
-        self._send_on(parcel, leased)
-        self._crew.pump()
+        try:
+            if self._open:
+                self._send_on(parcel, leased)
+                self._crew.pump()
+            else:  # accepted while we were told to stop
+                self._return(Job(parcel=parcel, deliveries=leased), timedelta(0))
+        except Exception:  # noqa: BLE001 - the message is safe in the store, and its client must hear so
+            _log.exception("hand_over_failed", message=message.id)
+            self._window.let_go(parcel, leased)  # strays now, which are given back to the queue
 
     def wake(self) -> None:
         """Look at the store now: something became due."""
@@ -163,9 +167,12 @@ class Dispatcher:
         """Stop claiming, end what is under way, give back the rest; at most about ``timeout``."""
         ends = asyncio.get_running_loop().time() + timeout.total_seconds()
         self._open = False
-        for task in self._loops.values():
-            task.cancel()
         if self._loops:
+            # A claim under way is let end, or its leases would be nobody's.
+            self._loops["strays"].cancel()
+            self._news.set()
+            await asyncio.wait(self._loops.values(), timeout=timeout.total_seconds() / 5)
+            self._loops["claims"].cancel()
             await asyncio.wait(self._loops.values())
         waiting = await self._lookups.close()
         for lane in self._lanes:
@@ -211,11 +218,13 @@ class Dispatcher:
             by_smtp = delivery.kind is DeliveryKind.SMTP
             groups.setdefault((by_smtp, delivery.destination_domain), []).append(delivery)
         for (by_smtp, domain), group in groups.items():
-            job = Job(parcel=parcel, deliveries=group)
             if not by_smtp:
                 # One host of webhooks is a site of its own, whatever mail hosts its domain has.
-                self._queue_up(self._lanes.lane(f"https://{domain}/{group[0].kind}"), job, domain)
+                for delivery in group:
+                    lane = self._lanes.lane(f"https://{domain}/{delivery.kind}")
+                    self._queue_up(lane, Job(parcel=parcel, deliveries=[delivery]), domain)
                 continue
+            job = Job(parcel=parcel, deliveries=group)
             job.route = self._lookups.ask(domain, job)
             if job.route is not None:
                 self._queue_up(self._lanes.lane(job.route.site), job, domain)
@@ -247,7 +256,7 @@ class Dispatcher:
 
     async def _claim_for_ever(self) -> None:
         pause = 0.1
-        while True:
+        while self._open:
             wait = pause
             try:
                 wait = await self._claim()
@@ -317,7 +326,6 @@ class Dispatcher:
     def _freed(self) -> None:
         """Places in the window became free."""
         if self._starved and self._free() >= self._claim_size:
-            self._starved = False
             self._news.set()
 
     def _free(self) -> int:

@@ -38,7 +38,7 @@ class Lane:
 
     site: str
     limit: int
-    waiting: "OrderedDict[str, Job]" = field(default_factory=OrderedDict)  # by message id
+    waiting: "OrderedDict[str, Job]" = field(default_factory=OrderedDict)  # by Job.key
     domains: dict[str, None] = field(default_factory=dict)  # destination domains seen here, newest last
     held: int = 0  # deliveries waiting, under way or being settled
     active: int = 0  # jobs under way
@@ -111,9 +111,9 @@ class Lanes:
         if len(lane.domains) > _DOMAINS_NAMED:
             del lane.domains[next(iter(lane.domains))]
         self._watched[lane.site] = lane
-        same = lane.waiting.get(job.parcel.message_id)
+        same = lane.waiting.get(job.key)
         if same is None:
-            lane.waiting[job.parcel.message_id] = job
+            lane.waiting[job.key] = job
         else:
             same.deliveries.extend(job.deliveries)
             same.route = job.route
@@ -202,11 +202,11 @@ class Lanes:
         return iter(list(self._watched.values()))
 
     def _start(self, lane: Lane) -> Job:
-        _, job = lane.waiting.popitem(last=False)
+        key, job = lane.waiting.popitem(last=False)
         if len(job.deliveries) > _JOB_LIMIT:
             rest: list[Delivery] = job.deliveries[_JOB_LIMIT:]
             del job.deliveries[_JOB_LIMIT:]
-            lane.waiting[job.parcel.message_id] = Job(parcel=job.parcel, deliveries=rest, route=job.route)
+            lane.waiting[key] = Job(parcel=job.parcel, deliveries=rest, route=job.route)
         lane.active += 1
         self.active += 1
         if not lane.proven:

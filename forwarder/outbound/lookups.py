@@ -85,12 +85,15 @@ class Lookups:
                 _log.exception("lookup_failed", domain=domain)
                 route = Failure(reply=reply_for(Fault.INTERNAL))
             jobs = self._take(domain)
-            if isinstance(route, Route):
-                self._remember(domain, route)
-                self._found(domain, route, jobs)
-            else:
-                self._known.pop(domain, None)
-                await self._failed(route, jobs)
+            try:
+                if isinstance(route, Route):
+                    self._remember(domain, route)
+                    self._found(domain, route, jobs)
+                else:
+                    self._known.pop(domain, None)
+                    await self._failed(route, jobs)
+            except Exception:  # noqa: BLE001 - the other domains must not wait for ever
+                _log.exception("route_not_taken", domain=domain)
 
     def _take(self, domain: str) -> list[Job]:
         jobs = self._pending.pop(domain, [])

@@ -78,6 +78,11 @@ class Job:
     route: Route | None = None  # None: a webhook, or not looked up yet
 
     @property
+    def key(self) -> str:
+        """What waits under the same key travels together: mail by its message, a post to a URL alone."""
+        return self.parcel.message_id if self.kind is DeliveryKind.SMTP else self.deliveries[0].id
+
+    @property
     def kind(self) -> DeliveryKind:
         """The same for all of the job."""
         return self.deliveries[0].kind
