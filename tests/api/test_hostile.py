@@ -17,6 +17,10 @@ from tests.api.desk import Desk
 JSON = {"Content-Type": "application/json"}
 
 
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
 # --- the form of a body
 
 
@@ -215,10 +219,10 @@ async def test_control_characters_surrogates_and_long_texts_are_refused(desk: De
     ],
 )
 async def test_a_domain_is_a_domain_name_and_nothing_else(desk: Desk, value: str, tmp_path: Path) -> None:
-    before = sorted(tmp_path.rglob("*"))
+    before = _files(tmp_path)
     answer = await desk.post("/domains", {"domain": value})
     assert (answer.status_code, list(answer.json()["errors"])) == (400, ["domain"])
-    assert sorted(tmp_path.rglob("*")) == before
+    assert _files(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -418,7 +422,7 @@ async def test_keys_are_shown_once_and_stored_as_digests_only(desk: Desk, tmp_pa
     assert key not in listed.text
     assert [one["name"] for one in listed.json()["keys"]] == ["first", "ci"]
     await desk.database.close()
-    stored = b"".join(path.read_bytes() for path in tmp_path.glob("api.db*"))
+    stored = b"".join(path.read_bytes() for path in _files(tmp_path))
     assert key.encode() not in stored
     assert desk.key.encode() not in stored
 

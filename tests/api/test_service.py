@@ -1,0 +1,191 @@
+"""What is around the operations: the OpenAPI document, its page, health, metrics, and the server on a real socket."""
+
+import asyncio
+import json
+import re
+from typing import Any
+
+import httpx
+import pytest
+
+from api.app import OPERATIONS
+from api.health import Health
+from forwarder.config import HostPort
+from forwarder.store.trouble import StoreUnavailable
+from forwarder.web import WebServer
+from tests.api.desk import Desk
+
+DOCUMENTED = """GET /account
+GET /account/whitelabels
+GET /domains
+POST /domains
+GET /domains/{domain}
+PUT /domains/{domain}
+DELETE /domains/{domain}
+GET /domains/{domain}/check
+GET /domains/{domain}/aliases
+POST /domains/{domain}/aliases
+GET /domains/{domain}/aliases/{alias}
+PUT /domains/{domain}/aliases/{alias}
+DELETE /domains/{domain}/aliases/{alias}
+POST /domains/{domain}/aliases/bulk
+GET /domains/{domain}/logs
+GET /domains/{domain}/logs/{alias}
+GET /domains/{domain}/credentials
+POST /domains/{domain}/credentials
+PUT /domains/{domain}/credentials/{username}
+DELETE /domains/{domain}/credentials/{username}"""
+
+
+def test_every_documented_endpoint_is_an_operation() -> None:
+    ours = {f"{operation.method} {operation.path.removeprefix('/v3')}" for operation in OPERATIONS}
+    assert set(DOCUMENTED.splitlines()) <= ours
+
+
+async def test_the_openapi_document_is_3_1_and_lists_every_operation(desk: Desk) -> None:
+    document = (await desk.get("http://api.test/openapi.json")).json()
+    assert document["openapi"].startswith("3.1")
+    listed = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    assert listed == {(operation.method, operation.path) for operation in OPERATIONS}
+    text = json.dumps(document)
+    for reference in set(re.findall(r'"#/components/schemas/([^"]+)"', text)):
+        assert reference in document["components"]["schemas"]
+
+
+async def test_the_document_is_made_of_the_models_that_check(desk: Desk) -> None:
+    document = (await desk.get("http://api.test/openapi.json")).json()
+    password = document["components"]["schemas"]["NewCredential"]["properties"]["password"]
+    assert password["minLength"] == 6
+    await desk.domain()
+    fields = {"username": "a", "password": "short"}
+    answer = await desk.post("/domains/piedpiper.com/credentials", fields)
+    assert answer.json()["errors"]["password"] == ["This must have at least 6 characters."]
+
+
+async def test_the_page_is_readable_without_any_outside_asset(desk: Desk) -> None:
+    answer = await desk.get("http://api.test/docs")
+    assert answer.headers["content-type"].startswith("text/html")
+    for operation in OPERATIONS:
+        assert operation.summary.replace("'", "&#x27;") in answer.text
+    assert not re.search(r"<script|<link|<img|src=|@import|url\(", answer.text)
+
+
+async def test_live_and_ready(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in ("live", "ready"):
+        assert (await desk.get(f"http://api.test/health/{path}")).status_code == 200
+    desk.health = Health(ready=False, troubles={"dispatcher": "connection to 10.0.0.9 lost"}, tasks={})
+    answer = await desk.get("http://api.test/health/ready")
+    assert (answer.status_code, answer.json()["troubles"]) == (503, ["dispatcher"])
+    assert "10.0.0.9" not in answer.text
+    desk.health = Health(ready=True)
+
+    async def gone() -> None:
+        raise StoreUnavailable
+
+    monkeypatch.setattr(desk.database, "ready", gone)
+    answer = await desk.get("http://api.test/health/ready")
+    assert (answer.status_code, answer.json()["troubles"]) == (503, ["store"])
+    assert (await desk.get("http://api.test/health/live")).status_code == 200
+
+
+async def test_metrics_are_for_loopback_only(desk: Desk) -> None:
+    assert "python_info" in (await desk.get("http://api.test/metrics")).text
+    away = httpx.ASGITransport(app=desk.app, client=("192.0.2.7", 1))
+    async with httpx.AsyncClient(transport=away, base_url="http://api.test") as client:
+        assert (await client.get("/metrics")).status_code == 404
+
+
+async def test_a_method_a_path_does_not_have_is_405_with_those_it_has(desk: Desk) -> None:
+    answer = await desk.http.patch("/domains/piedpiper.com")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE, GET, HEAD, PUT")
+    answer = await desk.http.head("/account")
+    assert answer.status_code == 200
+
+
+async def test_bulk_is_also_the_name_an_alias_may_have(desk: Desk) -> None:
+    await desk.domain("piedpiper.com", {"bulk": "a@gmail.com"})
+    assert (await desk.get("/domains/piedpiper.com/aliases/bulk")).json()["alias"]["alias"] == "bulk"
+    assert (await desk.delete("/domains/piedpiper.com/aliases/bulk")).status_code == 200
+
+
+class Socket:
+    """Raw requests to a real server, and their answers."""
+
+    def __init__(self, address: tuple[str, int], key: str) -> None:
+        self.address = address
+        self.key = key
+
+    async def send(self, text: str) -> tuple[int, dict[str, str], Any]:
+        reader, writer = await asyncio.open_connection(*self.address)
+        writer.write(text.replace("\n", "\r\n").replace("KEY", self.key).encode())
+        await writer.drain()
+        async with asyncio.timeout(10):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            lines = head.split("\r\n")
+            headers = {
+                name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+            }
+            body = await reader.readexactly(int(headers["content-length"]))
+        writer.close()
+        await writer.wait_closed()
+        return int(lines[0].split()[1]), headers, json.loads(body)
+
+
+async def test_dots_in_a_path_are_names_and_lead_nowhere(desk: Desk) -> None:
+    await desk.domain()
+    server = WebServer(desk.app, listen=HostPort("127.0.0.1", 0), trusted_proxies=())
+    await server.start()
+    try:
+        socket = Socket(server.addresses[0], desk.key)
+        head = "Host: api.test\nAuthorization: Basic api:KEY\nConnection: close\n\n"
+        for path in (
+            "/v3/domains/piedpiper.com/aliases/..",
+            "/v3/domains/%2e%2e/aliases",
+            "/v3/domains/..%2faccount",
+            "/v3/domains/piedpiper.com/aliases/../../piedpiper.com",
+            "/v3/domains/piedpiper.com/aliases/%FF",
+            "/v3/domains/piedpiper.com/aliases/%00",
+            "/v3//domains",
+            "//v3/domains",
+        ):
+            status, _, answer = await socket.send(f"GET {path} HTTP/1.1\n{head}")
+            assert (status, answer["code"]) == (404, 404), path
+    finally:
+        await server.stop()
+
+
+async def test_it_works_on_a_real_socket_as_curl_would_speak(desk: Desk) -> None:
+    server = WebServer(desk.app, listen=HostPort("127.0.0.1", 0), trusted_proxies=())
+    await server.start()
+    try:
+        socket = Socket(server.addresses[0], desk.key)
+        head = "Host: api.test\nAuthorization: Basic api:KEY\nConnection: close\n"
+        body = '{"domain": "piedpiper.com"}'
+        posted = f"POST /v3/domains/ HTTP/1.1\n{head}Content-Type: application/json\nContent-Length: {len(body)}\n\n"
+        status, headers, answer = await socket.send(posted + body)
+        assert (status, answer["domain"]["domain"]) == (200, "piedpiper.com")
+        assert headers["content-type"] == "application/json"
+        assert "x-ratelimit-remaining" in headers
+        status, _, answer = await socket.send(
+            f"DELETE /v3/domains/piedpiper.com/aliases/%2A HTTP/1.1\n{head}\n"
+        )
+        assert (status, answer) == (200, {"success": True})
+        encoded = "a%2F%28b%7Cc%29"
+        fields = json.dumps({"alias": "a/(b|c)", "forward": "x@gmail.com"})
+        await socket.send(
+            f"POST /v3/domains/piedpiper.com/aliases HTTP/1.1\n{head}Content-Type: application/json\n"
+            f"Transfer-Encoding: chunked\n\n{len(fields):x}\n{fields}\n0\n\n"
+        )
+        status, _, answer = await socket.send(
+            f"GET /v3/domains/piedpiper.com/aliases/{encoded} HTTP/1.1\n{head}\n"
+        )
+        assert (status, answer["alias"]["alias"]) == (200, "a/(b|c)")
+        status, _, answer = await socket.send("GET /v3/account HTTP/1.1\nHost: x\nConnection: close\n\n")
+        assert (status, answer["code"]) == (401, 401)
+        announced = (
+            f"POST /v3/domains HTTP/1.1\n{head}Content-Type: application/json\nContent-Length: 99999999\n\n"
+        )
+        status, _, answer = await socket.send(announced)
+        assert (status, answer["code"]) == (413, 413)
+    finally:
+        await server.stop()
