@@ -29,8 +29,12 @@ import re
 import ssl
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
+
+from tests.peers.dialogue import Dialogue, Received
+
+__all__ = ["MULTI_LINE_550", "Received", "Sink"]
 
 _BY_ADDRESS = re.compile(
     r"(?:^|=)(?P<part>[0-9a-z-]+?)-(?:at|after)-(?P<phase>[a-z]+)(?:-(?P<times>[0-9]+)x)?(?:\+[^=]*)?$"
@@ -41,81 +45,10 @@ MULTI_LINE_550 = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Received:
-    """One message as it arrived."""
-
-    reverse_path: str
-    recipients: tuple[str, ...]  # those answered 250
-    content: bytes  # dots unstuffed, without the final dot line
-    raw: bytes  # as on the wire, up to and with the final dot line
-    mail_parameters: tuple[str, ...]
-    tls: bool
-    hello: str
-    connection: int  # 1 for the first connection
-    client: str
-
-
 @dataclass(slots=True)
 class _Play:
     part: str
     times: int | None
-
-
-@dataclass(slots=True)
-class _Dialogue:
-    """One connection: its streams and the transaction under way."""
-
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    number: int
-    buffer: bytearray = field(default_factory=bytearray)
-    tls: bool = False
-    hello: str = ""
-    reverse_path: str | None = None
-    parameters: tuple[str, ...] = ()
-    accepted: list[str] = field(default_factory=list)
-
-    async def fill(self) -> bool:
-        block = await self.reader.read(262_144)
-        self.buffer += block
-        return bool(block)
-
-    async def line(self) -> bytes | None:
-        start = 0
-        while (end := self.buffer.find(b"\n", start)) < 0:
-            start = len(self.buffer)
-            if not await self.fill():
-                return None
-        line = bytes(self.buffer[: end + 1])
-        del self.buffer[: end + 1]
-        return line
-
-    async def data(self) -> bytes | None:
-        """Everything up to and with CRLF.CRLF, or None when the client went away."""
-        if len(self.buffer) < 3 and not await self._at_least(3):
-            return None
-        if self.buffer.startswith(b".\r\n"):
-            end = 3
-        else:
-            start = 0
-            while (found := self.buffer.find(b"\r\n.\r\n", start)) < 0:
-                start = max(0, len(self.buffer) - 4)
-                if not await self.fill():
-                    return None
-            end = found + 5
-        raw = bytes(self.buffer[:end])
-        del self.buffer[:end]
-        return raw
-
-    async def _at_least(self, count: int) -> bool:
-        while len(self.buffer) < count:
-            if not await self.fill():
-                return False
-        return True
-
-    def reset(self) -> None:
-        self.reverse_path, self.parameters, self.accepted = None, (), []
 
 
 class _HangUp(Exception):
@@ -229,7 +162,7 @@ class Sink:
         self.connections += 1
         self.open += 1
         self._changed.set()
-        dialogue = _Dialogue(reader=reader, writer=writer, number=self.connections)
+        dialogue = Dialogue(reader=reader, writer=writer, number=self.connections)
         try:
             await self._talk(dialogue)
         except (OSError, _HangUp, asyncio.CancelledError):
@@ -244,7 +177,7 @@ class Sink:
             self.open -= 1
             self._changed.set()
 
-    async def _talk(self, d: _Dialogue) -> None:
+    async def _talk(self, d: Dialogue) -> None:
         await self._answer(d, "connect", b"220 sink.test ESMTP\r\n")
         while (line := await d.line()) is not None:
             self.commands.append(line.rstrip(b"\r\n"))
@@ -256,7 +189,7 @@ class Sink:
                 return
             await self._command(d, verb, line.rstrip(b"\r\n"))
 
-    def _look_for_violations(self, d: _Dialogue, line: bytes) -> None:
+    def _look_for_violations(self, d: Dialogue, line: bytes) -> None:
         if not line.endswith(b"\r\n"):
             self.violations.append(f"command ends in a bare LF: {line!r}")
         if d.buffer and not self.pipelining:
@@ -264,7 +197,7 @@ class Sink:
         if d.buffer and line[:4].upper() in (b"EHLO", b"HELO", b"DATA", b"QUIT", b"STAR"):
             self.violations.append(f"more octets after {line!r}: {bytes(d.buffer[:80])!r}")
 
-    async def _command(self, d: _Dialogue, verb: bytes, line: bytes) -> None:
+    async def _command(self, d: Dialogue, verb: bytes, line: bytes) -> None:
         match verb:
             case b"EHLO" if self.esmtp:
                 d.reset()
@@ -290,7 +223,7 @@ class Sink:
             case _:
                 await self._say(d, b"502 5.5.1 not here\r\n")
 
-    def _features(self, d: _Dialogue) -> bytes:
+    def _features(self, d: Dialogue) -> bytes:
         offered = [b"sink.test"]
         offered += [b"PIPELINING"] if self.pipelining else []
         offered += [b"SIZE %d" % self.size] if self.size is not None else []
@@ -300,7 +233,7 @@ class Sink:
         offered += [b"ENHANCEDSTATUSCODES"] if self.enhanced else []
         return b"".join(b"250-" + name + b"\r\n" for name in offered[:-1]) + b"250 " + offered[-1] + b"\r\n"
 
-    async def _start_tls(self, d: _Dialogue) -> None:
+    async def _start_tls(self, d: Dialogue) -> None:
         part = self._part("starttls", "")
         ready = b"220 2.0.0 go ahead\r\n"
         if part == "inject":
@@ -319,7 +252,7 @@ class Sink:
         d.tls = True
         self.handshakes += 1
 
-    async def _mail(self, d: _Dialogue, line: bytes) -> None:
+    async def _mail(self, d: Dialogue, line: bytes) -> None:
         found = _PATH.search(line)
         if found is None or not line.upper().startswith(b"MAIL FROM:<"):
             self.violations.append(f"not a MAIL command: {line!r}")
@@ -335,7 +268,7 @@ class Sink:
         d.reverse_path = path
         d.parameters = tuple(found[2].decode("utf-8", "replace").split())
 
-    async def _rcpt(self, d: _Dialogue, line: bytes) -> None:
+    async def _rcpt(self, d: Dialogue, line: bytes) -> None:
         found = _PATH.search(line)
         if found is None or not line.upper().startswith(b"RCPT TO:<"):
             self.violations.append(f"not a RCPT command: {line!r}")
@@ -351,7 +284,7 @@ class Sink:
         else:
             d.accepted.append(path)
 
-    async def _data(self, d: _Dialogue) -> None:
+    async def _data(self, d: Dialogue) -> None:
         if not d.accepted and self.lenient_data:
             await self._say(d, b"354 go ahead\r\n")
             self.empty_transactions.append(await d.data() or b"")
@@ -408,10 +341,10 @@ class Sink:
                 return found["part"]
         return ""
 
-    async def _answer(self, d: _Dialogue, phase: str, normal: bytes) -> None:
+    async def _answer(self, d: Dialogue, phase: str, normal: bytes) -> None:
         await self._perform(d, self._part(phase, ""), normal)
 
-    async def _perform(self, d: _Dialogue, part: str, normal: bytes) -> bool:
+    async def _perform(self, d: Dialogue, part: str, normal: bytes) -> bool:
         """Play the part; False when the normal reply was given and the dialogue goes on as usual."""
         match part:
             case "":
@@ -454,6 +387,6 @@ class Sink:
                     raise _HangUp
         return True
 
-    async def _say(self, d: _Dialogue, octets: bytes) -> None:
+    async def _say(self, d: Dialogue, octets: bytes) -> None:
         d.writer.write(octets)
         await d.writer.drain()

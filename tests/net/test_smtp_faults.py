@@ -1,0 +1,225 @@
+"""What ends a session, and what is known then."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+
+from forwarder.mail.outcome import Fault, Scope, Stage
+from forwarder.net.smtp_client import Session, SessionFault, Timeouts
+from forwarder.net.tls import TlsMode
+from tests.net.sessions import CONTENT, SHORT, Scripted, connect, fault_of, fault_of_opening
+from tests.peers.sink import Sink
+
+
+@pytest.fixture
+async def sink() -> AsyncIterator[Sink]:
+    async with Sink() as peer:
+        yield peer
+        assert peer.violations == []
+        assert peer.trouble == []
+
+
+@pytest.mark.parametrize(
+    ("part", "code", "local"),
+    [
+        ("421", 421, False),
+        ("554", 554, False),
+        ("450", 450, False),
+        ("drop", 451, True),
+        ("garbage", 451, True),
+        ("hang", 451, True),
+        ("trickle", 451, True),
+        ("endless", 451, True),
+        ("endless-line", 451, True),
+        ("mixed", 451, True),
+    ],
+)
+@pytest.mark.parametrize("phase", ["connect", "ehlo"])
+async def test_trouble_while_opening_condemns_the_site(
+    sink: Sink, phase: str, part: str, code: int, local: bool
+) -> None:
+    sink.play(phase, part)
+    if phase == "ehlo" and part in ("554", "mixed"):
+        sink.play("helo", part)
+    fault = await fault_of_opening(sink)
+    assert (fault.scope, fault.reply.code, fault.local) == (Scope.SITE, code, local)
+    assert fault.stage is (Stage.CONNECT if phase == "connect" else Stage.HELLO)
+    assert not fault.unknown
+
+
+@pytest.mark.parametrize(
+    ("reverse_path", "recipient", "stage"),
+    [
+        ("421-at-mail@example.com", "b@example.test", Stage.MAIL),
+        ("a@example.com", "421-at-rcpt@example.test", Stage.RCPT),
+        ("a@example.com", "421-at-data@example.test", Stage.DATA),
+        ("a@example.com", "421-at-dot@example.test", Stage.DOT),
+    ],
+)
+@pytest.mark.parametrize("pipelining", [True, False])
+async def test_421_and_a_close_are_the_words_of_the_site(
+    pipelining: bool, reverse_path: str, recipient: str, stage: Stage
+) -> None:
+    async with Sink(pipelining=pipelining) as sink:
+        session = await connect(sink)
+        with pytest.raises(SessionFault) as raised:
+            await session.send(reverse_path, [recipient], CONTENT)
+        fault = raised.value
+        assert (fault.scope, fault.reply.code, fault.local) == (Scope.SITE, 421, False)
+        assert fault.reply.text == "as told by the test"
+        assert not fault.unknown
+        if (
+            not pipelining
+        ):  # the answers to what was pipelined behind it are lost, so the stage is the next one
+            assert fault.stage is stage
+
+
+@pytest.mark.parametrize("phase", ["rcpt", "data"])
+@pytest.mark.parametrize(
+    ("part", "fault"),
+    [
+        ("drop", Fault.LOST),
+        ("hang", Fault.TIMEOUT),
+        ("garbage", Fault.PROTOCOL),
+        ("endless", Fault.PROTOCOL),
+        ("trickle", Fault.TIMEOUT),
+    ],
+)
+async def test_trouble_in_the_envelope(sink: Sink, phase: str, part: str, fault: Fault) -> None:
+    raised = await fault_of(sink, f"{part}-at-{phase}@example.test")
+    assert (raised.scope, raised.fault, raised.unknown) == (Scope.SITE, fault, False)
+    assert raised.reply.code == 451
+
+
+@pytest.mark.parametrize(
+    ("recipient", "fault"),
+    [
+        ("drop-after-dot@example.test", Fault.LOST_AFTER_DOT),
+        ("hang-after-dot@example.test", Fault.TIMEOUT_AFTER_DOT),
+        ("garbage-at-dot@example.test", Fault.PROTOCOL),
+    ],
+)
+async def test_silence_after_the_dot_may_be_a_delivery(sink: Sink, recipient: str, fault: Fault) -> None:
+    raised = await fault_of(sink, recipient)
+    assert (raised.fault, raised.unknown, raised.scope) == (fault, True, Scope.SITE)
+    assert "may have been delivered" in raised.reply.text
+    assert raised.reply.temporary
+    assert len(sink.messages) == 1
+
+
+async def test_nothing_listens() -> None:
+    async with Sink() as sink:
+        gone = sink.port
+    with pytest.raises(SessionFault) as raised:
+        await Session.connect("x", "127.0.0.1", gone, hello="h", tls=TlsMode.OFF)
+    assert (raised.value.stage, raised.value.fault) == (Stage.CONNECT, Fault.REFUSED)
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+async def test_an_envelope_that_is_answered_ever_so_slowly_ends(
+    pipelining: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forwarder.net.smtp_wire.PATIENCE", 2)
+    monkeypatch.setattr("forwarder.net.smtp_client.PATIENCE", 2)
+    async with Sink(pipelining=pipelining) as sink:
+        sink.slowness = 0.1
+        sink.play("rcpt", "slow")
+        session = await connect(sink)
+        with pytest.raises(SessionFault) as raised:
+            await session.send("a@example.com", [f"r{n}@example.test" for n in range(100)], CONTENT)
+        assert (raised.value.stage, raised.value.fault) == (Stage.RCPT, Fault.TIMEOUT)
+        assert 4 < len([command for command in sink.commands if command.startswith(b"RCPT")]) < 12
+
+
+async def test_a_peer_that_stops_reading_content_is_left() -> None:
+    async with Scripted(
+        b"220 hi\r\n", (b"EHLO", b"250-x\r\n250 PIPELINING\r\n"), (b"DATA", b"250 ok\r\n250 ok\r\n354 go\r\n")
+    ) as (host, port):
+        session = await Session.connect("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        with pytest.raises(SessionFault) as raised:
+            await session.send("a@example.com", ["b@example.test"], CONTENT + b"x" * 30_000_000 + b"\r\n")
+        assert (raised.value.stage, raised.value.fault) == (Stage.DATA, Fault.TIMEOUT)
+        assert not raised.value.unknown
+
+
+async def test_a_refusal_in_the_middle_of_the_content_is_heard() -> None:
+    async with Scripted(
+        b"220 hi\r\n",
+        (b"EHLO", b"250-x\r\n250 PIPELINING\r\n"),
+        (b"DATA", b"250 ok\r\n250 ok\r\n354 go\r\n"),
+        (b"x", b"552 5.3.4 too big\r\n"),
+    ) as (host, port):
+        session = await Session.connect("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        answer = await session.send(
+            "a@example.com", ["b@example.test"], CONTENT + b"x" * 30_000_000 + b"\r\n"
+        )
+        assert answer.judge(0)[1].enhanced == "5.3.4"
+        assert not session.usable
+
+
+async def test_a_reply_that_nobody_asked_for_ends_the_session(sink: Sink) -> None:
+    async with Scripted(b"220 hi\r\n", (b"EHLO", b"250 x\r\n250 more\r\n")) as (host, port):
+        session = await Session.connect("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        assert not session.usable
+        with pytest.raises(SessionFault) as raised:
+            await session.send("a@example.com", ["b@example.test"], CONTENT)
+        assert raised.value.fault is Fault.PROTOCOL
+
+
+async def test_an_answer_that_comes_before_the_content_is_no_delivery() -> None:
+    async with Scripted(
+        b"220 hi\r\n",
+        (b"EHLO", b"250-x\r\n250 PIPELINING\r\n"),
+        (b"DATA", b"250 ok\r\n250 ok\r\n354 go\r\n250 delivered\r\n"),
+    ) as (host, port):
+        session = await Session.connect("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        with pytest.raises(SessionFault) as raised:
+            await session.send("a@example.com", ["b@example.test"], CONTENT)
+        assert (raised.value.stage, raised.value.fault) == (Stage.DATA, Fault.PROTOCOL)
+        assert not raised.value.unknown
+
+
+async def test_two_answers_to_one_command_do_not_answer_the_next(sink: Sink) -> None:
+    async with Scripted(
+        b"220 hi\r\n",
+        (b"EHLO", b"250 x\r\n"),
+        (b"MAIL", b"250 ok\r\n250 ok\r\n"),
+        (b"RCPT", b"550 no\r\n"),
+    ) as (host, port):
+        session = await Session.connect("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        with pytest.raises(SessionFault) as raised:
+            await session.send("a@example.com", ["b@example.test"], CONTENT)
+        assert (raised.value.stage, raised.value.fault) == (Stage.RCPT, Fault.PROTOCOL)
+
+
+async def test_an_idle_session_whose_peer_hung_up_is_not_usable(sink: Sink) -> None:
+    session = await connect(sink)
+    assert session.usable
+    await sink.close()
+    async with asyncio.timeout(5):
+        while session.usable:  # noqa: ASYNC110 - the session has nobody to tell
+            await asyncio.sleep(0)
+    session.abort()
+
+
+async def test_cancelling_a_send_closes_the_connection(sink: Sink) -> None:
+    session = await connect(sink, timeouts=Timeouts())
+    task = asyncio.create_task(session.send("a@example.com", ["hang-after-dot@example.test"], CONTENT))
+    await sink.wait_for(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not session.usable
+    await sink.wait_closed()
+
+
+async def test_a_peer_that_hangs_up_again_and_again_costs_nothing_in_the_end(sink: Sink) -> None:
+    sink.play("ehlo", "drop")
+    await fault_of_opening(sink)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(100):
+        fault = await fault_of_opening(sink)
+        assert (fault.stage, fault.fault) == (Stage.HELLO, Fault.LOST)
+    assert len(os.listdir("/proc/self/fd")) <= before + 2

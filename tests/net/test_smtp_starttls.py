@@ -1,0 +1,79 @@
+"""TLS of a session over real sockets."""
+
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from forwarder.mail.outcome import Fault, Scope, Stage
+from forwarder.net.tls import TlsMode, client_context, self_signed
+from tests.net.sessions import CONTENT, connect, fault_of_opening
+from tests.peers.sink import Sink
+
+
+@pytest.fixture
+async def sink() -> AsyncIterator[Sink]:
+    async with Sink() as peer:
+        yield peer
+        assert peer.violations == []
+        assert peer.trouble == []
+
+
+@pytest.fixture(scope="module")
+def server_tls(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*self_signed(["mx.example.test"], tmp_path_factory.mktemp("tls")))
+    return context
+
+
+async def test_starttls_when_offered(server_tls: ssl.SSLContext) -> None:
+    async with Sink(starttls=server_tls) as sink:
+        session = await connect(sink, tls=TlsMode.OPPORTUNISTIC, context=client_context(verify=False))
+        await session.send("a@example.com", ["b@example.test"], CONTENT)
+        assert sink.messages[0].tls
+        assert session.tls.startswith("TLSv1.3 ")
+        assert [command[:4] for command in sink.commands[:3]] == [b"EHLO", b"STAR", b"EHLO"]
+        await session.quit()
+        assert sink.violations == []
+
+
+async def test_opportunistic_tls_goes_on_in_clear_when_none_is_offered(sink: Sink) -> None:
+    session = await connect(sink, tls=TlsMode.OPPORTUNISTIC, context=client_context(verify=False))
+    await session.send("a@example.com", ["b@example.test"], CONTENT)
+    assert not sink.messages[0].tls
+    await session.quit()
+
+
+async def test_required_tls_that_is_not_offered(sink: Sink) -> None:
+    fault = await fault_of_opening(sink, tls=TlsMode.REQUIRED, context=client_context(verify=False))
+    assert (fault.fault, fault.reply.temporary) == (Fault.TLS_REQUIRED, True)
+    assert sink.commands == [b"EHLO mx.example.net"]
+
+
+async def test_verified_tls_wants_a_certificate_for_the_name(server_tls: ssl.SSLContext) -> None:
+    async with Sink(starttls=server_tls) as sink:
+        fault = await fault_of_opening(sink, tls=TlsMode.VERIFIED, context=client_context(verify=True))
+        assert fault.fault is Fault.CERTIFICATE
+        assert b"MAIL" not in b"".join(sink.commands)
+
+
+async def test_verified_tls_takes_a_certificate_it_trusts(tmp_path: Path) -> None:
+    certificate, key = self_signed(["mx.example.test"], tmp_path)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificate, key)
+    trusting = client_context(verify=True)
+    trusting.load_verify_locations(certificate)
+    async with Sink(starttls=server) as sink:
+        session = await connect(sink, tls=TlsMode.VERIFIED, context=trusting)
+        assert session.tls
+        await session.quit()
+
+
+@pytest.mark.parametrize(("part", "fault"), [("inject", Fault.PROTOCOL), ("bad-handshake", Fault.TLS)])
+async def test_bad_starttls(server_tls: ssl.SSLContext, part: str, fault: Fault) -> None:
+    async with Sink(starttls=server_tls) as sink:
+        sink.play("starttls", part)
+        raised = await fault_of_opening(sink, tls=TlsMode.OPPORTUNISTIC, context=client_context(verify=False))
+        assert (raised.stage, raised.fault, raised.scope) == (Stage.STARTTLS, fault, Scope.SITE)
+        assert [command[:4] for command in sink.commands] == [b"EHLO", b"STAR"]
