@@ -5,7 +5,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests.crash.client import Load, send
@@ -26,32 +25,39 @@ RARE = {
 }
 
 
-@dataclass(slots=True)
+def _silent(_text: str) -> None:
+    return None
+
+
 class Campaign:
     """One sink, one ledger, one to three nodes on one database."""
 
-    folder: Path
-    database_url: str = ""
-    nodes: int = 1
-    processes: int = 1
-    seed: int = 1
-    tell: Callable[[str], None] = lambda text: None
-
-    def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.ledger = Ledger(self.folder / "ledger.jsonl")
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        database_url: str = "",
+        nodes: int = 1,
+        processes: int = 1,
+        seed: int = 1,
+        tell: Callable[[str], None] = _silent,
+    ) -> None:
+        self.tell = tell
+        folder.mkdir(parents=True, exist_ok=True)
+        self.ledger = Ledger(folder / "ledger.jsonl")
         self.sink = Sink(self.ledger)
         self.members = [
             Node(
-                self.folder / f"node{n}",
-                database_url=self.database_url,
+                folder / f"node{n}",
+                database_url=database_url,
                 sink_port=self.sink.port,
-                processes=self.processes,
+                processes=processes,
                 name=f"mx{n}.crash.test",
             )
-            for n in range(1, self.nodes + 1)
+            for n in range(1, nodes + 1)
         ]
-        self.chance = random.Random(self.seed)
+        self.seed = seed
+        self.chance = random.Random(seed)
         self.restarts: list[float] = []
 
     def __enter__(self) -> "Campaign":
@@ -92,7 +98,7 @@ class Campaign:
             load.stop()
 
     def failpoint(self, name: str, *, nth: int = 1, messages: int = 6, rare: bool = False) -> bool:
-        """Restart the first node with ``name`` armed to kill, send until it dies, start it clean; False: not reached."""
+        """Restart the first node with ``name`` armed to kill, send until it dies, start it again; False: not so."""
         node = self.members[0]
         node.terminate()
         node.start({"FORWARDER_TEST": "1", "FORWARDER_FAILPOINT": f"{name}:{nth}:kill"}, wait=not rare)
