@@ -54,6 +54,9 @@ class Dialogue(Connection):
                 answer = await self._obey(line)
             if answer is not None:
                 self._say(self._weighed(answer))
+            if self.state.farewell is not None and not self._closing:
+                self._say(self.state.farewell)
+                self._closing = True
             if self._closing or not inlet.has_line():
                 await self._flush()
 

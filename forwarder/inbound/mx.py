@@ -12,13 +12,13 @@ Limits: a message that one of its recipients sees again (``X-Forwarder-Id``) is 
 """
 
 import asyncio
-import os
 from collections.abc import Sequence
 
 import structlog
 
 from forwarder.failpoint import reach
 from forwarder.inbound.arrival import Composer, Facts, client_name, facts, received
+from forwarder.inbound.disk import has_room
 from forwarder.inbound.intake import Rooms
 from forwarder.inbound.late_bounce import LateBounces
 from forwarder.inbound.reception import COMMAND_LIMIT, Ask
@@ -187,9 +187,3 @@ class MxReception:
                     message_id=seen.message_id,
                     sender_name=seen.sender_name,
                 )
-
-
-def has_room(data_dir: os.PathLike[str], size_limit: int) -> bool:
-    """Whether the disk can take one more message with its journal and log (Postfix: queue_minfree)."""
-    disk = os.statvfs(data_dir)
-    return disk.f_bavail * disk.f_frsize >= size_limit * 3 // 2

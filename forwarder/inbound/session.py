@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from forwarder.mail.address import Path
+from forwarder.mail.reply import Reply
 from forwarder.mail.rules import Target
 from forwarder.store.credentials import Login
 
@@ -35,6 +36,7 @@ class Session:
         "errors",
         "extended",
         "failed_logins",
+        "farewell",
         "helo",
         "junk",
         "login",
@@ -52,6 +54,7 @@ class Session:
         self.errors = 0
         self.junk = 0  # commands since the last message that did nothing for one
         self.failed_logins = 0
+        self.farewell: Reply | None = None  # said after the next reply, and then the session is over
 
     def forget(self) -> None:
         """As after the greeting."""

@@ -1,9 +1,278 @@
-"""The submission dialogue: what ports 587 and 465 answer."""
+"""Submission: what ports 587 and 465 decide about mail from people who log in.
 
+A log-in speaks for one address of a hosted domain, or, where its owner lets it, for every alias of that domain. It may
+send to anybody; recipients at domains hosted here go through their aliases without leaving the machine. The message is
+completed as RFC 6409 says, and leaves signed by the customer's domain (``signing_domain``), which is why whom it
+claims to be from is read strictly (``authorship``) and bare newlines are normalised before.
+
+Promises: nothing is asked for, nor taken, in the clear; a refusal for what the message claims names the address; quotas
+are counted in the store before the message is, exactly, whatever runs in parallel. Trouble of ours is 4xx.
+
+Limits: a message that fails to be stored after its quota was counted has used its place.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+
+import structlog
+
+from forwarder.failpoint import reach
+from forwarder.inbound.arrival import Composer, client_name, facts, received
+from forwarder.inbound.authenticator import Authenticator, Denied
+from forwarder.inbound.authorship import claimed
+from forwarder.inbound.completion import missing_fields, without_blind_copies
+from forwarder.inbound.disk import has_room
 from forwarder.inbound.intake import Rooms
+from forwarder.inbound.readiness import Readiness
+from forwarder.inbound.reception import AUTH_LIMIT, Ask
+from forwarder.inbound.refusals import Refusals
+from forwarder.inbound.resolution import Resolution
+from forwarder.inbound.sasl import MECHANISMS, claim
 from forwarder.inbound.server import Server
+from forwarder.inbound.session import Recipient, Session, Transaction
+from forwarder.inbound.usage import Usage
+from forwarder.mail import content as contents
+from forwarder.mail import reply as replies
+from forwarder.mail.address import Path
+from forwarder.mail.envelope import MailCommand
+from forwarder.mail.event import Transport
+from forwarder.mail.reply import Reply
+from forwarder.mail.rules import UNKNOWN
+from forwarder.store import counters
+from forwarder.store.credentials import Login
+from forwarder.store.queue import NewMessage
+from forwarder.store.trouble import StoreUnavailable
+
+DAY = timedelta(days=1)
+MINUTE = timedelta(minutes=1)
+
+log = structlog.get_logger(__name__)
 
 
 def build_servers(rooms: Rooms) -> list[Server]:
-    """One server for STARTTLS, one for TLS from the first byte, as far as the settings ask for them."""
-    return []
+    """One server for STARTTLS, one for TLS from the first byte, as far as the settings ask for them.
+
+    None without a certificate: passwords do not travel in the clear.
+    """
+    settings = rooms.settings.submission
+    if rooms.tls is None or not (settings.listen or settings.listen_tls):
+        return []
+    reception = SubmissionReception(rooms)
+    listeners = (("submission", settings.listen, False), ("submission-tls", settings.listen_tls, True))
+    return [
+        Server(
+            name=name,
+            listen=listen,
+            rooms=rooms,
+            reception=reception,
+            normalize=True,
+            line_limit=AUTH_LIMIT,
+            implicit_tls=implicit_tls,
+        )
+        for name, listen, implicit_tls in listeners
+        if listen
+    ]
+
+
+class SubmissionReception:
+    """Decides for all sessions of submission."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        settings = rooms.settings
+        self._rooms = rooms
+        self._settings = settings.submission
+        self._plans = settings.plans
+        self._hostname = settings.hostname
+        self._authenticator = Authenticator(rooms.database, settings.submission, clock=rooms.clock)
+        self._readiness = Readiness(rooms.database, rooms.resolver, hostname=settings.hostname)
+        self._resolution = Resolution(rooms)
+        self._usage = Usage(rooms.database, clock=rooms.clock)
+        self._composer = Composer(
+            transport=Transport.SUBMISSION,
+            ids=rooms.ids,
+            intake=rooms.intake,
+            first_delay=settings.retry.delays[0],
+        )
+        self._refusals = Refusals(
+            rooms.journal,
+            transport=Transport.SUBMISSION,
+            local_name=settings.hostname,
+            ids=rooms.ids,
+            clock=rooms.clock,
+        )
+
+    def extensions(self, session: Session) -> Sequence[str]:
+        return ("AUTH " + " ".join(MECHANISMS),) if session.tls else ()
+
+    async def welcome(self, session: Session) -> Reply | None:
+        try:
+            barred = await self._authenticator.barred(session.client)
+        except StoreUnavailable:
+            return replies.SERVICE_TROUBLE
+        return replies.TOO_MANY_FAILED_LOGINS if barred else None
+
+    async def close(self) -> None:
+        self._authenticator.close()
+        await self._usage.close()
+        await self._rooms.journal.flush()
+
+    async def log_in(self, session: Session, arguments: bytes, ask: Ask) -> Reply:
+        if not session.tls:
+            return replies.AUTH_NEEDS_TLS
+        if session.login is not None:
+            return replies.AUTH_ALREADY
+        asked = await claim(arguments, ask)
+        if isinstance(asked, Reply):
+            return asked
+        try:
+            if await self._authenticator.barred(session.client):
+                return replies.TOO_MANY_FAILED_LOGINS
+            found = await self._authenticator.log_in(asked.name, asked.password, session.client)
+        except StoreUnavailable:
+            log.warning("log-in not verified: store trouble", client=session.client)
+            return replies.AUTH_TROUBLE
+        if isinstance(found, Login):
+            session.login = found
+            return replies.AUTHENTICATED
+        log.info("log-in failed", client=session.client, reason=found.name)
+        if found is not Denied.WRONG:
+            return replies.AUTH_TROUBLE
+        session.failed_logins += 1
+        if session.failed_logins >= self._settings.failures_per_connection:
+            session.farewell = replies.TOO_MANY_FAILED_LOGINS
+        return replies.BAD_CREDENTIALS
+
+    async def sender(self, session: Session, command: MailCommand) -> Reply:
+        login = session.login
+        if login is None:
+            return replies.AUTH_REQUIRED if session.tls else replies.TLS_REQUIRED
+        # A read receipt has the null reverse-path (RFC 8098 3); its From is checked like any other.
+        if not command.path.is_null:
+            refusal = await self._objection(login, command.path)
+            if refusal is not None:
+                return refusal
+        if self._settings.require_dns:
+            refusal = await self._readiness.objection(login.domain)
+            if refusal is not None:
+                return refusal
+        if not has_room(self._rooms.settings.data_dir, self._settings.size_limit):
+            return replies.STORAGE_FULL
+        return replies.SENDER_OK
+
+    async def recipient(self, session: Session, transaction: Transaction, path: Path) -> Reply:
+        found = await self._resolution.find(path, relay=True)
+        if isinstance(found, Recipient):
+            transaction.recipients.append(found)
+            return replies.RECIPIENT_OK
+        return found.reply
+
+    async def message(self, session: Session, transaction: Transaction, content: bytes) -> Reply:
+        reach("receive.after-dot")
+        login = session.login
+        assert login is not None
+        now = self._rooms.clock()
+        head, _ = contents.split(content)
+        refusal = await self._refusal(login, head) or await self._over_quota(login)
+        if refusal is not None:
+            self._note_refused(session, login, transaction, head, refusal)
+            return refusal
+        deliveries = self._composer.deliveries(
+            transaction, now=now, sender_domain_id=login.domain.id, sender_alias=login.credential.username
+        )
+        identifier = self._rooms.ids()
+        trail = received(
+            session,
+            transaction,
+            hostname=self._hostname,
+            identifier=identifier,
+            now=now,
+            show_client=self._settings.show_client_address,
+        )
+        added = missing_fields(head, message_id=f"{identifier}@{login.domain.name}", now=now)
+        seen = facts(added + head)
+        message = self._composer.message(
+            transaction,
+            deliveries,
+            contents.prepend(without_blind_copies(content, head), trail, added),
+            seen,
+            identifier=identifier,
+            now=now,
+            hostname=client_name(session),
+            signing_domain=login.domain.name,
+        )
+        reach("receive.before-enqueue")
+        await self._rooms.queue.enqueue(message)
+        reach("receive.before-reply")
+        # After the reply: the dialogue writes it before the loop comes round again.
+        asyncio.get_running_loop().call_soon(self._hand_over, message, login)
+        return replies.queued_as(identifier)
+
+    def _hand_over(self, message: NewMessage, login: Login) -> None:
+        reach("receive.after-reply")
+        self._rooms.intake.hand_over(message)
+        self._usage.note(login.credential.id)
+
+    async def _refusal(self, login: Login, head: bytes) -> Reply | None:
+        if contents.count_received(head) > self._settings.max_hops:
+            return replies.TOO_MANY_HOPS
+        paths = claimed(head)
+        if isinstance(paths, Reply):
+            return paths
+        for path in paths:
+            refusal = await self._objection(login, path)
+            if refusal is not None:
+                return refusal
+        return None
+
+    async def _objection(self, login: Login, path: Path) -> Reply | None:
+        """Why this log-in may not send as an address, or None."""
+        domain, credential = login.domain, login.credential
+        if path.domain == domain.name:
+            if path.key == credential.username:
+                return None
+            if not credential.is_limited:
+                rules = await self._rooms.directory.confirmed(domain.name)
+                if rules is not None and rules.resolve(path.local) is not UNKNOWN:
+                    return None
+        own = f"{credential.username}@{domain.display}"
+        allowed = own if credential.is_limited else f"{own} or another address of {domain.display}"
+        return replies.POLICY_REFUSAL.saying(
+            f"{path.display()} is not an address of yours; you may send as {allowed}"
+        )
+
+    async def _over_quota(self, login: Login) -> Reply | None:
+        """Count one message; a reply when a quota is used up. The account's plan also bounds each credential."""
+        plan = self._plans.get(login.account_plan) or self._plans["default"]
+        account, credential = f"send:{login.domain.account_id}", f"send-credential:{login.credential.id}"
+        for key, window, limit in (
+            (f"{account}:minute", MINUTE, plan.ratelimit),
+            (credential, DAY, plan.daily_send),
+            (account, DAY, plan.daily_send),
+        ):
+            if not limit:
+                continue
+            now = self._rooms.clock()
+            counted = await counters.hit(self._rooms.database, key, window=window, limit=limit, now=now)
+            if not counted.allowed:
+                when = counted.resets_at.strftime("%Y-%m-%d %H:%M UTC")
+                what = "daily sending quota" if window == DAY else "sending rate"
+                return replies.OVER_QUOTA.saying(f"the {what} of your account is used up until {when}")
+        return None
+
+    def _note_refused(
+        self, session: Session, login: Login, transaction: Transaction, head: bytes, refusal: Reply
+    ) -> None:
+        seen = facts(head)
+        self._refusals.write(
+            session,
+            refusal,
+            domain_id=login.domain.id,
+            alias=login.credential.username,
+            sender=transaction.reverse_path,
+            recipient=transaction.recipients[0].path,
+            hostname=client_name(session),
+            subject=seen.subject,
+            message_id=seen.message_id,
+            sender_name=seen.sender_name,
+        )

@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 import uvloop
+from argon2 import PasswordHasher
 
 from forwarder.net.tls import ServerTls, self_signed
-from forwarder.store import migrations
+from forwarder.store import migrations, passwords
 from tests.inbound import recording, rooms
 
 
@@ -48,8 +49,10 @@ def empty_store(tmp_path_factory):
 
 
 @pytest.fixture
-async def engine(tmp_path, empty_store, tls):
+async def engine(tmp_path, empty_store, tls, monkeypatch):
     """Real rooms on SQLite; ``await engine.start(mx={…})`` opens the listeners."""
+    # argon2 as it is, with a millisecond's parameters: its cost is not what is tested here
+    monkeypatch.setattr(passwords, "_hasher", PasswordHasher(time_cost=1, memory_cost=64, parallelism=1))
     path = tmp_path / "forwarder.db"
     shutil.copy(empty_store, path)
     engine = rooms.Engine(f"sqlite:///{path}", tmp_path, tls=tls)

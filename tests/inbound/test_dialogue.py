@@ -6,7 +6,7 @@ import resource
 import pytest
 
 from tests.inbound.recording import MESSAGE
-from tests.peers.client import Client, Closed
+from tests.peers.client import Client
 
 
 def connect(listening, **options):
@@ -20,6 +20,13 @@ async def works(listening):
         await client.ehlo()
         answers = await client.message(b"a@sender.test", [b"b@here.test"], MESSAGE)
     return answers[-1].code == 250 and len(listening.messages) == before + 1
+
+
+async def empty(listening):
+    """No session is left."""
+    async with asyncio.timeout(5):
+        while listening.server.sessions:  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.01)
 
 
 async def begin(client, *, sender=b"a@sender.test", recipient=b"b@here.test"):
@@ -247,14 +254,11 @@ async def test_announced_sizes(serve, size, reply):
         assert str(await client.say(b"MAIL FROM:<a@sender.test> SIZE=" + size + b"\r\n")).startswith(reply)
 
 
-@pytest.mark.parametrize(("size", "code"), [(1000, 250), (1001, 552), (50_000, 552)])
+@pytest.mark.parametrize(("size", "code"), [(1000, 250), (1001, 552), (1120, 552), (50_000, 552)])
 async def test_a_body_over_the_limit_is_refused_after_the_dot(serve, size, code):
     listening = await serve(size_limit="1000 B")
-    content = b".\r\n" * (size // 3) + b"x" * (size % 3 - 2) + b"\r\n" * (size % 3 > 1)
-    content = (b".." + b"\r\n") * 40 + b"x" * 900
-    content = content[: size - 2] + b"\r\n" if size <= 1062 else b"x" * 70 + b"\r\n" * 24_965
-    content = content.ljust(size, b"z") if len(content) < size else content[:size]
-    content = content[:-2] + b"\r\n"
+    content = b"..\r\n" * 40 + b"x" * (size - 162) + b"\r\n"
+    assert len(content) == size
     async with connect(listening) as client:
         await client.ehlo()
         answers = await client.message(b"a@sender.test", [b"b@here.test"], content)
@@ -314,13 +318,10 @@ async def test_commands_that_are_not_offered(serve):
 async def test_too_many_empty_commands(serve, command):
     listening = await serve(junk_commands=100)
     async with connect(listening) as client:
-        answers = []
-        with pytest.raises(Closed):
-            for _ in range(150):
-                answers.append(await client.say(command + b"\r\n"))  # noqa: PERF401
-        assert len(answers) == 100
+        answers = [await client.say(command + b"\r\n") for _ in range(100)]
         assert str(answers[-1]).startswith("421 4.7.0")
         assert all(answer.code in (250, 252) for answer in answers[:-1])
+        assert await client.closed()
     assert await works(listening)
 
 
@@ -399,9 +400,7 @@ async def test_a_client_that_resets_after_the_dot_cancels_nothing(serve):
         await client.send(MESSAGE + b".\r\n")
         await listening.reception.in_message.wait()
     released.set()
-    async with asyncio.timeout(5):
-        while listening.server.sessions:
-            await asyncio.sleep(0.01)
+    await empty(listening)
     assert len(listening.messages) == 1
     listening.reception.before_answer = None
     assert await works(listening)
@@ -465,9 +464,7 @@ async def test_connections_at_once_of_one_client(serve):
         assert other.greeting.code == 220
     for client in clients:
         await client.close()
-    async with asyncio.timeout(5):
-        while listening.server.sessions:
-            await asyncio.sleep(0.01)
+    await empty(listening)
     assert await works(listening)
 
 
@@ -504,12 +501,14 @@ async def test_a_client_that_reads_nothing_is_dropped(serve):
     listening = await serve(command_timeout="300ms", errors=0, junk_commands=0)
     async with connect(listening) as client:
         client._writer.transport.pause_reading()
-        with pytest.raises((TimeoutError, OSError)):
-            for _ in range(2000):
-                client._writer.write(b"HELP\r\n" * 10_000)
+        for _ in range(2000):
+            client._writer.write(b"HELP\r\n" * 10_000)
+            try:
                 async with asyncio.timeout(3):
                     await client._writer.drain()
-    async with asyncio.timeout(5):
-        while listening.server.sessions:
-            await asyncio.sleep(0.01)
+            except OSError:  # dropped, or neither side moves any more
+                break
+        else:
+            pytest.fail("120 million octets were taken from a client that reads nothing")
+    await empty(listening)
     assert await works(listening)

@@ -1,0 +1,187 @@
+"""Log-ins of submission: whether a name and a password belong together, and how often one may guess.
+
+Passwords are argon2id hashes, some 50 ms of CPU and 64 MiB each, verified in a few threads of our own. An unknown name
+costs the same: it is verified against a hash that nobody's password matches, and answered with the same text.
+
+A verified log-in is remembered for a while, by an HMAC of name and password under a key that exists in this process
+only: the cache holds no password and is worth nothing elsewhere. It serves only while the credential's ``changed_at``,
+which is read from the store at every log-in, is still the one that was verified.
+
+Guessing is bounded in three ways, counted in the store and so shared by all processes: per connection (by the
+dialogue), per client and minute, per name and hour. A name under attack does not lock its owner out: a client that
+failed at it within the hour is told 454 unheard, any other may still be right, until ten times the limit is reached.
+
+How it fails: StoreUnavailable.
+"""
+
+import asyncio
+import hmac
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from functools import partial
+from hashlib import blake2b
+
+from sqlalchemy import Connection
+
+from forwarder.config import SubmissionSection
+from forwarder.inbound.limits import client_of
+from forwarder.mail.address import AddressError, parse_address
+from forwarder.store import counters, credentials, passwords
+from forwarder.store.credentials import Login
+from forwarder.store.engine import Database
+
+REMEMBERED = 10_000
+WAITING = 100  # log-ins that may wait for a thread
+MINUTE = timedelta(minutes=1)
+HOUR = timedelta(hours=1)
+_STRICT = 10  # times the limit of a name: from there on nobody is heard
+_NO_LIMIT = 1 << 60
+
+
+class Denied(StrEnum):
+    """Why a log-in was not granted."""
+
+    WRONG = "the name or the password is wrong"
+    THROTTLED = "too many failures for this name"
+    BUSY = "too many log-ins wait to be verified"
+
+
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    credential_id: int
+    changed_at: datetime
+    until: float
+
+
+class Authenticator:
+    """Verifies log-ins for all sessions of submission."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: SubmissionSection,
+        *,
+        clock: Callable[[], datetime],
+        seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._clock = clock
+        self._seconds = seconds
+        self._key = secrets.token_bytes(32)
+        self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
+        self._threads = ThreadPoolExecutor(settings.password_checks, thread_name_prefix="argon2")
+        self._nobodys = self._threads.submit(passwords.hash_password, secrets.token_hex(16))
+        self._waiting = 0
+
+    async def barred(self, client: str) -> bool:
+        """Whether this client has failed so often within a minute that it is not heard."""
+        look = partial(_recent, key=_client_key(client), window=MINUTE, now=self._clock())
+        return await self._database.read(look) >= self._settings.failures_per_minute
+
+    async def log_in(self, name: str, password: str, client: str) -> Login | Denied:
+        """The credential of a name and password. A failure is counted before it is told."""
+        name = name.strip().lower()
+        login = await self._database.read(partial(_look_up, name=name))
+        token = hmac.digest(self._key, f"{name}\0{password}".encode("utf-8", "surrogatepass"), "sha256")
+        if login is not None and self._remembers(token, login):
+            return login
+        name_key, pair_key = _name_key(name), _pair_key(name, client)
+        failures = await self._failures(name_key)
+        limit = self._settings.failures_per_account
+        if failures >= limit * _STRICT:
+            return Denied.THROTTLED
+        if failures >= limit and await self._failures(pair_key) > 0:
+            return Denied.THROTTLED
+        if self._waiting >= WAITING:
+            return Denied.BUSY
+        if await self._verify(login, password) and login is not None and not login.account_locked:
+            self._remember(token, login)
+            return login
+        await self._count(name_key, pair_key, client)
+        return Denied.THROTTLED if failures >= limit else Denied.WRONG
+
+    def close(self) -> None:
+        """Verify nothing more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _verify(self, login: Login | None, password: str) -> bool:
+        self._waiting += 1
+        try:
+            if login is not None:
+                known = login.credential.password_hash
+            else:
+                known = await asyncio.wrap_future(self._nobodys)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, passwords.verify, known, password)
+        finally:
+            self._waiting -= 1
+
+    async def _failures(self, key: str) -> float:
+        return await self._database.read(partial(_recent, key=key, window=HOUR, now=self._clock()))
+
+    async def _count(self, name_key: str, pair_key: str, client: str) -> None:
+        now = self._clock()
+        count = partial(counters.hit, self._database, limit=_NO_LIMIT, now=now)
+        await asyncio.gather(
+            count(name_key, window=HOUR),
+            count(pair_key, window=HOUR),
+            count(_client_key(client), window=MINUTE),
+        )
+
+    def _remembers(self, token: bytes, login: Login) -> bool:
+        known = self._verified.get(token)
+        if known is None:
+            return False
+        credential = login.credential
+        same = known.credential_id == credential.id and known.changed_at == credential.changed_at
+        if not same or self._seconds() >= known.until or login.account_locked:
+            del self._verified[token]
+            return False
+        return True
+
+    def _remember(self, token: bytes, login: Login) -> None:
+        lifetime = self._settings.login_cache.total_seconds()
+        if not lifetime:
+            return
+        self._verified[token] = _Verified(
+            login.credential.id, login.credential.changed_at, self._seconds() + lifetime
+        )
+        self._verified.move_to_end(token)
+        if len(self._verified) > REMEMBERED:
+            self._verified.popitem(last=False)
+
+
+def _look_up(conn: Connection, *, name: str) -> Login | None:
+    try:
+        path = parse_address(name)
+    except AddressError:
+        return None
+    return credentials.for_login(conn, path.key, path.domain)
+
+
+def _recent(conn: Connection, *, key: str, window: timedelta, now: datetime) -> float:
+    """The hits within one window's length before now, taken as evenly spread over the window before this one."""
+    this, before, share = counters.standing(conn, key, window=window, now=now)
+    return this + before * (1 - share)
+
+
+# Keys are digests: a name is whatever a stranger typed, which may be a password.
+
+
+def _client_key(client: str) -> str:
+    return "login-client:" + client_of(client)
+
+
+def _name_key(name: str) -> str:
+    return "login-name:" + blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _pair_key(name: str, client: str) -> str:
+    return f"{_name_key(name)}@{client_of(client)}"

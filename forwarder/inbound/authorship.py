@@ -1,0 +1,63 @@
+"""Whom a submitted message claims to be from, read as strictly as its signature will be believed.
+
+What readers see as the author must be what we checked: exactly one From with exactly one address; Sender, if there is
+one, and every Resent-From and Resent-Sender likewise (RFC 6409 8.1, RFC 5322 3.6.6). A head in which parsers disagree
+about what a field is (``From : x``, a first line that is folded, NUL) is refused: one of them would show another
+author (Composition Kills, USENIX Security 2020).
+
+Pure. It fails with the reply to give.
+"""
+
+from forwarder.mail import content as contents
+from forwarder.mail import reply as replies
+from forwarder.mail.address import AddressError, Path, parse_address
+from forwarder.mail.author import addresses
+from forwarder.mail.reply import Reply
+
+_SINGLE = (b"from", b"sender")
+_LISTS = (b"resent-from", b"resent-sender")
+_ONCE = (b"from", b"sender", b"to", b"cc", b"subject", b"date", b"message-id", b"reply-to")  # RFC 5322 3.6
+_LONGEST = 64 * 1024  # octets of an address field
+
+
+def claimed(head: bytes) -> list[Path] | Reply:
+    """Every address the message claims to be from, the author's first."""
+    fault = contents.malformed_head(head)
+    if fault is not None:
+        return replies.BAD_HEADERS.saying(f"the headers of the message are not well formed: {fault.value}")
+    fields = contents.headers(head)
+    if len(fields) >= contents.MAX_FIELDS:
+        return replies.BAD_HEADERS.saying("the message has too many header fields")
+    for name in _ONCE:
+        if sum(field.name == name for field in fields) > 1:
+            return replies.BAD_HEADERS.saying(f"the message has more than one {name.decode().title()} header")
+    found: list[Path] = []
+    for name in _SINGLE + _LISTS:
+        for field in fields:
+            if field.name != name:
+                continue
+            paths = _addresses(field)
+            if isinstance(paths, Reply):
+                return paths
+            if name in _SINGLE and len(paths) != 1:
+                return replies.BAD_HEADERS.saying(f"the {_shown(name)} header must hold exactly one address")
+            found.extend(paths)
+        if name == b"from" and not found:
+            return replies.BAD_HEADERS.saying("the message has no From header")
+    return found
+
+
+def _addresses(field: contents.Header) -> list[Path] | Reply:
+    if len(field.value) > _LONGEST:
+        return replies.BAD_HEADERS.saying(f"the {_shown(field.name)} header is too long")
+    try:
+        text = field.value.replace(b"\r\n", b"").decode("utf-8")
+        return [parse_address(address) for address in addresses(text)]
+    except (AddressError, ValueError):
+        return replies.BAD_HEADERS.saying(
+            f"the {_shown(field.name)} header holds no address that can be read"
+        )
+
+
+def _shown(name: bytes) -> str:
+    return name.decode().title()

@@ -1,0 +1,500 @@
+"""Submission over a real store and real TLS: who may log in, what they may send, what becomes of it."""
+
+import asyncio
+import base64
+import logging
+import re
+from datetime import timedelta
+
+import pytest
+
+from forwarder.inbound.authenticator import Authenticator
+from forwarder.mail.event import Status
+from forwarder.net.dns import CannotTell, Found, NotFound
+from forwarder.store import credentials, dkim_keys
+from forwarder.store.passwords import hash_password
+from forwarder.store.trouble import StoreUnavailable
+from tests.inbound.rooms import utc_now
+from tests.peers.client import any_certificate
+
+PASSWORD = "correct horse battery"
+CONTENT = (
+    b"From: Ann <ann@here.test>\r\nTo: b@else.test\r\nSubject: hello\r\nDate: Sat, 21 Nov 2026 01:00:00 +0000\r\n"
+    b"Message-ID: <1@here.test>\r\n\r\nbody\r\n"
+)
+
+
+def b64(text):
+    return base64.b64encode(text if isinstance(text, bytes) else text.encode())
+
+
+@pytest.fixture
+async def domain(engine):
+    await engine.start()
+    domain = await engine.host("here.test", {"info": "person@dest.test", "sales-*": "sales@dest.test"})
+    await engine.credential(domain, "ann", PASSWORD)
+    return domain
+
+
+async def opened(client, *, login="ann@here.test", password=PASSWORD):
+    """EHLO, STARTTLS, EHLO, AUTH."""
+    await client.ehlo()
+    await client.starttls()
+    await client.ehlo()
+    answer = await client.login(login, password)
+    assert answer.code == 235, answer
+
+
+async def submit(engine, content=CONTENT, *, sender=b"ann@here.test", to=(b"b@else.test",), **login):
+    async with engine.client("submission") as client:
+        await opened(client, **login)
+        return await client.message(sender, list(to), content)
+
+
+async def test_a_message_is_queued_to_be_signed_by_the_domain(engine, domain):
+    answers = await submit(engine)
+    assert [answer.code for answer in answers] == [250, 250, 354, 250]
+    [row] = await engine.deliveries()
+    assert (row.recipient, row.destination, row.alias, row.domain_id) == (
+        "b@else.test",
+        "b@else.test",
+        "ann",
+        domain.id,
+    )
+    assert (row.reverse_path, row.signing_domain, row.transport) == (
+        "ann@here.test",
+        "here.test",
+        "submission",
+    )
+    [content] = await engine.contents()
+    head, own, rest = content.partition(CONTENT)
+    assert own == CONTENT
+    assert not rest
+    assert re.fullmatch(
+        rb"Received: by mx.test \(Forwarder\) with ESMTPSA \(TLSv1.3 \S+\)\r\n\tid [0-9a-f]{32}\r\n"
+        rb"\tfor <b@else.test>;\r\n\t[^\r\n]+\r\n",
+        head,
+    )
+    [entry] = await engine.logs(domain)
+    assert (entry.alias, entry.sender_email, entry.subject) == ("ann", "ann@here.test", "hello")
+    assert [event.status for event in entry.events] == [Status.QUEUED]
+
+
+async def test_tls_from_the_first_byte(engine, domain):
+    async with engine.client("submission-tls", tls=any_certificate()) as client:
+        answer = await client.ehlo()
+        assert "STARTTLS" not in answer.text
+        assert "AUTH PLAIN LOGIN" in answer.text
+        assert (await client.login("ann@here.test", PASSWORD)).code == 235
+        assert (await client.message(b"ann@here.test", [b"b@else.test"], CONTENT))[-1].code == 250
+        assert str(await client.say(b"STARTTLS\r\n")).startswith("503 5.5.1")
+    assert await engine.destinations() == ["b@else.test"]
+
+
+async def test_nothing_is_asked_for_in_the_clear(engine, domain):
+    async with engine.client("submission") as client:
+        answer = await client.ehlo()
+        assert "AUTH" not in answer.text
+        assert "STARTTLS" in answer.text
+        assert str(await client.login("ann@here.test", PASSWORD)).startswith("538 5.7.11")
+        assert str(await client.say(b"MAIL FROM:<ann@here.test>\r\n")).startswith("530 5.7.0")
+        await client.starttls()
+        await client.ehlo()
+        assert str(await client.say(b"MAIL FROM:<ann@here.test>\r\n")).startswith("530 5.7.0")
+
+
+async def exchange(client, *steps):
+    """Say each step and give the last answer; all before it must ask for more."""
+    for step in steps[:-1]:
+        assert (await client.say(step + b"\r\n")).code == 334
+    return await client.say(steps[-1] + b"\r\n")
+
+
+PLAIN = b64(f"\0ann@here.test\0{PASSWORD}")
+
+
+@pytest.mark.parametrize(
+    ("steps", "code"),
+    [
+        ((b"AUTH PLAIN " + PLAIN,), 235),
+        ((b"auth plain", PLAIN), 235),
+        ((b"AUTH PLAIN " + b64(f"ann@here.test\0ann@here.test\0{PASSWORD}"),), 235),
+        ((b"AUTH PLAIN " + b64(f"\0ANN@HERE.TEST\0{PASSWORD}"),), 235),
+        ((b"AUTH LOGIN", b64("ann@here.test"), b64(PASSWORD)), 235),
+        ((b"AUTH LOGIN " + b64("ann@here.test"), b64(PASSWORD)), 235),
+        ((b"AUTH PLAIN " + b64(f"boss@here.test\0ann@here.test\0{PASSWORD}"),), 535),
+        ((b"AUTH PLAIN " + b64("\0ann@here.test\0wrong"),), 535),
+        ((b"AUTH PLAIN " + b64("\0nobody@here.test\0wrong"),), 535),
+        ((b"AUTH PLAIN " + b64("\0ann\0" + PASSWORD),), 535),
+        ((b"AUTH PLAIN " + b64(b"\0\xff\xfe\0x"),), 535),
+        ((b"AUTH PLAIN " + b64("no zero bytes"),), 501),
+        ((b"AUTH PLAIN ====",), 501),
+        ((b"AUTH PLAIN", b"*"), 501),
+        ((b"AUTH LOGIN", b"*"), 501),
+        ((b"AUTH LOGIN", b64("ann@here.test"), b"*"), 501),
+        ((b"AUTH LOGIN", b"not base64!"), 501),
+        ((b"AUTH PLAIN", b"A" * 20_000), 501),
+        ((b"AUTH PLAIN =",), 501),
+        ((b"AUTH CRAM-MD5",), 504),
+        ((b"AUTH",), 504),
+    ],
+)
+async def test_the_exchanges_of_auth(engine, domain, steps, code):
+    async with engine.client("submission") as client:
+        await client.ehlo()
+        await client.starttls()
+        await client.ehlo()
+        answer = await exchange(client, *steps)
+        assert answer.code == code
+        if code == 235:
+            assert str(await client.say(b"AUTH PLAIN " + PLAIN + b"\r\n")).startswith("503 5.5.1")
+        assert (await client.say(b"NOOP\r\n")).code == 250
+
+
+async def test_unknown_names_and_wrong_passwords_read_the_same_and_cost_the_same(engine, domain, monkeypatch):
+    from forwarder.inbound import authenticator
+
+    verified = []
+    real = authenticator.passwords.verify
+    monkeypatch.setattr(
+        authenticator.passwords, "verify", lambda known, given: verified.append(known) or real(known, given)
+    )
+    answers = []
+    for name in ("ann@here.test", "nobody@here.test", "nobody@elsewhere.test", "no address"):
+        async with engine.client("submission") as client:
+            await client.ehlo()
+            await client.starttls()
+            await client.ehlo()
+            answers.append(await client.login(name, "wrong"))
+    assert len(set(answers)) == 1
+    assert str(answers[0]).startswith("535 5.7.8")
+    assert len(verified) == 4
+    parameters = {known.rsplit("$", 2)[0] for known in verified}
+    assert len(parameters) == 1
+
+
+async def test_a_verified_login_is_remembered_until_the_credential_changes(engine, domain, monkeypatch):
+    from forwarder.inbound import authenticator
+
+    verified = []
+    real = authenticator.passwords.verify
+    monkeypatch.setattr(
+        authenticator.passwords, "verify", lambda known, given: verified.append(1) or real(known, given)
+    )
+    for _ in range(3):
+        await submit(engine)
+    assert len(verified) == 1
+    digest = await asyncio.to_thread(hash_password, "a new password")
+    await engine.database.write(
+        lambda conn: credentials.update_credential(conn, domain, "ann", utc_now(), password_hash=digest)
+    )
+    async with engine.client("submission") as client:
+        await client.ehlo()
+        await client.starttls()
+        await client.ehlo()
+        assert (await client.login("ann@here.test", PASSWORD)).code == 535
+        assert (await client.login("ann@here.test", "a new password")).code == 235
+    await engine.database.write(lambda conn: credentials.remove(conn, domain, "ann", utc_now()))
+    async with engine.client("submission") as client:
+        await client.ehlo()
+        await client.starttls()
+        await client.ehlo()
+        assert (await client.login("ann@here.test", "a new password")).code == 535
+
+
+async def test_the_memory_of_logins_holds_no_password_and_is_bounded_in_time(engine, domain):
+    now = [0.0]
+    authenticator = Authenticator(
+        engine.database, engine.rooms.settings.submission, clock=utc_now, seconds=lambda: now[0]
+    )
+    try:
+        login = await authenticator.log_in("ann@here.test", PASSWORD, "127.0.0.1")
+        assert login.credential.username == "ann"
+        assert PASSWORD not in repr(vars(authenticator))
+        assert "ann" not in repr(authenticator._verified)
+        [token] = authenticator._verified
+        now[0] = engine.rooms.settings.submission.login_cache.total_seconds() - 1
+        assert authenticator._remembers(token, login)
+        now[0] += 1
+        assert not authenticator._remembers(token, login)
+    finally:
+        authenticator.close()
+
+
+async def fail(engine, times=1, *, name="ann@here.test", address="127.0.0.1"):
+    """Failed log-ins over one connection: every answer."""
+    async with engine.client("submission", local_address=address) as client:
+        await client.ehlo()
+        await client.starttls()
+        await client.ehlo()
+        return [await client.login(name, "wrong") for _ in range(times)]
+
+
+async def test_three_failures_end_the_connection(engine, domain):
+    async with engine.client("submission") as client:
+        await client.ehlo()
+        await client.starttls()
+        await client.ehlo()
+        answers = [await client.login("ann@here.test", "wrong") for _ in range(3)]
+        assert [str(answer)[:9] for answer in answers] == ["535 5.7.8"] * 3
+        assert str(await client.read()).startswith("421 4.7.0")
+        assert await client.closed()
+
+
+async def test_many_failures_of_one_address_bar_it(engine, domain):
+    for _ in range(3):
+        await fail(engine, 3, name="nobody@here.test")
+    await fail(engine, 1, name="nobody@here.test")
+    async with engine.client("submission") as client:
+        assert str(client.greeting).startswith("421 4.7.0")
+        assert await client.closed()
+    async with engine.client("submission", local_address="127.0.0.2") as client:
+        await opened(client)
+
+
+async def test_a_name_under_attack_from_many_addresses(engine):
+    await engine.start(submission={"failures_per_account": 20})
+    domain = await engine.host("here.test", {})
+    await engine.credential(domain, "ann", PASSWORD)
+    codes = [(await fail(engine, address=f"127.0.1.{number}"))[0] for number in range(1, 25)]
+    assert [answer.code for answer in codes] == [535] * 20 + [454] * 4
+    assert codes[-1].text.startswith("4.7.0")
+    async with engine.client("submission", local_address="127.0.1.3") as client:
+        await client.ehlo()
+        await client.starttls()
+        await client.ehlo()
+        assert (await client.login("ann@here.test", PASSWORD)).code == 454  # it failed at this name before
+    async with engine.client("submission", local_address="127.0.2.1") as client:
+        await opened(client)  # the owner is not locked out
+
+
+@pytest.mark.parametrize(
+    "sender", [b"ann@here.test", b"ANN@here.test", b"info@here.test", b"sales-eu@here.test", b""]
+)
+async def test_senders_that_are_allowed(engine, domain, sender):
+    assert (await submit(engine, sender=sender))[-1].code == 250
+
+
+@pytest.mark.parametrize("sender", [b"nobody@here.test", b"ann@else.test", b"ann@mx.test"])
+async def test_senders_that_are_not(engine, domain, sender):
+    answer = (await submit(engine, sender=sender))[-1]
+    assert str(answer).startswith("550 5.7.1 ")
+    assert sender.decode() in answer.text
+    assert await engine.deliveries() == []
+
+
+async def test_a_limited_credential_is_its_own_address_only(engine, domain):
+    await engine.credential(domain, "printer", "p4ssword", is_limited=True)
+    login = {"login": "printer@here.test", "password": "p4ssword"}
+    content = CONTENT.replace(b"ann@", b"printer@")
+    assert (await submit(engine, content, sender=b"printer@here.test", **login))[-1].code == 250
+    answer = (await submit(engine, content, sender=b"info@here.test", **login))[-1]
+    assert str(answer).startswith("550 5.7.1 info@here.test")
+    answer = (await submit(engine, CONTENT, sender=b"printer@here.test", **login))[-1]
+    assert str(answer).startswith("550 5.7.1 ann@here.test")
+
+
+HEADS = [
+    (b"From: ann@here.test\r\n", 250),
+    (b'From: "boss@else.test" <ann@here.test>\r\n', 250),
+    (b"From: =?utf-8?q?boss=40else=2Etest?= <info@here.test>\r\nSender: ann@here.test\r\n", 250),
+    (b"From: boss@else.test\r\n", 550),
+    (b"From: ann@here.test\r\nFrom: boss@else.test\r\n", 550),
+    (b"From: ann@here.test\r\nFrom: ann@here.test\r\n", 550),
+    (b"From: ann@here.test, info@here.test\r\n", 550),
+    (b"From: ann@here.test, boss@else.test\r\n", 550),
+    (b"To: b@else.test\r\n", 550),
+    (b"From : ann@here.test\r\n", 550),
+    (b" From: ann@here.test\r\nFrom: ann@here.test\r\n", 550),
+    (b"From\0: ann@here.test\r\nFrom: ann@here.test\r\n", 550),
+    (b"From: \r\n \r\n", 550),
+    (b"From: ann@here.test <boss@else.test>\r\n", 550),
+    (b"From: <boss@else.test> (ann@here.test)\r\n", 550),
+    (b"From: friends: ann@here.test;\r\n", 550),
+    (b"From: " + b"(" * 3000 + b"\r\n", 550),
+    (b"From: ann@here.test\r\nSender: boss@else.test\r\n", 550),
+    (b"From: ann@here.test\r\nSender: ann@here.test\r\nSender: ann@here.test\r\n", 550),
+    (b"From: ann@here.test\r\nResent-From: boss@else.test\r\n", 550),
+    (b"From: ann@here.test\r\nResent-From: info@here.test\r\nResent-Sender: ann@here.test\r\n", 250),
+    (b"From: ann@here.test\r\nSubject: a\r\nSubject: b\r\n", 550),
+    (b"From: \xff\xfe@here.test\r\n", 550),
+    (b"From: ann@here.test\r\n" + b"X: y\r\n" * 3000, 550),
+]
+
+
+@pytest.mark.parametrize(("head", "code"), HEADS, ids=range(len(HEADS)))
+async def test_whom_a_message_may_claim_to_be_from(engine, domain, head, code):
+    long_line = head.replace(b"(" * 3000, (b"(" * 900 + b"\r\n ") * 3)
+    answer = (await submit(engine, long_line + b"\r\nbody\r\n"))[-1]
+    assert answer.code == code, answer
+    assert code == 250 or answer.text[:5] in ("5.6.0", "5.7.1")
+    [entry] = await engine.logs(domain)
+    assert [event.status for event in entry.events] == [Status.QUEUED if code == 250 else Status.REFUSED]
+
+
+async def test_a_message_is_completed(engine, domain):
+    content = (
+        b"From: ann@here.test\r\nBcc: secret@else.test,\r\n\tmore@else.test\r\nX: y\r\nresent-bcc: z@else.test\r\n"
+        b"\r\nBcc: body\r\n"
+    )
+    await submit(engine, content, to=(b"secret@else.test",))
+    [stored] = await engine.contents()
+    head, _, body = stored.partition(b"\r\n\r\n")
+    assert body == b"Bcc: body\r\n"
+    assert b"secret@else.test" not in head.replace(b"for <secret@else.test>", b"")
+    assert b"more@" not in head
+    assert b"z@else" not in head
+    assert head.endswith(b"From: ann@here.test\r\nX: y")
+    assert re.search(rb"\r\nMessage-ID: <[0-9a-f]{32}@here\.test>\r\nDate: \w{3}, \d\d \w{3} \d{4} ", head)
+    assert b"\r\nTo: undisclosed-recipients:;\r\n" in head
+    [entry] = await engine.logs(domain)
+    assert entry.message_id is not None
+
+
+async def test_bare_newlines_are_normalised_before_anything_is_signed(engine, domain):
+    content = CONTENT.replace(b"body\r\n", b"") + b"a\n.\nMAIL FROM:<x@y.test>\n.\r\nb\r.\rc\r\n"
+    async with engine.client("submission") as client:
+        await opened(client)
+        await client.say(b"MAIL FROM:<ann@here.test>\r\n")
+        await client.say(b"RCPT TO:<b@else.test>\r\n")
+        await client.say(b"DATA\r\n")
+        await client.send(content)
+        assert await client.silent(0.1)
+        assert (await client.say(b".\r\n")).code == 250
+    [stored] = await engine.contents()
+    assert stored.count(b"\r\n") == stored.count(b"\r") == stored.count(b"\n")
+    assert stored.endswith(b"\r\n\r\na\r\n.\r\nMAIL FROM:<x@y.test>\r\n.\r\nb\r\n.\r\nc\r\n")
+
+
+async def test_recipients_hosted_here_go_through_their_aliases(engine, domain):
+    other = await engine.host("other.test", {"*": "inbox@dest.test"}, account="other@example.org")
+    answers = await submit(
+        engine, to=(b"info@here.test", b"any@other.test", b"b@else.test", b"nobody@here.test")
+    )
+    assert [answer.code for answer in answers] == [250, 250, 250, 250, 550, 354, 250]
+    rows = await engine.deliveries()
+    assert [(row.destination, row.alias, row.domain_id) for row in rows] == [
+        ("person@dest.test", "info", domain.id),
+        ("inbox@dest.test", "*", other.id),
+        ("b@else.test", "ann", domain.id),
+    ]
+
+
+async def test_the_client_is_shown_where_that_is_configured(engine):
+    await engine.start(submission={"show_client_address": True})
+    domain = await engine.host("here.test", {})
+    await engine.credential(domain, "ann", PASSWORD)
+    await submit(engine)
+    [stored] = await engine.contents()
+    assert stored.startswith(b"Received: from client.test ([127.0.0.1])\r\n\tby mx.test ")
+
+
+@pytest.mark.parametrize(("bound", "value"), [("daily_send", 5), ("ratelimit", 5)])
+async def test_quotas_are_exact_under_parallel_sessions(engine, bound, value):
+    await engine.start(plans={"default": {bound: value}})
+    domain = await engine.host("here.test", {})
+    for username in ("ann", "bob"):
+        await engine.credential(domain, username, PASSWORD)
+
+    async def one(username):
+        content = CONTENT.replace(b"ann@", username + b"@")
+        return (
+            await submit(
+                engine, content, sender=username + b"@here.test", login=f"{username.decode()}@here.test"
+            )
+        )[-1]
+
+    answers = await asyncio.gather(*(one(username) for username in [b"ann", b"bob"] * 6))
+    assert sorted(answer.code for answer in answers) == [250] * 5 + [452] * 7
+    assert all(answer.text.startswith("4.2.2") for answer in answers if answer.code == 452)
+    assert len(await engine.deliveries()) == 5
+
+
+async def test_usage_is_noted(engine, domain):
+    for _ in range(3):
+        await submit(engine)
+    await engine.servers["submission"].drain(timedelta(seconds=5))
+    credential = await engine.database.read(lambda conn: credentials.get(conn, domain.id, "ann"))
+    assert credential.usage == 3
+    assert credential.last_used_at is not None
+
+
+class Dns:
+    """TXT and CNAME records, or trouble."""
+
+    def __init__(self):
+        self.texts = {}
+        self.trouble = False
+
+    async def txt(self, name):
+        if self.trouble:
+            return CannotTell(reason="timeout")
+        text = self.texts.get(name)
+        return NotFound(nxdomain=False) if text is None else Found(records=(text,), ttl=timedelta(seconds=1))
+
+    async def cname(self, name):
+        return CannotTell(reason="timeout") if self.trouble else NotFound(nxdomain=False)
+
+
+async def test_nothing_is_sent_before_the_dns_lets_it_pass(engine):
+    dns = Dns()
+    await engine.start(submission={"require_dns": True}, resolver=dns)
+    domain = await engine.host("here.test", {})
+    await engine.credential(domain, "ann", PASSWORD)
+    record = "v=DKIM1; k=rsa; p=AAAA"
+    key = dkim_keys.NewDkimKey(selector="fwd1", algorithm="rsa", private_key=b"sealed", public_record=record)
+    await engine.database.write(lambda conn: dkim_keys.add(conn, domain, key, utc_now()))
+
+    answer = (await submit(engine))[-1]
+    assert str(answer).startswith("550 5.7.0 ")
+    assert "TXT here.test" in answer.text
+    assert "include:mx.test" in answer.text
+    dns.texts["here.test"] = b"v=spf1 include:mx.test ~all"
+    answer = (await submit(engine))[-1]
+    assert answer.code == 550
+    assert "fwd1._domainkey.here.test" in answer.text
+    dns.trouble = True
+    assert str((await submit(engine))[-1]).startswith("451 4.4.3")
+    dns.trouble = False
+    dns.texts["fwd1._domainkey.here.test"] = record.encode()
+    assert (await submit(engine))[-1].code == 250
+
+
+async def test_trouble_of_the_store_is_temporary(engine, domain, monkeypatch):
+    async def fail(*_):
+        raise StoreUnavailable
+
+    async with engine.client("submission") as client, engine.client("submission") as other:
+        for each in (client, other):
+            await each.ehlo()
+            await each.starttls()
+            await each.ehlo()
+        assert (await client.login("ann@here.test", PASSWORD)).code == 235
+        monkeypatch.setattr(type(engine.database), "read", fail)
+        monkeypatch.setattr(type(engine.rooms.queue), "enqueue", fail)
+        assert str(await other.login("ann@here.test", PASSWORD)).startswith("454 4.7.0")
+        answers = await client.message(b"ann@here.test", [b"b@else.test"], CONTENT)
+        assert str(answers[-1]).startswith("451 4.3.0")
+        async with engine.client("submission") as third:
+            assert str(third.greeting).startswith("421 4.3.0")
+    monkeypatch.undo()
+    assert (await submit(engine))[-1].code == 250
+
+
+async def test_no_password_in_any_log(engine, domain, capfd, caplog):
+    caplog.set_level(logging.DEBUG)
+    await fail(engine, 1, name=PASSWORD)
+    await submit(engine)
+    async with engine.client("submission") as client:
+        await client.ehlo()
+        await client.login("ann@here.test", PASSWORD)
+    out, err = capfd.readouterr()
+    shown = out + err + caplog.text
+    for secret in (PASSWORD, PLAIN.decode(), b64(PASSWORD).decode()):
+        assert secret not in shown
+
+
+async def test_without_a_certificate_there_is_no_submission(engine):
+    engine._tls = None
+    await engine.start()
+    assert set(engine.servers) == {"mx"}
