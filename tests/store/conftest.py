@@ -197,5 +197,5 @@ def as_delivery(message: NewMessage, index: int = 0) -> Delivery:
 async def until(condition: Callable[[], Awaitable[bool]], *, within: float = 10.0) -> None:
     """Return when the condition holds; TimeoutError after that many seconds."""
     async with asyncio.timeout(within):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110 - there is no event to wait for in another process
             await asyncio.sleep(0.01)
