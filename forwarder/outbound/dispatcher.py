@@ -283,10 +283,12 @@ class Dispatcher:
             if lane.suspended_until > now and lane.waiting:
                 await self._crew.flush(lane)
         free = self._free()
-        if free < self._claim_size:
-            self._starved = (
-                True  # until settled deliveries have made room for a claim that is worth its while
-            )
+        if free < self._claim_size and not self._starved:
+            # For a second, unless settled deliveries make room for a claim that is worth its while before.
+            self._starved = True
+            return _POLL
+        self._starved = False
+        if free <= 0:
             return _POLL
         limit = min(free, _CLAIM)
         claimed = await self._queue.claim_due(self._clock(), limit, self._lanes.blocked_domains(now))
@@ -340,14 +342,16 @@ class Dispatcher:
                 *(self._queue.release(d, next_attempt_at=now + pause) for _, d, pause in batch),
                 return_exceptions=True,
             )
-            for (parcel, delivery, pause), result in zip(batch, results, strict=True):
+            away = False
+            for returned, result in zip(batch, results, strict=True):
                 if isinstance(result, StoreUnavailable):
-                    self._returning.append((parcel, delivery, pause))
-                elif isinstance(result, BaseException):
-                    raise result
-                else:
-                    self._window.let_go(parcel, [delivery])
-            if any(isinstance(result, StoreUnavailable) for result in results):
+                    self._returning.append(returned)
+                    away = True
+                    continue
+                if isinstance(result, BaseException):
+                    _log.error("release_failed", delivery=returned[1].id, exc_info=result)  # a stray now
+                self._window.let_go(returned[0], [returned[1]])
+            if away:
                 if until is None or asyncio.get_running_loop().time() >= until:
                     return
                 await asyncio.sleep(0.1)

@@ -7,7 +7,9 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path as FilePath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sqlalchemy import func, select
@@ -44,9 +46,27 @@ CONTENT = (
 
 
 async def open_store(url: str) -> Database:
-    """A store with the newest schema."""
-    await asyncio.to_thread(upgrade, url)
+    """A store with the newest schema; on SQLite a copy of the first one made."""
+    if not url.startswith("sqlite:///"):
+        await asyncio.to_thread(upgrade, url)
+        return await Database.open(url)
+    await asyncio.to_thread(_copy_store, FilePath(url.removeprefix("sqlite:///")))
     return await Database.open(url)
+
+
+def _copy_store(file: FilePath) -> None:
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(_empty_store())
+
+
+@cache
+def _empty_store() -> bytes:
+    with TemporaryDirectory() as folder:
+        file = FilePath(folder) / "empty.db"
+        upgrade(f"sqlite:///{file}")
+        assert not file.with_name("empty.db-wal").exists()
+        return file.read_bytes()
 
 
 class House:

@@ -293,3 +293,31 @@ async def test_a_lease_that_memory_knows_nothing_of_is_given_back_at_the_second_
         (row,) = await rooms.waiting()
         assert (row.state, row.attempts) == ("queued", 0)
         assert await strays.look() == 0
+
+
+async def test_a_window_that_slow_sites_fill_lets_due_mail_in_all_the_same(tmp_path: Path) -> None:
+    outbound = {"window": 16, "greeting_timeout": "30s", "concurrency": 12, "concurrency_per_site": 3}
+    async with house(tmp_path, outbound=outbound) as rooms:
+        rooms.origin.play("connect", "hang")
+        for number in range(4):
+            rooms.dns.mail_host(f"slow{number}.test", "127.0.0.2")
+            for user in range(6):
+                await rooms.accept(f"user{user}@slow{number}.test")
+        assert rooms.dispatcher.status().held >= 14  # less is free than a claim would like to have
+        (delivery,) = await rooms.accept("bob@dest.test", in_memory=False)
+        await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
+
+
+async def test_a_hand_over_that_fails_does_not_reach_the_client(tmp_path: Path) -> None:
+    async with house(tmp_path) as rooms:
+
+        def fails(*_: object) -> None:
+            raise RuntimeError("a mistake")
+
+        rooms.dispatcher._send_on = fails
+        await rooms.accept("bob@dest.test")  # must not raise: it is committed, the client hears 250
+        del rooms.dispatcher._send_on
+        strays = rooms.dispatcher._strays
+        assert [await strays.look(), await strays.look()] == [0, 1]
+        rooms.dispatcher.wake()
+        await rooms.sink.wait_for(1)
