@@ -47,7 +47,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *logs.OPERATIONS,
     *credentials.OPERATIONS,
 )
-HASHES_AT_ONCE = 2
+HEAVY_AT_ONCE = 2
 READY_PATIENCE = 3.0  # seconds
 
 _NOTHING = Refusal(404, "There is nothing at this path: not found.")
@@ -77,7 +77,7 @@ def build_app(
         journal=Journal(database, ids=_no_ids, clock=clock),
         gate=Gate(database, failures, clock, settings.hostname),
         rate=RateLimit(database, "api", settings.api.rate, clock),
-        hashing=asyncio.Semaphore(HASHES_AT_ONCE),
+        heavy=asyncio.Semaphore(HEAVY_AT_ONCE),
     )
     url = settings.api.public_url.rstrip("/") or f"http://{settings.api.listen}"
     described = document(OPERATIONS, version=forwarder.__version__, url=url)

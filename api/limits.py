@@ -19,6 +19,7 @@ from forwarder.store import counters
 from forwarder.store.engine import Database
 
 WINDOW = timedelta(minutes=1)
+UNLIMITED = 1_000_000  # shown where there is no limit: clients read "0 remaining" as "stop"
 _KEPT = 10_000  # accounts whose blocks a process remembers
 
 
@@ -67,7 +68,7 @@ class RateLimit:
         """Count one request of ``who``; StoreUnavailable."""
         now = self._clock()
         if self._limit == 0:
-            return Standing(limit=0, remaining=0, resets_at=now + WINDOW, allowed=True)
+            return self.idle(now)
         block = self._block(who, now)
         async with block.busy:  # requests of one account that arrive together share the write
             if block.left == 0:
@@ -84,7 +85,8 @@ class RateLimit:
 
     def idle(self, now: datetime) -> Standing:
         """For answers that are counted for nobody."""
-        return Standing(limit=self._limit, remaining=self._limit, resets_at=now + WINDOW, allowed=True)
+        shown = self._limit or UNLIMITED
+        return Standing(limit=shown, remaining=shown, resets_at=now + WINDOW, allowed=True)
 
     async def _take(self, who: str, block: _Block, now: datetime) -> None:
         wanted = max(1, (self._limit - block.shared) // 16)

@@ -52,7 +52,9 @@ class Rooms:
     journal: Journal
     gate: Gate
     rate: RateLimit
-    hashing: asyncio.Semaphore  # bounds how many passwords are hashed at once: each takes 64 MiB
+    heavy: (
+        asyncio.Semaphore
+    )  # bounds how many keys are made and passwords hashed at once: CPU, and 64 MiB each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 
+from publicsuffixlist import PublicSuffixList
 from sqlalchemy import Connection
 
 from api.improvmx import answers
@@ -81,7 +83,7 @@ async def look(resolver: Resolver, domain: str, hostname: str, keys: Sequence[Dk
     mx, texts, dmarc, name_servers, *dkim = await asyncio.gather(
         _ask(resolver, domain, Kind.MX),
         _ask(resolver, domain, Kind.TXT),
-        _ask(resolver, f"_dmarc.{domain}", Kind.TXT),
+        _ask_dmarc(resolver, domain),
         _ask(resolver, domain, Kind.NS),
         *(_dkim(resolver, domain, hostname, key) for key in keys),
     )
@@ -178,6 +180,23 @@ async def _ask(resolver: Resolver, name: str, kind: Kind) -> Answer[Any]:
         except TimeoutError:
             continue  # the zone's own servers may be silent towards us and not towards others
     return CannotTell(reason="no answer in time")
+
+
+async def _ask_dmarc(resolver: Resolver, domain: str) -> Answer[Any]:
+    """The domain's own record, or the one it inherits from its organisational domain (RFC 7489 6.6.3)."""
+    answer = await _ask(resolver, f"_dmarc.{domain}", Kind.TXT)
+    if isinstance(answer, CannotTell) or records.dmarc_records(_texts(answer)):
+        return answer
+    organisation = _suffixes().privatesuffix(domain)
+    if organisation is None or organisation == domain:
+        return answer
+    inherited = await _ask(resolver, f"_dmarc.{organisation}", Kind.TXT)
+    return inherited if records.dmarc_records(_texts(inherited)) else answer
+
+
+@lru_cache(maxsize=1)
+def _suffixes() -> PublicSuffixList:
+    return PublicSuffixList()  # some 30 ms to read: at the first question, not at import
 
 
 def _mx(answer: Answer[Any], domain: str, hostname: str) -> Finding:

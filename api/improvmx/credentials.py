@@ -88,7 +88,7 @@ async def remove(call: Call) -> Json:
 
 
 async def _hash(rooms: Rooms, password: str) -> str:
-    async with rooms.hashing:
+    async with rooms.heavy:
         return await asyncio.to_thread(hash_password, password)
 
 

@@ -19,6 +19,7 @@ from api.operation import Call, Operation
 from forwarder.mail.address import display_domain
 from forwarder.store import aliases, dkim_keys, domains
 from forwarder.store.aliases import Alias
+from forwarder.store.conflict import AlreadyExists, LimitReached
 from forwarder.store.domains import Domain
 from forwarder.store.vault import make_keys
 
@@ -59,7 +60,17 @@ async def add(call: Call) -> Json:
     if form.domain == settings.hostname:
         raise bad_fields({"domain": ["This is the name of this server itself."]})
     selector = settings.dkim.selector
-    keys = await asyncio.to_thread(make_keys, call.rooms.vault, form.domain, selector)
+
+    def foresee(conn: Connection) -> None:
+        if domains.get(conn, form.domain) is not None:
+            raise AlreadyExists("domain")
+        if domains.count(conn, call.account.id) >= call.plan.domains:
+            raise LimitReached("domains", call.plan.domains)
+
+    # Whether it may be is decided in the transaction; looking here only spares the making of keys in vain.
+    await call.rooms.database.read(foresee)
+    async with call.rooms.heavy:
+        keys = await asyncio.to_thread(make_keys, call.rooms.vault, form.domain, selector)
 
     def work(conn: Connection) -> tuple[Domain, Alias]:
         added = domains.add(

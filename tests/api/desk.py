@@ -72,10 +72,15 @@ class Desk:
     def clock(self) -> datetime:
         return self.now
 
-    def another_app(self) -> Starlette:
-        """A further application on the same database, as another process has it."""
+    def another_app(self, database: Database | None = None) -> Starlette:
+        """A further application, on its own connections when given some, as another process has it."""
         return build_app(
-            self.settings, self.database, self.resolver, self.clock, lambda: self.health, vault=self.vault
+            self.settings,
+            database or self.database,
+            self.resolver,
+            self.clock,
+            lambda: self.health,
+            vault=self.vault,
         )
 
     def client(self, key: str | None, app: Starlette | None = None) -> httpx.AsyncClient:

@@ -115,6 +115,13 @@ async def test_two_spf_records_are_an_error_that_is_explained(desk: Desk) -> Non
     assert "keep one" in records["error"]
 
 
+async def test_a_subdomain_inherits_dmarc_from_its_organisation(desk: Desk) -> None:
+    await desk.domain("mail.piedpiper.co.uk")
+    desk.dns.set("_dmarc.piedpiper.co.uk", "TXT", ["v=DMARC1; p=reject"])
+    found = (await desk.get("/domains/mail.piedpiper.co.uk/check")).json()["records"]["dmarc"]
+    assert found == {"expected": "v=DMARC1; p=none;", "values": "v=DMARC1; p=reject", "valid": True}
+
+
 async def test_another_key_or_another_target_is_not_valid(desk: Desk) -> None:
     await desk.domain(NAME)
     await desk.post(f"/domains/{NAME}/credentials", {"username": "a", "password": "abc123"})

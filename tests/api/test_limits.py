@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 
+from forwarder.store.engine import Database
 from tests.api.desk import Desk, together
 
 PLAN = {"domains": 2, "aliases": 7, "credentials": 3, "api": 4}
@@ -46,6 +47,31 @@ async def test_parallel_creates_of_the_same_name_have_one_winner(either_store_ur
         assert Counter(answer.status_code for answer in answers) == {200: 1, 400: 49}
         losers = [answer.json()["errors"]["alias"][0] for answer in answers if answer.status_code == 400]
         assert all("already exists" in text for text in losers)
+
+
+async def test_two_processes_that_create_at_once_stay_within_the_limit(either_store_url: str) -> None:
+    plans = {"default": PLAN | {"aliases": 30}}
+    async with Desk(either_store_url, plans=plans, api={"rate": 1000}) as desk:
+        second = await Database.open(either_store_url)
+        other = desk.client(desk.key, desk.another_app(second))
+        try:
+            for name in ("one.com", "two.com"):
+                await desk.domain(name)
+            answers = await together(
+                *(
+                    (other if number % 2 else desk.http).post(
+                        f"/domains/{name}/aliases", json={"alias": f"a{number}", "forward": "a@gmail.com"}
+                    )
+                    for number in range(50)
+                    for name in ("one.com", "two.com")
+                )
+            )
+            assert Counter(answer.status_code for answer in answers) == {200: 58, 400: 42}
+            for name in ("one.com", "two.com"):
+                assert (await desk.get(f"/domains/{name}/aliases")).json()["total"] == 30
+        finally:
+            await other.aclose()
+            await second.close()
 
 
 async def test_credentials_of_a_domain_are_limited_with_the_known_text(store_url: str) -> None:

@@ -1,0 +1,330 @@
+"""Accounts, domains, aliases, credentials and keys in the store, on SQLite and PostgreSQL."""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import pytest
+from sqlalchemy import Connection, func, select
+
+from forwarder.store import accounts, aliases, credentials, dkim_keys, domains, tables
+from forwarder.store.conflict import AlreadyExists, LimitReached, Missing
+from forwarder.store.domains import Domain
+from forwarder.store.engine import Database
+from forwarder.store.migrations import upgrade
+from forwarder.store.passwords import hash_password, outdated, verify
+from forwarder.store.vault import Vault, WrongKey, make_keys, signer
+
+NOW = datetime(2026, 3, 4, 5, 6, 7, 123456, tzinfo=UTC)
+T = TypeVar("T")
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    upgrade(database_url)
+    opened = await Database.open(database_url)
+    yield opened
+    await opened.close()
+
+
+async def domain_in(database: Database, name: str = "one.com") -> Domain:
+    def work(conn: Connection) -> Domain:
+        owner = accounts.by_email(conn, "a@x.org") or accounts.create(conn, "a@x.org", "default", NOW)
+        return domains.add(conn, owner.id, name, name, NOW, dkim_selector="fwd")
+
+    return await database.write(work)
+
+
+async def version(database: Database) -> int:
+    query = select(func.coalesce(func.max(tables.changes.c.version), 0))
+    return await database.read(lambda conn: int(conn.execute(query).scalar_one()))
+
+
+async def test_accounts_and_keys(database: Database) -> None:
+    made = await database.write(lambda conn: accounts.create(conn, "Me@X.org", "default", NOW))
+    assert (made.email, made.plan, made.created_at) == ("me@x.org", "default", NOW)
+    with pytest.raises(AlreadyExists, match="email"):
+        await database.write(lambda conn: accounts.create(conn, "me@x.ORG", "default", NOW))
+    key = accounts.new_key()
+    assert accounts.key_digest(key.secret) == key.digest
+    assert key.secret.startswith(key.prefix)
+    stored = await database.write(
+        lambda conn: accounts.add_key(conn, made.id, "ci", key.digest, key.prefix, NOW)
+    )
+    found = await database.read(lambda conn: accounts.by_key_digest(conn, key.digest))
+    assert found == (made, stored)
+    await database.write(lambda conn: accounts.key_used(conn, stored.id, NOW))
+    with pytest.raises(AlreadyExists, match="name"):
+        await database.write(lambda conn: accounts.add_key(conn, made.id, "ci", "0" * 64, "x", NOW))
+    with pytest.raises(LimitReached):
+        await database.write(lambda conn: accounts.add_key(conn, made.id, "b", "0" * 64, "x", NOW, limit=1))
+    assert not await database.write(lambda conn: accounts.revoke_key(conn, made.id + 1, stored.id, NOW))
+    assert await database.write(lambda conn: accounts.revoke_key(conn, made.id, stored.id, NOW))
+    assert not await database.write(lambda conn: accounts.revoke_key(conn, made.id, stored.id, NOW))
+    assert await database.read(lambda conn: accounts.by_key_digest(conn, key.digest)) is None
+    (listed,) = await database.read(lambda conn: accounts.list_keys(conn, made.id))
+    assert (listed.revoked_at, listed.last_used_at) == (NOW, NOW)
+    assert await database.write(lambda conn: accounts.set_plan(conn, made.id, "large"))
+    assert (await database.read(accounts.list_accounts))[0].plan == "large"
+
+
+def test_new_keys_differ_and_hold_256_random_bits() -> None:
+    secrets = {accounts.new_key().secret for _ in range(100)}
+    assert len(secrets) == 100
+    assert min(map(len, secrets)) >= 43
+
+
+async def test_domains_are_unique_over_all_accounts_and_removed_with_all_they_have(
+    database: Database,
+) -> None:
+    domain = await domain_in(database)
+    await database.write(lambda conn: accounts.create(conn, "b@x.org", "default", NOW))
+    other = await database.read(lambda conn: accounts.by_email(conn, "b@x.org"))
+    assert other is not None
+    with pytest.raises(AlreadyExists, match="domain"):
+        await database.write(
+            lambda conn: domains.add(conn, other.id, "one.com", "one.com", NOW, dkim_selector="fwd")
+        )
+    assert await database.read(lambda conn: domains.get(conn, "one.com", account_id=other.id)) is None
+    assert await database.read(lambda conn: domains.get(conn, "one.com")) == domain
+    new_key = dkim_keys.NewDkimKey(selector="fwd1", algorithm="rsa", private_key=b"s", public_record="p")
+
+    def fill(conn: Connection) -> None:
+        aliases.add(conn, domain, "*", "x@y.org", NOW)
+        credentials.add(conn, domain, "me", "hash", NOW)
+        dkim_keys.add(conn, domain, new_key, NOW)
+
+    await database.write(fill)
+    assert await database.write(lambda conn: domains.remove(conn, domain, NOW))
+    assert not await database.write(lambda conn: domains.remove(conn, domain, NOW))
+    for table in (tables.domains, tables.aliases, tables.credentials, tables.dkim_keys):
+        left = select(func.count()).select_from(table)
+        assert await database.read(lambda conn, left=left: conn.execute(left).scalar_one()) == 0
+
+
+async def test_domains_are_listed_by_prefix_activity_and_page(database: Database) -> None:
+    names = ("piedpiper.com", "hooli.com", "pied_x.com", "xn--pid-bma.com")
+    made = [await domain_in(database, name) for name in names]
+    first = made[0]
+    active: dict[str, Any] = {"sending_ready": False, "broken_since": None, "notified_at": None}
+    await database.write(lambda conn: domains.record_check(conn, first, NOW, is_active=True, **active))
+
+    async def listed(**wanted: Any) -> tuple[list[str], int]:
+        rows, total = await database.read(lambda conn: domains.list_domains(conn, first.account_id, **wanted))
+        return [row.name for row in rows], total
+
+    assert await listed() == (list(names), 4)
+    assert await listed(starts_with="PIED") == (["piedpiper.com", "pied_x.com"], 2)
+    assert await listed(starts_with="pied_") == (["pied_x.com"], 1)
+    assert await listed(is_active=True) == (["piedpiper.com"], 1)
+    assert await listed(limit=2, offset=2) == (list(names[2:]), 4)
+    assert await database.read(lambda conn: domains.count(conn, first.account_id)) == 4
+    with pytest.raises(LimitReached):
+        await database.write(
+            lambda conn: domains.add(
+                conn, first.account_id, "new.com", "new.com", NOW, dkim_selector="fwd", limit=4
+            )
+        )
+
+
+async def test_every_change_of_what_a_domain_does_is_announced(database: Database) -> None:
+    domain = await domain_in(database)
+    await database.write(lambda conn: aliases.add(conn, domain, "a", "x@y.org", NOW))
+    alias = await database.read(lambda conn: aliases.get(conn, domain.id, "a"))
+    assert alias is not None
+    changes: list[Callable[[Connection], Any]] = [
+        lambda conn: aliases.add(conn, domain, "b", "x@y.org", NOW),
+        lambda conn: aliases.update_alias(conn, domain, alias, NOW, forward="z@y.org"),
+        lambda conn: aliases.bulk(conn, domain, [("c", "x@y.org")], NOW, update_existing=False),
+        lambda conn: aliases.remove(conn, domain, alias, NOW),
+        lambda conn: credentials.add(conn, domain, "me", "hash", NOW),
+        lambda conn: credentials.update_credential(conn, domain, "me", NOW, password_hash="other"),
+        lambda conn: credentials.remove(conn, domain, "me", NOW),
+        lambda conn: domains.update_domain(conn, domain, NOW, webhook="https://x.org/"),
+        lambda conn: domains.record_check(
+            conn, domain, NOW, is_active=True, sending_ready=True, broken_since=None, notified_at=None
+        ),
+        lambda conn: domains.remove(conn, domain, NOW),
+    ]
+    seen = await version(database)
+    for change in changes:
+        await database.write(change)
+        now = await version(database)
+        assert now > seen
+        seen = now
+
+
+async def test_what_fails_is_not_announced(database: Database) -> None:
+    domain = await domain_in(database)
+    await database.write(lambda conn: aliases.add(conn, domain, "a", "x@y.org", NOW))
+    before = await version(database)
+    with pytest.raises(AlreadyExists):
+        await database.write(lambda conn: aliases.add(conn, domain, "a", "x@y.org", NOW))
+    assert await version(database) == before
+
+
+async def test_aliases_are_found_by_pattern_and_by_id(database: Database) -> None:
+    domain, other = await domain_in(database), await domain_in(database, "two.com")
+    made = await database.write(lambda conn: aliases.add(conn, domain, "a", "x@y.org", NOW))
+
+    async def find(where: Domain, name: str) -> aliases.Alias | None:
+        return await database.read(lambda conn: aliases.find(conn, where.id, [name], name))
+
+    assert await find(domain, "a") == made
+    assert await find(domain, str(made.id)) == made
+    for where, name in ((other, "a"), (other, str(made.id)), (domain, "9" * 30), (domain, "١")):
+        assert await find(where, name) is None
+    named = await database.write(lambda conn: aliases.add(conn, domain, str(made.id), "z@y.org", NOW))
+    assert await find(domain, str(made.id)) == named
+
+
+async def test_alias_changes_on_what_is_gone_are_missing(database: Database) -> None:
+    domain = await domain_in(database)
+    alias = await database.write(lambda conn: aliases.add(conn, domain, "a", "x@y.org", NOW))
+    assert await database.write(lambda conn: aliases.remove(conn, domain, alias, NOW))
+    assert not await database.write(lambda conn: aliases.remove(conn, domain, alias, NOW))
+    with pytest.raises(Missing, match="alias"):
+        await database.write(lambda conn: aliases.update_alias(conn, domain, alias, NOW, forward="z@y.org"))
+    await database.write(lambda conn: domains.remove(conn, domain, NOW))
+    with pytest.raises(Missing, match="domain"):
+        await database.write(lambda conn: aliases.add(conn, domain, "b", "x@y.org", NOW))
+    with pytest.raises(Missing, match="credential"):
+        await database.write(
+            lambda conn: credentials.update_credential(conn, domain, "me", NOW, password_hash="h")
+        )
+
+
+async def test_the_first_aliases_of_many_domains_in_one_statement(database: Database) -> None:
+    made = [await domain_in(database, f"d{number}.com") for number in range(3)]
+    for domain, count in zip(made, (0, 2, 5), strict=True):
+        entries = [(f"a{number}", "x@y.org") for number in range(count)]
+        await database.write(
+            lambda conn, domain=domain, entries=entries: aliases.bulk(
+                conn, domain, entries, NOW, update_existing=False
+            )
+        )
+    found = await database.read(lambda conn: aliases.first_of_each(conn, [domain.id for domain in made], 3))
+    shown = [[alias.pattern for alias in found[domain.id]] for domain in made]
+    assert shown == [[], ["a0", "a1"], ["a0", "a1", "a2"]]
+    assert await database.read(lambda conn: aliases.first_of_each(conn, [], 3)) == {}
+
+
+async def test_bulk_adds_updates_and_counts(database: Database) -> None:
+    domain = await domain_in(database)
+    await database.write(lambda conn: aliases.add(conn, domain, "a", "old@y.org", NOW))
+    entries = [("b", "1@y.org"), ("a", "2@y.org"), ("c", "3@y.org"), ("b", "4@y.org")]
+    refused = await database.write(
+        lambda conn: aliases.bulk(conn, domain, [("a", "2@y.org")], NOW, update_existing=False)
+    )
+    assert [alias.forward for alias in refused.failed] == ["old@y.org"]
+    done = await database.write(lambda conn: aliases.bulk(conn, domain, entries, NOW, update_existing=True))
+    assert [alias.pattern for alias in done.added] == ["b", "c"]
+    assert [(alias.pattern, alias.forward) for alias in done.updated] == [("a", "2@y.org"), ("b", "4@y.org")]
+    with pytest.raises(LimitReached):
+        await database.write(
+            lambda conn: aliases.bulk(conn, domain, [("d", "x@y.org")], NOW, update_existing=True, limit=3)
+        )
+    many = [(f"m{number}", "x@y.org") for number in range(500)]
+    done = await database.write(lambda conn: aliases.bulk(conn, domain, many, NOW, update_existing=True))
+    assert [alias.pattern for alias in done.added] == [pattern for pattern, _ in many]
+    assert sorted(alias.id for alias in done.added) == [alias.id for alias in done.added]
+    assert await database.read(lambda conn: aliases.count(conn, domain.id)) == 503
+
+
+async def test_credentials_are_found_for_a_login_with_domain_and_account(database: Database) -> None:
+    domain = await domain_in(database)
+    made = await database.write(lambda conn: credentials.add(conn, domain, "Me", "hash", NOW))
+    assert (made.username, made.usage, made.is_limited) == ("me", 0, False)
+    with pytest.raises(AlreadyExists, match="username"):
+        await database.write(lambda conn: credentials.add(conn, domain, "ME", "hash", NOW))
+    with pytest.raises(LimitReached):
+        await database.write(lambda conn: credentials.add(conn, domain, "b", "hash", NOW, limit=1))
+    login = await database.read(lambda conn: credentials.for_login(conn, "mE", "one.com"))
+    assert login is not None
+    assert (login.credential, login.domain, login.account_plan, login.account_locked) == (
+        made,
+        domain,
+        "default",
+        False,
+    )
+    for username, name in (("other", "one.com"), ("me", "two.com")):
+        assert await database.read(lambda conn, u=username, n=name: credentials.for_login(conn, u, n)) is None
+    later = NOW + timedelta(hours=1)
+    await database.write(lambda conn: credentials.used(conn, made.id, later, messages=2))
+    changed = await database.write(
+        lambda conn: credentials.update_credential(conn, domain, "me", later, password_hash="new")
+    )
+    assert changed == replace(made, usage=2, last_used_at=later, changed_at=later, password_hash="new")
+    assert await database.read(lambda conn: credentials.list_credentials(conn, domain.id)) == [changed]
+    assert await database.write(lambda conn: credentials.remove(conn, domain, "ME", NOW))
+    assert not await database.write(lambda conn: credentials.remove(conn, domain, "me", NOW))
+
+
+async def test_domains_due_for_a_check(database: Database) -> None:
+    names = ("never.com", "old.com", "fresh.com", "young.com", "broken.com")
+    made = {name: await domain_in(database, name) for name in names}
+
+    async def record(name: str, at: datetime, *, active: bool, broken: bool = False) -> None:
+        await database.write(
+            lambda conn: domains.record_check(
+                conn,
+                made[name],
+                at,
+                is_active=active,
+                sending_ready=False,
+                broken_since=at if broken else None,
+                notified_at=None,
+            )
+        )
+
+    await record("old.com", NOW - timedelta(hours=13), active=True)
+    await record("fresh.com", NOW - timedelta(minutes=20), active=True)
+    await record("young.com", NOW - timedelta(minutes=20), active=False)
+    await record("broken.com", NOW, active=False, broken=True)
+
+    async def due() -> list[str]:
+        rows = await database.read(
+            lambda conn: domains.due_for_check(
+                conn,
+                before=NOW - timedelta(hours=12),
+                young_since=NOW - timedelta(days=7),
+                young_before=NOW - timedelta(minutes=10),
+                limit=10,
+            )
+        )
+        return [row.name for row in rows]
+
+    assert await due() == ["never.com", "old.com", "young.com", "broken.com"]
+    await database.write(lambda conn: domains.set_notified(conn, made["broken.com"].id, NOW))
+    assert await due() == ["never.com", "old.com", "young.com"]
+
+
+async def test_keys_of_domains_are_sealed_and_open_only_in_their_place(database: Database) -> None:
+    domain = await domain_in(database)
+    vault = Vault(bytes(32))
+    made = make_keys(vault, domain.name, "fwd")
+    assert [(key.selector, key.algorithm) for key in made] == [("fwd1", "rsa"), ("fwd2", "ed25519")]
+    for key in made:
+        await database.write(lambda conn, key=key: dkim_keys.add(conn, domain, key, NOW))
+    with pytest.raises(AlreadyExists, match="selector"):
+        await database.write(lambda conn: dkim_keys.add(conn, domain, made[0], NOW))
+    stored = await database.read(lambda conn: dkim_keys.list_keys(conn, domain.id))
+    assert [key.public_record for key in stored] == [key.public_record for key in made]
+    assert b"PRIVATE KEY" not in stored[0].private_key
+    loaded = signer(vault, domain.name, stored[0])
+    assert (loaded.domain, loaded.selector, loaded.algorithm) == ("one.com", "fwd1", "rsa-sha256")
+    for wrong_vault, name in ((Vault(b"x" * 32), "one.com"), (vault, "two.com")):
+        with pytest.raises(WrongKey):
+            signer(wrong_vault, name, stored[0])
+    with pytest.raises(WrongKey):
+        vault.open(b"", domain="one.com", selector="fwd1")
+
+
+def test_passwords_verify_against_argon2id_hashes() -> None:
+    made = hash_password("abc123")
+    assert made.startswith("$argon2id$")
+    assert verify(made, "abc123")
+    assert not verify(made, "abc124")
+    assert not verify("nonsense", "abc123")
+    assert not outdated(made)
