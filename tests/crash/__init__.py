@@ -8,6 +8,7 @@ packed bytes, reads RFC 3464 reports with a reader of its own, and writes what i
     sink.py      the destination and the senders' mailboxes; misbehaves by address; records before its 250
     bounces.py   reads delivery status notifications
     node.py      starts, kills, stops and drains engine processes
+    nursery.py   forks them from a process that has imported the engine; the only file here that names it
     cutter.py    stands between the engine and PostgreSQL and cuts the link when told
     campaign.py  load, deaths, recovery, verdict
     __main__.py  ``make crash KILLS=10000``

@@ -16,10 +16,13 @@ def _database(kind: str) -> Iterator[str]:
     if kind == "sqlite":
         yield ""
         return
-    from tests import postgres
+    from tests.postgres import Server
 
-    with postgres.server() as server, server.database() as url:
-        yield url
+    server = Server.start()
+    try:
+        yield server.database()
+    finally:
+        server.remove()
 
 
 def main() -> int:
@@ -29,6 +32,7 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=1, help="on PostgreSQL; SQLite has one")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--rate", type=float, default=30.0)
+    parser.add_argument("--cold", action="store_true", help="start every process from nothing: slower")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args()
     kinds = ("sqlite", "postgresql") if options.database == "both" else (options.database,)
@@ -43,6 +47,7 @@ def main() -> int:
                 processes=options.processes,
                 seed=options.seed,
                 tell=progress,
+                cold=options.cold,
             )
             with campaign:
                 campaign.random_kills(options.kills, rate=options.rate)

@@ -4,12 +4,13 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.crash.client import Load, send
 from tests.crash.ledger import Ledger, Verdict, judge
 from tests.crash.node import Node
+from tests.crash.nursery import Nursery
 from tests.crash.sink import Sink
 
 SETTLE = 60.0
@@ -41,8 +42,11 @@ class Campaign:
         processes: int = 1,
         seed: int = 1,
         tell: Callable[[str], None] = _silent,
+        cold: bool = False,
+        more: Mapping[str, str] | None = None,
     ) -> None:
         self.tell = tell
+        self._nursery = None if cold else Nursery()
         folder.mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger(folder / "ledger.jsonl")
         self.sink = Sink(self.ledger)
@@ -53,6 +57,8 @@ class Campaign:
                 sink_port=self.sink.port,
                 processes=processes,
                 name=f"mx{n}.crash.test",
+                nursery=self._nursery,
+                more=more,
             )
             for n in range(1, nodes + 1)
         ]
@@ -70,6 +76,8 @@ class Campaign:
     def __exit__(self, *_: object) -> None:
         for node in self.members:
             node.kill()
+        if self._nursery is not None:
+            self._nursery.close()
         self.sink.stop()
         self.ledger.close()
 

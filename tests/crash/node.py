@@ -11,6 +11,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.crash.nursery import Child, Nursery
+
 PATIENCE = 30.0
 
 
@@ -32,11 +34,14 @@ class Node:
         sink_port: int,
         processes: int = 1,
         name: str = "mx1.crash.test",
+        nursery: Nursery | None = None,
+        more: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
+        self._nursery = nursery  # None: every start is a cold one
         self.port = free_port()
         self.api_port = free_port()
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Child | None = None
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.toml").touch()
         self.environ = {
@@ -59,6 +64,7 @@ class Node:
             "SCREENING__DKIM": "false",
             "SCREENING__DMARC": "false",
             "WORKERS__PROCESSES": str(processes),
+            **(more or {}),
         }
 
     def command(self, *words: str) -> object:
@@ -86,14 +92,19 @@ class Node:
     def start(self, extra: Mapping[str, str] | None = None, *, wait: bool = True) -> float:
         """Start; with ``wait``, return the seconds until it greets. A process that dies at once is not waited for."""
         begin = time.monotonic()
-        with (self.folder / "serve.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                self._line("serve"),
-                env=self._environment(extra or {}),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        words = ["serve", "--config", str(self.folder / "config.toml")]
+        environ = self._environment(extra or {})
+        if self._nursery is not None:
+            self.process = self._nursery.start(words, environ, self.folder / "serve.log")
+        else:
+            with (self.folder / "serve.log").open("ab") as log:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "forwarder", *words],
+                    env=environ,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
         if wait and not self.wait_until_ready():
             raise RuntimeError(f"the engine does not greet; see {self.folder / 'serve.log'}")
         return time.monotonic() - begin
