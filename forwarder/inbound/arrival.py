@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.utils import format_datetime
+from functools import lru_cache
 
 from forwarder.inbound.intake import Intake
 from forwarder.inbound.session import Recipient, Session, Transaction
@@ -49,16 +50,11 @@ def client_name(session: Session) -> str:
 
 
 def literal(address: str) -> str:
-    """An address in brackets (RFC 5321 4.1.3)."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return "[127.0.0.1]"  # a local socket has no address
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return f"[{parsed.ipv4_mapped}]"
-        return f"[IPv6:{parsed}]"
-    return f"[{parsed}]"
+    """The address of a peer in brackets (RFC 5321 4.1.3)."""
+    if ":" not in address:
+        return f"[{address or '127.0.0.1'}]"  # a local socket has no address
+    parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    return f"[{parsed.ipv4_mapped}]" if parsed.ipv4_mapped is not None else f"[IPv6:{parsed}]"
 
 
 def received(
@@ -80,9 +76,15 @@ def received(
     recipient = f"\r\n\tfor <{only.wire()}>" if only is not None else ""
     line = (
         f"Received: {origin}by {hostname} (Forwarder) with {protocol}{tls}\r\n\tid {identifier}{recipient};\r\n\t"
-        f"{format_datetime(now)}\r\n"
+        f"{_date(now.replace(microsecond=0))}\r\n"
     )
     return line.encode()
+
+
+@lru_cache(maxsize=4)
+def _date(second: datetime) -> str:
+    """RFC 5322 3.3; many messages come in one second."""
+    return format_datetime(second)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

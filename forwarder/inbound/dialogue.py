@@ -118,18 +118,7 @@ class Dialogue(Connection):
         if not arguments:
             return replies.HELO_NEEDS_NAME
         self._greeted(arguments, extended=True)
-        desk = self._desk
-        extensions = [
-            f"SIZE {desk.bounds.size_limit}",
-            "8BITMIME",
-            "SMTPUTF8",
-            "PIPELINING",
-            "ENHANCEDSTATUSCODES",
-        ]
-        if desk.tls is not None and not self.state.tls:
-            extensions.append("STARTTLS")
-        extensions.extend(desk.reception.extensions(self.state))
-        return replies.hello(self.hostname, tuple(extensions))
+        return self._desk.hello(self.state)
 
     async def smtp_MAIL(self, arguments: bytes) -> Reply:
         session, desk = self.state, self._desk

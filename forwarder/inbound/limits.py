@@ -53,6 +53,8 @@ class Allowance:
 
 def client_of(address: str) -> str:
     """Who counts as one client."""
+    if ":" not in address:
+        return address
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

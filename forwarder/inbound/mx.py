@@ -18,7 +18,7 @@ import structlog
 
 from forwarder.failpoint import reach
 from forwarder.inbound.arrival import Composer, Facts, client_name, facts, received
-from forwarder.inbound.disk import has_room
+from forwarder.inbound.disk import Disk
 from forwarder.inbound.intake import Rooms
 from forwarder.inbound.late_bounce import LateBounces
 from forwarder.inbound.reception import COMMAND_LIMIT, Ask
@@ -58,6 +58,7 @@ class MxReception:
         self._rooms = rooms
         self._hostname = rooms.settings.hostname
         self._size_limit = rooms.settings.mx.size_limit
+        self._disk = Disk(rooms.settings.data_dir)
         self._max_hops = rooms.settings.mx.max_hops
         self._resolution = Resolution(rooms)
         self._composer = Composer(
@@ -91,7 +92,7 @@ class MxReception:
         await self._rooms.journal.flush()
 
     async def sender(self, session: Session, command: MailCommand) -> Reply:
-        if has_room(self._rooms.settings.data_dir, self._size_limit):
+        if self._disk.has_room(self._size_limit):
             return replies.SENDER_OK
         log.warning("disk nearly full", path=str(self._rooms.settings.data_dir))
         return replies.STORAGE_FULL

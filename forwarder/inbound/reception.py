@@ -70,7 +70,19 @@ class Desk:
     stopping: bool = False
     greeting: Reply = field(init=False)
     command_seconds: float = field(init=False)
+    _hellos: dict[tuple[str, ...], Reply] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.greeting = replies.greeting(self.hostname)
         self.command_seconds = self.bounds.command_timeout.total_seconds()
+
+    def hello(self, session: Session) -> Reply:
+        """What EHLO is answered; made once for each set of extensions."""
+        offered = ["8BITMIME", "SMTPUTF8", "PIPELINING", "ENHANCEDSTATUSCODES"]
+        if self.tls is not None and not session.tls:
+            offered.append("STARTTLS")
+        extensions = (f"SIZE {self.bounds.size_limit}", *offered, *self.reception.extensions(session))
+        known = self._hellos.get(extensions)
+        if known is None:
+            known = self._hellos[extensions] = replies.hello(self.hostname, extensions)
+        return known

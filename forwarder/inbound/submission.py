@@ -22,7 +22,7 @@ from forwarder.inbound.arrival import Composer, client_name, facts, received
 from forwarder.inbound.authenticator import Authenticator, Denied
 from forwarder.inbound.authorship import claimed
 from forwarder.inbound.completion import missing_fields, without_blind_copies
-from forwarder.inbound.disk import has_room
+from forwarder.inbound.disk import Disk
 from forwarder.inbound.intake import Rooms
 from forwarder.inbound.readiness import Readiness
 from forwarder.inbound.reception import AUTH_LIMIT, Ask
@@ -83,6 +83,7 @@ class SubmissionReception:
         self._rooms = rooms
         self._settings = settings.submission
         self._plans = settings.plans
+        self._disk = Disk(settings.data_dir)
         self._hostname = settings.hostname
         self._authenticator = Authenticator(rooms.database, settings.submission, clock=rooms.clock)
         self._readiness = Readiness(rooms.database, rooms.resolver, hostname=settings.hostname)
@@ -156,7 +157,7 @@ class SubmissionReception:
             refusal = await self._readiness.objection(login.domain)
             if refusal is not None:
                 return refusal
-        if not has_room(self._rooms.settings.data_dir, self._settings.size_limit):
+        if not self._disk.has_room(self._settings.size_limit):
             return replies.STORAGE_FULL
         return replies.SENDER_OK
 

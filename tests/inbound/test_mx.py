@@ -1,12 +1,13 @@
 """The MX over a real store: who is a recipient, what is stored, what the log says."""
 
 import asyncio
+import shutil
 import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from forwarder.inbound import mx
+from forwarder.inbound.disk import Disk
 from forwarder.inbound.refusals import PER_CLIENT
 from forwarder.mail import trace
 from forwarder.mail.address import parse_address
@@ -458,17 +459,21 @@ async def test_a_full_disk_is_told_at_mail(engine, monkeypatch):
     async with engine.client() as client:
         await client.ehlo()
         with monkeypatch.context() as patch:
-            patch.setattr(mx, "has_room", lambda *_: False)
+            patch.setattr(Disk, "has_room", lambda *_: False)
             assert str(await client.say(b"MAIL FROM:<a@sender.test>\r\n")).startswith("452 4.3.1")
         assert (await client.say(b"MAIL FROM:<a@sender.test>\r\n")).code == 250
 
 
 def test_room_on_the_disk_is_one_and_a_half_messages(tmp_path):
-    import shutil
-
+    now = [0.0]
+    disk = Disk(tmp_path, seconds=lambda: now[0])
     free = shutil.disk_usage(tmp_path).free
-    assert mx.has_room(tmp_path, int(free / 2))
-    assert not mx.has_room(tmp_path, free)
+    assert disk.has_room(int(free / 2))
+    assert not disk.has_room(free)
+    disk._free = 0
+    assert not disk.has_room(int(free / 2))
+    now[0] += 1
+    assert disk.has_room(int(free / 2))
 
 
 async def test_the_reply_waits_for_the_commit(engine, monkeypatch):
