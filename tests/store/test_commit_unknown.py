@@ -65,6 +65,7 @@ class Cutter:
         with suppress(ConnectionError):
             while data := await reader.read(65536):
                 writer.write(data)
+            writer.close()
 
 
 @pytest.fixture
