@@ -26,7 +26,7 @@ from forwarder.diagnostics import set_up
 from forwarder.keyring import KeyringError
 from forwarder.node import NodeError, NodeLock, forget_ports, notify, write_ports
 from forwarder.ports import listenable
-from forwarder.serve import GRACE, Engine, Place, StartError, prepare
+from forwarder.serve import GRACE, Engine, Place, prepare
 
 ORPHAN_GRACE = timedelta(seconds=3)
 
@@ -115,7 +115,7 @@ class Process:
         successor = Engine(settings, self._next_place())
         try:
             await successor.start()
-        except (StartError, KeyringError, NodeError, OSError) as error:
+        except (KeyringError, NodeError, OSError) as error:
             log.error("the new configuration cannot be used; the old one stays", reason=str(error))
             return engine
         set_up(settings)
@@ -191,7 +191,7 @@ def _status(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
 
     try:
         uvloop.run(main())
-    except (StartError, KeyringError, NodeError) as error:
+    except (KeyringError, NodeError) as error:
         log.error("the engine cannot start", reason=str(error))
         return 1
     return 0

@@ -11,8 +11,8 @@ as it does while it takes over a new configuration. ``running`` is the same for 
     async with running(settings) as engine:
         engine.ports["mx"]
 
-Fails with ``StartError`` (its text says what to do), ``KeyringError`` or ``NodeError``. While the store does not
-answer, the start waits for it.
+Fails with ``NodeError`` (``StartError`` is one) or ``KeyringError``; their texts say what to do. While the store does
+not answer, the start waits for it.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ from forwarder.mail.srs import Srs
 from forwarder.net.dns import Resolver
 from forwarder.net.http import GuardedClient
 from forwarder.net.tls import ServerTls
-from forwarder.node import NodeLock, forget_ports, node_id, write_ports
+from forwarder.node import NodeError, NodeLock, forget_ports, node_id, write_ports
 from forwarder.outbound.bounce import Bounces
 from forwarder.outbound.delivery import Courier
 from forwarder.outbound.dispatcher import Dispatcher
@@ -72,7 +72,7 @@ PROBE_PATIENCE = timedelta(seconds=3)
 log = structlog.get_logger("serve")
 
 
-class StartError(Exception):
+class StartError(NodeError):
     """The engine cannot start; the text is for the person who runs it."""
 
 

@@ -110,8 +110,12 @@ def complain(sentence: str, *, as_json: bool) -> None:
 
 def settings_of(config: str | None) -> "Settings":
     from forwarder.config import load
+    from forwarder.diagnostics import set_up
 
-    return load(config, os.environ)
+    settings = load(config, os.environ)
+    # What rooms log goes to standard error, and only what a person at a prompt must know.
+    set_up(settings.model_copy(update={"logs": settings.logs.model_copy(update={"level": "warning"})}))
+    return settings
 
 
 def now() -> datetime:

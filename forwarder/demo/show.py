@@ -45,6 +45,7 @@ class Show:
         for entry in reversed(entries):
             sender, recipient = entry["sender"]["email"] or "<>", entry["recipient"]["email"]
             leads = (entry.get("forward") or {}).get("email")
+            leads = None if leads == recipient else leads
             self._out.print(
                 f" [bold]{escape(entry.get('subject') or '(no subject)')}[/]  "
                 f"[dim]{escape(sender)} → {escape(recipient or '')}{' → ' + escape(leads) if leads else ''}[/]"

@@ -26,6 +26,7 @@ from forwarder.diagnostics import set_up
 from forwarder.keyring import open_keyring
 from forwarder.mail.records import KeyRecord, dkim_name, records_to_publish
 from forwarder.mail.seal import public_record
+from forwarder.mail.verification import needed_keys, verify
 from forwarder.net.tls import self_signed
 from forwarder.serve import Engine, running, utc_now
 from forwarder.store import accounts, dkim_keys, domains
@@ -211,13 +212,12 @@ class Story:
         for caught in sorted(self.catcher.caught, key=lambda c: c.recipients):
             self.received.append(await asyncio.to_thread(self._examine, caught))
         rows: list[tuple[object, ...]] = [
-            (", ".join(r["to"]), r["reverse_path"], " + ".join(r["dkim"]), r["spf_domain"])
-            for r in self.received
+            (*r["to"], r["reverse_path"], *r["rsa"], *r["ed25519"]) for r in self.received
         ]
-        self.show.table(("for", "return address", "DKIM verified (dkimpy)", "SPF of"), rows)
+        self.show.table(("for", "return address", "signed: RSA", "Ed25519"), rows)
         self.check(len(self.received) == expected == 4, f"{len(self.received)} of 4 messages, each once")
-        signed = all(len(r["dkim"]) == 2 for r in self.received)
-        self.check(signed, "every one with two valid signatures, RSA and Ed25519")
+        signed = all(len(r["rsa"]) == len(r["ed25519"]) == 1 for r in self.received)
+        self.check(signed, "two valid DKIM signatures on each; dkimpy verified the RSA ones")
         forwarded = [r for r in self.received if r["reverse_path"].startswith("SRS0=")]
         self.check(len(forwarded) == 3, "what was forwarded returns to us (SRS), so that SPF stays intact")
 
@@ -233,25 +233,29 @@ class Story:
         self.check(last == ["DELIVERED"] * 4 + ["REFUSED"], "four delivered, one refused, every step logged")
 
     def _examine(self, caught: Caught) -> dict[str, Any]:
-        """Verify with another implementation than the one that signed."""
+        """Who signed it: RSA as another implementation sees it, Ed25519 (dkimpy leaves it to PyNaCl) as ours."""
 
         def answer(name: bytes, timeout: float = 5) -> bytes | None:
             texts = self.zone.texts(name.decode())
             return texts[0].encode() if texts else None
 
+        names = needed_keys(caught.content)
+        answers = {name: [text.encode() for text in self.zone.texts(name)] for name in names}
+        ours = verify(caught.content, answers, now=utc_now())
         message = dkim.DKIM(caught.content, minkey=1024)
-        count = sum(name.lower() == b"dkim-signature" for name, _ in message.headers)
-        verified: list[str] = []
-        for index in range(count):
+        rsa: list[str] = []
+        for index in range(len(ours)):
             with contextlib.suppress(dkim.DKIMException):
                 if message.verify(index, dnsfunc=answer):
-                    fields = message.signature_fields
-                    verified.append(f"{fields[b'd'].decode()} {fields[b'a'].decode().partition('-')[0]}")
+                    rsa.append(message.domain.decode())
         return {
             "to": list(caught.recipients),
             "reverse_path": caught.reverse_path,
             "spf_domain": caught.reverse_path.rpartition("@")[2],
-            "dkim": sorted(verified, reverse=True),
+            "rsa": rsa,
+            "ed25519": [
+                seen.domain for seen in ours if seen.result == "pass" and seen.algorithm.startswith("ed25519")
+            ],
             "bytes": len(caught.content),
         }
 

@@ -1,0 +1,300 @@
+"""The commands as a person types them: what they print, their JSON, their exit status."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forwarder.cli import app
+from tests.harness import House
+
+ROOT = Path(__file__).parent.parent
+
+
+class Cli:
+    """Runs commands in this process against a configuration of its own."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.config = folder / "config.toml"
+        self.capsys = capsys
+        self.write(database="")
+
+    def write(self, *, database: str = "", more: str = "") -> None:
+        folder = self.config.parent
+        self.config.write_text(
+            f'hostname = "mx1.example.net"\ndata_dir = "{folder / "data"}"\n'
+            f'[database]\nurl = "{database}"\n[mx]\nlisten = ["127.0.0.1:0"]\n[api]\nlisten = "127.0.0.1:0"\n'
+            f'[dns]\nnameservers = ["127.0.0.1:1"]\ntimeout = "200ms"\n{more}'
+        )
+
+    def __call__(self, *arguments: str, config: bool = True) -> tuple[int, str, str]:
+        """Exit status, standard output, standard error."""
+        given = [*arguments, *(("--config", str(self.config)) if config else ())]
+        with pytest.raises(SystemExit) as ended:
+            app(given)
+        shown = self.capsys.readouterr()
+        status = ended.value.code
+        return int(status or 0), shown.out, shown.err
+
+    def json(self, *arguments: str) -> Any:
+        status, output, errors = self(*arguments, "--json")
+        assert (status, errors) == (0, ""), errors
+        return json.loads(output)
+
+    def fails(self, *arguments: str) -> str:
+        """The sentence of a command that fails, the same in JSON."""
+        status, output, errors = self(*arguments)
+        assert status == 1
+        assert errors.startswith("forwarder: ")
+        assert "Traceback" not in errors
+        status, output, in_json = self(*arguments, "--json")
+        assert (status, output) == (1, "")
+        assert json.loads(in_json)["error"]
+        return errors
+
+
+@pytest.fixture
+def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    for name in ("FORWARDER_CONFIG", "FORWARDER_HOSTNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return Cli(tmp_path, capsys)
+
+
+@pytest.fixture
+def hosted(cli: Cli) -> Cli:
+    """With an account and ``example.com``."""
+    cli.json("account", "create", "you@example.org")
+    cli.json("domain", "add", "example.com", "--account", "you@example.org")
+    return cli
+
+
+def test_help_is_quick_and_lists_every_command() -> None:
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "forwarder", "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    seconds = time.monotonic() - began
+    assert done.returncode == 0
+    for name in (
+        *("serve", "demo", "check", "migrate", "account", "domain"),
+        *("alias", "credential", "route", "queue", "logs"),
+    ):
+        assert f"  {name} " in done.stdout
+    assert seconds < 1.5  # 0.1 s on an idle machine; heavy rooms would take longer than this
+
+
+def test_every_command_takes_json_and_config() -> None:
+    import typer.main
+
+    def walk(command: Any, path: str) -> None:
+        if hasattr(command, "commands"):
+            for name, nested in command.commands.items():
+                walk(nested, f"{path} {name}")
+            return
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert "--json" in options, path
+        assert "--config" in options or path == " demo", path
+
+    walk(typer.main.get_command(app), "")
+
+
+def test_account_create_prints_the_key_once_and_stores_its_hash(cli: Cli, tmp_path: Path) -> None:
+    made = cli.json("account", "create", "You@Example.org")
+    assert set(made) == {"email", "api_key"}
+    assert made["email"].lower() == "you@example.org"
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "data").rglob("forwarder.db*"))
+    assert made["api_key"].encode() not in stored
+    (listed,) = cli.json("account", "list")
+    assert listed["email"] == "you@example.org"
+    status, output, _ = cli("account", "create", "second@example.org")
+    assert status == 0
+    assert "fwd_" in output
+
+
+def test_what_cannot_be_is_a_sentence(cli: Cli) -> None:
+    cli.json("account", "create", "you@example.org")
+    assert "already exists" in cli.fails("account", "create", "you@example.org")
+    assert "needs a local part" in cli.fails("account", "create", "no-address")
+    assert "no plan" in cli.fails("account", "create", "b@example.org", "--plan", "gold")
+    assert "forwarder account create" in cli.fails(
+        "domain", "add", "example.com", "--account", "x@example.org"
+    )
+    assert "not hosted here" in cli.fails("domain", "show", "example.com")
+    cli.fails("domain", "add", "../../x", "--account", "you@example.org")
+    assert "forwarder logs" in cli.fails("queue", "show", "0" * 32)
+
+
+def test_domains(hosted: Cli) -> None:
+    assert "already exists" in hosted.fails("domain", "add", "EXAMPLE.com", "--account", "you@example.org")
+    (listed,) = hosted.json("domain", "list")
+    assert listed["domain"] == "example.com"
+    shown = hosted.json("domain", "show", "example.com")
+    assert (shown["account"], shown["aliases"], shown["credentials"]) == ("you@example.org", [], [])
+    made = hosted.json("domain", "add", "bücher.example", "--account", "you@example.org")
+    assert made["domain"] == "xn--bcher-kva.example"
+    assert hosted.json("domain", "remove", "bücher.example") == {"removed": "xn--bcher-kva.example"}
+    assert len(hosted.json("domain", "list")) == 1
+
+
+def test_the_records_to_paste(hosted: Cli) -> None:
+    records = {record["purpose"]: record for record in hosted.json("domain", "dns", "example.com")["records"]}
+    assert records["mx"] == {
+        "purpose": "mx",
+        "type": "MX",
+        "name": "example.com",
+        "value": "mx1.example.net",
+        "priority": 10,
+    }
+    assert records["spf"]["value"] == "v=spf1 include:mx1.example.net ~all"
+    assert records["dkim1"]["name"] == "fwd1._domainkey.example.com"
+    assert records["dkim1"]["value"].startswith("v=DKIM1; k=rsa; p=")
+    assert records["dkim2"]["value"].startswith("v=DKIM1; k=ed25519; p=")
+    assert records["dmarc"]["name"] == "_dmarc.example.com"
+    aliased = hosted.json("domain", "dns", "example.com", "--cname")
+    target = next(record for record in aliased["records"] if record["purpose"] == "dkim1")
+    assert (target["type"], target["value"]) == ("CNAME", "fwd1._domainkey.example.com.mx1.example.net")
+    assert aliased["key_zone"][0]["name"] == target["value"]
+    assert aliased["key_zone"][0]["value"] == records["dkim1"]["value"]
+    status, output, _ = hosted("domain", "dns", "example.com")
+    assert status == 0
+    assert "example.com.  IN MX  10 mx1.example.net." in output
+    (line,) = [line for line in output.splitlines() if line.startswith("fwd1._domainkey.example.com.")]
+    assert line.count('"') == 4  # an RSA key is longer than one string of a TXT record
+    assert "PTR" in output
+
+
+def test_aliases(hosted: Cli) -> None:
+    made = hosted.json("alias", "add", "example.com", "Richard", "person@dest.test, other@dest.test")
+    assert (made["alias"], made["forward"]) == ("richard", "person@dest.test,other@dest.test")
+    hosted.json("alias", "add", "example.com", "*", "all@dest.test")
+    assert [a["alias"] for a in hosted.json("alias", "list", "example.com")] == ["richard", "*"]
+    assert "already exists" in hosted.fails("alias", "add", "example.com", "richard", "x@dest.test")
+    hosted.fails("alias", "add", "example.com", "(?=x)", "x@dest.test")
+    hosted.fails("alias", "add", "example.com", "bad", "not an address")
+    hosted.fails("alias", "add", "example.com", "hook", "https://127.0.0.1/")
+    hosted.fails("alias", "add", "example.com", "(a)", "$2@dest.test")
+    hosted.fails("alias", "add", "example.com", "circle", "circle@example.com")
+    assert len(hosted.json("alias", "list", "example.com")) == 2
+    hosted.json("alias", "remove", "example.com", "richard")
+    assert "no alias" in hosted.fails("alias", "remove", "example.com", "richard")
+    assert [a["alias"] for a in hosted.json("alias", "list", "example.com")] == ["*"]
+
+
+def test_route_explains(hosted: Cli) -> None:
+    hosted.json("alias", "add", "example.com", "(contact|support)", "team+$1@dest.test")
+    found = hosted.json("route", "support@example.com")
+    assert found["accepted"] is True
+    assert [d["destination"] for d in found["destinations"]] == ["team+support@dest.test"]
+    assert found["destinations"][0]["alias"] == "(contact|support)"
+    status, output, _ = hosted("route", "support@example.com")
+    assert status == 0
+    assert "team+support@dest.test" in output
+    assert "(contact|support)" in output
+    unknown = hosted.json("route", "nobody@example.com")
+    assert (unknown["accepted"], unknown["trouble"]) == (False, "UNKNOWN")
+    assert hosted.json("route", "a@elsewhere.test")["trouble"] == "NOT_HOSTED"
+
+
+def test_a_credential_gets_a_password(hosted: Cli, tmp_path: Path) -> None:
+    made = hosted.json("credential", "add", "example.com", "richard")
+    assert made["login"] == "richard@example.com"
+    assert len(made["password"]) >= 20
+    given = hosted.json("credential", "add", "example.com", "other", "--password", "hunter2hunter2")
+    assert given == {"login": "other@example.com"}
+    assert "already exists" in hosted.fails("credential", "add", "example.com", "richard")
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "data").rglob("forwarder.db*"))
+    assert b"hunter2" not in stored
+    assert made["password"].encode() not in stored
+    assert b"$argon2id$" in stored
+
+
+def test_check_says_what_is_wrong_and_what_to_do(hosted: Cli) -> None:
+    status, output, _ = hosted("check", "--json")
+    found = json.loads(output)
+    assert status == 1  # the DNS cannot be asked in this test
+    assert found["ok"] is False
+    about = {finding["about"]: finding for finding in found["findings"]}
+    assert about["configuration"]["grade"] == "fine"
+    assert about["keys"]["grade"] == "fine"
+    assert about["database"]["grade"] == "fine"
+    assert about["mx1.example.net"]["grade"] == "wrong"
+    status, output, _ = hosted("check")
+    assert status == 1
+    assert "must be mended" in output
+
+
+def test_migrate(cli: Cli) -> None:
+    assert cli.json("migrate") == {"before": "empty", "now": "current"}
+    assert cli.json("migrate") == {"before": "current", "now": "current"}
+
+
+def test_a_database_that_is_away_is_a_sentence_without_its_password(cli: Cli) -> None:
+    cli.write(database="postgresql://me:hunter2@127.0.0.1:1/mail")
+    said = cli.fails("account", "list")
+    assert "does not answer" in said
+    assert "hunter2" not in said
+
+
+def test_wrong_use_ends_with_status_two(cli: Cli) -> None:
+    assert cli("account", "create")[0] == 2
+    assert cli("no-such-command", config=False)[0] == 2
+    cli.config.write_text("hostnam = 'a'")
+    status, _, errors = cli("account", "list")
+    assert status == 2
+    assert "did you mean hostname" in errors
+
+
+def test_config_falls_back_to_the_working_directory(cli: Cli) -> None:
+    status, output, _ = cli("account", "list", "--json", config=False)  # ./config.toml
+    assert (status, json.loads(output)) == (0, [])
+
+
+async def test_queue_and_logs_of_a_running_engine(
+    house: House, database_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import asyncio
+
+    house.sink.play("rcpt", "450")
+    async with house.engine(database={"url": database_url}, retry={"delays": ["30m"]}):
+        await house.host("example.com", {"*": "inbox@dest.test"})
+        await house.send(
+            "ann@out.test", "info@example.com", b"Subject: =?utf-8?q?gr=C3=BC=C3=9Fe?=\r\n\r\nx\r\n"
+        )
+        await house.wait_for_statuses("QUEUED", "SOFT-BOUNCE")
+        cli = Cli(tmp_path, capsys)
+        cli.write(database=database_url)
+
+        def run(work: Callable[[], Any]) -> Any:
+            return asyncio.to_thread(work)
+
+        listed = await run(lambda: cli.json("queue", "list"))
+        (waiting,) = listed["deliveries"]
+        assert (waiting["destination"], waiting["attempts"]) == ("inbox@dest.test", 1)
+        assert listed["counts"]["queued"] == 1
+        (shown,) = await run(lambda: cli.json("queue", "show", waiting["message_id"]))
+        assert shown["id"] == waiting["id"]
+        assert await run(lambda: cli.json("queue", "hold", waiting["id"])) == {"changed": 1}
+        assert (await run(lambda: cli.json("queue", "list", "--state", "held")))["counts"]["held"] == 1
+        house.sink.behave()
+        assert await run(lambda: cli.json("queue", "release", waiting["id"])) == {"changed": 1}
+        await house.sink.wait_for(1)
+        await house.wait_for_statuses("QUEUED", "SOFT-BOUNCE", "DELIVERED")
+        (entry,) = await run(lambda: cli.json("logs", "--domain", "example.com"))
+        assert [event["status"] for event in entry["events"]] == ["QUEUED", "SOFT-BOUNCE", "DELIVERED"]
+        assert entry["subject"] == "grüße"
+        _, output, _ = await run(lambda: cli("logs"))
+        assert "SOFT-BOUNCE" in output
+        house.sink.play("rcpt", "450")
+        await house.send("ann@out.test", "info@example.com", b"Subject: y\r\n\r\nx\r\n")
+        await house.wait_for_statuses(*("QUEUED", "SOFT-BOUNCE", "DELIVERED"), "QUEUED", "SOFT-BOUNCE")
+        (again,) = (await run(lambda: cli.json("queue", "list")))["deliveries"]
+        assert await run(lambda: cli.json("queue", "drop", again["id"])) == {"changed": 1}
+        assert (await run(lambda: cli.json("queue", "list")))["deliveries"] == []
+        assert (await house.statuses())[-1] == "HARD-BOUNCE"
