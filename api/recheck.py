@@ -18,7 +18,8 @@ from typing import Protocol
 import structlog
 from sqlalchemy import Connection
 
-from api.improvmx.check import Checked, look, record
+from api.findings import Checked, look
+from api.improvmx.check import record
 from forwarder.config import Settings
 from forwarder.mail.address import AddressError, Path, parse_address
 from forwarder.mail.event import DeliveryKind, Transport

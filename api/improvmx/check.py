@@ -1,100 +1,23 @@
-"""``/domains/:domain/check``: what the DNS of a domain says, what it should say, and what to do about it.
+"""``/domains/:domain/check``: look at the DNS of a domain now, write down what was found, and show it.
 
-The zone's own servers are asked, so that a record that was just put right is seen at once; where they cannot be
-reached, the usual resolver. Nothing found and nobody answered are told apart: trouble with the DNS never counts as a
-record that is missing, and never makes an active domain inactive.
-
-The answer is also written down: a domain is active when its MX is right, and may send when SPF and both DKIM records
-are.
+A domain is active when its MX is right, and may send when SPF and both DKIM records are. Trouble with the DNS makes
+nothing inactive that was active.
 """
 
-import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from enum import Enum
-from functools import lru_cache
-from typing import Any
 
-from publicsuffixlist import PublicSuffixList
 from sqlalchemy import Connection
 
+from api.findings import Checked, Finding, look
 from api.improvmx import answers
 from api.improvmx.owned import domain_in, name_of
 from api.improvmx.wire import Json
 from api.operation import Call, Operation
-from forwarder.mail import records
-from forwarder.net.dns import Answer, CannotTell, Found, Mx, NotFound, Resolver
 from forwarder.store import credentials, dkim_keys, domains
 from forwarder.store.dkim_keys import DkimKey
 from forwarder.store.domains import Domain
 from forwarder.store.engine import Database
-
-_ONE_QUESTION = 3.5  # seconds; it may be asked twice, and a request has nine
-
-
-class Kind(Enum):
-    """The kinds of records that are asked for."""
-
-    MX = "MX"
-    TXT = "TXT"
-    CNAME = "CNAME"
-    NS = "NS"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One kind of record: what is there, whether it is right, and what to do when it is not."""
-
-    expected: str | Sequence[str]
-    values: str | Sequence[str] | None
-    valid: bool | None  # None: nobody could tell
-    advice: str = ""
-
-    def shown(self) -> Json:
-        """As the API shows it."""
-        return {"expected": self.expected, "valid": self.valid is True, "values": self.values}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
-    """All of a domain's findings."""
-
-    provider: str | None
-    mx: Finding
-    spf: Finding
-    dkim: tuple[Finding, ...]
-    dmarc: Finding
-
-    @property
-    def sending(self) -> bool | None:
-        """Whether mail may be sent as the domain: SPF and DKIM; None: nobody could tell."""
-        found = [self.spf.valid, *(key.valid for key in self.dkim)]
-        return False if False in found else None if None in found else True
-
-    def advice(self, *, sending: bool) -> str | None:
-        """What to do, or None when all is right; DKIM and DMARC are spoken of to those who send."""
-        needed = [self.mx, self.spf, *((*self.dkim, self.dmarc) if sending else ())]
-        return " ".join(finding.advice for finding in needed if finding.valid is not True) or None
-
-
-async def look(resolver: Resolver, domain: str, hostname: str, keys: Sequence[DkimKey]) -> Checked:
-    """Ask the DNS everything at once; never raises for what it answers."""
-    mx, texts, dmarc, name_servers, *dkim = await asyncio.gather(
-        _ask(resolver, domain, Kind.MX),
-        _ask(resolver, domain, Kind.TXT),
-        _ask_dmarc(resolver, domain),
-        _ask(resolver, domain, Kind.NS),
-        *(_dkim(resolver, domain, hostname, key) for key in keys),
-    )
-    servers = name_servers.records if isinstance(name_servers, Found) else ()
-    return Checked(
-        provider=records.provider(servers),
-        mx=_mx(mx, domain, hostname),
-        spf=_spf(texts, domain, hostname),
-        dkim=tuple(dkim),
-        dmarc=_dmarc(dmarc, domain),
-    )
 
 
 async def record(
@@ -162,128 +85,6 @@ def _shown(checked: Checked, *, advanced: bool) -> Json:
         "mx": mx,
         "spf": spf,
     }
-
-
-async def _ask(resolver: Resolver, name: str, kind: Kind) -> Answer[Any]:
-    for fresh in (True, False):
-        try:
-            async with asyncio.timeout(_ONE_QUESTION):
-                match kind:
-                    case Kind.MX:
-                        return await resolver.mx(name, fresh=fresh)
-                    case Kind.TXT:
-                        return await resolver.txt(name, fresh=fresh)
-                    case Kind.CNAME:
-                        return await resolver.cname(name, fresh=fresh)
-                    case Kind.NS:
-                        return await resolver.ns(name)
-        except TimeoutError:
-            continue  # the zone's own servers may be silent towards us and not towards others
-    return CannotTell(reason="no answer in time")
-
-
-async def _ask_dmarc(resolver: Resolver, domain: str) -> Answer[Any]:
-    """The domain's own record, or the one it inherits from its organisational domain (RFC 7489 6.6.3)."""
-    answer = await _ask(resolver, f"_dmarc.{domain}", Kind.TXT)
-    if isinstance(answer, CannotTell) or records.dmarc_records(_texts(answer)):
-        return answer
-    organisation = _suffixes().privatesuffix(domain)
-    if organisation is None or organisation == domain:
-        return answer
-    inherited = await _ask(resolver, f"_dmarc.{organisation}", Kind.TXT)
-    return inherited if records.dmarc_records(_texts(inherited)) else answer
-
-
-@lru_cache(maxsize=1)
-def _suffixes() -> PublicSuffixList:
-    return PublicSuffixList()  # some 30 ms to read: at the first question, not at import
-
-
-def _mx(answer: Answer[Any], domain: str, hostname: str) -> Finding:
-    expected = [hostname]
-    match answer:
-        case Found(records=found):
-            pairs = [(mx.preference, mx.host) for mx in found if isinstance(mx, Mx)]
-            values = [host or "." for _, host in sorted(pairs)]
-            if records.mx_is_ours(pairs, hostname):
-                return Finding(expected=expected, values=values, valid=True)
-            listed = ", ".join(values[:5])
-            advice = f"The MX records of {domain} lead to {listed} first; make {hostname} the most preferred."
-            return Finding(expected=expected, values=values, valid=False, advice=advice)
-        case NotFound():
-            advice = f"{domain} has no MX record; add one with priority 10 that leads to {hostname}."
-            return Finding(expected=expected, values=[], valid=False, advice=advice)
-        case _:
-            return Finding(expected=expected, values=[], valid=None, advice=_silence(f"the MX of {domain}"))
-
-
-def _spf(answer: Answer[Any], domain: str, hostname: str) -> Finding:
-    if isinstance(answer, CannotTell):
-        expected = records.merge_spf(None, hostname)
-        return Finding(expected=expected, values=None, valid=None, advice=_silence(f"the SPF of {domain}"))
-    found = records.spf_records(_texts(answer))
-    values = found[0] if found else None
-    expected = records.merge_spf(values, hostname)
-    if len(found) > 1:
-        # RFC 7208 4.5: with more than one record, receivers use none.
-        advice = f"{domain} has {len(found)} SPF records; keep one only: {expected}"
-        return Finding(expected=expected, values=" ".join(found), valid=False, advice=advice)
-    if values is not None and records.spf_includes(values, hostname):
-        return Finding(expected=expected, values=values, valid=True)
-    verb = "Add a TXT record to" if values is None else "Change the SPF record of"
-    return Finding(expected=expected, values=values, valid=False, advice=f"{verb} {domain}: {expected}")
-
-
-async def _dkim(resolver: Resolver, domain: str, hostname: str, key: DkimKey) -> Finding:
-    name = records.dkim_name(domain, key.selector)
-    target = records.dkim_target(domain, key.selector, hostname)
-    expected = f"{target}." if target is not None else key.public_record
-    alias = await _ask(resolver, name, Kind.CNAME)
-    if isinstance(alias, Found):
-        value = str(alias.records[0]).rstrip(".").lower()
-        if value == target:
-            return Finding(expected=expected, values=f"{value}.", valid=True)
-        advice = f"The CNAME {name} leads to {value}; it should lead to {target}."
-        return Finding(expected=expected, values=f"{value}.", valid=False, advice=advice)
-    answer = await _ask(resolver, name, Kind.TXT)
-    if isinstance(answer, CannotTell):
-        return Finding(expected=expected, values=None, valid=None, advice=_silence(f"the DKIM record {name}"))
-    texts = _texts(answer)
-    if any(records.same_key(text, key.public_record) for text in texts):
-        return Finding(expected=key.public_record, values=texts[0], valid=True)
-    if texts:
-        advice = f"The TXT record {name} holds another key; it should be: {key.public_record}"
-        return Finding(expected=key.public_record, values=texts[0], valid=False, advice=advice)
-    wanted = f"a TXT record {name}: {key.public_record}"
-    if target is not None:
-        wanted = f"a CNAME record {name} that leads to {target}, or {wanted}"
-    return Finding(expected=expected, values=None, valid=False, advice=f"Add {wanted}")
-
-
-def _dmarc(answer: Answer[Any], domain: str) -> Finding:
-    name = f"_dmarc.{domain}"
-    if isinstance(answer, CannotTell):
-        return Finding(
-            expected=records.DMARC, values=None, valid=None, advice=_silence(f"the DMARC record {name}")
-        )
-    found = records.dmarc_records(_texts(answer))
-    if len(found) == 1:
-        return Finding(expected=records.DMARC, values=found[0], valid=True)
-    if found:
-        advice = f"{name} has {len(found)} DMARC records; keep one only."
-        return Finding(expected=records.DMARC, values=found[0], valid=False, advice=advice)
-    advice = f"Add a TXT record {name}: {records.DMARC}"
-    return Finding(expected=records.DMARC, values=None, valid=False, advice=advice)
-
-
-def _texts(answer: Answer[Any]) -> list[str]:
-    if not isinstance(answer, Found):
-        return []
-    return [text.decode("utf-8", "replace") for text in answer.records if isinstance(text, bytes)]
-
-
-def _silence(what: str) -> str:
-    return f"No name server told {what}; try again in a minute."
 
 
 OPERATIONS = (

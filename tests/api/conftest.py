@@ -1,11 +1,13 @@
 """Databases that hold the newest schema already, and the API on one of them."""
 
+import functools
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from forwarder.mail import seal
 from forwarder.store.migrations import upgrade
 from tests.api.desk import Desk
 
@@ -37,3 +39,17 @@ def either_store_url(database_url: str) -> str:
     """An empty database of each kind, with the newest schema."""
     upgrade(database_url)
     return database_url
+
+
+@pytest.fixture(autouse=True)
+def keys_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every domain here gets the same DKIM keys: an RSA key takes some 100 ms to make."""
+    monkeypatch.setattr(seal, "generate", _generate)
+
+
+@functools.cache
+def _generate(algorithm: seal.Algorithm) -> seal.GeneratedKey:
+    return _really_generate(algorithm)
+
+
+_really_generate = seal.generate

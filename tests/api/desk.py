@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Self
 
 import httpx
@@ -182,6 +183,11 @@ def _domain(conn: Any, name: str) -> int:
     found = domains.get(conn, name)
     assert found is not None
     return found.id
+
+
+def files(folder: Path) -> list[Path]:
+    """Everything in a folder."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 async def together(*calls: Any) -> list[Any]:

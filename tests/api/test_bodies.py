@@ -1,0 +1,144 @@
+"""Bodies and queries of a wrong, odd or hostile form: each gets a 4xx in JSON with a reason, and stores nothing."""
+
+import gzip
+import json
+import tracemalloc
+from typing import Any
+
+import pytest
+
+from tests.api.desk import Desk
+
+JSON = {"Content-Type": "application/json"}
+
+
+async def test_a_body_beyond_the_limit_is_413_whether_announced_or_not(desk: Desk) -> None:
+    large = json.dumps({"domain": "x" * 10_000_000}).encode()
+
+    async def pieces() -> Any:
+        for start in range(0, len(large), 65536):
+            yield large[start : start + 65536]
+
+    for content in (large, pieces()):
+        answer = await desk.http.post("/domains", content=content, headers=JSON)
+        assert (answer.status_code, answer.json()["code"]) == (413, 413)
+
+
+@pytest.mark.parametrize("inside", ["[" * 10_000 + "]" * 10_000, '{"a":' * 10_000 + "1" + "}" * 10_000])
+async def test_deep_json_is_400(desk: Desk, inside: str) -> None:
+    for content in (inside, f'{{"domain": "a.com", "x": {inside}}}'):
+        answer = await desk.http.post("/domains", content=content, headers=JSON)
+        assert (answer.status_code, answer.json()["code"]) == (400, 400)
+
+
+async def test_brackets_inside_a_text_are_no_depth(desk: Desk) -> None:
+    content = json.dumps({"domain": "a.com", "note": "[" * 500 + '"' + "{" * 500})
+    assert (await desk.http.post("/domains", content=content, headers=JSON)).status_code == 200
+
+
+async def test_a_compressed_body_is_415_and_never_unpacked(desk: Desk) -> None:
+    bomb = gzip.compress(b" " * 50_000_000)
+    tracemalloc.start()
+    try:
+        answer = await desk.http.post("/domains", content=bomb, headers=JSON | {"Content-Encoding": "gzip"})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert answer.status_code == 415
+    assert peak < 5_000_000
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/xml", "application/octet-stream", "json", "nonsense/"]
+)
+async def test_another_content_type_is_415(desk: Desk, kind: str) -> None:
+    answer = await desk.http.post("/domains", content=b'{"domain": "a.com"}', headers={"Content-Type": kind})
+    assert answer.status_code == 415
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"domain": NaN}',
+        b'{"domain": Infinity}',
+        b'{"domain": "a.com", "domain": "b.com"}',
+        b'{"domain": "a.com", "x": {"y": 1, "y": 2}}',
+        b'["a.com"]',
+        b'"a.com"',
+        b"4",
+        b"{",
+        b"\xff\xfe{\x00}\x00",
+        b'{"domain": "a\xff.com"}',
+        b'{"domain": ' + b"9" * 5000 + b"}",
+        b"\xef\xbb\xbf{}",
+    ],
+)
+async def test_what_is_no_json_object_is_400(desk: Desk, content: bytes) -> None:
+    answer = await desk.http.post("/domains", content=content, headers=JSON)
+    assert (answer.status_code, answer.json()["success"]) == (400, False)
+    assert (await desk.get("/domains")).json()["total"] == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("multipart/form-data", b"x"),
+        ("multipart/form-data; boundary=", b"x"),
+        ("multipart/form-data; boundary=b", b"--b\r\nnonsense\r\n--b--"),
+        ("multipart/form-data; boundary=b", b'--b\r\nContent-Disposition: form-data; name="domain"'),
+        (
+            "multipart/form-data; boundary=b",
+            b'--b\r\nContent-Disposition: form-data; name="f"; filename="x"\r\n\r\nx\r\n--b--\r\n',
+        ),
+        ("application/x-www-form-urlencoded", b"domain=%FF%FE"),
+        ("application/x-www-form-urlencoded", b"domain=a.com&domain=b.com"),
+        ("application/x-www-form-urlencoded", b"&".join(b"a%d=1" % n for n in range(1000))),
+    ],
+)
+async def test_a_broken_form_is_400(desk: Desk, kind: str, content: bytes) -> None:
+    answer = await desk.http.post("/domains", content=content, headers={"Content-Type": kind})
+    assert answer.status_code == 400, answer.text
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("limit=1e9", 400),
+        ("limit=1000000000", 200),
+        ("limit=-5", 200),
+        ("limit=99999999999999999999999999", 200),
+        ("limit=x", 400),
+        ("page=-1", 400),
+        ("page=0", 400),
+        ("page=99999999999999999999", 400),
+        ("page=1000000000", 200),
+        ("is_active=maybe", 400),
+        ("q=%00", 400),
+        ("q=%FF", 200),
+        ("q=100%25_", 200),
+        ("q=" + "x" * 1001, 400),
+    ],
+)
+async def test_odd_queries_are_moved_inside_the_bounds_or_400(desk: Desk, query: str, status: int) -> None:
+    await desk.domain()
+    for path in ("/domains", "/domains/piedpiper.com/aliases"):
+        answer = await desk.get(f"{path}?{query}")
+        assert answer.status_code == status, answer.text
+        if status == 200:
+            assert 5 <= answer.json()["limit"] <= 100
+
+
+@pytest.mark.parametrize(
+    "cursor", ["x", "20201002014128.5ea8ee59fa894aa7a9141e9665985b46", "%00", "../..", "'--"]
+)
+async def test_a_cursor_that_is_none_is_400(desk: Desk, cursor: str) -> None:
+    await desk.domain()
+    answer = await desk.get(f"/domains/piedpiper.com/logs?next_cursor={cursor}")
+    assert answer.status_code == 400
+    assert list(answer.json()["errors"]) == ["next_cursor"]
+
+
+async def test_wildcards_in_a_prefix_are_letters(desk: Desk) -> None:
+    await desk.domain("piedpiper.com", {"a_b": "x@gmail.com", "axb": "y@gmail.com"})
+    listed = (await desk.get("/domains/piedpiper.com/aliases?alias=a_")).json()["aliases"]
+    assert [alias["alias"] for alias in listed] == ["a_b"]

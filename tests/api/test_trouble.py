@@ -1,0 +1,99 @@
+"""Secrets stay secret, and trouble of ours is a 503 that says nothing of it."""
+
+import asyncio
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forwarder.store import aliases, domains
+from tests.api.desk import Desk, files
+
+
+async def test_keys_are_shown_once_and_stored_as_digests_only(desk: Desk, tmp_path: Path) -> None:
+    made = (await desk.post("/account/keys", {"name": "ci"})).json()
+    key = made["api_key"]
+    assert len(key) >= 40
+    async with desk.client(key) as client:
+        assert (await client.get("/account")).status_code == 200
+    listed = await desk.get("/account/keys")
+    assert key not in listed.text
+    assert [one["name"] for one in listed.json()["keys"]] == ["first", "ci"]
+    await desk.database.close()
+    stored = b"".join(path.read_bytes() for path in files(tmp_path))
+    assert key.encode() not in stored
+    assert desk.key.encode() not in stored
+
+
+async def test_a_revoked_key_is_like_no_key_at_once(desk: Desk) -> None:
+    made = (await desk.post("/account/keys", {"name": "ci"})).json()
+    async with desk.client(made["api_key"]) as client, desk.client(None) as nobody:
+        assert (await client.get("/account")).status_code == 200
+        assert (await desk.delete(f"/account/keys/{made['key']['id']}")).status_code == 200
+        revoked, without = await client.get("/account"), await nobody.get("/account")
+    assert (revoked.status_code, revoked.json()) == (401, without.json())
+    assert (await desk.delete(f"/account/keys/{made['key']['id']}")).status_code == 404
+    again = await desk.post("/account/keys", {"name": "ci"})
+    assert again.status_code == 200  # the name of a revoked key is free
+    assert (await desk.post("/account/keys", {"name": "ci"})).status_code == 400
+
+
+async def test_passwords_are_stored_as_argon2id_and_appear_nowhere(desk: Desk, tmp_path: Path) -> None:
+    from forwarder.store.passwords import verify
+
+    await desk.domain()
+    fields = {"username": "bighead", "password": "a secret nobody knows"}
+    answer = await desk.post("/domains/piedpiper.com/credentials", fields)
+    assert "secret" not in answer.text
+    await desk.database.close()
+    with sqlite3.connect(tmp_path / "api.db") as store:
+        (stored,) = store.execute("SELECT password_hash FROM credentials").fetchone()
+    assert stored.startswith("$argon2id$")
+    assert verify(stored, "a secret nobody knows")
+    assert not verify(stored, "a secret nobody know")
+
+
+async def test_a_fault_nobody_foresaw_is_503_without_details(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("postgresql://user:hunter2@host SELECT secret")
+
+    monkeypatch.setattr(domains, "list_domains", broken)
+    answer = await desk.get("/domains")
+    assert (answer.status_code, answer.json()["code"]) == (503, 503)
+    for leak in ("hunter2", "SELECT", "RuntimeError", "Traceback"):
+        assert leak not in answer.text
+    assert answer.headers["retry-after"]
+
+
+async def test_a_store_that_is_locked_is_503_within_ten_seconds(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await desk.domain()
+    locked = sqlite3.connect(tmp_path / "api.db", isolation_level=None)
+    locked.execute("BEGIN IMMEDIATE")
+    started = asyncio.get_running_loop().time()
+    try:
+        answer = await desk.post("/domains/piedpiper.com/aliases", {"alias": "a", "forward": "a@gmail.com"})
+    finally:
+        locked.execute("ROLLBACK")
+        locked.close()
+    assert asyncio.get_running_loop().time() - started < 10
+    assert (answer.status_code, answer.json()["code"]) == (503, 503)
+    assert "locked" not in answer.text
+    assert (await desk.get("/domains")).status_code == 200
+
+
+async def test_a_change_that_fails_half_way_leaves_nothing(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("in the middle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(aliases, "add", broken)
+        assert (await desk.post("/domains", {"domain": "piedpiper.com"})).status_code == 503
+    assert (await desk.get("/domains")).json()["total"] == 0
+    await desk.domain("piedpiper.com")
