@@ -79,6 +79,7 @@ class Authenticator:
         self._threads = ThreadPoolExecutor(settings.password_checks, thread_name_prefix="argon2")
         self._nobodys = self._threads.submit(passwords.hash_password, secrets.token_hex(16))
         self._waiting = 0
+        self._closed = False
 
     async def barred(self, client: str) -> bool:
         """Whether this client has failed so often within a minute that it is not heard."""
@@ -99,7 +100,7 @@ class Authenticator:
             return Denied.THROTTLED
         if failures >= limit and await self._failures(pair_key) > 0:
             return Denied.THROTTLED
-        if self._waiting >= WAITING:
+        if self._waiting >= WAITING or self._closed:
             return Denied.BUSY
         if await self._verify(login, password) and login is not None and not login.account_locked:
             self._remember(token, login)
@@ -109,6 +110,7 @@ class Authenticator:
 
     def close(self) -> None:
         """Verify nothing more."""
+        self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _verify(self, login: Login | None, password: str) -> bool:

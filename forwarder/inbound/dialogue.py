@@ -168,10 +168,14 @@ class Dialogue(Connection):
         )
         session.transaction = None
         content = self._checked(raw)
-        del raw  # half of the memory of a large message
         if isinstance(content, Reply):
+            desk.reception.refused(session, transaction, raw or b"", content)
             return content
-        answer = await desk.reception.message(session, transaction, content)
+        # Handed over and not kept: this frame waits until the message is stored, and a large one should not lie
+        # in memory twice all the while.
+        handed = [content]
+        del raw, content
+        answer = await desk.reception.message(session, transaction, handed.pop())
         if answer.positive:
             session.junk = 0
         return answer

@@ -113,11 +113,14 @@ class MxReception:
         )
         return found.reply
 
+    def refused(self, session: Session, transaction: Transaction, content: bytes, reply: Reply) -> None:
+        self._note_refused_message(session, transaction, facts(contents.split(content)[0]), reply)
+
     async def message(self, session: Session, transaction: Transaction, content: bytes) -> Reply:
         reach("receive.after-dot")
         rooms = self._rooms
         now = rooms.clock()
-        head, _ = contents.split(content)
+        head = contents.split(content)[0]
         seen = facts(head)
         refusal = self._circling(transaction, head)
         added = b""
@@ -135,10 +138,11 @@ class MxReception:
         deliveries = self._composer.deliveries(transaction, now=now)
         identifier = rooms.ids()
         trail = received(session, transaction, hostname=self._hostname, identifier=identifier, now=now)
+        content = contents.prepend(content, trail, added)  # what came is let go of
         message = self._composer.message(
             transaction,
             deliveries,
-            contents.prepend(content, trail, added),
+            content,
             seen,
             identifier=identifier,
             now=now,

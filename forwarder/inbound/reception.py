@@ -45,6 +45,10 @@ class Reception(Protocol):
         """RCPT; a positive reply means that the recipient was added to the transaction."""
         ...
 
+    def refused(self, session: Session, transaction: Transaction, content: bytes, reply: Reply) -> None:
+        """The dialogue itself refused a message for its form; ``content`` is empty where it was too big to keep."""
+        ...
+
     async def message(self, session: Session, transaction: Transaction, content: bytes) -> Reply:
         """The content, its line ends all CRLF; a positive reply means that it is on disk."""
         ...

@@ -168,15 +168,32 @@ class SubmissionReception:
             return replies.RECIPIENT_OK
         return found.reply
 
+    def refused(self, session: Session, transaction: Transaction, content: bytes, reply: Reply) -> None:
+        login = session.login
+        assert login is not None
+        seen = facts(contents.split(content)[0])
+        self._refusals.write(
+            session,
+            reply,
+            domain_id=login.domain.id,
+            alias=login.credential.username,
+            sender=transaction.reverse_path,
+            recipient=transaction.recipients[0].path,
+            hostname=client_name(session),
+            subject=seen.subject,
+            message_id=seen.message_id,
+            sender_name=seen.sender_name,
+        )
+
     async def message(self, session: Session, transaction: Transaction, content: bytes) -> Reply:
         reach("receive.after-dot")
         login = session.login
         assert login is not None
         now = self._rooms.clock()
-        head, _ = contents.split(content)
+        head = contents.split(content)[0]
         refusal = await self._refusal(login, head) or await self._over_quota(login)
         if refusal is not None:
-            self._note_refused(session, login, transaction, head, refusal)
+            self.refused(session, transaction, head, refusal)
             return refusal
         deliveries = self._composer.deliveries(
             transaction, now=now, sender_domain_id=login.domain.id, sender_alias=login.credential.username
@@ -192,10 +209,13 @@ class SubmissionReception:
         )
         added = missing_fields(head, message_id=f"{identifier}@{login.domain.name}", now=now)
         seen = facts(added + head)
+        content = contents.prepend(
+            without_blind_copies(content, head), trail, added
+        )  # what came is let go of
         message = self._composer.message(
             transaction,
             deliveries,
-            contents.prepend(without_blind_copies(content, head), trail, added),
+            content,
             seen,
             identifier=identifier,
             now=now,
@@ -260,20 +280,3 @@ class SubmissionReception:
                 what = "daily sending quota" if window == DAY else "sending rate"
                 return replies.OVER_QUOTA.saying(f"the {what} of your account is used up until {when}")
         return None
-
-    def _note_refused(
-        self, session: Session, login: Login, transaction: Transaction, head: bytes, refusal: Reply
-    ) -> None:
-        seen = facts(head)
-        self._refusals.write(
-            session,
-            refusal,
-            domain_id=login.domain.id,
-            alias=login.credential.username,
-            sender=transaction.reverse_path,
-            recipient=transaction.recipients[0].path,
-            hostname=client_name(session),
-            subject=seen.subject,
-            message_id=seen.message_id,
-            sender_name=seen.sender_name,
-        )

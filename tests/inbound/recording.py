@@ -27,7 +27,7 @@ class Recording:
         self.sessions: list[Session] = []
         self.before_answer: Callable[[], Awaitable[None]] | None = None
         self.in_message = asyncio.Event()
-        self.unknown: set[str] = set()
+        self.refusals: list[tuple[bytes, int]] = []
 
     def extensions(self, session: Session) -> Sequence[str]:
         return ()
@@ -57,6 +57,9 @@ class Recording:
         recipients = tuple(recipient.path.wire() for recipient in transaction.recipients)
         self.messages.append((transaction.reverse_path.wire(), recipients, content))
         return reply.queued_as("0" * 32)
+
+    def refused(self, session: Session, transaction: Transaction, content: bytes, reply: Reply) -> None:
+        self.refusals.append((content, reply.code))
 
     async def close(self) -> None:
         return None

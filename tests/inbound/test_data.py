@@ -3,6 +3,8 @@
 import asyncio
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from forwarder.inbound.data import RATE_GRACE, read_content, smuggles, unstuffed
 from forwarder.inbound.inlet import Expired, Gone, Inlet
@@ -127,3 +129,34 @@ async def test_the_minimum_rate_counts_after_a_grace(inlet, per_second, ends):
 )
 def test_one_leading_dot_of_a_line_is_taken_off(raw, text):
     assert unstuffed(raw) == text
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    pieces=st.lists(
+        st.sampled_from([b"\r\n", b"\r", b"\n", b".", b"..", b"\r\n.", b"x", b"\0", b"\r\n.\r\n"]),
+        max_size=30,
+    ),
+    cuts=st.lists(st.integers(1, 9), min_size=1, max_size=20),
+)
+def test_any_stream_cut_anywhere_ends_where_the_first_terminator_is(pieces, cuts):
+    stream = b"".join(pieces) + b"\r\n.\r\nREST\r\n"
+    expected, _, rest = (b"\r\n" + stream).partition(b"\r\n.\r\n")
+    expected = (expected + b"\r\n")[2:]
+
+    async def run():
+        inlet = Inlet(asyncio.get_running_loop())
+        reading = asyncio.ensure_future(read_content(inlet, limit=10_000, block_timeout=5, min_rate=0))
+        position, step = 0, 0
+        while position < len(stream):
+            size = cuts[step % len(cuts)]
+            inlet.feed(stream[position : position + size])
+            position, step = position + size, step + 1
+            await asyncio.sleep(0)
+        inlet.end()
+        content = await reading
+        left = bytes(inlet._buffer)
+        inlet.close()
+        return content, left
+
+    assert asyncio.run(run()) == (expected, rest)

@@ -293,6 +293,23 @@ async def test_hops(engine, hops, code):
     assert [event.status for event in entry.events] == [Status.QUEUED if code == 250 else Status.REFUSED]
 
 
+@pytest.mark.parametrize(
+    ("bad", "code", "subject"),
+    [(b"a\nb\r\n", 550, "faulty"), (b"x" * 1000 + b"\r\n", 500, "faulty"), (b"x\r\n" * 500, 552, None)],
+)
+async def test_what_is_refused_for_its_form_is_logged_too(engine, bad, code, subject):
+    domain = await hosting(engine, mx={"size_limit": "1200 B"})
+    async with engine.client() as client:
+        await client.ehlo()
+        await client.say(b"MAIL FROM:<a@sender.test>\r\n")
+        await client.say(b"RCPT TO:<info@here.test>\r\n")
+        await client.say(b"DATA\r\n")
+        assert (await client.say(b"Subject: faulty\r\n\r\n" + bad + b".\r\n")).code == code
+    [entry] = await engine.logs(domain)
+    assert (entry.alias, entry.subject) == ("info", subject)
+    assert [(event.status, event.code) for event in entry.events] == [(Status.REFUSED, code)]
+
+
 @pytest.mark.parametrize(("recipient", "code"), [(b"info@here.test", 554), (b"support@here.test", 250)])
 async def test_a_message_that_was_here_before_for_this_alias_is_going_in_circles(engine, recipient, code):
     await hosting(engine)

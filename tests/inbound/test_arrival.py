@@ -1,0 +1,143 @@
+"""The Received field and the deliveries of a message, without a socket."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from forwarder.inbound.arrival import Composer, facts, literal, received
+from forwarder.inbound.session import Recipient, Session, Transaction
+from forwarder.mail.address import Path, parse_address
+from forwarder.mail.destination import Url
+from forwarder.mail.event import DeliveryKind, Transport
+from forwarder.mail.rules import Target
+
+NOW = datetime(2026, 11, 21, 1, 2, 3, 456789, tzinfo=UTC)
+ID = "0" * 32
+
+
+class Intake:
+    def __init__(self, *rooms):
+        self.rooms = set(rooms)
+
+    def lease(self, domain):
+        return domain in self.rooms
+
+    def hand_over(self, message):
+        raise AssertionError
+
+
+def session(client="192.0.2.1", helo="mail.sender.test", **more):
+    made = Session(client)
+    made.helo = helo
+    made.extended = True
+    for name, value in more.items():
+        setattr(made, name, value)
+    return made
+
+
+def transaction(*recipients, **more):
+    made = Transaction(reverse_path=parse_address("a@sender.test"), **more)
+    made.recipients.extend(recipients)
+    return made
+
+
+def to(address, *targets, **more):
+    return Recipient(path=parse_address(address), ways=tuple(targets), **more)
+
+
+def target(destination, alias="*"):
+    way = parse_address(destination) if "@" in destination else Url(url=destination, host="hooks.test")
+    return Target(destination=way, alias=alias, domain_id=7, domain="here.test")
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("192.0.2.1", "[192.0.2.1]"),
+        ("2001:db8::1", "[IPv6:2001:db8::1]"),
+        ("::ffff:192.0.2.1", "[192.0.2.1]"),
+        ("fe80::1%eth0", "[IPv6:fe80::1]"),
+        ("", "[127.0.0.1]"),
+    ],
+)
+def test_address_literals(address, shown):
+    assert literal(address) == shown
+
+
+def test_received_in_full():
+    field = received(
+        session("2001:db8::1", tls="TLSv1.3 TLS_AES_256_GCM_SHA384"),
+        transaction(to('"a b"@here.test', target("b@dest.test"))),
+        hostname="mx.test",
+        identifier=ID,
+        now=NOW,
+    )
+    assert field == (
+        b"Received: from mail.sender.test ([IPv6:2001:db8::1])\r\n"
+        b"\tby mx.test (Forwarder) with ESMTPS (TLSv1.3 TLS_AES_256_GCM_SHA384)\r\n"
+        b"\tid 00000000000000000000000000000000\r\n"
+        b'\tfor <"a b"@here.test>;\r\n'
+        b"\tSat, 21 Nov 2026 01:02:03 +0000\r\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("of_session", "of_transaction", "protocol"),
+    [
+        ({"extended": False}, {}, b" with SMTP\r\n"),
+        ({}, {}, b" with ESMTP\r\n"),
+        ({"tls": "T C"}, {}, b" with ESMTPS (T C)\r\n"),
+        ({"tls": "T C", "login": object()}, {}, b" with ESMTPSA (T C)\r\n"),
+        ({}, {"smtputf8": True}, b" with UTF8SMTP\r\n"),
+        ({"tls": "T C"}, {"smtputf8": True}, b" with UTF8SMTPS (T C)\r\n"),
+    ],
+)
+def test_the_protocol_by_its_registered_name(of_session, of_transaction, protocol):
+    field = received(
+        session(**of_session), transaction(**of_transaction), hostname="mx.test", identifier=ID, now=NOW
+    )
+    assert protocol in field
+
+
+def composer(intake):
+    numbers = iter(range(1000))
+    return Composer(
+        transport=Transport.SMTP,
+        ids=lambda: f"{next(numbers):032x}",
+        intake=intake,
+        first_delay=timedelta(minutes=1),
+    )
+
+
+def test_each_destination_of_each_recipient_once():
+    made = composer(Intake("dest.test")).deliveries(
+        transaction(
+            to("info@here.test", target("a@dest.test", "info"), target("https://hooks.test/in", "info")),
+            to("INFO@here.test", target("a@dest.test", "info")),
+            to("sales@here.test", target("a@dest.test", "sales")),
+            to("off@here.test", target("off@here.test", "off"), discarded=True),
+            to("srs@mx.test", None, elsewhere=parse_address("b@sender.test")),
+        ),
+        now=NOW,
+        sender_domain_id=9,
+        sender_alias="ann",
+    )
+    later = NOW + timedelta(minutes=1)
+    assert [(d.alias, d.destination, d.destination_domain, d.leased, d.next_attempt_at) for d in made] == [
+        ("info", "a@dest.test", "dest.test", True, later),
+        ("info", "https://hooks.test/in", "hooks.test", False, NOW),
+        ("sales", "a@dest.test", "dest.test", True, later),
+        ("off", "off@here.test", "here.test", False, NOW),
+        ("ann", "b@sender.test", "sender.test", False, NOW),
+    ]
+    assert [d.kind for d in made][1] is DeliveryKind.WEBHOOK
+    assert [d.discard for d in made] == [False, False, False, True, False]
+    assert [d.domain_id for d in made] == [7, 7, 7, 7, 9]
+    assert [d.recipient for d in made][3] == Path(local="off", domain="here.test")
+
+
+def test_facts_of_nothing_and_of_nonsense():
+    for head in (b"", b"From: \r\nSubject:\r\n", b"\xff\xfe\r\n", b"From: <<<\r\n"):
+        seen = facts(head)
+        assert seen.message_id is None
+        assert not seen.subject
