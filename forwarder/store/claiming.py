@@ -79,7 +79,7 @@ class Claiming:
         rows = fetch(conn, query, _DOMAINS.values(conn, [(d,) for d in item.exclude_domains]))
         if not rows:
             return []
-        given = _IDS.source(conn)
+        given = _IDS.source(is_postgres(conn))
         conn.execute(
             update(deliveries).where(deliveries.c.id.in_(select(given.c.id))).values(self._leased(item)),
             _IDS.values(conn, [(row[0],) for row in rows]),
@@ -100,7 +100,7 @@ class Claiming:
 
 
 def _due(conn: Connection, item: Claim, *columns: Any) -> Select[Any]:
-    excluded = _DOMAINS.source(conn)
+    excluded = _DOMAINS.source(is_postgres(conn))
     query = select(*columns).where(IS_QUEUED, deliveries.c.next_attempt_at <= item.now)
     if item.exclude_domains:
         query = query.where(deliveries.c.destination_domain.not_in(select(excluded.c.domain)))

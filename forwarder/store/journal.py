@@ -37,7 +37,7 @@ from forwarder.store.recording import (
     plain_notice,
 )
 from forwarder.store.records import NewEvent
-from forwarder.store.rows import Rows, fetch, insert_many
+from forwarder.store.rows import Rows, fetch, insert_many, is_postgres
 from forwarder.store.tables import Id, events, logs
 
 BEHIND = 1000  # refused logs that may wait to be written
@@ -235,7 +235,7 @@ def _entries(conn: Connection, *, query: Select[Any]) -> list[LogEntry]:
     rows = conn.execute(query).all()
     if not rows:
         return []
-    given = _IDS.source(conn)
+    given = _IDS.source(is_postgres(conn))
     of_these = select(*_EVENT).where(events.c.log_id.in_(select(given.c.id))).order_by(events.c.id)
     by_log: dict[str, list[Event]] = {}
     # by time, then by id: the clocks of two workers may disagree by more than two steps are apart
@@ -307,7 +307,7 @@ def _purge_logs(conn: Connection, *, floor: str, chunk: int) -> int:
     )
     if not old:
         return 0
-    given = _IDS.source(conn)
+    given = _IDS.source(is_postgres(conn))
     values = _IDS.values(conn, [(id_,) for id_ in old])
     conn.execute(delete(events).where(events.c.log_id.in_(select(given.c.id))), values)
     conn.execute(delete(logs).where(logs.c.id.in_(select(given.c.id))), values)

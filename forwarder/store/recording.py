@@ -14,11 +14,11 @@ from datetime import datetime
 from typing import Any, overload
 from urllib.parse import urlsplit
 
-from sqlalchemy import BigInteger, Connection, select, update
+from sqlalchemy import BigInteger, Connection, Select, Update, select, update
 
 from forwarder.mail.event import DeliveryKind, DeliveryState, Status, Transport
 from forwarder.mail.ids import log_public_id, new_id
-from forwarder.store.rows import Rows, insert_many
+from forwarder.store.rows import Rows, by_dialect, insert_many
 from forwarder.store.tables import Id, deliveries, domains, events, logs, messages
 
 FAILURES = frozenset({Status.REFUSED, Status.SOFT_BOUNCE, Status.HARD_BOUNCE})
@@ -128,13 +128,25 @@ _DOMAIN_IDS = Rows(id=BigInteger())
 _LOG_IDS = Rows(id=Id)
 
 
+@by_dialect
+def _mark_failed(postgres: bool) -> Update:
+    given = _LOG_IDS.source(postgres)
+    return update(logs).where(logs.c.id.in_(select(given.c.id)), ~logs.c.failed).values(failed=True)
+
+
+@by_dialect
+def _webhooks(postgres: bool) -> Select[Any]:
+    given = _DOMAIN_IDS.source(postgres)
+    return select(domains.c.id, domains.c.name, domains.c.webhook, domains.c.webhook_key).where(
+        domains.c.webhook.is_not(None), domains.c.id.in_(select(given.c.id))
+    )
+
+
 def mark_failed(conn: Connection, log_ids: Iterable[str]) -> None:
     """Note that these logs have a failure among their events."""
     wanted = [(id_,) for id_ in log_ids]
     if wanted:
-        given = _LOG_IDS.source(conn)
-        query = update(logs).where(logs.c.id.in_(select(given.c.id)), ~logs.c.failed).values(failed=True)
-        conn.execute(query, _LOG_IDS.values(conn, wanted))
+        conn.execute(_mark_failed(conn), _LOG_IDS.values(conn, wanted))
 
 
 class Recorder:
@@ -166,11 +178,7 @@ class Recorder:
         concerned = {e.domain_id for e in recorded if e.domain_id is not None}
         if not concerned:
             return
-        given = _DOMAIN_IDS.source(conn)
-        query = select(domains.c.id, domains.c.name, domains.c.webhook, domains.c.webhook_key).where(
-            domains.c.webhook.is_not(None), domains.c.id.in_(select(given.c.id))
-        )
-        found = conn.execute(query, _DOMAIN_IDS.values(conn, [(id_,) for id_ in concerned]))
+        found = conn.execute(_webhooks(conn), _DOMAIN_IDS.values(conn, [(id_,) for id_ in concerned]))
         hooks = {row.id: row for row in found}
         if not hooks:
             return

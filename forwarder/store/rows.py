@@ -11,8 +11,8 @@ same reason ``fetch`` brings a whole result of SQLite in one row of JSON.
 import json
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -34,6 +34,8 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import TypeEngine
 
 from forwarder.store.tables import UtcDateTime
+
+S = TypeVar("S")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -113,6 +115,19 @@ def _array_of(column: Column[Any]) -> str:
             return "text[]"
 
 
+def by_dialect(build: Callable[[bool], S]) -> Callable[[Connection], S]:
+    """A statement made once for each dialect, by a function told whether it is PostgreSQL's."""
+    built: dict[bool, S] = {}
+
+    def statement(conn: Connection) -> S:
+        postgres = is_postgres(conn)
+        if postgres not in built:
+            built[postgres] = build(postgres)
+        return built[postgres]
+
+    return statement
+
+
 class Rows:
     """Rows of named, typed columns bound as one parameter (SQLite: JSON; PostgreSQL: an array a column)."""
 
@@ -121,9 +136,9 @@ class Rows:
         self._times = tuple(n for n, kind in enumerate(columns.values()) if isinstance(kind, UtcDateTime))
         self._sources = {True: self._unnest(), False: self._json_each()}
 
-    def source(self, conn: Connection) -> FromClause:
-        """The FROM clause; its columns are named as given."""
-        return self._sources[is_postgres(conn)]
+    def source(self, postgres: bool) -> FromClause:
+        """The FROM clause in that dialect; its columns are named as given."""
+        return self._sources[postgres]
 
     def values(self, conn: Connection, rows: Iterable[Sequence[Any]]) -> dict[str, Any]:
         """The parameters to execute a statement over ``source`` with."""
@@ -155,21 +170,21 @@ def fetch(conn: Connection, query: Select[Any], parameters: dict[str, Any]) -> l
     """All rows of a query, in its order."""
     if is_postgres(conn):
         return [tuple(row) for row in conn.execute(query, parameters)]
-    inner = query.subquery("found")
-    packed = conn.execute(_packed(inner), parameters).scalar_one()
-    kinds = [column.type for column in inner.c]
-    readers: list[Callable[[Any], Any] | None] = [_json_reader(kind) for kind in kinds]
+    packed, readers = _packed(query)
     return [
         tuple(
             value if reader is None or value is None else reader(value)
             for value, reader in zip(row, readers, strict=True)
         )
-        for row in json.loads(packed)
+        for row in json.loads(conn.execute(packed, parameters).scalar_one())
     ]
 
 
-def _packed(inner: FromClause) -> Select[Any]:
-    return select(func.json_group_array(func.json_array(*inner.c), type_=Text()))
+@lru_cache(64)
+def _packed(query: Select[Any]) -> tuple[Select[Any], list[Callable[[Any], Any] | None]]:
+    inner = query.subquery("found")
+    array = func.json_group_array(func.json_array(*inner.c), type_=Text())
+    return select(array), [_json_reader(column.type) for column in inner.c]
 
 
 def _json_reader(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:

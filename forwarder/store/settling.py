@@ -13,14 +13,28 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Integer, Text, delete, exists, func, select, update
+from sqlalchemy import (
+    Connection,
+    Delete,
+    Executable,
+    Integer,
+    Select,
+    Text,
+    Update,
+    bindparam,
+    delete,
+    exists,
+    func,
+    select,
+    update,
+)
 
 from forwarder.failpoint import reach
 from forwarder.mail.event import DeliveryKind, DeliveryState
 from forwarder.store.enqueueing import Enqueueing
 from forwarder.store.recording import FAILURES, Recorded, Recorder, clean, mark_failed
 from forwarder.store.records import Outcome, Settlement
-from forwarder.store.rows import Rows, fetch, is_postgres
+from forwarder.store.rows import Rows, by_dialect, fetch, is_postgres
 from forwarder.store.tables import Id, UtcDateTime, deliveries, events, logs, messages
 
 _IDS = Rows(id=Id)
@@ -122,38 +136,45 @@ class Releasing:
 
 def still_ours(conn: Connection, worker_id: str, ids: Iterable[str]) -> dict[str, int]:
     """The attempt each of these deliveries is leased to the worker for, locked until the transaction ends."""
-    given = _IDS.source(conn)
+    values = _IDS.values(conn, [(id_,) for id_ in ids])
+    return dict(fetch(conn, _leases(conn), values | {"worker_id": worker_id}))
+
+
+@by_dialect
+def _leases(postgres: bool) -> Select[Any]:
+    given = _IDS.source(postgres)
+    # On SQLite as an expression, or it may walk all leases of the worker instead of the primary key.
+    owner = deliveries.c.lease_owner if postgres else deliveries.c.lease_owner.op("||")("")
     query = (
         select(deliveries.c.id, deliveries.c.attempts)
-        .where(deliveries.c.id.in_(select(given.c.id)), _unindexed(conn) == worker_id)
+        .where(deliveries.c.id.in_(select(given.c.id)), owner == bindparam("worker_id", type_=Id))
         .order_by(deliveries.c.id)  # one order for all who lock: no deadlocks among them
     )
-    if is_postgres(conn):
-        query = query.with_for_update()
-    return dict(fetch(conn, query, _IDS.values(conn, [(id_,) for id_ in ids])))
-
-
-def _unindexed(conn: Connection) -> Any:
-    # As an expression, or SQLite may walk all leases of the worker instead of the primary key.
-    return deliveries.c.lease_owner if is_postgres(conn) else deliveries.c.lease_owner.op("||")("")
+    return query.with_for_update() if postgres else query
 
 
 def delete_deliveries(conn: Connection, ids: Iterable[str]) -> None:
+    """Delete deliveries by id, whoever holds them."""
     wanted = [(id_,) for id_ in ids]
     if wanted:
-        given = _IDS.source(conn)
-        conn.execute(
-            delete(deliveries).where(deliveries.c.id.in_(select(given.c.id))), _IDS.values(conn, wanted)
-        )
+        conn.execute(_deletion(conn), _IDS.values(conn, wanted))
+
+
+@by_dialect
+def _deletion(postgres: bool) -> Delete:
+    return delete(deliveries).where(deliveries.c.id.in_(select(_IDS.source(postgres).c.id)))
 
 
 def queue_again(conn: Connection, rows: Sequence[tuple[str, datetime | None, int, str | None]]) -> None:
     """Back to queued: id, when due, how many attempts not to count, the reply to remember (None: the old one)."""
-    if not rows:
-        return
-    given = _RETRIES.source(conn)
-    reply = given.c.reply
-    query = (
+    if rows:
+        conn.execute(_return(conn), _RETRIES.values(conn, rows))
+
+
+@by_dialect
+def _return(postgres: bool) -> Update:
+    given = _RETRIES.source(postgres)
+    return (
         update(deliveries)
         .where(deliveries.c.id == given.c.id)
         .values(
@@ -161,10 +182,9 @@ def queue_again(conn: Connection, rows: Sequence[tuple[str, datetime | None, int
             lease_owner=None,
             next_attempt_at=given.c.at,
             attempts=deliveries.c.attempts - given.c.taken_back,
-            last_reply=func.coalesce(reply, deliveries.c.last_reply),
+            last_reply=func.coalesce(given.c.reply, deliveries.c.last_reply),
         )
     )
-    conn.execute(query, _RETRIES.values(conn, rows))
 
 
 def delete_finished(conn: Connection, message_ids: Iterable[str]) -> None:
@@ -174,34 +194,39 @@ def delete_finished(conn: Connection, message_ids: Iterable[str]) -> None:
         return
     left = _delete_without_deliveries(conn, wanted)
     if left and is_postgres(conn):
-        given = _IDS.source(conn)
-        lock = (
-            select(messages.c.id)
-            .where(messages.c.id.in_(select(given.c.id)))
-            .order_by(messages.c.id)
-            .with_for_update(key_share=True)
-        )
-        conn.execute(lock, _IDS.values(conn, [(id_,) for id_ in left]))
+        conn.execute(_message_lock(conn), _IDS.values(conn, [(id_,) for id_ in left]))
         _delete_without_deliveries(conn, left)
 
 
+@by_dialect
+def _message_lock(postgres: bool) -> Select[Any]:
+    given = _IDS.source(postgres)
+    query = select(messages.c.id).where(messages.c.id.in_(select(given.c.id))).order_by(messages.c.id)
+    return query.with_for_update(key_share=True)
+
+
 def _delete_without_deliveries(conn: Connection, wanted: list[str]) -> list[str]:
-    given = _IDS.source(conn)
+    """Those that were not deleted; on SQLite, where nobody else writes meanwhile, none are told."""
+    result = conn.execute(_finished(conn), _IDS.values(conn, [(id_,) for id_ in wanted]))
+    if not is_postgres(conn):
+        return []
+    gone = set(result.scalars())
+    return [id_ for id_ in wanted if id_ not in gone]
+
+
+@by_dialect
+def _finished(postgres: bool) -> Executable:
+    given = _IDS.source(postgres)
     query = delete(messages).where(
         messages.c.id.in_(select(given.c.id)), ~exists().where(deliveries.c.message_id == messages.c.id)
     )
-    values = _IDS.values(conn, [(id_,) for id_ in wanted])
-    if not is_postgres(conn):
-        conn.execute(query, values)
-        return []
-    gone = set(conn.execute(query.returning(messages.c.id), values).scalars())
-    return [id_ for id_ in wanted if id_ not in gone]
+    return query.returning(messages.c.id) if postgres else query
 
 
 def withdraw(conn: Connection, doubts: Sequence[Doubt], worker_id: str) -> int:
     """Delete what an unanswered COMMIT may have left of these messages and nobody has begun to deliver."""
     ids = [(id_,) for doubt in doubts for id_ in doubt.delivery_ids]
-    given = _IDS.source(conn)
+    given = _IDS.source(is_postgres(conn))
     values = _IDS.values(conn, ids)
     unbegun = (deliveries.c.lease_owner == worker_id) | (
         (deliveries.c.state == DeliveryState.QUEUED.value) & (deliveries.c.attempts == 0)
