@@ -87,6 +87,12 @@ class Server:
         """Remove a database made by ``database``, whoever is still connected."""
         self.sql(f"DROP DATABASE IF EXISTS {url.rpartition('/')[2]} WITH (FORCE)")
 
+    @property
+    def pid(self) -> int:
+        """The postmaster, parent of all its processes."""
+        assert self._process is not None
+        return self._process.pid
+
     def sql(self, statement: str, database: str = "postgres") -> str:
         """Run one statement as a person would, with psql; its output, bare."""
         command = [
