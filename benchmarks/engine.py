@@ -24,6 +24,7 @@ class Engine:
 
     ``settings`` are environment forms (``MX__LISTEN`` …) laid over the benchmark's configuration, which does the
     peer's job and no more: aliases, SRS, one RSA-2048 signature by the service, everything to one next hop.
+    ``config`` is the text of config.toml, for what has no environment form.
     """
 
     def __init__(
@@ -34,12 +35,14 @@ class Engine:
         name: str = "Forwarder",
         database_url: str = "",
         settings: Mapping[str, str] | None = None,
+        config: str = "",
     ) -> None:
         self.root, self.port, self.name = root, port, name
         self.api_port = port + 1
         self.database_url = database_url
         self.key = ""
         self._process: subprocess.Popen[bytes] | None = None
+        self._config = config
         self._settings = {
             "HOSTNAME": "mx.fwd.test",
             "DATA_DIR": str(root / "data"),
@@ -48,8 +51,10 @@ class Engine:
             "MX__CONNECTIONS_PER_CLIENT": "0",
             "MX__CONNECTIONS_PER_MINUTE": "0",
             "MX__SIZE_LIMIT": "50 MiB",
+            "MX__JUNK_COMMANDS": "0",
             "SUBMISSION__LISTEN": "[]",
             "SUBMISSION__LISTEN_TLS": "[]",
+            "API__RATE": "0",
             "API__LISTEN": f"127.0.0.1:{self.api_port}",
             "OUTBOUND__SMARTHOST": f"127.0.0.1:{SINK_PORT}",
             "OUTBOUND__ALLOW_PRIVATE_DESTINATIONS": "true",
@@ -67,7 +72,7 @@ class Engine:
         if fresh:
             shutil.rmtree(self.root, ignore_errors=True)
         self.root.mkdir(parents=True, exist_ok=True)
-        (self.root / "config.toml").touch()
+        (self.root / "config.toml").write_text(self._config)
         if fresh:
             self._migrate()
         started = time.monotonic()

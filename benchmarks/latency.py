@@ -6,7 +6,7 @@ could take advantage of: EHLO, MAIL, RCPT, DATA, QUIT on a new connection a mess
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.load import SINK_PORT, Subject
@@ -23,6 +23,12 @@ class Timings:
     end_to_end: list[float] = field(default_factory=list)
     arrived: dict[int, list[bytes]] = field(default_factory=dict)
     refused: int = 0
+    sent: int = 0
+
+    @property
+    def missing(self) -> int:
+        """Refused, or not arrived in time."""
+        return self.sent - len(self.end_to_end)
 
 
 class Sink:
@@ -113,6 +119,23 @@ async def measure(
     subject: Subject, *, rate: float, messages: int, size: int = 4096, patience: float = 30
 ) -> Timings:
     """``messages`` at ``rate`` a second, sent on schedule whatever the answers take."""
+    return await _measure(
+        subject, rate=rate, goes_on=lambda number: number < messages, size=size, patience=patience
+    )
+
+
+async def measure_until(
+    subject: Subject, *, rate: float, ended: asyncio.subprocess.Process, patience: float = 30
+) -> Timings:
+    """The same for as long as a process runs."""
+    return await _measure(
+        subject, rate=rate, goes_on=lambda _: ended.returncode is None, size=4096, patience=patience
+    )
+
+
+async def _measure(
+    subject: Subject, *, rate: float, goes_on: Callable[[int], bool], size: int, patience: float
+) -> Timings:
     timings = Timings()
     sent: dict[int, float] = {}
 
@@ -125,14 +148,15 @@ async def measure(
 
     async with Sink() as sink:
         begin = time.monotonic()
-        tasks = []
-        for number in range(messages):
-            await asyncio.sleep(max(0.0, begin + number / rate - time.monotonic()))
-            tasks.append(asyncio.create_task(one(number)))
+        tasks: list[asyncio.Task[None]] = []
+        while goes_on(len(tasks)):
+            await asyncio.sleep(max(0.0, begin + len(tasks) / rate - time.monotonic()))
+            tasks.append(asyncio.create_task(one(len(tasks))))
         await asyncio.gather(*tasks)
+        timings.sent = len(tasks)
         deadline = time.monotonic() + patience
         # the sink is in this process: looking twenty times a second costs nothing
-        while len(sink.at) < messages - timings.refused and time.monotonic() < deadline:  # noqa: ASYNC110
+        while len(sink.at) < timings.sent - timings.refused and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         timings.end_to_end = [sink.at[number] - sent[number] for number in sink.at]
         timings.arrived = sink.copies
@@ -140,27 +164,22 @@ async def measure(
 
 
 async def compare(subjects: Sequence[Subject], *, rates: Sequence[float], messages: int) -> Section:
-    section = Section(
-        "Latency at light load",
-        "4 KiB, a new connection a message; milliseconds: p50 / p95 / p99.",
-        ("messages/s", "subject", "accepted", "arrived at the sink", "lost or refused"),
-    )
+    rows: list[tuple[str, ...]] = []
     for rate in rates:
         for subject in subjects:
             timings = await measure(subject, rate=rate, messages=messages)
-            section.rows.append(
-                (
-                    f"{rate:.0f}",
-                    subject.name,
-                    _three(timings.accept),
-                    _three(timings.end_to_end),
-                    str(messages - len(timings.end_to_end)),
-                )
-            )
-    return section
+            accepted, arrived = three(timings.accept), three(timings.end_to_end)
+            rows.append((f"{rate:.0f}", subject.name, accepted, arrived, str(timings.missing)))
+    return Section(
+        "Latency at light load",
+        "4 KiB, a new connection a message; milliseconds: p50 / p95 / p99.",
+        ("messages/s", "subject", "accepted", "arrived at the sink", "lost or refused"),
+        rows,
+    )
 
 
-def _three(seconds: Sequence[float]) -> str:
+def three(seconds: Sequence[float]) -> str:
+    """p50 / p95 / p99 in milliseconds."""
     if not seconds:
         return "—"
     return " / ".join(f"{percentile(seconds, share) * 1000:.1f}" for share in (0.5, 0.95, 0.99))

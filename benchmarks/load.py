@@ -10,8 +10,8 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from benchmarks import machine
@@ -19,7 +19,10 @@ from benchmarks import machine
 PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 INBOUND_PORT = 2525
 SINK_PORT = 2626
-PEAK_EVERY = 0.2
+PEAK_EVERY = 1.0  # seconds: the kernel walks every page table for a figure
+
+
+Tell = Callable[[str], None]
 
 
 class Subject(Protocol):
@@ -39,11 +42,30 @@ class Workload:
     sessions: int = 20
     reuse: bool = False
     recipients: int = 1
-    note: str = ""
+    recipient: str = "alias7@fwd.test"
+    others: tuple[tuple[int, int], ...] = ()  # a mix: messages and size of further sources beside the first
 
-    def source(self, port: int) -> list[str]:
-        command = ["smtp-source", "-s", str(self.sessions), "-m", str(self.messages), "-l", str(self.size)]
-        command += ["-f", "sender@origin.test", "-t", "alias7@fwd.test"]
+    @property
+    def total(self) -> int:
+        """Messages of all sources."""
+        return self.messages + sum(count for count, _ in self.others)
+
+    def scaled(self, scale: float) -> "Workload":
+        """The same with that many times the messages."""
+        return replace(
+            self,
+            messages=max(20, int(self.messages * scale)),
+            others=tuple((max(10, int(count * scale)), size) for count, size in self.others),
+        )
+
+    def sources(self, port: int) -> list[list[str]]:
+        """The commands that make this load."""
+        return [self._source(port, *kind) for kind in ((self.messages, self.size), *self.others)]
+
+    def _source(self, port: int, messages: int, size: int) -> list[str]:
+        sessions = max(1, self.sessions // (1 + len(self.others)))
+        command = ["smtp-source", "-s", str(sessions), "-m", str(messages), "-l", str(size)]
+        command += ["-f", "sender@origin.test", "-t", self.recipient]
         if self.reuse:
             command.append("-d")
         if self.recipients > 1:
@@ -77,27 +99,36 @@ def wait_for_port(port: int, *, seconds: float, host: str = "127.0.0.1") -> None
     raise RuntimeError(f"nothing listens on {host}:{port} after {seconds:.0f} s")
 
 
-async def _watch_peak(subject: Subject, seen: list[int]) -> None:
+async def watch_peak(subject: Subject, seen: list[int], *, every: float = PEAK_EVERY) -> None:
+    """Task body: the memory of a subject, again and again."""
     while True:
-        seen.append(machine.resident_bytes(subject.roots()))
-        await asyncio.sleep(PEAK_EVERY)
+        seen.append(await asyncio.to_thread(machine.memory_bytes, subject.roots()))
+        await asyncio.sleep(every)
+
+
+async def sink_for(messages: int, *, host: str = "127.0.0.1") -> asyncio.subprocess.Process:
+    """smtp-sink, which ends when it has taken that many messages."""
+    sink = await asyncio.create_subprocess_exec(
+        *("smtp-sink", "-u", "nobody", "-M", str(messages), f"{host}:{SINK_PORT}", "1000"),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+    )
+    await asyncio.to_thread(wait_for_port, SINK_PORT, seconds=5, host=host)
+    return sink
 
 
 async def run(subject: Subject, workload: Workload, *, patience: float = 180.0) -> Run:
     """One run of ``workload`` through ``subject``; what did not arrive in ``patience`` seconds makes it incomplete."""
     environ = environment()
-    arrivals = workload.messages
-    sink = await asyncio.create_subprocess_exec(
-        "smtp-sink", "-u", "nobody", "-M", str(arrivals), f"127.0.0.1:{SINK_PORT}", "1000", env=environ,
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    await asyncio.to_thread(wait_for_port, SINK_PORT, seconds=5)
+    total = workload.total
+    sink = await sink_for(total)
     peaks: list[int] = []
-    watcher = asyncio.create_task(_watch_peak(subject, peaks))
+    watcher = asyncio.create_task(watch_peak(subject, peaks))
     before = machine.cpu_seconds(subject.roots())
     started = time.monotonic()
-    source = await asyncio.create_subprocess_exec(*workload.source(subject.port), env=environ)
-    complete = await source.wait() == 0
+    commands = workload.sources(subject.port)
+    sources = [await asyncio.create_subprocess_exec(*command, env=environ) for command in commands]
+    complete = not any([await source.wait() for source in sources])
     accepted = time.monotonic() - started
     try:
         await asyncio.wait_for(sink.wait(), patience)
@@ -114,17 +145,15 @@ async def run(subject: Subject, workload: Workload, *, patience: float = 180.0) 
     return Run(
         subject=subject.name,
         workload=workload.name,
-        accepted_per_second=workload.messages / accepted,
-        per_second=workload.messages / elapsed,
-        cpu_ms=spent / workload.messages * 1000,
+        accepted_per_second=total / accepted,
+        per_second=total / elapsed,
+        cpu_ms=spent / total * 1000,
         peak_bytes=max(peaks, default=0),
         complete=complete,
     )
 
 
-async def alternate(
-    subjects: Sequence[Subject], workload: Workload, *, rounds: int, tell: "Tell"
-) -> list[Run]:
+async def alternate(subjects: Sequence[Subject], workload: Workload, *, rounds: int, tell: Tell) -> list[Run]:
     """``rounds`` times each subject in turn; which goes first alternates too."""
     runs: list[Run] = []
     for number in range(rounds):
@@ -133,7 +162,3 @@ async def alternate(
             tell(f"{workload.name}: run {number + 1} of {rounds}, {subject.name}")
             runs.append(await run(subject, workload))
     return runs
-
-
-class Tell(Protocol):
-    def __call__(self, text: str, /) -> None: ...

@@ -19,7 +19,6 @@ NEEDED = {
     "openssl": "openssl",
 }
 _TICKS = os.sysconf("SC_CLK_TCK")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def missing() -> dict[str, str]:
@@ -90,25 +89,15 @@ def cpu_seconds(roots: Iterable[int]) -> float:
     return total
 
 
-def resident_bytes(roots: Iterable[int]) -> int:
-    """Resident memory of the trees below ``roots``, shared pages counted once a process."""
+def memory_bytes(roots: Iterable[int]) -> int:
+    """Memory of the trees below ``roots``: proportional set size, in which a shared page counts once."""
     total = 0
     for pid in tree(roots):
         try:
-            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
-        except OSError:
-            continue
-    return total
-
-
-def peak_bytes(roots: Iterable[int]) -> int:
-    """The sum of the peaks (VmHWM) of the processes that live now."""
-    total = 0
-    for pid in tree(roots):
-        try:
-            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-                if line.startswith("VmHWM"):
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
                     total += int(line.split()[1]) * 1024
+                    break
         except OSError:
-            continue
+            continue  # it ended, or is a thread of the kernel
     return total

@@ -4,9 +4,12 @@ Numbered messages go through the running engine into a sink that keeps their byt
 them, verifies each. A speed that was bought with a promise is not a result.
 """
 
+import base64
 from pathlib import Path
 
 import dkim
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from benchmarks import latency
 from benchmarks.engine import Engine
@@ -36,11 +39,6 @@ async def prove(engine: Engine, *, messages: int = 300, rate: float = 200.0) -> 
 
 def _public_record(root: Path) -> bytes:
     """The TXT value of the service's RSA key, from the private key the engine made at its first start."""
-    import base64
-
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-
     for path in sorted((root / "data/keys").glob("*.pem")):
         key = serialization.load_pem_private_key(path.read_bytes(), None)
         if isinstance(key, RSAPrivateKey):

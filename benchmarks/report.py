@@ -1,7 +1,7 @@
 """Runs to tables: medians, spread, ratios, and the file ``benchmarks/results.md``."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -17,9 +17,15 @@ class Section:
     title: str
     note: str
     header: tuple[str, ...]
-    rows: list[tuple[str, ...]] = field(default_factory=list)
+    rows: Sequence[tuple[str, ...]]
+
+    def plain(self) -> dict[str, object]:
+        """For JSON: a row is an object."""
+        rows = [dict(zip(self.header, row, strict=True)) for row in self.rows]
+        return {"title": self.title, "note": self.note, "rows": rows}
 
     def text(self) -> str:
+        """As Markdown."""
         lines = [f"## {self.title}", "", self.note, ""] if self.note else [f"## {self.title}", ""]
         lines.append("| " + " | ".join(self.header) + " |")
         lines.append("|" + " --- |" * len(self.header))
@@ -29,20 +35,17 @@ class Section:
 
 def throughput(title: str, note: str, runs: Sequence[Run], *, against: str) -> Section:
     """One row a subject and workload; the ratio is to ``against`` in the same runs."""
-    section = Section(
-        title,
-        note,
-        (
-            "workload",
-            "subject",
-            "messages/s (median)",
-            "spread",
-            "ratio",
-            "CPU ms/message",
-            "peak memory",
-            "all arrived",
-        ),
+    header = (
+        "workload",
+        "subject",
+        "messages/s (median)",
+        "spread",
+        "ratio",
+        "CPU ms/message",
+        "peak memory",
+        "all arrived",
     )
+    rows: list[tuple[str, ...]] = []
     for workload in dict.fromkeys(run.workload for run in runs):
         of_workload = [run for run in runs if run.workload == workload]
         reference = [run.per_second for run in of_workload if run.subject == against]
@@ -50,7 +53,7 @@ def throughput(title: str, note: str, runs: Sequence[Run], *, against: str) -> S
             mine = [run for run in of_workload if run.subject == subject]
             speeds = [run.per_second for run in mine]
             ratio = f"{median(speeds) / median(reference):.2f}" if reference else "—"
-            section.rows.append(
+            rows.append(
                 (
                     workload,
                     subject,
@@ -62,7 +65,7 @@ def throughput(title: str, note: str, runs: Sequence[Run], *, against: str) -> S
                     "yes" if all(run.complete for run in mine) else "NO",
                 )
             )
-    return section
+    return Section(title, note, header, rows)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
