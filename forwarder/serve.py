@@ -103,6 +103,7 @@ class Engine:
         self._clock = clock
         self._ids = IdSource(clock=clock, entropy=os.urandom)
         self.worker_id = place.worker_id or self._ids()
+        self._alive_until = clock()  # before it, nobody takes our leases over
         self._closing = AsyncExitStack()
         self._servers: list[Server] = []
         self._web: WebServer | None = None
@@ -137,22 +138,29 @@ class Engine:
         """This process's row, and the leases of the one it replaces made free."""
         if self._place.successor_of:
             await workers.farewell(self.database, self._place.successor_of, self._clock())
+        now = self._clock()
         await workers.register(
             self.database,
             worker_id=self.worker_id,
             node=node_id(self.settings.data_dir),
             hostname=socket.gethostname(),
             pid=os.getpid(),
-            now=self._clock(),
+            now=now,
             alive_for=self.settings.workers.lease,
         )
+        self._alive_until = now + self.settings.workers.lease
 
     def _build(self, keyring: Keyring) -> None:
         settings, clock, ids, database = self.settings, self._clock, self._ids, self.database
         self.directory = Directory(database, clock=clock)
         self.journal = Journal(database, ids=ids, clock=clock)
         self.queue = Queue(
-            database, worker_id=self.worker_id, local_name=settings.hostname, ids=ids, clock=clock
+            database,
+            worker_id=self.worker_id,
+            local_name=settings.hostname,
+            ids=ids,
+            clock=clock,
+            alive=lambda: clock() < self._alive_until,
         )
         self.resolver = Resolver(
             settings.dns.nameservers,
@@ -270,10 +278,10 @@ class Engine:
         while True:
             await asyncio.sleep(min(lease.total_seconds() / 4, 5.0))
             try:
-                alive = await workers.heartbeat(
-                    self.database, self.worker_id, now=self._clock(), alive_for=lease
-                )
-                if not alive:
+                now = self._clock()
+                if await workers.heartbeat(self.database, self.worker_id, now=now, alive_for=lease):
+                    self._alive_until = now + lease
+                else:
                     log.warning("taken for dead by another process; registering again", worker=self.worker_id)
                     await self._register()
             except StoreUnavailable as error:
