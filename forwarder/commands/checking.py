@@ -18,7 +18,7 @@ from forwarder.commands.frame import AsJson, Config, answer, now, settings_of, s
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from api.improvmx.check import Checked
+    from api.findings import Checked
     from forwarder.config import HostPort, Settings
     from forwarder.net.dns import Resolver
     from forwarder.store.domains import Domain
@@ -115,7 +115,8 @@ def _port(name: str, at: "HostPort") -> Finding:
 async def _database_and_dns(settings: "Settings") -> list[Finding]:
     import asyncio
 
-    from api.improvmx.check import look, record
+    from api.findings import look
+    from api.improvmx.check import record
     from forwarder.net.dns import Resolver
     from forwarder.node import NodeError
     from forwarder.schema import ensure_schema
