@@ -47,6 +47,7 @@ _NO_LIMIT = 1 << 60
 class Denied(StrEnum):
     """Why a log-in was not granted."""
 
+    BARRED = "too many failures from this address"
     WRONG = "the name or the password is wrong"
     THROTTLED = "too many failures for this name"
     BUSY = "too many log-ins wait to be verified"
@@ -57,6 +58,13 @@ class _Verified:
     credential_id: int
     changed_at: datetime
     until: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Guesses:
+    by_client: float
+    at_name: float
+    of_both: float
 
 
 class Authenticator:
@@ -93,20 +101,21 @@ class Authenticator:
         token = hmac.digest(self._key, f"{name}\0{password}".encode("utf-8", "surrogatepass"), "sha256")
         if login is not None and self._remembers(token, login):
             return login
-        name_key, pair_key = _name_key(name), _pair_key(name, client)
-        failures = await self._failures(name_key)
+        look = partial(_guesses, name=name, client=client, now=self._clock())
+        guesses = await self._database.read(look)
         limit = self._settings.failures_per_account
-        if failures >= limit * _STRICT:
-            return Denied.THROTTLED
-        if failures >= limit and await self._failures(pair_key) > 0:
+        attacked = guesses.at_name >= limit
+        if guesses.by_client >= self._settings.failures_per_minute:
+            return Denied.BARRED
+        if guesses.at_name >= limit * _STRICT or (attacked and guesses.of_both > 0):
             return Denied.THROTTLED
         if self._waiting >= WAITING or self._closed:
             return Denied.BUSY
         if await self._verify(login, password) and login is not None and not login.account_locked:
             self._remember(token, login)
             return login
-        await self._count(name_key, pair_key, client)
-        return Denied.THROTTLED if failures >= limit else Denied.WRONG
+        await self._count(name, client)
+        return Denied.THROTTLED if attacked else Denied.WRONG
 
     def close(self) -> None:
         """Verify nothing more."""
@@ -125,15 +134,12 @@ class Authenticator:
         finally:
             self._waiting -= 1
 
-    async def _failures(self, key: str) -> float:
-        return await self._database.read(partial(_recent, key=key, window=HOUR, now=self._clock()))
-
-    async def _count(self, name_key: str, pair_key: str, client: str) -> None:
+    async def _count(self, name: str, client: str) -> None:
         now = self._clock()
         count = partial(counters.hit, self._database, limit=_NO_LIMIT, now=now)
         await asyncio.gather(
-            count(name_key, window=HOUR),
-            count(pair_key, window=HOUR),
+            count(_name_key(name), window=HOUR),
+            count(_pair_key(name, client), window=HOUR),
             count(_client_key(client), window=MINUTE),
         )
 
@@ -166,6 +172,14 @@ def _look_up(conn: Connection, *, name: str) -> Login | None:
     except AddressError:
         return None
     return credentials.for_login(conn, path.key, path.domain)
+
+
+def _guesses(conn: Connection, *, name: str, client: str, now: datetime) -> _Guesses:
+    return _Guesses(
+        by_client=_recent(conn, key=_client_key(client), window=MINUTE, now=now),
+        at_name=_recent(conn, key=_name_key(name), window=HOUR, now=now),
+        of_both=_recent(conn, key=_pair_key(name, client), window=HOUR, now=now),
+    )
 
 
 def _recent(conn: Connection, *, key: str, window: timedelta, now: datetime) -> float:

@@ -127,8 +127,6 @@ class SubmissionReception:
         if isinstance(asked, Reply):
             return asked
         try:
-            if await self._authenticator.barred(session.client):
-                return replies.TOO_MANY_FAILED_LOGINS
             found = await self._authenticator.log_in(asked.name, asked.password, session.client)
         except StoreUnavailable:
             log.warning("log-in not verified: store trouble", client=session.client)
@@ -137,6 +135,8 @@ class SubmissionReception:
             session.login = found
             return replies.AUTHENTICATED
         log.info("log-in failed", client=session.client, reason=found.name)
+        if found is Denied.BARRED:
+            return replies.TOO_MANY_FAILED_LOGINS
         if found is not Denied.WRONG:
             return replies.AUTH_TROUBLE
         session.failed_logins += 1
