@@ -12,6 +12,7 @@ Limits: two workers that admit at the same instant may both take the last place.
 keeps its counts until ``clear_region``. A rate is counted in slots of ten seconds over the last minute.
 """
 
+import contextlib
 import hashlib
 import ipaddress
 import mmap
@@ -200,12 +201,9 @@ def _shared_file(path: Path, size: int) -> int:
         os.write(descriptor, secrets.token_bytes(_KEY_BYTES))
         os.ftruncate(descriptor, size)
         os.close(descriptor)
-        try:
-            os.link(fresh, path)  # fails where another process was first: then its file is the one
-        except FileExistsError:
-            pass
-        finally:
-            os.unlink(fresh)
+        with contextlib.suppress(FileExistsError):  # another process was first: its file is the one
+            os.link(fresh, path)
+        os.unlink(fresh)
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     if os.fstat(descriptor).st_size < size:
         os.ftruncate(descriptor, size)  # more workers than before; what is new is zero
