@@ -1,0 +1,109 @@
+"""A message goes through whole: its body to the octet, headers only prepended, signed by us, its sender's SPF safe."""
+
+import pytest
+
+from tests.engine.town import MAIL, Town, head_of, names_of
+from tests.peers.client import send
+
+ODD = {
+    "lines that begin with dots": b"Subject: x\r\n\r\n.\r\n..\r\n...x\r\n. \r\nend\r\n",
+    "a dot right after the header": b"Subject: x\r\n\r\n.hidden\r\n",
+    "every octet but CR, LF and NUL": b"Subject: x\r\n\r\n"
+    + bytes(octet for octet in range(1, 256) if octet not in b"\r\n")
+    + b"\r\n",
+    "NUL in the text": b"Subject: x\r\n\r\na\0b\r\n",
+    "trailing white space and empty lines": b"Subject: x  \t\r\n\r\n a \t \r\n\r\n\r\n\t\r\n\r\n",
+    "no body": b"Subject: x\r\n\r\n",
+    "no body and no empty line": b"Subject: x\r\n",
+    "a body only": b"\r\nno header at all\r\n",
+    "nothing": b"",
+    "a line of 998 octets": b"Subject: x\r\n\r\n" + b"y" * 998 + b"\r\n",
+    "headers in odd shapes": b"SUBJECT:x\r\nx-a:\r\n\t\r\nX-B: b\r\n c\r\n\t d\r\nFrom: ann@out.test\r\n\r\nx\r\n",
+    "eight bits in the header": b"Subject: gr\xfc\xdfe\r\nFrom: \xe4nn <ann@out.test>\r\n\r\nx\r\n",
+    "a blank before the colon": b"Subject : x\r\nFrom: Ann <ann@out.test>\r\n\r\nx\r\n",
+    "a first line that is no field": b"From ann Mon Jan 1\r\nSubject: x\r\n\r\nx\r\n",
+    "a first line that continues nothing": b" Subject: x\r\nTo: y\r\n\r\nx\r\n",
+    "signatures of others": b"DKIM-Signature: v=1; a=rsa-sha256; d=out.test; s=x; h=from; bh=AA==; b=AA==\r\n"
+    b"From: ann@out.test\r\n\r\nx\r\n",
+}
+
+UNREADABLE = {"a blank before the colon"}  # dkimpy gives up on it before it looks at any signature
+REFUSABLE = {"a body only", "nothing", "a first line that continues nothing"}  # no author DMARC could judge
+
+
+async def test_every_odd_content_arrives_as_it_was_sent_and_signed(engine: Town) -> None:
+    for name, content in ODD.items():
+        engine.sink.messages.clear()
+        answer = await engine.send("ann@out.test", "info@example.com", content)
+        if name in REFUSABLE and answer.code in (550, 554):
+            continue
+        assert answer.code == 250, (name, answer)
+        (message,) = await engine.sink.wait_for(1)
+        assert message.content.endswith(b"\r\n" + content), name
+        added = message.content.removesuffix(content)
+        assert {field.lower() for field in names_of(added)} == {
+            "x-forwarder-id",
+            "x-forwarded-to",
+            "dkim-signature",
+            "arc-seal",
+            "arc-message-signature",
+            "arc-authentication-results",
+            "received",
+            "authentication-results",
+        }, name
+        if name not in UNREADABLE:
+            assert await engine.verified(message) == [True, True], name
+    await engine.goes_on()
+
+
+async def test_one_message_in_full(either: Town) -> None:
+    answer = await either.send("ann@out.test", "info+label@example.com", MAIL)
+    assert answer.text.startswith("2.0.0 queued as ")
+    (message,) = await either.sink.wait_for(1)
+    assert message.recipients == ("inbox@dest.test",)
+    assert message.reverse_path.startswith("SRS0=")
+    assert message.reverse_path.endswith("=out.test=ann@mx.test")
+    assert message.content.endswith(b"\r\n" + MAIL)
+    head = head_of(message.content)
+    assert b"\r\nX-Forwarded-To: info+label@example.com\r\n" in head
+    assert b"by mx.test (Forwarder) with ESMTP" in head
+    assert head.count(b"\r\nDKIM-Signature: ") == 2
+    assert head.count(b"\r\nMessage-ID: <1@out.test>\r\n") == 1
+    assert await either.verified(message) == [True, True]
+    assert await either.sealed(message) == b"pass"
+    await either.wait_for_statuses("QUEUED", "DELIVERED", domain="example.com")
+    await either.settled()
+    await either.goes_on()
+
+
+async def test_every_destination_of_an_alias_gets_one_copy(either: Town) -> None:
+    await either.alias("all", "a@dest.test, b@dest.test, c@well.test, a@dest.test, x@example.com")
+    assert (await either.send("ann@out.test", ["all@example.com", "x@example.com"], MAIL)).code == 250
+    await either.well.wait_for(1)
+    await either.settled()
+    arrived = sorted(to for m in either.sink.messages for to in m.recipients)
+    assert arrived.count("a@dest.test") == 1
+    assert arrived.count("b@dest.test") == 1
+    # The same mailbox as two recipients of the sender: one delivery each, the log tells both.
+    assert arrived.count("inbox@dest.test") in (1, 2)
+    assert [m.recipients for m in either.well.messages] == [("c@well.test",)]
+    await either.goes_on()
+
+
+@pytest.mark.parametrize("sender", ["", "ann@out.test"])
+async def test_the_null_reverse_path_stays_null(engine: Town, sender: str) -> None:
+    assert (await engine.send(sender, "info@example.com", MAIL)).code == 250
+    (message,) = await engine.sink.wait_for(1)
+    assert (message.reverse_path == "") == (sender == "")
+    await engine.goes_on()
+
+
+async def test_a_message_of_several_mebibytes_is_the_same_at_the_other_end(engine: Town) -> None:
+    lines = (b"%08d " % number + bytes(range(0x80, 0xC0)) for number in range(60_000))
+    content = b"Subject: big\r\nFrom: ann@out.test\r\n\r\n" + b"\r\n".join(lines) + b"\r\n"
+    answer = await send("127.0.0.1", engine.mx_port, b"ann@out.test", [b"info@example.com"], content)
+    assert answer.code == 250
+    (message,) = await engine.sink.wait_for(1, timeout=30)
+    assert message.content.endswith(b"\r\n" + content)
+    assert await engine.verified(message) == [True, True]
+    await engine.goes_on()

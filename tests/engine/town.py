@@ -1,0 +1,194 @@
+"""A house with neighbours: who sends, who receives, who is always well; and what must hold after every test.
+
+``Town.sink`` plays the destinations at ``dest.test``, ``Town.origin`` receives what goes back to senders at
+``out.test``, ``Town.well`` is a destination (``well.test``) that never misbehaves. ``example.com`` is hosted from the
+start with the aliases of ``ALIASES``: mail to ``to.<part>@example.com`` goes to ``<part>@dest.test``, so that the
+part the sink plays is chosen by the recipient.
+
+``goes_on`` is what every test ends with: the engine lives, nothing was logged as an error, and the next normal message
+is delivered.
+"""
+
+import asyncio
+import base64
+import logging
+import re
+import shutil
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
+
+import dkim
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from forwarder.keyring import open_keyring
+from forwarder.mail.seal import public_record
+from forwarder.serve import utc_now
+from forwarder.store import aliases, dkim_keys
+from tests.harness import House, wait_until
+from tests.peers.sink import Received, Sink
+
+ALIASES = {
+    "*": "inbox@dest.test",
+    "well": "well@well.test",
+    r"to\.(.+)": "$1@dest.test",
+    r"from\.(.+)": "person@$1",
+    "pair": "first@dest.test, second@dest.test",
+}
+MAIL = (
+    b"From: Ann <ann@out.test>\r\nTo: info@example.com\r\nSubject: hello\r\nMessage-ID: <1@out.test>\r\n"
+    b"\r\nhello\r\n"
+)
+
+
+class _VerifyKey:
+    """What dkimpy wants of PyNaCl, which is not installed: the curve by OpenSSL, everything else stays dkimpy's."""
+
+    def __init__(self, key: bytes, encoder: object) -> None:
+        self._key = Ed25519PublicKey.from_public_bytes(base64.b64decode(key))
+
+    def verify(self, message: bytes, signature: bytes) -> None:
+        self._key.verify(signature, message)
+
+
+dkim.nacl = SimpleNamespace(
+    signing=SimpleNamespace(VerifyKey=_VerifyKey),
+    encoding=SimpleNamespace(Base64Encoder=None),
+    exceptions=SimpleNamespace(ValueError=ValueError, BadSignatureError=InvalidSignature),
+)
+
+
+class Town(House):
+    """See the module."""
+
+    def __init__(
+        self, folder: Path, furnished: Path, api_key: str, said: list[MutableMapping[str, Any]]
+    ) -> None:
+        super().__init__(folder)
+        shutil.copytree(furnished, folder / "data")
+        self.api_key = api_key
+        self.said = said  # every line the engine logged
+        self.records: list[logging.LogRecord] = []  # the same of standard logging
+        self.origin: Sink
+        self.well: Sink
+        self._probes = 0
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        self.origin = await self.another_sink("127.0.0.3", "out.test")
+        self.well = await self.another_sink("127.0.0.9", "well.test")
+        return self
+
+    async def another_sink(self, host: str, domain: str, **features: Any) -> Sink:
+        """A destination on an address of its own; all share the port."""
+        sink = Sink(host=host, port=self.sink.port, **features)
+        await self._stack.enter_async_context(sink)
+        self.dns.mail_host(domain, host)
+        return sink
+
+    async def alias(
+        self, pattern: str, forward: str, *, domain: str = "example.com", when_disabled: int | None = None
+    ) -> None:
+        """One more alias; ``when_disabled``: it is switched off and answers so."""
+        hosted = await self.domain(domain)
+        await self.database.write(
+            lambda conn: aliases.add(
+                conn,
+                hosted,
+                pattern,
+                forward,
+                utc_now(),
+                is_active=when_disabled is None,
+                when_disabled=when_disabled or 550,
+            )
+        )
+
+    # --- what must hold
+
+    @property
+    def errors(self) -> list[str]:
+        """What was logged as an error, by structlog or by standard logging (asyncio's exceptions among it)."""
+        found = [str(line) for line in self.said if line["log_level"] in ("error", "critical", "exception")]
+        return found + [record.getMessage() for record in self.records if record.levelno >= logging.ERROR]
+
+    async def goes_on(self) -> None:
+        """The engine lives, no error was logged, and the next normal message is delivered."""
+        self._probes += 1
+        subject = b"Subject: probe %d\r\n\r\nx\r\n" % self._probes
+        answer = await self.send("probe@out.test", "well@example.com", subject)
+        assert answer.code == 250, answer
+        await self.well.wait_until(lambda: any(m.content.endswith(subject) for m in self.well.messages))
+        assert self.running is not None
+        tasks = self.running.health().tasks
+        assert all(tasks.values()), tasks
+        assert self.errors == []
+        assert [*self.sink.violations, *self.origin.violations, *self.well.violations] == []
+        assert [*self.sink.trouble, *self.origin.trouble, *self.well.trouble] == []
+
+    async def settled(self) -> None:
+        """Until nothing is left in the queue."""
+        await wait_until(self.queue_is_empty, what="the queue to be empty")
+
+    async def refused_events(self) -> list[tuple[int, str]]:
+        """Code and text of every REFUSED event; what is written behind the reply is waited for."""
+        assert self.running is not None
+        await self.running.journal.flush()
+        return [(code, text) for status, code, text in await self.events() if status == "REFUSED"]
+
+    # --- signatures, as another implementation sees them
+
+    async def published(self, domain: str = "mx.test") -> Mapping[bytes, bytes]:
+        """The TXT records of the keys of the service, or of a domain hosted here."""
+        if domain == "mx.test":
+            return {
+                f"{signer.selector}._domainkey.{domain}.".encode(): public_record(signer.key).encode()
+                for signer in open_keyring(self.settings).service
+            }
+        hosted = await self.domain(domain)
+        keys = await self.database.read(lambda conn: dkim_keys.list_keys(conn, hosted.id))
+        return {f"{key.selector}._domainkey.{domain}.".encode(): key.public_record.encode() for key in keys}
+
+    async def verified(self, message: Received, domain: str = "mx.test") -> list[bool]:
+        """The verdict of dkimpy on each DKIM signature of that domain, topmost first."""
+        records = await self.published(domain)
+
+        def verify() -> list[bool]:
+            checker = dkim.DKIM(message.content)
+            values = [value for name, value in checker.headers if name.lower() == b"dkim-signature"]
+            theirs = re.compile(rb"\bd=" + re.escape(domain.encode()) + rb";")
+            return [
+                checker.verify(idx=place, dnsfunc=lambda name, timeout=5: records.get(name))
+                for place, value in enumerate(values)
+                if theirs.search(value)
+            ]
+
+        return await asyncio.to_thread(verify)
+
+    async def sealed(self, message: Received) -> bytes:
+        """dkimpy's word on the ARC chain: ``pass``, ``fail`` or ``none``."""
+        records = await self.published()
+
+        def verify() -> bytes:
+            chain, _, _ = dkim.ARC(message.content).verify(dnsfunc=lambda name, timeout=5: records.get(name))
+            return chain
+
+        return await asyncio.to_thread(verify)
+
+
+def head_of(content: bytes) -> bytes:
+    return content.partition(b"\r\n\r\n")[0] + b"\r\n"
+
+
+def names_of(head: bytes) -> list[str]:
+    """The names of the fields of a head, in order."""
+    return [
+        line.partition(b":")[0].decode("ascii")
+        for line in head.split(b"\r\n")
+        if line and line[:1] not in (b" ", b"\t")
+    ]
+
+
+def codes(answers: Sequence[Any]) -> list[int]:
+    return [answer.code for answer in answers]
