@@ -10,7 +10,6 @@ ends within PATIENCE seconds.
 """
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 import structlog
 from pydantic import BaseModel
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -163,6 +163,6 @@ def json_response(
     body: Mapping[str, Any], status: int = 200, *, headers: Mapping[str, str] | None = None
 ) -> Response:
     """JSON that is never cached: it belongs to one account."""
-    content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    content = to_json(body)
     shown = {"Cache-Control": "no-store", **(headers or {})}
     return Response(content, status, shown, media_type="application/json")

@@ -12,6 +12,8 @@ from urllib.parse import quote, unquote
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+_SEGMENTS = "forwarder.segments"
+
 
 def segments(scope: Scope) -> list[str] | None:
     """The decoded segments of the path without a trailing slash; None when they are not UTF-8."""
@@ -41,7 +43,9 @@ class PathRoute(BaseRoute):
         """Starlette asks; the path's values go to the application as ``path_params``."""
         if scope["type"] != "http":
             return Match.NONE, {}
-        found = segments(scope)
+        found = scope.get(_SEGMENTS, False)  # every route is asked about the same path
+        if found is False:
+            found = scope[_SEGMENTS] = segments(scope)
         if found is None or len(found) != len(self._parts):
             return Match.NONE, {}
         values: dict[str, Any] = {}

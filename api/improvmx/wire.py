@@ -164,4 +164,5 @@ def _mailbox(email: str | None, name: str | None) -> Json | None:
 
 
 def _time(at: datetime, *, as_milliseconds: bool) -> str | int:
-    return milliseconds(at) if as_milliseconds else f"{at:%Y-%m-%d %H:%M:%S}+0000"
+    # isoformat is many times as fast as strftime, and a page of logs has hundreds of times.
+    return milliseconds(at) if as_milliseconds else at.isoformat(" ", "seconds").replace("+00:00", "+0000")
