@@ -156,8 +156,12 @@ class Connection(SMTP):
             return
         # The peer may still be sending what we do not want to hear: let it finish, so that it hears us.
         if self._closing and self.state.errors and transport.can_write_eof():
-            transport.write_eof()
-            await self._linger()
+            try:
+                transport.write_eof()
+            except OSError:  # the peer is gone already; asyncio does not look before it shuts down
+                transport.abort()
+            else:
+                await self._linger()
         self._inlet.close()
         transport.close()
         if transport.get_write_buffer_size():  # a peer that does not read must not keep the socket
