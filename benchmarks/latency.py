@@ -38,6 +38,7 @@ class Sink:
         self.at: dict[int, float] = {}
         self.copies: dict[int, list[bytes]] = {}
         self._server: asyncio.Server | None = None
+        self._open: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> "Sink":
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", SINK_PORT, limit=2**26)
@@ -46,8 +47,13 @@ class Sink:
     async def __aexit__(self, *_: object) -> None:
         if self._server is not None:
             self._server.close()
+        # Kept connections too, or the subject would go on delivering to this sink while the next one waits.
+        for writer in tuple(self._open):
+            writer.close()
+        await asyncio.sleep(0.1)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
         writer.write(b"220 sink.test ESMTP\r\n")
         try:
             while line := await reader.readline():
@@ -67,6 +73,7 @@ class Sink:
         except (ConnectionError, asyncio.IncompleteReadError):
             return
         finally:
+            self._open.discard(writer)
             writer.close()
 
     def _note(self, content: bytes) -> None:
