@@ -1,0 +1,85 @@
+"""Return addresses of ours: the right ones lead back to the sender, all others are nobody's."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from forwarder.keyring import open_keyring
+from forwarder.mail.address import parse_address
+from forwarder.mail.srs import Srs
+from tests.engine.town import MAIL, Town
+
+
+async def return_address(town: Town, sender: str = "ann@out.test") -> str:
+    """What the destination saw as reverse-path."""
+    count = len(town.sink.messages)
+    assert (await town.send(sender, "info@example.com", MAIL)).code == 250
+    return (await town.sink.wait_for(count + 1))[-1].reverse_path
+
+
+async def test_a_bounce_finds_its_way_back(engine: Town) -> None:
+    path = await return_address(engine)
+    for spelled in (path, path.lower(), path.upper()):
+        assert (await engine.send("", spelled, MAIL)).code == 250, spelled
+    await engine.origin.wait_for(3)
+    assert {m.recipients[0] for m in engine.origin.messages} <= {"ann@out.test", "ANN@out.test"}
+    assert {m.reverse_path for m in engine.origin.messages} == {""}
+    await engine.goes_on()
+
+
+@pytest.mark.parametrize(
+    "name", ["hash", "day", "secret", "expired", "SRS1", "other sender", "empty", "bare"]
+)
+async def test_forged_and_expired_ones_are_unknown(engine: Town, name: str) -> None:
+    path = await return_address(engine)
+    local, _, _ = path.partition("@")
+    _, digest, day, domain, sender = local.split("=")
+    long_ago = datetime.now(UTC) - timedelta(days=30)
+    secrets = open_keyring(engine.settings).srs_secrets
+    ann = parse_address("ann@out.test")
+    forged = {
+        "hash": f"SRS0={'AAAA' if digest != 'AAAA' else 'BBBB'}={day}={domain}={sender}@mx.test",
+        "day": f"SRS0={digest}={'AA' if day != 'AA' else 'BB'}={domain}={sender}@mx.test",
+        "secret": Srs([b"some other secret of 32 octets..."], "mx.test")
+        .forward(ann, now=datetime.now(UTC))
+        .wire(),
+        "expired": Srs(secrets, "mx.test").forward(ann, now=long_ago).wire(),
+        "SRS1": f"SRS1={digest}=evil.test=={digest}={day}={domain}={sender}@mx.test",
+        "other sender": f"SRS0={digest}={day}={domain}=victim@mx.test",
+        "empty": "SRS0=@mx.test",
+        "bare": "SRS0@mx.test",
+    }[name]
+    answer = await engine.send("", forged, MAIL)
+    assert str(answer).startswith(("550 5.1.1", "550 5.7.1", "554 5.7.1")), answer
+    await engine.goes_on()
+    assert engine.origin.messages == []
+    assert len(engine.sink.messages) == 1
+
+
+async def test_the_right_hash_at_a_foreign_domain_is_an_ordinary_recipient(engine: Town) -> None:
+    local, _, _ = (await return_address(engine)).partition("@")
+    await engine.host("strict.example", {"info": "person@dest.test"})
+    assert str(await engine.send("", f"{local}@strict.example", MAIL)).startswith("550 5.1.1")
+    assert str(await engine.send("", f"{local}@dest.test", MAIL)).startswith("554 5.7.1")
+    # And where an alias takes everything, it is that alias's mail.
+    assert (await engine.send("", f"{local}@example.com", MAIL)).code == 250
+    assert (await engine.sink.wait_for(2))[-1].recipients == ("inbox@dest.test",)
+    await engine.goes_on()
+    assert engine.origin.messages == []
+
+
+async def test_addresses_of_other_forwarders_pass_through_and_come_back(engine: Town) -> None:
+    engine.dns.mail_host("first.test", engine.origin.host)
+    for sender, back in (
+        ("SRS0=HHHH=TT=far.test=bob@out.test", "SRS0=HHHH=TT=far.test=bob@out.test"),
+        # The second forwarder has nothing to say about the way back: SRS1 leads to the first one at once.
+        ("SRS1=GGGG=first.test==HHHH=TT=far.test=bob@out.test", "SRS0=HHHH=TT=far.test=bob@first.test"),
+        ("b" * 64 + "@out.test", "b" * 64 + "@out.test"),
+    ):
+        engine.origin.messages.clear()
+        path = await return_address(engine, sender)
+        assert path.endswith("@mx.test")
+        assert (await engine.send("", path, MAIL)).code == 250
+        (message,) = await engine.origin.wait_for(1)
+        assert message.recipients == (back,)
+    await engine.goes_on()
