@@ -8,59 +8,104 @@ a command; what exceeds the size limit is read and thrown away, so that the refu
 dialogue stays in step; a peer that sends steadily may take as long as it needs, one that does not reach the minimum
 rate is given up (``Expired``).
 
-Limit: up to twice the size of a message is held for the moment of joining its blocks.
+Limits: up to twice the size of a message is held for the moment of joining its blocks. All the contents being read and
+stored in one process share a ``Memory``; what does not fit is read, thrown away, and asked for again later.
 """
 
 import re
 import time
 from collections.abc import Callable
+from enum import Enum
 
 from forwarder.inbound.inlet import Expired, Inlet
 
 END = b"\r\n.\r\n"
-RATE_GRACE = (
-    60.0  # seconds before the minimum rate counts: TCP starts slowly, and short messages do not matter
-)
+RATE_GRACE = 60.0  # seconds before the minimum rate counts: TCP starts slowly, short messages do not matter
 
 _STUFFED = re.compile(rb"\r\n\.")
 # A lone dot between line ends of which one at least is not CRLF: somebody's server takes it for the end of DATA.
 _LOOK_ALIKE = re.compile(rb"(?:\r\n|\r|\n)\x00?\.\x00?(?:\r\n|\r|\n)")
 
 
+class Excess(Enum):
+    """Why a content was thrown away while it was read."""
+
+    SIZE = "more than the limit"
+    MEMORY = "too much mail at once in this process"
+
+
+class Memory:
+    """How many octets of contents a process may hold while they are read and stored."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+
+    def share(self) -> "Share":
+        """For one message."""
+        return Share(self)
+
+
+class Share:
+    """What one message holds of the memory; to be released when it is stored."""
+
+    __slots__ = ("_held", "_memory")
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._held = 0
+
+    def grow(self, octets: int) -> bool:
+        """Hold more; False: there is no room, and nothing more is held."""
+        if self._memory.held + octets > self._memory.limit:
+            return False
+        self._memory.held += octets
+        self._held += octets
+        return True
+
+    def release(self) -> None:
+        self._memory.held -= self._held
+        self._held = 0
+
+
 async def read_content(
     inlet: Inlet,
     *,
     limit: int,
+    share: Share,
     block_timeout: float,
     min_rate: int,
     now: Callable[[], float] = time.monotonic,
-) -> bytes | None:
-    """What came before CRLF.CRLF, still dot-stuffed; None when that was more than ``limit`` octets.
+) -> bytes | Excess:
+    """What came before CRLF.CRLF, still dot-stuffed, or why nothing was kept of it.
 
     Raises ``Expired`` when no block came in time or the rate is too low, ``Gone`` when the peer went away.
     """
     blocks: list[bytearray] = []
+    excess: Excess | None = None
     total = 0
     tail = b"\r\n"  # the line before the first: a dot at once ends an empty message
     started = now()
     while True:
         block = await inlet.block(block_timeout)
         end = _end(tail, block)
+        length = total + (len(block) if end is None else end + 2)  # the CRLF before the dot is the message's
+        if excess is None:
+            if length - (0 if end is not None else len(END)) > limit:
+                excess = Excess.SIZE
+            elif not share.grow(len(block)):
+                excess = Excess.MEMORY
+            blocks.append(block)
+        if excess is not None:
+            blocks.clear()  # keep reading, hold nothing
+            share.release()
         if end is not None:
             rest = block[end + len(END) :]
             if rest:
                 inlet.give_back(rest)
-            length = total + end + 2  # the CRLF before the dot belongs to the message
-            if length > limit:
-                return None
-            blocks.append(block)
-            return _joined(blocks, length)
+            return excess or _joined(blocks, length)
         tail = bytes((tail + block[-len(END) :])[-(len(END) - 1) :])
-        total += len(block)
-        if total - len(END) > limit:
-            blocks.clear()  # keep reading, hold nothing
-        else:
-            blocks.append(block)
+        total = length
         elapsed = now() - started
         if elapsed > RATE_GRACE and total < min_rate * (elapsed - RATE_GRACE):
             raise Expired

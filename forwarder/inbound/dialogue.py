@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from forwarder.inbound.connection import Connection, described_tls
-from forwarder.inbound.data import read_content, smuggles, unstuffed
+from forwarder.inbound.data import Excess, Share, read_content, smuggles, unstuffed
 from forwarder.inbound.inlet import Expired, Gone, Stopped, TooLong
 from forwarder.inbound.reception import AUTH_LIMIT, COMMAND_LIMIT
 from forwarder.inbound.session import Transaction
@@ -28,6 +28,7 @@ from forwarder.mail.reply import Reply
 from forwarder.store.trouble import StoreFull, StoreUnavailable
 
 HANDSHAKE_SECONDS = 30.0
+MEMORY_FULL = replies.STORAGE_FULL.saying("too much mail at once, try again later")  # RFC 5321 4.2.2: 452
 
 log = structlog.get_logger(__name__)
 _HTTP = frozenset(
@@ -159,17 +160,26 @@ class Dialogue(Connection):
             return replies.NO_VALID_RECIPIENTS
         self._say(replies.START_INPUT)
         await self._flush()
+        share = desk.memory.share()
+        try:
+            return await self._receive(transaction, share)
+        finally:
+            share.release()
+            session.transaction = None
+
+    async def _receive(self, transaction: Transaction, share: Share) -> Reply:
+        session, desk = self.state, self._desk
         limit = desk.bounds.size_limit
         raw = await read_content(
             self._inlet,
             limit=limit + limit // 8,  # room for the dots that stuffing added
+            share=share,
             block_timeout=desk.bounds.data_timeout.total_seconds(),
             min_rate=desk.bounds.min_rate,
         )
-        session.transaction = None
         content = self._checked(raw)
         if isinstance(content, Reply):
-            desk.reception.refused(session, transaction, raw or b"", content)
+            desk.reception.refused(session, transaction, b"" if isinstance(raw, Excess) else raw, content)
             return content
         # Handed over and not kept: this frame waits until the message is stored, and a large one should not lie
         # in memory twice all the while.
@@ -180,11 +190,11 @@ class Dialogue(Connection):
             session.junk = 0
         return answer
 
-    def _checked(self, raw: bytes | None) -> bytes | Reply:
+    def _checked(self, raw: bytes | Excess) -> bytes | Reply:
         """The content as the sender meant it, or why it is refused whoever sent it."""
         bounds = self._desk.bounds
-        if raw is None:
-            return replies.MESSAGE_TOO_BIG
+        if isinstance(raw, Excess):
+            return replies.MESSAGE_TOO_BIG if raw is Excess.SIZE else MEMORY_FULL
         content = unstuffed(raw)
         if len(content) > bounds.size_limit:
             return replies.MESSAGE_TOO_BIG

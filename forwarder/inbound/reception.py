@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from forwarder.config import MxSection, SubmissionSection
+from forwarder.inbound.data import Memory
 from forwarder.inbound.limits import Doorkeeper
 from forwarder.inbound.session import Session, Transaction
 from forwarder.mail import reply as replies
@@ -70,6 +71,7 @@ class Desk:
     doorkeeper: Doorkeeper
     tls: ServerTls | None
     loop: asyncio.AbstractEventLoop
+    memory: Memory
     line_limit: int = COMMAND_LIMIT
     stopping: bool = False
     greeting: Reply = field(init=False)

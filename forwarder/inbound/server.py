@@ -18,12 +18,14 @@ import structlog
 
 from forwarder.config import HostPort
 from forwarder.inbound.connection import Connection
+from forwarder.inbound.data import Memory
 from forwarder.inbound.dialogue import HANDSHAKE_SECONDS, Dialogue
 from forwarder.inbound.intake import Rooms
 from forwarder.inbound.limits import Allowance, ClientTable, Doorkeeper, table_path
 from forwarder.inbound.reception import Desk, Reception
 
 BACKLOG = 1024
+MESSAGES_HELD = 16  # of the largest size, while they are read and stored, per service and process
 COMMIT_SECONDS = 10.0  # how long a session that was cut off may still need to commit
 
 log = structlog.get_logger(__name__)
@@ -129,6 +131,7 @@ class Server:
             reception=self._reception,
             doorkeeper=Doorkeeper(table, allowance, seconds=lambda: rooms.clock().timestamp()),
             tls=rooms.tls,
+            memory=Memory(MESSAGES_HELD * bounds.size_limit),
             loop=loop,
             line_limit=self._line_limit,
         )

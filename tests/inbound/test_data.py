@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forwarder.inbound.data import RATE_GRACE, read_content, smuggles, unstuffed
+from forwarder.inbound.data import RATE_GRACE, Excess, Memory, read_content, smuggles, unstuffed
 from forwarder.inbound.inlet import Expired, Gone, Inlet
 
 
@@ -17,8 +17,9 @@ async def inlet():
     inlet.close()
 
 
-async def read(inlet, *, limit=1000, min_rate=0, **more):
-    return await read_content(inlet, limit=limit, block_timeout=0.5, min_rate=min_rate, **more)
+async def read(inlet, *, limit=1000, min_rate=0, share=None, **more):
+    share = share or Memory(10**9).share()
+    return await read_content(inlet, limit=limit, share=share, block_timeout=0.5, min_rate=min_rate, **more)
 
 
 @pytest.mark.parametrize(
@@ -83,8 +84,30 @@ async def test_more_than_the_limit_is_thrown_away_and_the_end_still_found(inlet,
     for start in range(0, len(stream), step):
         inlet.feed(stream[start : start + step])
         await asyncio.sleep(0)
-    assert await reading == (content if kept else None)
+    assert await reading == (content if kept else Excess.SIZE)
     assert await inlet.line(100, 1) == b"NOOP\r\n"
+
+
+async def test_messages_share_the_memory_of_the_process(inlet):
+    memory = Memory(1000)
+    first = memory.share()
+    inlet.feed(b"x" * 700 + b"\r\n.\r\n")
+    assert isinstance(await read(inlet, share=first), bytes)
+    second = memory.share()
+    inlet.feed(b"y" * 200)
+    reading = asyncio.ensure_future(read(inlet, share=second))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert memory.held == 905
+    inlet.feed(b"y" * 200 + b"\r\n.\r\nNOOP\r\n")
+    assert await reading is Excess.MEMORY
+    assert await inlet.line(100, 1) == b"NOOP\r\n"
+    second.release()
+    assert memory.held == 705
+    first.release()
+    assert memory.held == 0
+    inlet.feed(b"y" * 400 + b"\r\n.\r\n")
+    assert isinstance(await read(inlet, share=memory.share()), bytes)
 
 
 async def test_a_peer_that_leaves_in_the_middle_leaves_no_message(inlet):
@@ -97,7 +120,7 @@ async def test_a_peer_that_leaves_in_the_middle_leaves_no_message(inlet):
 async def test_silence_is_over_after_the_block_timeout(inlet):
     inlet.feed(b"half")
     with pytest.raises(Expired):
-        await read_content(inlet, limit=100, block_timeout=0.02, min_rate=0)
+        await read_content(inlet, limit=100, share=Memory(100).share(), block_timeout=0.02, min_rate=0)
 
 
 @pytest.mark.parametrize(("per_second", "ends"), [(99, True), (101, False)])
@@ -146,7 +169,7 @@ def test_any_stream_cut_anywhere_ends_where_the_first_terminator_is(pieces, cuts
 
     async def run():
         inlet = Inlet(asyncio.get_running_loop())
-        reading = asyncio.ensure_future(read_content(inlet, limit=10_000, block_timeout=5, min_rate=0))
+        reading = asyncio.ensure_future(read(inlet, limit=10_000))
         position, step = 0, 0
         while position < len(stream):
             size = cuts[step % len(cuts)]

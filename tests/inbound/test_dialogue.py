@@ -268,6 +268,21 @@ async def test_a_body_over_the_limit_is_refused_after_the_dot(serve, size, code)
     assert [content for _, _, content in listening.messages] == [content] * (code == 250)
 
 
+async def test_more_mail_at_once_than_memory_is_put_off(serve):
+    listening = await serve(size_limit="1000 B")
+    memory = listening.server._desk.memory
+    memory.held = memory.limit - 100
+    async with connect(listening) as client:
+        await client.ehlo()
+        content = b"x" * 500 + b"\r\n"
+        answers = await client.message(b"a@sender.test", [b"b@here.test"], content)
+        assert str(answers[-1]).startswith("452 4.3.1")
+        memory.held = 0
+        answers = await client.message(b"a@sender.test", [b"b@here.test"], content)
+        assert answers[-1].code == 250
+        assert memory.held == 0
+
+
 async def test_commands_out_of_order(serve):
     listening = await serve()
     async with connect(listening) as client:
