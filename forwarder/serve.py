@@ -59,7 +59,7 @@ from forwarder.store import workers
 from forwarder.store.directory import Directory
 from forwarder.store.engine import Database, StoreUnavailable
 from forwarder.store.journal import Journal
-from forwarder.store.queue import Queue
+from forwarder.store.queue import IF_WORKER_DIES, Queue
 from forwarder.store.vault import Vault
 from forwarder.watchdog import Watchdog
 from forwarder.web import WebServer
@@ -161,6 +161,7 @@ class Engine:
             ids=ids,
             clock=clock,
             alive=lambda: clock() < self._alive_until,
+            if_worker_dies=min(IF_WORKER_DIES, settings.retry.delays[-1]),
         )
         self.resolver = Resolver(
             settings.dns.nameservers,
@@ -334,9 +335,9 @@ async def _listen(server: Server | WebServer) -> None:
 
 async def prepare(settings: Settings) -> None:
     """What one process of a node does before any serves: the schema, and leases of the node's dead made free."""
-    await prepare_schema(settings.database.url)
     database = await Database.open(settings.database.url, pool_size=1)
     try:
+        await prepare_schema(database, settings.database.url)
         released = await workers.release_node(database, node_id(settings.data_dir), utc_now())
         if released:
             log.info("deliveries of an earlier run are due again", deliveries=released)

@@ -41,7 +41,9 @@ from forwarder.store.settling import Doubt, Ended, Release, Releasing, Settling,
 from forwarder.store.tables import IS_LEASED, IS_QUEUED, deliveries, messages
 from forwarder.store.trouble import CommitUnknown, StoreUnavailable
 
-IF_WORKER_DIES = timedelta(minutes=15)  # from a claim to the next attempt when its worker dies once too often
+IF_WORKER_DIES = timedelta(
+    minutes=15
+)  # at most, from a claim to the next attempt when its workers keep dying
 DOUBT = 30.0  # seconds
 TICK = 2.0
 RELEASE_TRIES = 3
@@ -61,6 +63,7 @@ class Queue:
         ids: Callable[[], str],
         clock: Callable[[], datetime],
         alive: Callable[[], bool] = lambda: True,
+        if_worker_dies: timedelta = IF_WORKER_DIES,
         notice: Callable[[Notice], bytes] = plain_notice,
     ) -> None:
         self._database = database
@@ -68,6 +71,7 @@ class Queue:
         self._ids = ids
         self._clock = clock
         self._alive = alive
+        self._if_worker_dies = if_worker_dies
         recorder = Recorder(notice=notice)
         self._enqueueing = Enqueueing(recorder=recorder, worker_id=worker_id, local_name=local_name)
         self._settling = Settling(recorder=recorder, enqueueing=self._enqueueing, worker_id=worker_id)
@@ -101,7 +105,7 @@ class Queue:
             now=now,
             limit=limit,
             exclude_domains=tuple(exclude_domains),
-            if_worker_dies=now + IF_WORKER_DIES,
+            if_worker_dies=now + self._if_worker_dies,
         )
         claimed = await self._database.writer.submit(self._claiming, claim)
         return sorted(claimed, key=lambda delivery: delivery.id)

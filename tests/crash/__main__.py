@@ -2,12 +2,14 @@
 
 import argparse
 import contextlib
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.crash import points
 from tests.crash.campaign import Campaign, progress
 
 
@@ -31,6 +33,9 @@ def main() -> int:
     parser.add_argument("--database", choices=("sqlite", "postgresql", "both"), default="both")
     parser.add_argument("--nodes", type=int, default=1, help="on PostgreSQL; SQLite has one")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--points", action="store_true", help="first die once at every named point")
+    parser.add_argument("--pause", type=float, default=0.9, help="the longest life of a node, seconds")
+    parser.add_argument("--keep", help="where to copy logs, ledger and database when a promise was broken")
     parser.add_argument("--rate", type=float, default=30.0)
     parser.add_argument("--cold", action="store_true", help="start every process from nothing: slower")
     parser.add_argument("--seed", type=int, default=int(time.time()))
@@ -50,12 +55,17 @@ def main() -> int:
                 cold=options.cold,
             )
             with campaign:
-                campaign.random_kills(options.kills, rate=options.rate)
+                rows = points.table(campaign, points.ordinary(), nths=(1, 3)) if options.points else []
+                campaign.random_kills(options.kills, rate=options.rate, pause=options.pause)
                 verdict = campaign.settle()
-        slowest = max(campaign.restarts)
-        print(f"\n{kind}, {nodes} node(s), seed {options.seed}, slowest restart {slowest:.2f} s")
-        print("\n".join("  " + line for line in verdict.lines()))
-        failed = failed or bool(verdict.broken)
+            slowest = max(campaign.restarts)
+            print(f"\n{kind}, {nodes} node(s), seed {options.seed}, slowest restart {slowest:.2f} s")
+            print("\n".join("  " + line for line in verdict.lines()))
+            for row in rows:
+                print(f"  {row.point}:{row.nth}  {'died there' if row.reached else 'NOT REACHED'}")
+            if verdict.broken and options.keep:
+                shutil.copytree(folder, options.keep, dirs_exist_ok=True)
+            failed = failed or bool(verdict.broken) or not all(row.reached for row in rows)
     return 1 if failed else 0
 
 

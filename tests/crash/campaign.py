@@ -4,26 +4,16 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.crash.client import Load, send
+from tests.crash.client import Load
 from tests.crash.ledger import Ledger, Verdict, judge
 from tests.crash.node import Node
 from tests.crash.nursery import Nursery
 from tests.crash.sink import Sink
 
-SETTLE = 60.0
-
-# Points that are reached once at start, or only in trouble: they need another occasion than a message.
-RARE = {
-    "takeover.before-release",
-    "release.before-commit",
-    "purge.before-commit",
-    "migrate.before-commit",
-    "migrate.after-commit",
-    "start.after-keys",
-}
+SETTLE = 45.0
 
 
 def _silent(_text: str) -> None:
@@ -91,43 +81,22 @@ class Campaign:
     def restart(self, node: Node) -> None:
         self.restarts.append(node.start())
 
-    def random_kills(self, kills: int, *, rate: float = 30.0) -> None:
-        """SIGKILL at random moments under ``rate`` messages a second, each node started again at once."""
+    def random_kills(self, kills: int, *, rate: float = 30.0, pause: float = 0.9) -> None:
+        """SIGKILL at random moments under ``rate`` messages a second, each node started again at once.
+
+        ``pause`` is the longest life of a node, in seconds after its greeting.
+        """
         load = Load(self.ports, self.ledger, rate=rate, seed=self.seed)
         load.start()
         try:
             for number in range(kills):
-                time.sleep(self.chance.uniform(0.05, 0.9))
+                time.sleep(self.chance.uniform(0.02, pause))
                 node = self.chance.choice(self.members)
                 self.kill(node)
                 self.restart(node)
                 self.tell(f"{number + 1}/{kills} kills")
         finally:
             load.stop()
-
-    def failpoint(self, name: str, *, nth: int = 1, messages: int = 6, rare: bool = False) -> bool:
-        """Restart the first node with ``name`` armed to kill, send until it dies, start it again; False: not so."""
-        node = self.members[0]
-        node.terminate()
-        node.start({"FORWARDER_TEST": "1", "FORWARDER_FAILPOINT": f"{name}:{nth}:kill"}, wait=not rare)
-        for number in range(messages):
-            if not node.alive():
-                break
-            kind = ("ok", "hard", "soft", "ok", "drop", "hard")[number % 6]
-            recipients = [f"{kind}-{self.chance.randrange(10**9)}@crash.test"]
-            if number % 2:
-                recipients += [f"ok-{self.chance.randrange(10**9)}@crash.test" for _ in range(3)]
-            send(node.port, self.ledger, recipients, self.chance)
-        if rare and node.alive():
-            node.signal(signal.SIGTERM)
-        reached = node.wait_for_death(8.0) and not self._exited_in_order(node)
-        if reached:
-            self.ledger.write("killed", node=str(node.port), point=name)
-        else:
-            node.kill()
-            self.ledger.write("killed", node=str(node.port))
-        self.restart(node)
-        return reached
 
     def stop_longer_than_lease(self, seconds: float) -> None:
         """SIGSTOP a node until others have taken its work, then let it wake."""
@@ -161,25 +130,9 @@ class Campaign:
             time.sleep(0.5)
         return judge(self.ledger.snapshot())
 
-    @staticmethod
-    def _exited_in_order(node: Node) -> bool:
-        return node.process is not None and node.process.returncode == 0
-
 
 def progress(text: str) -> None:
     """One line on stderr that is written over, when a person watches."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{text}")
         sys.stderr.flush()
-
-
-def failpoint_table(
-    campaign: Campaign, points: Sequence[str], *, nths: Sequence[int] = (1,)
-) -> list[tuple[str, int, bool]]:
-    """Every point once for each of ``nths``; (point, nth, was it reached)."""
-    rows = []
-    for point in points:
-        for nth in nths:
-            rows.append((point, nth, campaign.failpoint(point, nth=nth, rare=point in RARE)))
-            campaign.tell(f"failpoint {point}:{nth}")
-    return rows

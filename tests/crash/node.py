@@ -87,7 +87,7 @@ class Node:
         self.command("migrate")
         self.command("account", "create", "owner@sink.test")
         self.command("domain", "add", "crash.test", "--account", "owner@sink.test")
-        self.command("alias", "add", "crash.test", "(ok|soft|hard|drop)-([0-9]+)", "$1-$2@sink.test")
+        self.command("alias", "add", "crash.test", "(ok|soft|hard|drop|slow)-([0-9]+)", "$1-$2@sink.test")
 
     def start(self, extra: Mapping[str, str] | None = None, *, wait: bool = True) -> float:
         """Start; with ``wait``, return the seconds until it greets. A process that dies at once is not waited for."""

@@ -3,6 +3,7 @@
     ok-…     taken
     soft-…   450 at RCPT the first time it is asked for a message, then taken
     hard-…   550 at RCPT, always
+    slow-…   taken, the 250 comes two seconds late
     drop-…   the content is taken and recorded, the answer is never sent: the connection closes (once a message)
 
 A copy is in the ledger, fsynced, before its 250 leaves. Threads and plain sockets; nothing here shares code with
@@ -13,10 +14,13 @@ import hashlib
 import re
 import socketserver
 import threading
+import time
 from typing import Any
 
 from tests.crash import bounces
 from tests.crash.ledger import Ledger
+
+SLOW = 2.0  # seconds
 
 _LEDGER = re.compile(rb"(?im)^X-Ledger: ([0-9a-f]{32})\r$")
 _ADDRESS = re.compile(rb"<([^>]*)>")
@@ -98,6 +102,8 @@ class _Handler(socketserver.StreamRequestHandler):
                 answered = self._record(sender, recipients, content)
                 if not answered:
                     return
+                if any(recipient.startswith("slow-") for recipient in recipients):
+                    time.sleep(SLOW)
                 self._say(b"250 2.0.0 written down")
             elif verb == b"QUIT":
                 self._say(b"221 2.0.0 bye")
