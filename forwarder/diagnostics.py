@@ -51,7 +51,7 @@ def set_up(settings: Settings, *, stream: TextIO | None = None, **always: object
     structlog.configure(
         processors=[*shared, last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(out),
+        logger_factory=lambda *_: Lines(out),
         cache_logger_on_first_use=False,  # a new configuration must reach loggers that were used before
     )
     handler = logging.StreamHandler(out)
@@ -66,6 +66,22 @@ def set_up(settings: Settings, *, stream: TextIO | None = None, **always: object
     for name in _QUIET:
         # They format a line a command or a query; what matters of it reaches us as exceptions.
         logging.getLogger(name).setLevel(max(level, logging.ERROR if name == "mail.log" else logging.WARNING))
+
+
+class Lines:
+    """Writes whole lines. A stream that is closed or full costs the line, never the work it tells of."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def msg(self, line: str) -> None:
+        try:
+            self._out.write(line + "\n")
+            self._out.flush()
+        except (OSError, ValueError):
+            return
+
+    log = debug = info = warn = warning = error = err = exception = critical = fatal = failure = msg
 
 
 def printable(text: str, limit: int = FIELD_LIMIT) -> str:

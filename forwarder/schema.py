@@ -3,28 +3,35 @@
 SQLite is ours alone: it is brought up to date at start. PostgreSQL is set up when it is empty; an older schema is
 left for ``forwarder migrate``, since other nodes may still serve with it. While the store does not answer, the start
 waits and says so.
+
+A database that is up to date, as it nearly always is, is recognised by its revision alone: Alembic takes longer to
+load than everything else that a start asks of the store.
 """
 
 import asyncio
+from pathlib import Path
 
 import structlog
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from forwarder.node import NodeError
-from forwarder.store import migrations
+from forwarder.store.engine import Database
 from forwarder.store.trouble import StoreUnavailable
 
 RETRY_EVERY = 1.0  # seconds
 SAY_EVERY = 10  # tries
+REVISIONS = Path(__file__).parent / "store" / "migrations" / "versions"
 
 log = structlog.get_logger("schema")
 
 
-async def prepare_schema(url: str) -> None:
-    """Return when the schema is right; NodeError when a person must decide."""
+async def prepare_schema(database: Database, url: str) -> None:
+    """Return when the schema is right; NodeError when a person must decide. Waits for a store that is away."""
     tries = 0
     while True:
         try:
-            return await asyncio.to_thread(ensure_schema, url)
+            return await check_schema(database, url)
         except StoreUnavailable as error:
             if tries % SAY_EVERY == 0:
                 log.warning("the start waits for the database", reason=str(error))
@@ -32,8 +39,26 @@ async def prepare_schema(url: str) -> None:
             await asyncio.sleep(RETRY_EVERY)
 
 
-def ensure_schema(url: str) -> None:
-    """Blocking; StoreUnavailable when the database does not answer."""
+async def check_schema(database: Database, url: str) -> None:
+    """Make the schema right where that is ours to do; NodeError where it is not; StoreUnavailable."""
+    try:
+        found = await database.read(
+            lambda conn: conn.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        )
+    except (SQLAlchemyError, StoreUnavailable):
+        found = None  # away, or without that table: the slow way tells which
+    if found != newest_revision():
+        await asyncio.to_thread(_ensure, url)
+
+
+def newest_revision() -> str:
+    """The revision this release needs: the files of the migrations are numbered."""
+    return max(path.name for path in REVISIONS.glob("[0-9]*.py")).partition("_")[0]
+
+
+def _ensure(url: str) -> None:
+    from forwarder.store import migrations
+
     state = migrations.state(url)
     if state == "newer":
         raise NodeError(

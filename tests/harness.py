@@ -12,6 +12,7 @@ Waiting is for conditions, with a deadline; nothing sleeps to let time pass.
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ from typing import Any, Self
 import httpx
 
 from forwarder.config import Settings
+from forwarder.diagnostics import set_up
 from forwarder.keyring import open_keyring
 from forwarder.mail.ids import IdSource
 from forwarder.net.tls import self_signed
@@ -70,6 +72,7 @@ class House:
         self.running: Engine | None = None
         self.database: Database
         self.api_key = ""
+        self.log = io.StringIO()  # what an engine in this process says about itself
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -110,6 +113,7 @@ class House:
     async def engine(self, **sections: Any) -> AsyncIterator["House"]:
         """A whole engine in this process for as long as the block lasts."""
         self.settings = Settings.model_validate(self.values(**sections))
+        set_up(self.settings, stream=self.log)
         async with running(self.settings) as engine:
             self.running, self.ports, self.database = engine, engine.ports, engine.database
             try:

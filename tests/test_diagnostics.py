@@ -3,22 +3,12 @@
 import io
 import json
 import logging
-from collections.abc import Iterator
 
 import pytest
 import structlog
 
 from forwarder.config import Settings
 from forwarder.diagnostics import printable, set_up
-
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    handlers, level = logging.root.handlers[:], logging.root.level
-    yield
-    structlog.reset_defaults()
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
 
 
 @pytest.fixture
@@ -107,3 +97,10 @@ def test_the_level_is_that_of_the_configuration() -> None:
 )
 def test_printable(text: str, expected: str) -> None:
     assert printable(text) == expected
+
+
+def test_a_stream_that_is_gone_costs_the_line_and_nothing_else() -> None:
+    stream = io.StringIO()
+    set_up(Settings.model_validate({"hostname": "a"}), stream=stream)
+    stream.close()
+    structlog.get_logger("test").error("nobody reads this")

@@ -249,3 +249,10 @@ async def test_the_api_answers_on_its_port(engine: House) -> None:
     async with httpx.AsyncClient(trust_env=False) as stranger:
         answer = await stranger.get(f"http://127.0.0.1:{engine.api_port}/v3/account")
     assert answer.status_code == 401
+
+
+def test_the_revision_this_release_needs_is_alembics_head() -> None:
+    from forwarder.schema import newest_revision
+    from forwarder.store import migrations
+
+    assert newest_revision() == migrations.newest()

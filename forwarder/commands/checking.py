@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from forwarder.config import HostPort, Settings
     from forwarder.net.dns import Resolver
     from forwarder.store.domains import Domain
+    from forwarder.store.engine import Database
 
 
 class Grade(StrEnum):
@@ -113,40 +114,46 @@ def _port(name: str, at: "HostPort") -> Finding:
 
 
 async def _database_and_dns(settings: "Settings") -> list[Finding]:
-    import asyncio
-
-    from api.findings import look
-    from api.improvmx.check import record
-    from forwarder.net.dns import Resolver
     from forwarder.node import NodeError
-    from forwarder.schema import ensure_schema
-    from forwarder.store import dkim_keys, domains
+    from forwarder.schema import check_schema
     from forwarder.store.engine import Database, StoreUnavailable
 
     kind = settings.database.url.partition(":")[0]
     try:
-        await asyncio.to_thread(ensure_schema, settings.database.url)
         database = await Database.open(settings.database.url, pool_size=1)
+    except StoreUnavailable as error:
+        return [Finding(about="database", grade=Grade.WRONG, text=store_trouble(error))]
+    try:
+        await check_schema(database, settings.database.url)
+        text = f"{kind} answers and has this release's schema"
+        return [Finding(about="database", grade=Grade.FINE, text=text), *await _dns(settings, database)]
     except NodeError as error:
         return [Finding(about="database", grade=Grade.WRONG, text=str(error))]
     except StoreUnavailable as error:
         return [Finding(about="database", grade=Grade.WRONG, text=store_trouble(error))]
-    found = [
-        Finding(about="database", grade=Grade.FINE, text=f"{kind} answers and has this release's schema")
-    ]
+    finally:
+        await database.close()
+
+
+async def _dns(settings: "Settings", database: "Database") -> list[Finding]:
+    """The server's own names, then every domain's; what is found of a domain is written down."""
+    from api.findings import look
+    from api.improvmx.check import record
+    from forwarder.net.dns import Resolver
+    from forwarder.store import dkim_keys, domains
+
     resolver = Resolver(settings.dns.nameservers, deadline=settings.dns.timeout)
     try:
-        found += await _server_names(settings, resolver)
+        found = await _server_names(settings, resolver)
         hosted = (await database.read(lambda conn: domains.list_domains(conn)))[0]
         for domain in hosted:
             keys = await database.read(partial(dkim_keys.list_keys, domain_id=domain.id))
             checked = await look(resolver, domain.name, settings.hostname, keys)
             await record(database, domain, checked, now(), notified_at=domain.notified_at)
             found += _domain(domain, checked)
+        return found
     finally:
         await resolver.close()
-        await database.close()
-    return found
 
 
 async def _server_names(settings: "Settings", resolver: "Resolver") -> list[Finding]:

@@ -126,7 +126,7 @@ def with_store(config: str | None, work: "Callable[[Database, Settings], Corouti
     """Run ``work`` over the open database, brought up to date first where ``serve`` would do so too."""
     import asyncio
 
-    from forwarder.schema import ensure_schema
+    from forwarder.schema import check_schema
     from forwarder.store.engine import Database
 
     settings = settings_of(config)
@@ -134,9 +134,9 @@ def with_store(config: str | None, work: "Callable[[Database, Settings], Corouti
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     async def main() -> T:
-        await asyncio.to_thread(ensure_schema, settings.database.url)
         database = await Database.open(settings.database.url, pool_size=1)
         try:
+            await check_schema(database, settings.database.url)
             return await work(database, settings)
         finally:
             await database.close()
