@@ -66,6 +66,7 @@ class Call:
     path: Mapping[str, str]
     query: Any  # an instance of the operation's query model
     body: Any  # an instance of the operation's body model
+    agent: str  # the User-Agent header
     now: datetime
 
     @property
@@ -149,7 +150,15 @@ async def _admit(rooms: Rooms, operation: Operation, request: Request, headers: 
         errors |= body if isinstance(body, dict) else {}
     if errors:
         raise bad_fields(errors)
-    return Call(rooms=rooms, account=account, path=request.path_params, query=query, body=body, now=now)
+    return Call(
+        rooms=rooms,
+        account=account,
+        path=request.path_params,
+        query=query,
+        body=body,
+        agent=request.headers.get("user-agent", ""),
+        now=now,
+    )
 
 
 def _bounds(settings: Settings, account: Account) -> Bounds:

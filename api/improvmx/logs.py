@@ -1,6 +1,9 @@
 """``/domains/:domain/logs``: every processed mail with its events, newest first, a page by cursor.
 
 A page costs the same however many logs there are: the cursor is the last ``log.id`` seen, and ids sort by time.
+
+Times are texts, as documented, or milliseconds with ``time_format=ms``. ImprovMX's own command line reads milliseconds
+only and cannot ask for them: it is known by its User-Agent.
 """
 
 from api.errors import bad_fields, not_found
@@ -12,6 +15,8 @@ from api.improvmx.wire import Json
 from api.operation import Call, Operation
 from forwarder.mail.ids import parse_log_public_id
 from forwarder.store.domains import Domain
+
+_READS_MILLISECONDS = "improvmx-cli/"
 
 
 async def of_domain(call: Call) -> Json:
@@ -45,7 +50,8 @@ async def _page(call: Call, domain: Domain, pattern: str | None) -> Json:
         limit=query.limit or PAGE_SIZE,
         failures_only=query.filter == "failure",
     )
-    as_milliseconds = query.time_format == "ms"
+    wanted = query.time_format or ("ms" if call.agent.startswith(_READS_MILLISECONDS) else "text")
+    as_milliseconds = wanted == "ms"
     return {
         "logs": [wire.log(entry, as_milliseconds=as_milliseconds) for entry in entries],
         "success": True,

@@ -305,6 +305,16 @@ async def test_log_times_are_texts_and_milliseconds_when_asked_for(desk: Desk) -
     assert (log["created"], log["events"][0]["created"]) == (NOW_MS + 1000,) * 2
 
 
+async def test_the_official_command_line_gets_the_milliseconds_it_reads(desk: Desk) -> None:
+    await desk.domain()
+    await desk.mail("piedpiper.com")
+    headers = {"User-Agent": "improvmx-cli/0.1.0"}
+    (log,) = (await desk.get("/domains/piedpiper.com/logs", headers=headers)).json()["logs"]
+    assert (log["created"], log["events"][0]["created"]) == (NOW_MS + 1000,) * 2
+    asked = await desk.get("/domains/piedpiper.com/logs?time_format=text", headers=headers)
+    assert asked.json()["logs"][0]["created"] == "2026-03-04 05:06:08+0000"
+
+
 async def test_what_a_log_can_know_is_never_null(desk: Desk) -> None:
     await desk.domain()
     await desk.mail("piedpiper.com")
