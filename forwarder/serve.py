@@ -54,6 +54,7 @@ from forwarder.outbound.prepare import Signing
 from forwarder.outbound.route import Router
 from forwarder.outbound.webhook import Webhooks
 from forwarder.ports import listenable, refusal
+from forwarder.pulse import Pulse
 from forwarder.schema import prepare_schema
 from forwarder.store import workers
 from forwarder.store.directory import Directory
@@ -103,7 +104,6 @@ class Engine:
         self._clock = clock
         self._ids = IdSource(clock=clock, entropy=os.urandom)
         self.worker_id = place.worker_id or self._ids()
-        self._alive_until = clock()  # before it, nobody takes our leases over
         self._closing = AsyncExitStack()
         self._servers: list[Server] = []
         self._web: WebServer | None = None
@@ -122,7 +122,15 @@ class Engine:
         reach("start.after-keys")
         self.database = await Database.open(settings.database.url, pool_size=settings.database.pool_size)
         self._closing.push_async_callback(self.database.close)
-        await self._register()
+        self._pulse = Pulse(
+            self.database,
+            self.worker_id,
+            lease=settings.workers.lease,
+            clock=self._clock,
+            register=self._register,
+            lost=lambda: self.dispatcher.forget(),
+        )
+        await self._pulse.begin()
         self._build(keyring)
         self._keep()
         for server in self._servers:
@@ -134,11 +142,10 @@ class Engine:
         shown = {name: ", ".join(str(HostPort(*at)) for at in found) for name, found in self.ports.items()}
         log.info("the engine serves", worker=self.worker_id, **shown)
 
-    async def _register(self) -> None:
+    async def _register(self, now: datetime) -> None:
         """This process's row, and the leases of the one it replaces made free."""
         if self._place.successor_of:
-            await workers.farewell(self.database, self._place.successor_of, self._clock())
-        now = self._clock()
+            await workers.farewell(self.database, self._place.successor_of, now)
         await workers.register(
             self.database,
             worker_id=self.worker_id,
@@ -148,7 +155,6 @@ class Engine:
             now=now,
             alive_for=self.settings.workers.lease,
         )
-        self._alive_until = now + self.settings.workers.lease
 
     def _build(self, keyring: Keyring) -> None:
         settings, clock, ids, database = self.settings, self._clock, self._ids, self.database
@@ -160,7 +166,7 @@ class Engine:
             local_name=settings.hostname,
             ids=ids,
             clock=clock,
-            alive=lambda: clock() < self._alive_until,
+            alive=self._pulse.alive,
             if_worker_dies=min(IF_WORKER_DIES, settings.retry.delays[-1]),
         )
         self.resolver = Resolver(
@@ -223,6 +229,7 @@ class Engine:
             authserv_id=hostname,
             threads=2,
             clock=clock,
+            own_domains=(settings.dkim.domain, settings.srs.domain),
         )
         self._closing.callback(signing.close)
         pool = Pool(settings.outbound, hello=hostname)
@@ -257,12 +264,13 @@ class Engine:
             settings=settings,
             clock=clock,
             jitter=random.random,
+            sure=self._pulse.sure,
         )
 
     def _keep(self) -> None:
         watch = self.watchdog
         watch.probe("store", self.database.ready, every=PROBE_EVERY, patience=PROBE_PATIENCE)
-        watch.keep("heartbeat", self._heartbeat)
+        watch.keep("heartbeat", self._pulse.run)
         watch.keep("directory", self.directory.follow)
         watch.keep("queue", self.queue.run)
         watch.keep("dispatcher", self.dispatcher.run)
@@ -272,21 +280,6 @@ class Engine:
         for chore in chores_of(self.settings, self.database, self.journal, recheck):
             turns = partial(keep_house, chore, self.database, owner=self.worker_id, clock=self._clock)
             watch.keep(f"chore {chore.name}", turns)
-
-    async def _heartbeat(self) -> None:
-        """Keeps our leases ours. A row that is gone was taken for dead: what it held is another's now."""
-        lease = self.settings.workers.lease
-        while True:
-            await asyncio.sleep(min(lease.total_seconds() / 4, 5.0))
-            try:
-                now = self._clock()
-                if await workers.heartbeat(self.database, self.worker_id, now=now, alive_for=lease):
-                    self._alive_until = now + lease
-                else:
-                    log.warning("taken for dead by another process; registering again", worker=self.worker_id)
-                    await self._register()
-            except StoreUnavailable as error:
-                log.warning("the heartbeat waits for the store", reason=str(error))
 
     def health(self) -> Health:
         """What ``/health`` answers."""

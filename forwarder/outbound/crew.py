@@ -9,7 +9,8 @@ that says so, since the remote host may have taken it.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 import structlog
@@ -44,6 +45,7 @@ class Crew:
         settling: Settling,
         slots: int,
         freed: Callable[[], None],
+        sure: Callable[[], Awaitable[None]],
     ) -> None:
         self._lanes = lanes
         self._window = window
@@ -53,6 +55,7 @@ class Crew:
         self._workers: set[asyncio.Task[None]] = set()
         self._cut: list[Job] = []
         self._freed = freed
+        self._sure = sure
         self._stopping = False
         self.settling = 0
 
@@ -133,6 +136,13 @@ class Crew:
             await self.flush(lane)
 
     async def _carried(self, job: Job) -> Carried:
+        await self._sure()  # a process that was stopped for long must not send what others have taken over
+        ours = self._window.ours(job.deliveries)
+        if len(ours) < len(job.deliveries):
+            _log.info("lease_lost", message=job.parcel.message_id, deliveries=len(job.deliveries) - len(ours))
+            if not ours:
+                return Carried(verdicts=(), reached=True)
+            job = replace(job, deliveries=ours)
         async with self._window.content(job.parcel) as content:
             if content is None:
                 _log.info("message_gone", message=job.parcel.message_id)

@@ -15,7 +15,7 @@ breaks is logged and started again; ``tasks`` tells a watchdog.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -47,6 +47,10 @@ _OVERFULL_PAUSE = timedelta(seconds=10)  # for what was claimed although its sit
 _log = structlog.get_logger(__name__)
 
 
+async def _always() -> None:
+    """Our leases are ours."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """What the dispatcher holds, for health and metrics."""
@@ -72,6 +76,7 @@ class Dispatcher:
         settings: Settings,
         clock: Callable[[], datetime],
         jitter: Callable[[], float],
+        sure: Callable[[], Awaitable[None]] = _always,
     ) -> None:
         outbound = settings.outbound
         policy = RetryPolicy(
@@ -108,6 +113,7 @@ class Dispatcher:
             settling=self._settling,
             slots=outbound.concurrency,
             freed=self._freed,
+            sure=sure,
         )
         self._returning: list[tuple[Parcel, Delivery, timedelta]] = []
         self._news = asyncio.Event()  # something may be due, or have to be given back
@@ -197,6 +203,10 @@ class Dispatcher:
     def holding(self) -> Collection[str]:
         """The ids of all deliveries in memory, to compare with what the store says is leased to us."""
         return self._window.held.keys()
+
+    def forget(self) -> None:
+        """Our leases are somebody else's now: send nothing more of what is in memory."""
+        self._window.forget()
 
     def status(self) -> Status:
         """What is held now."""

@@ -55,11 +55,20 @@ class Window:
     def let_go(self, parcel: Parcel, deliveries: Sequence[Delivery]) -> None:
         """These are settled, given back or somebody else's."""
         for delivery in deliveries:
-            self.held.pop(delivery.id, None)
+            if self.held.get(delivery.id) == delivery.attempts:
+                del self.held[delivery.id]
         parcel.deliveries -= len(deliveries)
         if parcel.deliveries <= 0 and parcel.content is not None:
             self._volume -= len(parcel.content)
             parcel.content = parcel.sealed = None
+
+    def forget(self) -> None:
+        """All leases are somebody else's: what is held is not ours to send any more (``ours``)."""
+        self.held.clear()
+
+    def ours(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Those that were not forgotten since they were admitted."""
+        return [delivery for delivery in deliveries if self.held.get(delivery.id) == delivery.attempts]
 
     @asynccontextmanager
     async def content(self, parcel: Parcel) -> AsyncIterator[bytes | None]:

@@ -15,6 +15,8 @@ from tests.crash.sink import Sink
 
 SETTLE = 45.0
 
+_told_at = 0.0  # of ``progress``
+
 
 def _silent(_text: str) -> None:
     return None
@@ -132,7 +134,13 @@ class Campaign:
 
 
 def progress(text: str) -> None:
-    """One line on stderr that is written over, when a person watches."""
+    """One line on stderr that is written over when a person watches, else now and then a line."""
+    global _told_at
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{text}")
-        sys.stderr.flush()
+    elif time.monotonic() - _told_at < 30:
+        return
+    else:
+        _told_at = time.monotonic()
+        sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

@@ -77,7 +77,8 @@ class _Handler(socketserver.StreamRequestHandler):
 
     def _converse(self) -> None:
         self._say(b"220 sink.test ESMTP")
-        sender, recipients = b"", []
+        sender = b""
+        recipients: list[str] = []
         while line := self.rfile.readline(4096):
             verb = line[:4].upper()
             if verb == b"EHLO":
@@ -123,7 +124,7 @@ class _Handler(socketserver.StreamRequestHandler):
         return b"250 2.1.5 ok"
 
     def _content(self) -> bytes | None:
-        lines = []
+        lines: list[bytes] = []
         while line := self.rfile.readline():
             if line == b".\r\n":
                 return b"".join(lines)

@@ -1,0 +1,88 @@
+"""The sign of life of one process, on which its leases hang.
+
+A row of the store says until when this process is to be believed alive; a heartbeat moves that on four times a lease.
+A process that is stopped, or cut off from its store, for longer than a lease finds that others may have taken over
+what it held. Until it knows, it must neither take mail nor dial: ``alive`` is False, and ``sure`` waits. Then the
+heartbeat finds either its row, and all it held is still its own, or none: then ``lost`` is called, which forgets what
+was held, and the process registers anew.
+
+Limit: a session that was open when the process was stopped goes on when it wakes. What it had sent but not written
+down may be sent twice, as after a crash (RFC 5321 6.1).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+
+import structlog
+
+from forwarder.store import workers
+from forwarder.store.engine import Database, StoreUnavailable
+
+LONGEST_PAUSE = 5.0  # seconds between two beats
+RETRY = 1.0  # after a beat that the store did not take
+
+log = structlog.get_logger("pulse")
+
+
+class Pulse:
+    """Says whether the leases of a worker are its own."""
+
+    def __init__(
+        self,
+        database: Database,
+        worker_id: str,
+        *,
+        lease: timedelta,
+        clock: Callable[[], datetime],
+        register: Callable[[datetime], Awaitable[None]],
+        lost: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._worker_id = worker_id
+        self._lease = lease
+        self._clock = clock
+        self._register = register
+        self._lost = lost
+        self._until = clock()  # before it, nobody takes our leases over
+        self._beaten = asyncio.Event()  # replaced at each beat
+
+    def alive(self) -> bool:
+        """Whether nobody can have taken our leases."""
+        return self._clock() < self._until
+
+    async def sure(self) -> None:
+        """Return when ``alive``; whoever waited asks again what is still his."""
+        while not self.alive():
+            await self._beaten.wait()
+
+    async def begin(self) -> None:
+        """Register for the first time; StoreUnavailable."""
+        now = self._clock()  # from before the question: the answer may be late
+        await self._register(now)
+        self._beat(now)
+
+    async def run(self) -> None:
+        """Task body: beat for ever."""
+        pause = min(self._lease.total_seconds() / 4, LONGEST_PAUSE)
+        while True:
+            await asyncio.sleep(pause if self.alive() else min(pause, RETRY))
+            try:
+                await self.beat()
+            except StoreUnavailable as error:
+                log.warning("the heartbeat waits for the store", reason=str(error))
+
+    async def beat(self) -> None:
+        """Live on, or learn that we were taken for dead."""
+        now = self._clock()
+        if await workers.heartbeat(self._database, self._worker_id, now=now, alive_for=self._lease):
+            self._beat(now)
+            return
+        log.warning("taken for dead by another process; registering again", worker=self._worker_id)
+        self._lost()
+        await self.begin()
+
+    def _beat(self, now: datetime) -> None:
+        self._until = now + self._lease
+        self._beaten.set()
+        self._beaten = asyncio.Event()
