@@ -16,6 +16,7 @@ How it fails: StoreUnavailable.
 
 import asyncio
 import hmac
+import math
 import secrets
 import time
 from collections import OrderedDict
@@ -62,9 +63,9 @@ class _Verified:
 
 @dataclass(frozen=True, slots=True)
 class _Guesses:
-    by_client: float
-    at_name: float
-    of_both: float
+    by_client: int
+    at_name: int
+    of_both: int
 
 
 class Authenticator:
@@ -182,10 +183,10 @@ def _guesses(conn: Connection, *, name: str, client: str, now: datetime) -> _Gue
     )
 
 
-def _recent(conn: Connection, *, key: str, window: timedelta, now: datetime) -> float:
+def _recent(conn: Connection, *, key: str, window: timedelta, now: datetime) -> int:
     """The hits within one window's length before now, taken as evenly spread over the window before this one."""
     this, before, share = counters.standing(conn, key, window=window, now=now)
-    return this + before * (1 - share)
+    return this + math.ceil(before * (1 - share))
 
 
 # Keys are digests: a name is whatever a stranger typed, which may be a password.

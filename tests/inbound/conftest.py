@@ -49,12 +49,20 @@ def empty_store(tmp_path_factory):
 
 
 @pytest.fixture
-async def engine(tmp_path, empty_store, tls, monkeypatch):
-    """Real rooms on SQLite; ``await engine.start(mx={…})`` opens the listeners."""
+async def engine(request, tmp_path, empty_store, tls, monkeypatch):
+    """Real rooms; ``await engine.start(mx={…})`` opens the listeners.
+
+    On SQLite, unless the test asks for ``@on_both`` (see ``tests.inbound.rooms``).
+    """
     # argon2 as it is, with a millisecond's parameters: its cost is not what is tested here
     monkeypatch.setattr(passwords, "_hasher", PasswordHasher(time_cost=1, memory_cost=64, parallelism=1))
-    path = tmp_path / "forwarder.db"
-    shutil.copy(empty_store, path)
-    engine = rooms.Engine(f"sqlite:///{path}", tmp_path, tls=tls)
+    if getattr(request, "param", "sqlite") == "sqlite":
+        path = tmp_path / "forwarder.db"
+        shutil.copy(empty_store, path)
+        url = f"sqlite:///{path}"
+    else:
+        url = request.getfixturevalue("postgres").database()
+        migrations.upgrade(url)
+    engine = rooms.Engine(url, tmp_path, tls=tls)
     yield engine
     await engine.stop()

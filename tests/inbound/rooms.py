@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import select
 
 from forwarder.config import Settings
@@ -27,6 +28,8 @@ from tests.peers.client import Answer, Client
 
 SECRET = b"a secret of these tests, 32 octets"
 ADDRESS = "127.0.0.1"
+
+on_both = pytest.mark.parametrize("engine", ["sqlite", "postgresql"], indirect=True)
 
 
 def utc_now() -> datetime:
@@ -81,7 +84,9 @@ class Engine:
     async def start(self, **sections: Any) -> "Engine":
         """Open the store and the listeners; sections add to the settings, other names replace rooms."""
         rooms = {
-            name: sections.pop(name) for name in ("screening", "directory", "resolver") if name in sections
+            name: sections.pop(name)
+            for name in ("screening", "directory", "resolver", "clock")
+            if name in sections
         }
         settings = self.settings(**sections)
         self.database = await Database.open(self.url)

@@ -15,7 +15,7 @@ from forwarder.mail.event import Status
 from forwarder.mail.srs import Srs
 from forwarder.store.trouble import StoreFull, StoreUnavailable
 from tests.inbound.recording import MESSAGE
-from tests.inbound.rooms import SECRET, utc_now
+from tests.inbound.rooms import SECRET, on_both, utc_now
 
 ALIASES = {
     "info": "person@dest.test",
@@ -31,6 +31,7 @@ async def hosting(engine, name="here.test", aliases=ALIASES, **sections):
     return await engine.host(name, aliases)
 
 
+@on_both
 async def test_what_an_alias_leads_to_is_stored(engine):
     domain = await hosting(engine)
     answers = await engine.send(b"Ann@sender.test", [b"info@here.test", b"two@HERE.test"], MESSAGE)
@@ -169,6 +170,7 @@ async def test_a_wildcard_takes_the_local_part_as_it_is(engine, path):
     assert await engine.destinations() == ["person@dest.test"]
 
 
+@on_both
 async def test_an_unknown_recipient_is_refused_and_logged(engine):
     domain = await hosting(engine)
     answers = await engine.send(b"a@sender.test", [b"nobody@here.test"], MESSAGE)
@@ -184,6 +186,7 @@ async def test_an_unknown_recipient_is_refused_and_logged(engine):
     assert event.message.startswith("5.1.1 ")
 
 
+@on_both
 async def test_an_alias_made_elsewhere_a_moment_ago_is_known(engine):
     domain = await hosting(engine)
     await engine.send(b"a@sender.test", [b"info@here.test"], MESSAGE)  # the rule set is cached now
@@ -395,6 +398,7 @@ def bombs():
     yield b" From: a@sender.test\r\n\r\nx\r\n"
 
 
+@on_both
 @pytest.mark.parametrize("content", list(bombs()), ids=range(7))
 async def test_bombs_pass_through_unchanged_and_fast(engine, content):
     await hosting(engine)
@@ -404,6 +408,7 @@ async def test_bombs_pass_through_unchanged_and_fast(engine, content):
     assert (await engine.contents())[0].endswith(content)
 
 
+@on_both
 async def test_logs_hold_no_control_characters_and_are_bounded(engine):
     domain = await hosting(engine)
     content = (
@@ -589,6 +594,7 @@ async def test_a_bounce_that_comes_back_finds_its_delivery(engine, recipient, ac
     assert (await engine.destinations())[-1] == "ann@sender.test"  # and the report goes on to the sender
 
 
+@on_both
 async def test_smtputf8_is_kept(engine):
     await engine.start()
     await engine.host("here.test", {"*": "person@dest.test"})

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import logging
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -14,7 +14,7 @@ from forwarder.net.dns import CannotTell, Found, NotFound
 from forwarder.store import credentials, dkim_keys
 from forwarder.store.passwords import hash_password
 from forwarder.store.trouble import StoreUnavailable
-from tests.inbound.rooms import utc_now
+from tests.inbound.rooms import on_both, utc_now
 from tests.peers.client import any_certificate
 
 PASSWORD = "correct horse battery"
@@ -173,6 +173,7 @@ async def test_unknown_names_and_wrong_passwords_read_the_same_and_cost_the_same
     assert len(parameters) == 1
 
 
+@on_both
 async def test_a_verified_login_is_remembered_until_the_credential_changes(engine, domain, monkeypatch):
     from forwarder.inbound import authenticator
 
@@ -252,6 +253,7 @@ async def test_many_failures_of_one_address_bar_it(engine, domain):
         await opened(client)
 
 
+@on_both
 async def test_a_name_under_attack_from_many_addresses(engine):
     await engine.start(submission={"failures_per_account": 20})
     domain = await engine.host("here.test", {})
@@ -389,9 +391,11 @@ async def test_the_client_is_shown_where_that_is_configured(engine):
     assert stored.startswith(b"Received: from client.test ([127.0.0.1])\r\n\tby mx.test ")
 
 
+@on_both
 @pytest.mark.parametrize(("bound", "value"), [("daily_send", 5), ("ratelimit", 5)])
 async def test_quotas_are_exact_under_parallel_sessions(engine, bound, value):
-    await engine.start(plans={"default": {bound: value}})
+    noon = datetime(2026, 11, 21, 12, 0, 30, tzinfo=UTC)  # far from the end of a minute and of a day
+    await engine.start(plans={"default": {bound: value}}, clock=lambda: noon)
     domain = await engine.host("here.test", {})
     for username in ("ann", "bob"):
         await engine.credential(domain, username, PASSWORD)
@@ -410,6 +414,7 @@ async def test_quotas_are_exact_under_parallel_sessions(engine, bound, value):
     assert len(await engine.deliveries()) == 5
 
 
+@on_both
 async def test_usage_is_noted(engine, domain):
     for _ in range(3):
         await submit(engine)
