@@ -1,0 +1,116 @@
+"""What cannot be delivered comes back to its sender once, in a form that machines read, and never starts a war."""
+
+import email
+import email.policy
+
+from tests.engine.town import MAIL, Town
+from tests.peers.sink import Received
+
+
+def fields_of(report: Received) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """The per-message fields and those of each recipient, as the standard library reads them."""
+    parsed = email.message_from_bytes(report.content, policy=email.policy.SMTP)
+    assert parsed.get_content_type() == "multipart/report"
+    assert parsed.get_param("report-type") == "delivery-status"
+    _, status, original = parsed.iter_parts()  # type: ignore[attr-defined]
+    assert status.get_content_type() == "message/delivery-status"
+    assert original.get_content_type() in ("text/rfc822-headers", "message/rfc822")
+    about, *groups = [{k.lower(): str(v) for k, v in group.items()} for group in status.get_payload()]
+    return about, groups
+
+
+async def test_a_report_on_a_hostile_refusal(engine: Town) -> None:
+    await engine.alias("bad", "multi-line-550@dest.test")
+    content = b"X-Long: " + b"z" * 900 + b"\r\n" + MAIL + b"secret text\r\n" * 30_000
+    assert (await engine.send("ann@out.test", "bad@example.com", content)).code == 250
+    (report,) = await engine.origin.wait_for(1)
+    assert report.reverse_path == ""
+    assert report.recipients == ("ann@out.test",)
+    assert len(report.content) < 256 * 1024
+    assert b"secret text" not in report.content
+    head = report.content.partition(b"\r\n\r\n")[0]
+    assert b"\r\nAuto-Submitted: auto-replied\r\n" in head
+    assert b"\r\nFrom: Mail Delivery System <mailer-daemon@mx.test>\r\n" in head
+    assert b"\r\nIn-Reply-To: <1@out.test>\r\n" in head
+    about, (failed,) = fields_of(report)
+    assert about["reporting-mta"] == "dns; mx.test"
+    assert failed["final-recipient"] == "rfc822; bad@example.com"
+    assert failed["action"] == "failed"
+    assert failed["status"] == "5.1.1"
+    assert failed["diagnostic-code"].startswith("smtp; 550 5.1.1 no \\x1b[31mred")
+    # Nothing of the refusing host's octets but printable ones, and not where the alias leads.
+    assert not set(report.content) & (set(range(32)) - set(b"\r\n\t") | {127, 255})
+    assert b"multi-line-550@dest.test" not in report.content
+    assert max(map(len, report.content.split(b"\r\n"))) <= 998
+    assert await engine.verified(report) == [True, True]
+    await engine.goes_on()
+    await engine.settled()
+    assert len(engine.origin.messages) == 1
+    assert await engine.statuses("example.com") == ["QUEUED", "HARD-BOUNCE", "QUEUED", "DELIVERED"]
+
+
+async def test_each_recipient_of_one_transaction_has_its_own_fate(engine: Town) -> None:
+    await engine.alias("three", "good@dest.test, 450-at-rcpt-1x@dest.test, 550-at-rcpt@dest.test")
+    assert (await engine.send("ann@out.test", "three@example.com", MAIL)).code == 250
+    await engine.sink.wait_for(2)
+    (report,) = await engine.origin.wait_for(1)
+    await engine.goes_on()
+    await engine.settled()
+    assert [m.recipients for m in engine.sink.messages] == [
+        ("good@dest.test",),
+        ("450-at-rcpt-1x@dest.test",),
+    ]
+    assert engine.sink.commands.count(b"RCPT TO:<550-at-rcpt@dest.test>") == 1
+    assert engine.sink.commands.count(b"RCPT TO:<good@dest.test>") == 1
+    _, failed = fields_of(report)
+    assert [group["final-recipient"] for group in failed] == ["rfc822; three@example.com"]
+    assert len(engine.origin.messages) == 1
+
+
+async def test_nobody_is_told_about_mail_from_nobody(engine: Town) -> None:
+    assert (await engine.send("", "to.550-at-rcpt@example.com", MAIL)).code == 250
+    await engine.wait_for_statuses("QUEUED", "HARD-BOUNCE", domain="example.com")
+    assert "double_bounce" in (await engine.events("example.com"))[-1][2]
+    await engine.goes_on()
+    await engine.settled()
+    assert engine.origin.messages == []
+
+
+async def test_a_report_that_is_refused_ends_the_matter(either: Town) -> None:
+    either.origin.play("rcpt", "550")
+    assert (await either.send("ann@out.test", "to.550-at-rcpt@example.com", MAIL)).code == 250
+    await either.origin.wait_until(lambda: bool(either.origin.refused))
+    await either.goes_on()
+    await either.settled()
+    bounced = [text for status, _, text in await either.events() if status == "HARD-BOUNCE"]
+    assert len(bounced) == 2
+    assert sum("double_bounce" in text for text in bounced) == 1
+    assert either.origin.refused == ["ann@out.test"]
+
+
+async def test_a_bounce_that_comes_back_to_us_and_fails_again_makes_nothing(engine: Town) -> None:
+    assert (await engine.send("ann@out.test", "info@example.com", MAIL)).code == 250
+    (message,) = await engine.sink.wait_for(1)
+    engine.origin.play("rcpt", "550")
+    assert (await engine.send("", message.reverse_path, MAIL)).code == 250
+    await engine.origin.wait_until(lambda: bool(engine.origin.refused))
+    await engine.goes_on()
+    await engine.settled()
+    assert engine.origin.messages == []
+    assert len(engine.sink.messages) == 1
+
+
+async def test_mail_too_old_comes_back_with_the_last_reply(town: Town) -> None:
+    async with town.engine(retry={"delays": ["100ms"], "give_up_after": "400ms"}):
+        assert (await town.send("ann@out.test", "to.451-at-data@example.com", MAIL)).code == 250
+        (report,) = await town.origin.wait_for(1)
+        _, (failed,) = fields_of(report)
+        assert failed["status"] == "5.4.7"
+        assert "451" in failed["diagnostic-code"]
+        await town.goes_on()
+        await town.settled()
+        assert len(town.origin.messages) == 1
+        statuses = [status for status, _, _ in await town.events("example.com")][:-2]
+        assert statuses[0] == "QUEUED"
+        assert statuses.count("HARD-BOUNCE") == 1
+        assert statuses.count("SOFT-BOUNCE") >= 1
