@@ -9,7 +9,8 @@ import pytest
 
 from forwarder.inbound.disk import Disk
 from forwarder.inbound.refusals import PER_CLIENT
-from forwarder.mail import trace
+from forwarder.inbound.screening import Screened
+from forwarder.mail import reply, trace
 from forwarder.mail.address import parse_address
 from forwarder.mail.event import Status
 from forwarder.mail.srs import Srs
@@ -607,3 +608,44 @@ async def test_smtputf8_is_kept(engine):
     [row] = await engine.deliveries()
     assert (row.reverse_path, row.recipient, row.smtputf8) == ("ä@sender.test", "ö@here.test", True)
     assert b" with UTF8SMTP\r\n" in (await engine.contents())[0]
+
+
+class Judge:
+    """A screening that says what it is told to."""
+
+    def __init__(self, reply=None):
+        self.reply = reply
+        self.asked = []
+
+    async def examine(self, *, client_address, helo, reverse_path, content):
+        self.asked.append((client_address, helo, reverse_path.wire(), content))
+        renamed = content.replace(b"Authentication-Results", b"X-Authentication-Results")
+        return Screened(
+            reply=self.reply, headers=b"Authentication-Results: mx.test; spf=pass\r\n", content=renamed
+        )
+
+
+async def test_what_screening_adds_is_stored_below_received(engine):
+    judge = Judge()
+    await engine.start(screening=judge)
+    await engine.host("here.test", ALIASES)
+    content = b"Authentication-Results: mx.test; spf=pass\r\n" + MESSAGE
+    assert (await engine.send(b"a@sender.test", [b"info@here.test"], content))[-1].code == 250
+    assert judge.asked == [("127.0.0.1", "client.test", "a@sender.test", content)]
+    [stored] = await engine.contents()
+    assert stored.startswith(b"Received: from client.test ")
+    assert stored.endswith(
+        b"\r\nAuthentication-Results: mx.test; spf=pass\r\nX-Authentication-Results: mx.test; spf=pass\r\n"
+        + MESSAGE
+    )
+
+
+async def test_what_screening_refuses_is_logged(engine):
+    await engine.start(screening=Judge(reply.POLICY_REFUSAL))
+    domain = await engine.host("here.test", ALIASES)
+    answer = (await engine.send(b"a@sender.test", [b"info@here.test", b"two@here.test"], MESSAGE))[-1]
+    assert str(answer).startswith("550 5.7.1")
+    assert await engine.deliveries() == []
+    entries = await engine.logs(domain)
+    assert {(entry.alias, entry.subject) for entry in entries} == {("info", "hello"), ("two", "hello")}
+    assert {event.status for entry in entries for event in entry.events} == {Status.REFUSED}
