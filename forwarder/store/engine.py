@@ -12,17 +12,21 @@ There is no setting that makes a commit less durable.
 import asyncio
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import Connection, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from forwarder.store import postgresql, sqlite
+from forwarder.store import sqlite
 from forwarder.store.trouble import CommitUnknown as CommitUnknown
 from forwarder.store.trouble import StoreFull as StoreFull
 from forwarder.store.trouble import StoreUnavailable as StoreUnavailable
 from forwarder.store.writer import Writer
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from forwarder.store.postgresql import PostgresReaders
 
 T = TypeVar("T")
 
@@ -48,15 +52,19 @@ def postgres_dsn(url: str) -> str:
 class Database:
     """One open store; made by ``open``, in the event loop that will use it."""
 
-    def __init__(self, *, dialect: str, path: str | None, engine: AsyncEngine | None) -> None:
+    writer: Writer
+    _readers: "sqlite.SqliteReaders | PostgresReaders"
+
+    def __init__(self, *, dialect: str, path: str | None, engine: "AsyncEngine | None") -> None:
         self.dialect = dialect
         self._path = path
         self._engine = engine
-        self._readers: sqlite.SqliteReaders | postgresql.PostgresReaders
-        self.writer: Writer
         if engine is not None:
-            self._readers = postgresql.PostgresReaders(engine)
-            self.writer = postgresql.PostgresWriter(engine)
+            # A tenth of a start, and SQLite needs none of it.
+            from forwarder.store.postgresql import PostgresReaders, PostgresWriter
+
+            self._readers = PostgresReaders(engine)
+            self.writer = PostgresWriter(engine)
         else:
             assert path is not None
             self._readers = sqlite.SqliteReaders(path)
@@ -67,6 +75,8 @@ class Database:
         """Open without asking the database anything: a store that is down now may be up in a second."""
         path = sqlite_path(url)
         if path is None:
+            from forwarder.store import postgresql
+
             engine = postgresql.make_engine(postgres_dsn(url), pool_size=pool_size)
             return cls(dialect="postgresql", path=None, engine=engine)
         await asyncio.to_thread(make_private_file, path)
