@@ -17,6 +17,7 @@ from api.improvmx.requests import PAGE_SIZE, DomainsQuery, EditDomain, NewDomain
 from api.improvmx.wire import Json
 from api.operation import Call, Operation
 from forwarder.mail.address import display_domain
+from forwarder.mail.rules import canonical_forward, parse_forward
 from forwarder.store import aliases, dkim_keys, domains
 from forwarder.store.aliases import Alias
 from forwarder.store.conflict import AlreadyExists, LimitReached
@@ -87,7 +88,8 @@ async def add(call: Call) -> Json:
         )
         for key in keys:
             dkim_keys.add(conn, added, key, call.now)
-        everything = aliases.add(conn, added, "*", call.account.email, call.now)
+        leads_to = canonical_forward(parse_forward(call.account.email))
+        everything = aliases.add(conn, added, "*", leads_to, call.now)
         if circle(conn, added, [everything]) is not None:
             everything = aliases.update_alias(conn, added, everything, call.now, is_active=False)
         return added, everything

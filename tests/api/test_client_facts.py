@@ -278,6 +278,20 @@ async def test_a_new_domain_has_a_star_that_can_be_deleted_right_away(desk: Desk
     assert (await desk.get("/domains/piedpiper.com")).json()["domain"]["aliases"] == []
 
 
+async def test_a_domain_in_its_own_script_is_shown_in_it_and_found_by_both_names(desk: Desk) -> None:
+    domain = (await desk.post("/domains", {"domain": "Bücher.example"})).json()["domain"]
+    assert (domain["domain"], domain["display"]) == ("xn--bcher-kva.example", "bücher.example")
+    for name in ("xn--bcher-kva.example", "b%C3%BCcher.example", "BÜCHER.example"):
+        assert (await desk.get(f"/domains/{name}")).json()["domain"]["domain"] == "xn--bcher-kva.example"
+    assert (await desk.get("/domains?q=büch")).json()["total"] == 1
+
+
+async def test_a_star_leads_to_an_account_whose_address_is_in_its_own_script(desk: Desk) -> None:
+    async with desk.client(await desk.account("jörg@bücher.example")) as client:
+        domain = (await client.post("/domains", json={"domain": "piedpiper.com"})).json()["domain"]
+    assert domain["aliases"][0]["forward"] == "jörg@xn--bcher-kva.example"
+
+
 async def test_a_list_after_one_more_create_ends_with_the_newer_one(desk: Desk) -> None:
     await desk.domain()
     await desk.post("/domains/piedpiper.com/aliases", {"alias": "a", "forward": "a@gmail.com"})

@@ -1,6 +1,7 @@
 """Secrets stay secret, and trouble of ours is a 503 that says nothing of it."""
 
 import asyncio
+import signal
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,10 @@ from typing import Any
 import pytest
 
 from forwarder.store import aliases, domains
-from tests.api.desk import Desk, files
+from forwarder.store.migrations import upgrade
+from tests.api.desk import Desk, files, together
+from tests.harness import wait_until
+from tests.postgres import Server
 
 
 async def test_keys_are_shown_once_and_stored_as_digests_only(desk: Desk, tmp_path: Path) -> None:
@@ -97,3 +101,37 @@ async def test_a_change_that_fails_half_way_leaves_nothing(
         assert (await desk.post("/domains", {"domain": "piedpiper.com"})).status_code == 503
     assert (await desk.get("/domains")).json()["total"] == 0
     await desk.domain("piedpiper.com")
+
+
+async def test_a_database_that_is_gone_is_503_and_all_is_well_when_it_is_back() -> None:
+    server = await asyncio.to_thread(Server.start)
+    try:
+        url = await asyncio.to_thread(server.database)
+        await asyncio.to_thread(upgrade, url)
+        async with Desk(url) as desk:
+            await desk.domain()
+            await asyncio.to_thread(server.stop, signal.SIGQUIT)
+            started = asyncio.get_running_loop().time()
+            fields = {"alias": "a", "forward": "a@gmail.com"}
+            answers = await together(
+                desk.get("/domains"),
+                desk.post("/domains/piedpiper.com/aliases", fields),
+                desk.get("/account"),
+            )
+            assert asyncio.get_running_loop().time() - started < 10
+            for answer in answers:
+                assert (answer.status_code, answer.json()["code"]) == (503, 503)
+                for leak in ("127.0.0.1", "postgres", "asyncpg", "Traceback", "connect"):
+                    assert leak not in answer.text
+            ready = await desk.get("http://api.test/health/ready")
+            assert (ready.status_code, ready.json()["troubles"]) == (503, ["store"])
+            assert (await desk.get("http://api.test/health/live")).status_code == 200
+            await asyncio.to_thread(server.restart)
+
+            async def answers_again() -> bool:
+                return (await desk.get("/domains")).status_code == 200
+
+            await wait_until(answers_again, deadline=30)
+            assert (await desk.post("/domains/piedpiper.com/aliases", fields)).status_code == 200
+    finally:
+        await asyncio.to_thread(server.remove)
