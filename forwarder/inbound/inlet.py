@@ -114,12 +114,12 @@ class Inlet:
         self._buffer.clear()
         self._searched = 0
 
-    async def line(self, limit: int, seconds: float, *, stoppable: bool = True) -> bytes:
+    async def line(self, limit: int, seconds: float) -> bytes:
         """The next line with its line feed, at most ``limit`` octets long with it."""
         buffer = self._buffer
         end = buffer.find(b"\n", self._searched)
         if end < 0:
-            end = await self._line_end(limit, seconds, stoppable=stoppable)
+            end = await self._line_end(limit, seconds)
             buffer = self._buffer
         if end >= limit:
             self._consume(end + 1)
@@ -142,7 +142,7 @@ class Inlet:
         self._buffer[:0] = data
         self._searched = 0
 
-    async def _line_end(self, limit: int, seconds: float, *, stoppable: bool) -> int:
+    async def _line_end(self, limit: int, seconds: float) -> int:
         deadline = self._loop.time() + seconds
         overlong = False
         while True:
@@ -157,7 +157,7 @@ class Inlet:
                 self._buffer.clear()
             self._searched = len(self._buffer)
             self._release()
-            await self._more(deadline, stoppable=stoppable)
+            await self._more(deadline, stoppable=True)
 
     async def _more(self, deadline: float, *, stoppable: bool) -> None:
         if self._ended:
