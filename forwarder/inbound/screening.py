@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from publicsuffixlist import PublicSuffixList
-
 from forwarder.inbound.spf import Questions, check_spf
 from forwarder.mail import arc, dmarc, verification
 from forwarder.mail.address import Path
@@ -36,6 +34,7 @@ from forwarder.mail.dmarc import SpfResult
 from forwarder.mail.reply import Reply
 from forwarder.mail.verification import AuthResult
 from forwarder.net.dns import CannotTell, Found
+from forwarder.net.registered import registered_domain
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +93,6 @@ class Screening:
         self._arc = arc
         self._time_limit = time_limit.total_seconds()
         self._executor = executor
-        self._organisational = _organisational(PublicSuffixList())
 
     async def examine(
         self, *, client_address: str, helo: str, reverse_path: Path, content: bytes
@@ -137,7 +135,7 @@ class Screening:
         if self._arc:
             keys += arc.needed_keys(message)
         claimed = author(message)
-        policies = dmarc.record_names(claimed, self._organisational) if self._dmarc else ()
+        policies = dmarc.record_names(claimed, registered_domain) if self._dmarc else ()
         return _Plan(
             message=message,
             content=remove_forged(content, self._authserv_id),
@@ -188,7 +186,7 @@ class Screening:
         policy = None
         if self._dmarc:
             policy = dmarc.evaluate(
-                plan.author, answers, spf=spf, dkim=signatures, organisational=self._organisational
+                plan.author, answers, spf=spf, dkim=signatures, organisational=registered_domain
             )
         chain = arc.validate(plan.message, answers) if self._arc else None
         return Results(spf=spf, dkim=signatures, dmarc=policy, arc=chain)
@@ -207,12 +205,3 @@ async def _within(limit: float, work: list[Coroutine[Any, Any, None]]) -> None:
     finally:
         for task in tasks:
             task.cancel()
-
-
-def _organisational(suffixes: PublicSuffixList) -> Callable[[str], str]:
-    @functools.lru_cache(maxsize=10_000)
-    def organisational(domain: str) -> str:
-        """The registered domain (RFC 7489 3.2); a public suffix is its own."""
-        return suffixes.privatesuffix(domain) or domain
-
-    return organisational

@@ -19,6 +19,9 @@ from forwarder.mail.reply import BAD_CONTENT, POLICY_REFUSAL, Reply
 from forwarder.mail.verification import AuthResult, SignatureResult
 
 _NAME = re.compile(r"[A-Za-z0-9._+/=-]{1,255}\Z")
+_PASSED = re.compile(
+    r'(?:^|;)\s*(?:dkim|spf)=pass\b[^;]*?\s(?:header\.d|smtp\.mailfrom|smtp\.helo)="?([A-Za-z0-9._-]+)'
+)
 _ARC = re.compile(r"(?:^|;)\s*arc=(none|pass|fail)\b")
 _HEADER = b"authentication-results"
 
@@ -38,6 +41,11 @@ class Recorded(NamedTuple):
 
     text: str  # what follows the authserv-id, unfolded
     chain: ChainStatus | None  # None: nobody could judge the chain
+
+    @property
+    def authenticated(self) -> frozenset[str]:
+        """The domains that a signature or SPF proved to have sent the message; alignment is the caller's to judge."""
+        return frozenset(domain.lower() for domain in _PASSED.findall(self.text))
 
 
 def verdict(results: Results, *, reject: bool) -> Reply | None:

@@ -2,7 +2,8 @@
 
 What goes out is the stored content, byte for byte, with header lines before it: signatures and seals (``prepare``),
 then our trace (``mail.trace``) on top. The reverse-path of mail from outside becomes an SRS address, so that SPF of
-the next hop looks at our domain; submitted mail keeps its own, a report has the null one.
+the next hop looks at our domain; submitted mail keeps its own, a report has the null one. Mail whose author pretends
+to be of our own domain keeps its reverse-path too.
 
 A kept session of the site is used if there is one, else the hosts are dialled in the route's order until one takes
 the message; trouble with one host or address leads to the next, a judgement about the message or a recipient does
@@ -81,7 +82,7 @@ class Courier:
         attempt = _Attempt(
             pool=self._pool,
             route=job.route,
-            reverse_path=self._reverse_path(parcel),
+            reverse_path=self._reverse_path(parcel),  # after the signatures: they find out whether it borrows
             deliveries=job.deliveries,
             buffers=buffers,
             smtputf8=parcel.smtputf8,
@@ -90,7 +91,8 @@ class Courier:
         return attempt.carried()
 
     def _reverse_path(self, parcel: Parcel) -> Path:
-        if parcel.transport is not Transport.SMTP:
+        # An SRS address would make SPF pass for our domain, and so for the author that nobody has proved to be of it.
+        if parcel.transport is not Transport.SMTP or parcel.borrows:
             return parcel.reverse_path
         return self._srs.forward(parcel.reverse_path, now=self._clock())
 

@@ -30,6 +30,7 @@ class Parcel:
     size: int
     content: bytes | None = None  # None: still in the store only
     sealed: bytes | None = None  # the signatures and seals to prepend; None: not made yet
+    borrows: bool = False  # known once sealed: it claims, unproven, to come from a domain of the service
     deliveries: int = 0  # held here; the parcel goes with the last one
 
     @classmethod

@@ -4,6 +4,10 @@ Mail from outside and our own reports are signed by the service's domain only; s
 author logged in for, or by the service when that domain has no key. Mail from outside is sealed with ARC as well,
 where that is switched on, over the authentication results that our own reception recorded in the message.
 
+Mail from outside whose author claims to be of a domain of the service (or of the organisation that owns it) gets no
+DKIM signature unless our reception saw that domain prove it: ours would be aligned with that author, and turn a forgery
+into mail that passes DMARC. The parcel remembers (``borrows``), so that it gets no reverse-path of ours either.
+
 The private-key work is OpenSSL's and releases the interpreter lock, so it runs beside the event loop. What waits is
 taken together, up to ``_BATCH`` messages a hand-over to a thread, since the hand-over costs a good part of a
 signature: under load it is shared, at rest nobody waits for it. Nothing about a message makes this fail; a failing
@@ -17,12 +21,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from typing import NamedTuple
 
 from forwarder.mail.arc import seal_arc
-from forwarder.mail.authentication import recorded
+from forwarder.mail.authentication import Recorded, recorded
+from forwarder.mail.author import author
 from forwarder.mail.canonical import Canonical
 from forwarder.mail.event import Transport
 from forwarder.mail.seal import Signer, sign
+from forwarder.net.registered import registered_domain
 from forwarder.outbound.parcel import Parcel
 
 _BATCH = 16
@@ -36,8 +43,14 @@ class _Order:
     content: bytes
     signers: Sequence[Signer]
     arc: Signer | None
+    outside: bool  # it came from anybody on the Internet
     now: datetime
-    done: asyncio.Future[bytes]
+    done: asyncio.Future["_Sealed"]
+
+
+class _Sealed(NamedTuple):
+    headers: bytes
+    borrows: bool = False
 
 
 class Signing:
@@ -52,8 +65,11 @@ class Signing:
         authserv_id: str,
         threads: int,
         clock: Callable[[], datetime],
+        own_domains: Sequence[str] = (),
     ) -> None:
+        """``own_domains``: whose SPF is ours to lend, beside those the service signs for."""
         self._service = tuple(service)
+        self._own = {registered_domain(name) for name in (*own_domains, *(s.domain for s in service))}
         self._signers_for = signers_for
         # RFC 8617 4.1.2: one signature a set; RSA is what every verifier of ARC knows.
         self._arc = next((s for s in self._service if s.algorithm == "rsa-sha256"), None) if arc else None
@@ -67,22 +83,25 @@ class Signing:
     async def headers(self, parcel: Parcel, content: bytes) -> bytes:
         """The header lines to prepend to a parcel's content; remembered in the parcel."""
         if parcel.sealed is None:
-            parcel.sealed = await self._made(parcel, content)
+            parcel.sealed, parcel.borrows = await self._made(parcel, content)
         return parcel.sealed
 
     def close(self) -> None:
         """Let the threads go; what is being signed is finished first."""
         self._executor.shutdown(wait=False, cancel_futures=False)
 
-    async def _made(self, parcel: Parcel, content: bytes) -> bytes:
+    async def _made(self, parcel: Parcel, content: bytes) -> _Sealed:
         signers: Sequence[Signer] = self._service
         if parcel.signing_domain is not None:
             signers = await self._signers_for(parcel.signing_domain) or self._service
-        arc = self._arc if parcel.transport is Transport.SMTP else None
-        if not signers and arc is None:
-            return b""
-        done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Order(content=content, signers=signers, arc=arc, now=self._clock(), done=done))
+        outside = parcel.transport is Transport.SMTP
+        arc = self._arc if outside else None
+        if not signers and arc is None and not (outside and self._own):
+            return _Sealed(b"")
+        done: asyncio.Future[_Sealed] = asyncio.get_running_loop().create_future()
+        self._waiting.append(
+            _Order(content=content, signers=signers, arc=arc, outside=outside, now=self._clock(), done=done)
+        )
         self._start()
         return await done
 
@@ -98,14 +117,14 @@ class Signing:
             running = asyncio.get_running_loop().run_in_executor(self._executor, self._sign_all, batch)
             running.add_done_callback(partial(self._finish, batch))
 
-    def _finish(self, batch: Sequence[_Order], ended: asyncio.Future[list[bytes | Exception]]) -> None:
+    def _finish(self, batch: Sequence[_Order], ended: asyncio.Future[list[_Sealed | Exception]]) -> None:
         self._busy -= 1
         failure = asyncio.CancelledError() if ended.cancelled() else ended.exception()
         results = ended.result() if failure is None else [failure] * len(batch)
         for order, result in zip(batch, results, strict=True):
             if order.done.done():
                 continue  # whoever waited was cancelled
-            if isinstance(result, bytes):
+            if isinstance(result, _Sealed):
                 order.done.set_result(result)
             elif isinstance(result, asyncio.CancelledError):
                 order.done.cancel()
@@ -113,9 +132,9 @@ class Signing:
                 order.done.set_exception(result)
         self._start()
 
-    def _sign_all(self, batch: Sequence[_Order]) -> list[bytes | Exception]:
+    def _sign_all(self, batch: Sequence[_Order]) -> list[_Sealed | Exception]:
         """Runs in a thread; one bad message must not spoil the others."""
-        results: list[bytes | Exception] = []
+        results: list[_Sealed | Exception] = []
         for order in batch:
             try:
                 results.append(self._sign(order))
@@ -123,14 +142,15 @@ class Signing:
                 results.append(error)
         return results
 
-    def _sign(self, order: _Order) -> bytes:
+    def _sign(self, order: _Order) -> _Sealed:
         message = Canonical(order.content)
-        signed = sign(message, order.signers, now=order.now)
+        found = recorded(message, self._authserv_id) if order.outside else None
+        borrows = order.outside and self._borrows(message, found)
+        signed = sign(message, order.signers, now=order.now) if order.signers and not borrows else b""
         if order.arc is None:
-            return signed
-        found = recorded(order.content, self._authserv_id)
-        results, status = found if found is not None else ("none", None)
-        return signed + seal_arc(
+            return _Sealed(signed, borrows)
+        results, status = (found.text, found.chain) if found is not None else ("none", None)
+        seal = seal_arc(
             message,
             signer=order.arc,
             authserv_id=self._authserv_id,
@@ -138,3 +158,14 @@ class Signing:
             chain=status,
             now=order.now,
         )
+        return _Sealed(signed + seal, borrows)
+
+    def _borrows(self, message: Canonical, found: Recorded | None) -> bool:
+        """Whether a reader may see an author of our own organisation, and our reception saw no proof of it."""
+        claimed = author(message).domain
+        if not claimed:  # none, several, or not to be read: then the name of ours anywhere in it is too much
+            fields = [raw.lower() for raw in message.instances(b"from")]
+            return any(own.encode() in raw for own in self._own for raw in fields)
+        ours = registered_domain(claimed)
+        proved = found.authenticated if found is not None else frozenset()
+        return ours in self._own and ours not in map(registered_domain, proved)

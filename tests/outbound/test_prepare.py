@@ -117,3 +117,36 @@ async def test_many_messages_signed_together_keep_their_own_signatures(tmp_path:
             await rooms.accept(f"user{number}@dest.test", content=CONTENT + body)
         await rooms.sink.wait_for(40)
         assert all(verified(m.content, records) == ["ed25519"] for m in rooms.sink.messages)
+
+
+OURS = b"Authentication-Results: mx.forwarder.test; "
+
+
+@pytest.mark.parametrize(
+    ("author", "results", "signed"),
+    [
+        (b"ceo@forwarder.test", b"spf=pass smtp.mailfrom=origin.test; dmarc=none", False),
+        (b"ceo@mail.forwarder.test", b"spf=fail smtp.mailfrom=origin.test; dmarc=fail", False),
+        (b'"ceo@forwarder.test', b"none", False),  # cannot be read, and a reader may show it
+        (b"ceo@forwarder.test", b"dkim=fail header.d=forwarder.test header.s=a; dmarc=fail", False),
+        (b"ceo@forwarder.test", b"dkim=pass header.d=mail.forwarder.test header.s=a; dmarc=none", True),
+        (b"ceo@forwarder.test", b"spf=pass smtp.mailfrom=forwarder.test; dmarc=pass", True),
+        (
+            b"ann@origin.test",
+            b"spf=fail smtp.mailfrom=origin.test; dmarc=fail",
+            True,
+        ),  # aligned with nobody here
+    ],
+)
+async def test_nobody_borrows_the_service_s_name(
+    tmp_path: Path, author: bytes, results: bytes, signed: bool
+) -> None:
+    """A signature of the service would be aligned with an author of its own organisation, and so would its SPF be."""
+    service, records = keys("forwarder.test", "rsa")
+    content = OURS + results + b"\r\nFrom: " + author + b"\r\nSubject: pay at once\r\n\r\nnow\r\n"
+    async with house(tmp_path, service=service, arc=True) as rooms:
+        await rooms.accept("bob@dest.test", content=content)
+        (message,) = await rooms.sink.wait_for(1)
+        assert verified(message.content, records) == (["rsa"] if signed else [])
+        assert message.reverse_path.startswith("SRS0=") is signed
+        assert b"\r\nARC-Seal: i=1;" in b"\r\n" + message.content
