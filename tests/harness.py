@@ -20,6 +20,7 @@ import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,21 +29,37 @@ import httpx
 
 from forwarder.config import Settings
 from forwarder.diagnostics import set_up
-from forwarder.keyring import open_keyring
+from forwarder.keyring import create_private, open_keyring
 from forwarder.mail.ids import IdSource
+from forwarder.mail.seal import GeneratedKey, generate
 from forwarder.net.tls import self_signed
 from forwarder.serve import Engine, running, utc_now
 from forwarder.store import accounts, aliases, credentials, dkim_keys, domains
+from forwarder.store.dkim_keys import NewDkimKey
 from forwarder.store.engine import Database
 from forwarder.store.journal import Journal, LogEntry
 from forwarder.store.passwords import hash_password
-from forwarder.store.vault import Vault, make_keys
+from forwarder.store.vault import Vault
 from tests.peers import client as smtp
 from tests.peers.dns_server import DnsServer
 from tests.peers.sink import Sink
 
 ACCOUNT = "owner@example.org"
 DEADLINE = 15.0  # seconds
+
+
+@cache
+def keys_for_tests() -> dict[str, GeneratedKey]:
+    """One RSA and one Ed25519 key for every engine and domain of the session: making RSA keys is slow."""
+    return {"rsa": generate("rsa"), "ed25519": generate("ed25519")}
+
+
+def put_keys(settings: Settings) -> None:
+    """Give an engine that has no service keys yet those of the session."""
+    folder = settings.data_dir / "keys"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for number, key in enumerate(keys_for_tests().values(), start=1):
+        create_private(folder / f"dkim-{settings.dkim.selector}{number}.pem", key.pem)
 
 
 async def wait_until(
@@ -114,6 +131,7 @@ class House:
         """A whole engine in this process for as long as the block lasts."""
         self.settings = Settings.model_validate(self.values(**sections))
         set_up(self.settings, stream=self.log)
+        put_keys(self.settings)
         async with running(self.settings) as engine:
             self.running, self.ports, self.database = engine, engine.ports, engine.database
             try:
@@ -140,7 +158,17 @@ class House:
         if await self.database.read(lambda conn: accounts.by_email(conn, account)) is None:
             await self.account(account)
         vault = Vault(open_keyring(self.settings).store_key)
-        keys = await asyncio.to_thread(make_keys, vault, name, self.settings.dkim.selector)
+        keys = [
+            NewDkimKey(
+                selector=f"{self.settings.dkim.selector}{number}",
+                algorithm=algorithm,
+                private_key=vault.seal(
+                    made.pem, domain=name, selector=f"{self.settings.dkim.selector}{number}"
+                ),
+                public_record=made.record,
+            )
+            for number, (algorithm, made) in enumerate(keys_for_tests().items(), start=1)
+        ]
 
         def work(conn: Any) -> domains.Domain:
             owner = accounts.by_email(conn, account)
@@ -290,6 +318,7 @@ class EngineProcess:
     async def start(self) -> None:
         """Start it and wait until it serves; the house's ports and store are then its."""
         self.ports_file.unlink(missing_ok=True)
+        put_keys(Settings.model_validate(self.values))
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("FORWARDER_")}
         with self.output.open("ab") as output:
             self.process = await asyncio.create_subprocess_exec(
