@@ -34,7 +34,6 @@ ALIASES = {
     "*": "inbox@dest.test",
     "well": "well@well.test",
     r"to\.(.+)": "$1@dest.test",
-    r"from\.(.+)": "person@$1",
     "pair": "first@dest.test, second@dest.test",
 }
 MAIL = (
@@ -104,6 +103,27 @@ class Town(House):
                 when_disabled=when_disabled or 550,
             )
         )
+        if self.running is not None:  # else: in force within a second; until then * may answer
+            await self.running.directory.confirmed(domain)
+
+    async def towards(self, domain: str) -> str:
+        """An address whose mail goes to a person at that domain."""
+        await self.alias(f"for.{domain}", f"person@{domain}")
+        return f"for.{domain}@example.com"
+
+    async def events_for(self, recipient: str) -> list[tuple[str, int, str]]:
+        """(status, code, message) of the events of one alias, oldest first."""
+        logs = [entry for entry in await self.logs("example.com") if entry.recipient_email == recipient]
+        return [(str(e.status), e.code, e.message) for entry in reversed(logs) for e in entry.events]
+
+    async def wait_for_event(self, recipient: str, status: str) -> tuple[str, int, str]:
+        """The first event of that status at that alias."""
+
+        async def look() -> list[tuple[str, int, str]]:
+            return [event for event in await self.events_for(recipient) if event[0] == status]
+
+        found = await wait_until(look, what=f"{status} of {recipient}")
+        return found[0]
 
     # --- what must hold
 
