@@ -12,8 +12,6 @@ import asyncio
 from pathlib import Path
 
 import structlog
-from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
 
 from forwarder.node import NodeError
 from forwarder.store.engine import Database
@@ -41,13 +39,8 @@ async def prepare_schema(database: Database, url: str) -> None:
 
 async def check_schema(database: Database, url: str) -> None:
     """Make the schema right where that is ours to do; NodeError where it is not; StoreUnavailable."""
-    try:
-        found = await database.read(
-            lambda conn: conn.execute(text("SELECT version_num FROM alembic_version")).scalar()
-        )
-    except (SQLAlchemyError, StoreUnavailable):
-        found = None  # away, or without that table: the slow way tells which
-    if found != newest_revision():
+    # Without an answer it is away, or empty: the slow way tells which.
+    if await database.revision() != newest_revision():
         await asyncio.to_thread(_ensure, url)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import Connection, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 from forwarder.store import sqlite
 from forwarder.store.trouble import CommitUnknown as CommitUnknown
@@ -99,6 +100,16 @@ class Database:
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in the next group commit; it may run again when others in the group fail."""
         return await self.writer.write(work)
+
+    async def revision(self) -> str | None:
+        """The schema's revision as the database says it; None when it says nothing, for whatever reason."""
+        try:
+            found = await self.read(
+                lambda conn: conn.execute(text("SELECT version_num FROM alembic_version")).scalar()
+            )
+        except (SQLAlchemyError, StoreUnavailable):
+            return None
+        return None if found is None else str(found)
 
     async def ready(self) -> None:
         """StoreUnavailable unless the store answers, has its tables, and can commit."""
