@@ -237,7 +237,7 @@ def _addresses(text: str) -> list[tuple[str, str | None, str]]:
     angle: list[str] | None = None
     in_angle = in_quotes = False
     depth = 0
-    escaped = False
+    escaped = at_seen = False
     for character in text:
         if escaped:
             escaped = False
@@ -264,13 +264,14 @@ def _addresses(text: str) -> list[tuple[str, str | None, str]]:
         elif character == ">" and in_angle:
             in_angle = False
             continue
-        elif character == ":" and not in_angle and not "".join(words).count("@"):
+        elif character == ":" and not in_angle and not at_seen:
             words.clear()  # the name of a group
             continue
         elif character in ",;" and not in_angle:
             found.append(_address(words, angle, comments))
-            words, comments, angle = [], [], None
+            words, comments, angle, at_seen = [], [], None, False
             continue
+        at_seen = at_seen or (character == "@" and not in_angle)
         (angle if in_angle and angle is not None else words).append(character)
     return [*found, _address(words, angle, comments)]
 

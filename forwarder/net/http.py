@@ -3,8 +3,9 @@
 Whoever owns a domain here writes the URL, so the URL is hostile. Promises: only http and https; the host is looked up
 by our own resolver, all its addresses are judged (``net.addresses``), and the connection goes to the very address
 that was judged, so that a second look-up cannot lead elsewhere; one private address among them refuses the host.
-Redirects are not followed and proxies from the environment not used. The certificate of https is verified for the
-host's name. The whole exchange ends within the caller's timeout, and no more than 4 KiB of the answer is read.
+Redirects are not followed, cookies neither kept nor sent, proxies from the environment not used. The certificate of
+https is verified for the host's name. The whole exchange ends within the caller's timeout, and no more than 4 KiB of
+the answer is read.
 
 How it fails: ``Blocked`` for what we do not do, whatever the hour; ``Unreachable`` for what another hour may mend.
 Any HTTP status is a result, not a failure.
@@ -18,6 +19,7 @@ import re
 import ssl
 from collections.abc import Mapping
 from datetime import timedelta
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
 
@@ -57,6 +59,9 @@ class GuardedClient:
             limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=0),
             follow_redirects=False,
             trust_env=False,
+            # Requests are addressed to addresses, so a cookie that one host sets would go to every other host behind
+            # the same address; and whoever sets thousands of them would fill our memory.
+            cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=[])),
             timeout=None,  # noqa: S113 - the whole exchange has one deadline
         )
 

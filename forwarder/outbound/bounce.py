@@ -7,7 +7,7 @@ mail written here: that ends the chain, and the event says ``double_bounce``.
 
 The report names the alias the sender wrote to. Where that alias leads is private and left out, with the name of the
 host that refused, unless ``outbound.disclose_destination`` is set; text of the refusing host that quotes the
-destination has it replaced.
+destination has it replaced. Of what a webhook answered only the status is told.
 
 Pure but for the ids and the clock it is given. The report is a ``NewMessage`` for ``Queue.settle`` to store in the
 transaction that records the failure: before it the report could double, after it, it could get lost.
@@ -128,6 +128,9 @@ def concealed(text: str, destination: str, alias: str) -> str:
     """Text of a host without the destination it may quote: the address becomes the alias, its parts are hidden."""
     text = re.sub(re.escape(destination), lambda _: alias, text, flags=re.IGNORECASE)
     is_url = "://" in destination
+    if is_url:
+        # What a web server answers is not for strangers: many quote the path, which is all the secret a hook has.
+        text = text.partition(": ")[0]
     parts = [urlsplit(destination).hostname or ""] if is_url else destination.rpartition("@")[::2]
     for part in parts:
         # One or two characters are a part of ordinary words, and tell nobody anything.

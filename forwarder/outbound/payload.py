@@ -26,6 +26,7 @@ from forwarder.mail.words import decode_words, printable
 _DEPTH = 20
 _PARTS = 500
 _FIELDS = 500
+_HEAD = 64 * 1024  # octets of a part's head that are looked at
 _TEXT = 16 * 1024 * 1024  # octets of text decoded, of all parts together
 _CHARSETS = re.compile(
     r"(?i)(?:us-?ascii|ascii|utf-?8|utf-?16(?:le|be)?|iso-8859-\d{1,2}|latin-?1|windows-12\d\d|cp12\d\d"
@@ -61,7 +62,7 @@ def message_json(content: bytes, *, reverse_path: Path, received_at: datetime) -
     """The body to POST."""
     head, _ = mail.split(content)
     parts = _Parts()
-    _walk(content, parts, 0, top=True)
+    _walk(content, 0, len(content), parts, 0, top=True)
     sender = mail.mailbox(mail.first_raw(head, b"from") or b"")
     facts = {
         "headers": _headers(head),
@@ -111,22 +112,28 @@ def _person(found: tuple[str | None, str | None]) -> dict[str, str]:
     return {"name": name or "", "email": email or ""}
 
 
-def _walk(entity: bytes, parts: _Parts, depth: int, *, top: bool = False) -> None:
-    """Sort an entity, with its head, into what it is. Recursion ends at ``_DEPTH``."""
+def _walk(content: bytes, start: int, end: int, parts: _Parts, depth: int, *, top: bool = False) -> None:
+    """Sort the entity between two places, with its head, into what it is. Recursion ends at ``_DEPTH``.
+
+    Places and not slices: each level of a nested message would hold a copy of all that it contains.
+    """
     parts.seen += 1
-    head, body = mail.split(entity)
+    head_end, body_start = _bounds(content, start, end)
+    head = content[start : min(head_end, start + _HEAD)]
     kind = _kind(mail.first_raw(head, b"content-type"), "text/plain")
     disposition = _kind(mail.first_raw(head, b"content-disposition"), "")
     boundary = kind.parameters.get("boundary", "")
     if kind.word.startswith("multipart/") and boundary and depth < _DEPTH and parts.seen < _PARTS:
-        for part in _split(bytes(body), boundary.encode("utf-8", "replace")):
+        for part_start, part_end in _split(content, body_start, end, boundary.encode("utf-8", "replace")):
             if parts.seen >= _PARTS:
                 return
-            _walk(part, parts, depth + 1)
+            _walk(content, part_start, part_end, parts, depth + 1)
         return
     if kind.word.startswith("multipart/") and not top:
         kind = _Kind(word="application/octet-stream", parameters={})
-    octets = _decoded(bytes(body), (mail.first(head, b"content-transfer-encoding") or "").strip().lower())
+    octets = _decoded(
+        content[body_start:end], (mail.first(head, b"content-transfer-encoding") or "").strip().lower()
+    )
     if disposition.word != "attachment" and _is_text(octets, kind, parts):
         return
     described = {
@@ -162,29 +169,38 @@ def _is_text(octets: bytes, kind: _Kind, parts: _Parts) -> bool:
     return True
 
 
-def _split(body: bytes, boundary: bytes) -> Iterator[bytes]:
-    """The parts of a multipart body (RFC 2046 5.1.1); without a closing delimiter the last one ends the body."""
+def _bounds(content: bytes, start: int, end: int) -> tuple[int, int]:
+    """Where the head of an entity ends and where its body begins; without an empty line everything is head."""
+    if content.startswith(b"\r\n", start, end):
+        return start, start + 2
+    blank = content.find(b"\r\n\r\n", start, end)
+    return (end, end) if blank < 0 else (blank + 2, blank + 4)
+
+
+def _split(content: bytes, start: int, end: int, boundary: bytes) -> Iterator[tuple[int, int]]:
+    """Where the parts of a multipart body are (RFC 2046 5.1.1); without a closing delimiter the last ends the body."""
     delimiter = b"--" + boundary
-    position = 0 if body.startswith(delimiter) else body.find(b"\r\n" + delimiter)
-    start = -1
+    at_once = content.startswith(delimiter, start, end)
+    position = start if at_once else content.find(b"\r\n" + delimiter, start, end)
+    part = -1
     while position >= 0:
-        line = position if body.startswith(delimiter, position) else position + 2
+        line = position if content.startswith(delimiter, position) else position + 2
         after = line + len(delimiter)
-        closing = body.startswith(b"--", after)
-        end_of_line = body.find(b"\r\n", after)
-        rest = body[after : end_of_line if end_of_line >= 0 else len(body)]
-        if not closing and rest.strip(b" \t"):
-            position = body.find(b"\r\n" + delimiter, after)  # a longer boundary that begins like ours
+        closing = content.startswith(b"--", after, end)
+        end_of_line = content.find(b"\r\n", after, end)
+        if not closing and content[after : end_of_line if end_of_line >= 0 else end].strip(b" \t"):
+            # A longer boundary that begins like ours.
+            position = content.find(b"\r\n" + delimiter, after, end)
             continue
-        if start >= 0:
-            yield body[start : max(start, position)]
+        if part >= 0:
+            yield part, max(part, position)
         if closing or end_of_line < 0:
             return
-        start = end_of_line + 2
+        part = end_of_line + 2
         # A delimiter may follow at once: its CRLF is the one that ended this line.
-        position = body.find(b"\r\n" + delimiter, end_of_line)
-    if start >= 0:
-        yield body[start:]
+        position = content.find(b"\r\n" + delimiter, end_of_line, end)
+    if part >= 0:
+        yield part, end
 
 
 def _kind(raw: bytes | None, default: str) -> _Kind:

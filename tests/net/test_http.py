@@ -135,6 +135,16 @@ async def test_a_redirect_is_a_result_and_not_followed(hooks: WebhookServer, cli
     assert len(hooks.requests) == 1
 
 
+async def test_no_host_sets_cookies_for_another_at_its_address(
+    dns: DnsServer, hooks: WebhookServer, client: GuardedClient
+) -> None:
+    for name in ("one.example.test", "two.example.test"):
+        dns.set(name, "A", ["127.0.0.1"])
+        hooks.answer(200, {"Set-Cookie": "session=secret"})
+        await client.post(f"http://{name}:{hooks.port}/", b"{}", {}, SOON)
+    assert [request.headers.get("cookie") for request in hooks.requests] == [None, None]
+
+
 @pytest.mark.parametrize("status", [200, 404, 500, 503])
 async def test_any_status_is_a_result(hooks: WebhookServer, client: GuardedClient, status: int) -> None:
     assert (await client.post(hooks.at(f"/status/{status}"), b"{}", {}, SOON))[0] == status

@@ -30,6 +30,21 @@ def test_a_webhook_s_url_is_not_quoted() -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("451 4.4.0 HTTP 404: Cannot POST /in/s3cret", "451 4.4.0 HTTP 404"),
+        ("550 5.7.1 blocked: hooks.test has the private address 10.1.2.3", "550 5.7.1 blocked"),
+        (
+            "554 5.4.7 could not be delivered for too long, giving up: last reply was 451 4.4.0 HTTP 500: s3cret",
+            "554 5.4.7 could not be delivered for too long, giving up",
+        ),
+    ],
+)
+def test_what_a_webhook_answered_stays_with_its_owner(said: str, shown: str) -> None:
+    assert concealed(said, "https://hooks.test/in/s3cret", "ann@hosted.test") == shown
+
+
+@pytest.mark.parametrize(
     ("enhanced", "status"), [("5.1.1", "5.1.1"), ("4.4.7", "4.4.7"), ("", "5.0.0"), ("2.0.0", "5.0.0")]
 )
 def test_the_status_of_a_failed_recipient_is_a_failure(enhanced: str, status: str) -> None:

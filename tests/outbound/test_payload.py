@@ -3,6 +3,7 @@
 import base64
 import json
 import time
+import tracemalloc
 from datetime import UTC, datetime
 from typing import Any
 
@@ -106,3 +107,18 @@ def test_deep_nesting_and_many_parts_are_bounded() -> None:
     assert len(told(deep)["attachments"]) == 1
     assert len(told(many)["attachments"]) < 600
     assert time.process_time() - began < 1
+
+
+def test_a_nested_message_is_not_copied_at_every_level() -> None:
+    content = b"Content-Type: application/octet-stream\r\n\r\n" + b"x" * 2_000_000
+    for level in range(20):
+        head = b'Content-Type: multipart/mixed; boundary="b%d"\r\n\r\n--b%d\r\n' % (level, level)
+        content = head + content + b"\r\n--b%d--\r\n" % level
+    tracemalloc.start()
+    try:
+        body = message_json(content, reverse_path=Path.null(), received_at=datetime.now(UTC))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(json.loads(body)["attachments"][0]["content"]) == 2_666_668
+    assert peak < 8 * len(content)
