@@ -31,15 +31,17 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.sql import Executable
 from sqlalchemy.types import TypeEngine
 
+from forwarder.store.straight import run, run_text
 from forwarder.store.tables import UtcDateTime
 
 S = TypeVar("S")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_CHUNKS = (64, 16, 4, 1)  # rows of one INSERT on SQLite: few shapes, so that they stay prepared
+_CHUNK = 50  # rows of one INSERT on SQLite; each number of rows is a statement that stays prepared
 
 
 def micros(at: datetime) -> int:
@@ -67,19 +69,17 @@ def insert_many(
         conn.exec_driver_sql(_unnest_insert(table, columns), tuple(map(list, zip(*rows, strict=True))))
         return
     times = _times_of(table, columns)
-    start = 0
-    while start < len(rows):
-        size = next(size for size in _CHUNKS if size <= len(rows) - start)
+    for start in range(0, len(rows), _CHUNK):
+        chunk = rows[start : start + _CHUNK]
         values: list[Any] = []
-        for row in rows[start : start + size]:
+        for row in chunk:
             values.extend(row)
         width = len(columns)
         for column in times:
             for index in range(column, len(values), width):
                 if values[index] is not None:
                     values[index] = micros(values[index])
-        conn.exec_driver_sql(_values_insert(table, columns, size), tuple(values))
-        start += size
+        run_text(conn, _values_insert(table, columns, len(chunk)), values)
 
 
 @cache
@@ -166,17 +166,28 @@ class Rows:
         ).subquery("given")
 
 
-def fetch(conn: Connection, query: Select[Any], parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """All rows of a query, in its order."""
+def execute(conn: Connection, statement: Executable, parameters: dict[str, Any]) -> Any:
+    """Run a statement of ``by_dialect`` whose parameters are those of its ``Rows``; its cursor or result."""
+    return conn.execute(statement, parameters) if is_postgres(conn) else run(conn, statement, parameters)
+
+
+def fetch(
+    conn: Connection, query: Select[Any], parameters: dict[str, Any], *, lasting: bool = False
+) -> list[tuple[Any, ...]]:
+    """All rows of a query, in its order; ``lasting``: it is one of ``by_dialect``, all its parameters are given."""
     if is_postgres(conn):
         return [tuple(row) for row in conn.execute(query, parameters)]
     packed, readers = _packed(query)
+    if lasting:
+        [text] = run(conn, packed, parameters).fetchone()
+    else:
+        text = conn.execute(packed, parameters).scalar_one()
     return [
         tuple(
             value if reader is None or value is None else reader(value)
             for value, reader in zip(row, readers, strict=True)
         )
-        for row in json.loads(conn.execute(packed, parameters).scalar_one())
+        for row in json.loads(text)
     ]
 
 

@@ -34,7 +34,7 @@ from forwarder.mail.event import DeliveryKind, DeliveryState
 from forwarder.store.enqueueing import Enqueueing
 from forwarder.store.recording import FAILURES, Recorded, Recorder, clean, mark_failed
 from forwarder.store.records import Outcome, Settlement
-from forwarder.store.rows import Rows, by_dialect, fetch, is_postgres
+from forwarder.store.rows import Rows, by_dialect, execute, fetch, is_postgres
 from forwarder.store.tables import Id, UtcDateTime, deliveries, events, logs, messages
 
 _IDS = Rows(id=Id)
@@ -137,7 +137,7 @@ class Releasing:
 def still_ours(conn: Connection, worker_id: str, ids: Iterable[str]) -> dict[str, int]:
     """The attempt each of these deliveries is leased to the worker for, locked until the transaction ends."""
     values = _IDS.values(conn, [(id_,) for id_ in ids])
-    return dict(fetch(conn, _leases(conn), values | {"worker_id": worker_id}))
+    return dict(fetch(conn, _leases(conn), values | {"worker_id": worker_id}, lasting=True))
 
 
 @by_dialect
@@ -157,7 +157,7 @@ def delete_deliveries(conn: Connection, ids: Iterable[str]) -> None:
     """Delete deliveries by id, whoever holds them."""
     wanted = [(id_,) for id_ in ids]
     if wanted:
-        conn.execute(_deletion(conn), _IDS.values(conn, wanted))
+        execute(conn, _deletion(conn), _IDS.values(conn, wanted))
 
 
 @by_dialect
@@ -168,7 +168,7 @@ def _deletion(postgres: bool) -> Delete:
 def queue_again(conn: Connection, rows: Sequence[tuple[str, datetime | None, int, str | None]]) -> None:
     """Back to queued: id, when due, how many attempts not to count, the reply to remember (None: the old one)."""
     if rows:
-        conn.execute(_return(conn), _RETRIES.values(conn, rows))
+        execute(conn, _return(conn), _RETRIES.values(conn, rows))
 
 
 @by_dialect
@@ -207,7 +207,7 @@ def _message_lock(postgres: bool) -> Select[Any]:
 
 def _delete_without_deliveries(conn: Connection, wanted: list[str]) -> list[str]:
     """Those that were not deleted; on SQLite, where nobody else writes meanwhile, none are told."""
-    result = conn.execute(_finished(conn), _IDS.values(conn, [(id_,) for id_ in wanted]))
+    result = execute(conn, _finished(conn), _IDS.values(conn, [(id_,) for id_ in wanted]))
     if not is_postgres(conn):
         return []
     gone = set(result.scalars())

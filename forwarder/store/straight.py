@@ -1,0 +1,45 @@
+"""The statements of every message, straight to SQLite's driver.
+
+SQLAlchemy looks up, wraps and unwraps each execution for some 50 µs; what a group commit executes is always the same
+dozen statements, so they are compiled once and their text is given to the driver as it is. Errors come out as
+SQLAlchemy's all the same, so that callers need not know which way a statement went.
+
+Limits: no types are converted. Values, and constants in a statement, are what SQLite stores (times as microseconds),
+and what comes back is the driver's cursor.
+"""
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.sql import Executable
+
+_DIALECT = sqlite.dialect(paramstyle="qmark")
+
+
+def run(conn: Connection, statement: Executable, parameters: Mapping[str, Any]) -> sqlite3.Cursor:
+    """Execute a statement that lives as long as the process."""
+    text, names, constants = _compiled(statement)
+    return run_text(conn, text, [parameters[n] if n in parameters else constants[n] for n in names])
+
+
+def run_text(conn: Connection, text: str, values: Sequence[Any]) -> sqlite3.Cursor:
+    """Execute text with its values."""
+    driver: Any = conn.connection.driver_connection
+    try:
+        cursor: sqlite3.Cursor = driver.execute(text, values)
+    except sqlite3.Error as error:
+        raise DBAPIError.instance(
+            text, None, error, sqlite3.Error, hide_parameters=True, dialect=conn.dialect
+        ) from error
+    return cursor
+
+
+@lru_cache(256)
+def _compiled(statement: Executable) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+    compiled: Any = statement.compile(dialect=_DIALECT)  # type: ignore[attr-defined]
+    return compiled.string, tuple(compiled.positiontup or ()), compiled.params
