@@ -193,6 +193,9 @@ def test_route_explains(hosted: Cli) -> None:
     assert found["accepted"] is True
     assert [d["destination"] for d in found["destinations"]] == ["team+support@dest.test"]
     assert found["destinations"][0]["alias"] == "(contact|support)"
+    assert found["steps"] == [
+        "support@example.com: the regular expression (contact|support) answers; it leads to team+support@dest.test"
+    ]
     status, output, _ = hosted("route", "support@example.com")
     assert status == 0
     assert "team+support@dest.test" in output

@@ -47,6 +47,6 @@ def route(
         out.print()
         columns = ("goes to", "by the alias", "of")
         rows = [(t["destination"], t["alias"], t["domain"]) for t in targets]
-        table(out, columns, rows, empty=f"Nothing would be sent: {trouble or 'no destination'}")
+        table(out, columns, rows, empty=f"Nothing would be sent: {found.trouble or 'no destination'}")
 
     answer(value, as_json=as_json, people=people)

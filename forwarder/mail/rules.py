@@ -116,6 +116,25 @@ class Step:
     leads_to: tuple[Path | Url, ...] = ()
     trouble: Trouble | None = None
 
+    def __str__(self) -> str:
+        """The look-up as a sentence."""
+        who = self.address.display()
+        if self.alias is None:
+            return f"{who}: {self.trouble or 'it is delivered there'}"
+        kind = "" if self.kind is None else f"{_KIND_WORDS[self.kind]} "
+        label = "" if self.label is None else f", for the part before +{self.label}"
+        if self.trouble is not None:
+            return f"{who}: {kind}{self.alias} answers{label}, but {self.trouble}"
+        return f"{who}: {kind}{self.alias} answers{label}; it leads to {', '.join(map(str, self.leads_to))}"
+
+
+_KIND_WORDS = {
+    AliasKind.EXACT: "the alias",
+    AliasKind.REGEX: "the regular expression",
+    AliasKind.WILDCARD: "the wildcard",
+    AliasKind.CATCH_ALL: "the catch-all",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expansion:
