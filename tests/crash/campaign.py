@@ -1,10 +1,12 @@
 """Load, deaths, recovery, verdict."""
 
+import os
 import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.crash.client import Load
@@ -35,9 +37,11 @@ class Campaign:
         seed: int = 1,
         tell: Callable[[str], None] = _silent,
         cold: bool = False,
+        empty: bool = False,
         more: Mapping[str, str] | None = None,
     ) -> None:
         self.tell = tell
+        self._empty = empty  # no schema, no domain, nothing started
         self._nursery = None if cold else Nursery()
         folder.mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger(folder / "ledger.jsonl")
@@ -60,9 +64,14 @@ class Campaign:
 
     def __enter__(self) -> "Campaign":
         self.sink.start()
-        self.members[0].populate()
-        for node in self.members:
-            self.restarts.append(node.start())
+        try:
+            if not self._empty:
+                self.members[0].populate()
+                for node in self.members:
+                    self.restart(node)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -88,17 +97,33 @@ class Campaign:
 
         ``pause`` is the longest life of a node, in seconds after its greeting.
         """
-        load = Load(self.ports, self.ledger, rate=rate, seed=self.seed)
-        load.start()
-        try:
+        with self.load(rate):
             for number in range(kills):
                 time.sleep(self.chance.uniform(0.02, pause))
                 node = self.chance.choice(self.members)
                 self.kill(node)
                 self.restart(node)
                 self.tell(f"{number + 1}/{kills} kills")
+
+    @contextmanager
+    def load(self, rate: float) -> Iterator[None]:
+        """``rate`` messages a second while the block lasts."""
+        load = Load(self.ports, self.ledger, rate=rate, seed=self.seed)
+        load.start()
+        try:
+            yield
         finally:
             load.stop()
+
+    def kill_workers(self, kills: int, *, rate: float) -> None:
+        """SIGKILL a worker process at a time, under a supervisor, which replaces it."""
+        node = self.members[0]
+        with self.load(rate):
+            for _ in range(kills):
+                workers = node.wait_for_workers()
+                time.sleep(self.chance.uniform(0.1, 0.6))
+                os.kill(self.chance.choice(workers), signal.SIGKILL)
+                self.ledger.write("killed", node=str(node.port), worker=True)
 
     def stop_longer_than_lease(self, seconds: float) -> None:
         """SIGSTOP a node until others have taken its work, then let it wake."""

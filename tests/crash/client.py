@@ -116,7 +116,7 @@ class Load:
         self._ports, self._ledger, self._pause = ports, ledger, threads / rate
         self._stop = threading.Event()
         self._threads = [
-            threading.Thread(target=self._work, args=(random.Random(seed * 1000 + n),))
+            threading.Thread(target=self._work, args=(random.Random(seed * 1000 + n),), daemon=True)
             for n in range(threads)
         ]
 

@@ -156,6 +156,20 @@ class Node:
         self.kill()  # what is left of its group
         return True
 
+    def wait_for_workers(self, seconds: float = PATIENCE) -> list[int]:
+        """The process ids of the supervisor's workers, once there are as many as it was told to keep."""
+        assert self.process is not None
+        wanted = int(self.environ["WORKERS__PROCESSES"])
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        deadline = time.monotonic() + seconds
+        while True:
+            found = [int(pid) for pid in children.read_text().split()]
+            if len(found) == wanted:
+                return found
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{len(found)} workers of {wanted} run")
+            time.sleep(0.05)
+
     def queued(self) -> int:
         listed = self.command("queue", "list")
         assert isinstance(listed, dict)

@@ -67,7 +67,9 @@ def die_at(campaign: Campaign, point: str, *, nth: int = 1) -> bool:
         armed["FORWARDER_OUTBOUND__CONCURRENCY"] = "1"
     node.start(armed, wait=False)
     if point not in AT_START and node.wait_until_ready():  # or it dies before: the start writes, too
-        _occasion(campaign, point, nth)
+        occasion(campaign, messages=6 + 3 * nth, kinds=("slow",) if point in AT_STOP else KINDS)
+        if point in AT_STOP:
+            node.signal(signal.SIGTERM)
     died = node.wait_for_death(PURGE_TURN if point in SLOW else DEATH)
     reached = died and node.process is not None and node.process.returncode == -signal.SIGKILL
     if reached:
@@ -78,18 +80,13 @@ def die_at(campaign: Campaign, point: str, *, nth: int = 1) -> bool:
     return reached
 
 
-def _occasion(campaign: Campaign, point: str, nth: int) -> None:
-    """Mail of every kind, until the node is dead."""
+def occasion(campaign: Campaign, *, messages: int, kinds: Sequence[str] = KINDS) -> None:
+    """Mail of every kind, until it is enough or the node is dead."""
     node, chance = campaign.members[0], campaign.chance
-    for number in range(6 + 3 * nth):
+    for number in range(messages):
         if not node.alive():
             return
-        kind = KINDS[number % len(KINDS)]
-        recipients = [f"{kind}-{chance.randrange(10**9)}@crash.test"]
+        recipients = [f"{kinds[number % len(kinds)]}-{chance.randrange(10**9)}@crash.test"]
         if number % 2:
             recipients += [f"ok-{chance.randrange(10**9)}@crash.test" for _ in range(3)]
-        if point in AT_STOP:
-            recipients = [f"slow-{chance.randrange(10**9)}@crash.test"]
         send(node.port, campaign.ledger, recipients, chance)
-    if point in AT_STOP:
-        node.signal(signal.SIGTERM)
