@@ -2,11 +2,10 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-import structlog
 import uvloop
 
 from tests.engine.town import ALIASES, Town
@@ -39,22 +38,9 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.fixture
-def said() -> Iterator[list[structlog.typing.EventDict]]:
-    """Every line the engine logs during the test."""
-    with structlog.testing.capture_logs() as lines:
-        yield lines
-
-
-@pytest.fixture
-async def town(
-    tmp_path: Path,
-    furnished: tuple[Path, str],
-    said: list[structlog.typing.EventDict],
-    caplog: pytest.LogCaptureFixture,
-) -> AsyncIterator[Town]:
+async def town(tmp_path: Path, furnished: tuple[Path, str]) -> AsyncIterator[Town]:
     """The neighbourhood; ``town.engine(…)`` starts an engine with settings of the test's own."""
-    async with Town(tmp_path, *furnished, said) as built:
-        built.records = caplog.get_records("call")
+    async with Town(tmp_path, *furnished) as built:
         yield built
 
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from structlog.typing import EventDict
 
 from tests.engine.town import MAIL, Town
 from tests.harness import wait_until
@@ -25,13 +24,13 @@ async def test_hops_are_counted(engine: Town, hops: int, code: int) -> None:
 
 
 async def test_a_circle_over_two_engines_ends_with_one_report(
-    town: Town, tmp_path: Path, furnished: tuple[Path, str], said: list[EventDict]
+    town: Town, tmp_path: Path, furnished: tuple[Path, str]
 ) -> None:
     """Neither knows the other's secrets; the first sees its own mark when the message is back."""
     port = town.sink.port
     folder = tmp_path / "second"
     folder.mkdir()
-    async with Town(folder, *furnished, said) as other:
+    async with Town(folder, *furnished) as other:
         for secret in (folder / "data" / "keys").glob("srs*"):
             secret.unlink()
         for host, names in (
@@ -62,6 +61,7 @@ async def test_a_circle_over_two_engines_ends_with_one_report(
             await town.settled()
             await other.settled()
             assert len(town.origin.messages) == 1
+            assert other.errors == []
             assert await other.statuses("b.example") == ["QUEUED", "HARD-BOUNCE"]
             assert sorted(await town.statuses("a.example")) == [
                 "DELIVERED",

@@ -1,0 +1,317 @@
+"""Our trouble is never the sender's fault, and 250 means on disk: full disks, locked files, databases that go away."""
+
+import asyncio
+import contextlib
+import signal
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import text
+
+from forwarder import failpoint
+from forwarder.inbound import disk, mx
+from forwarder.store import sqlite
+from tests.engine.town import ALIASES, MAIL, Town
+from tests.harness import wait_until
+from tests.peers.client import Answer, Client
+from tests.postgres import Server
+
+LEAKS = (
+    "sqlite",
+    "postgres",
+    "asyncpg",
+    "error:",
+    "exception",
+    "127.0.0.1",
+    "forwarder_",
+    "insert",
+    "traceback",
+    "runtime",
+)
+
+
+def temporary(answer: Answer) -> bool:
+    assert not any(word in str(answer).lower() for word in LEAKS), answer
+    return answer.code in (421, 451, 452) and answer.text.startswith("4.3.")
+
+
+@contextlib.contextmanager
+def locked(town: Town) -> Iterator[None]:
+    """Another program holds the write lock of the file."""
+    other = sqlite3.connect(town.settings.data_dir / "forwarder.db", isolation_level=None, timeout=5)
+    try:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+    finally:
+        other.close()
+
+
+async def begin(client: Client, recipient: bytes = b"info@example.com") -> None:
+    await client.ehlo()
+    assert (await client.say(b"MAIL FROM:<ann@out.test>\r\n")).code == 250
+    assert (await client.say(b"RCPT TO:<" + recipient + b">\r\n")).code == 250
+    assert (await client.say(b"DATA\r\n")).code == 354
+
+
+async def test_a_full_disk_is_temporary_and_over_when_there_is_room_again(
+    engine: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite's own bound of a file stands for the disk: the same error at the same places."""
+    engine.sink.play("connect", "450", times=1)
+    assert (await engine.send("ann@out.test", "info@example.com", MAIL)).code == 250
+    big = MAIL + b"0123456789\r\n" * 400_000
+    pages = await engine.database.write(lambda conn: conn.execute(text("PRAGMA page_count")).scalar_one())
+    bound = [pages + 8]
+    connect = sqlite.SqliteWriter._connection
+
+    def bounded(writer: sqlite.SqliteWriter) -> Any:
+        conn = connect(writer)
+        conn.connection.driver_connection.execute(f"PRAGMA max_page_count={bound[0]}")
+        return conn
+
+    monkeypatch.setattr(sqlite.SqliteWriter, "_connection", bounded)
+    async with engine.client() as client:
+        await client.ehlo()
+        for _ in range(2):
+            answers = await client.message(b"ann@out.test", [b"info@example.com"], big)
+            assert str(answers[-1]).startswith("452 4.3.1"), answers
+        bound[0] = 1_000_000
+        answers = await client.message(b"ann@out.test", [b"info@example.com"], big)
+        assert answers[-1].code == 250
+    engine.forgive("store.write_failed")
+    await engine.sink.wait_for(2, timeout=20)
+    await engine.goes_on()
+    await engine.settled()
+    assert sorted(len(m.content) > len(big) for m in engine.sink.messages) == [False, True]
+
+
+async def test_a_disk_that_is_nearly_full_is_told_at_mail(
+    engine: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [engine.settings.mx.size_limit]
+    monkeypatch.setattr(disk, "FRESH", -1.0)
+    monkeypatch.setattr(disk.os, "statvfs", lambda path: SimpleNamespace(f_bavail=free[0], f_frsize=1))
+    async with engine.client() as client:
+        await client.ehlo()
+        assert str(await client.say(b"MAIL FROM:<ann@out.test>\r\n")).startswith("452 4.3.1")
+        free[0] *= 2
+        assert (await client.message(b"ann@out.test", [b"info@example.com"], MAIL))[-1].code == 250
+    await engine.goes_on()
+
+
+async def test_a_file_that_somebody_locks_is_temporary_and_blocks_nobody(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.7)
+    async with town.engine(), town.api() as api, town.client() as client, town.client() as other:
+        await other.ehlo()
+        await begin(client)
+        with locked(town):
+            waiting = asyncio.create_task(client.say(MAIL + b".\r\n"))
+            for _ in range(5):
+                async with asyncio.timeout(1):
+                    assert (await other.say(b"NOOP\r\n")).code == 250
+            change = await api.post(
+                "/v3/domains/example.com/aliases/", json={"alias": "x", "forward": "x@y.test"}
+            )
+            assert change.status_code == 503
+            assert change.json()["success"] is False
+            assert not any(word in change.text.lower() for word in LEAKS)
+            assert temporary(await waiting)
+        town.forgive("store.write_failed")
+        await town.goes_on()
+        await town.settled()
+        assert town.sink.messages == []
+        assert (await client.message(b"ann@out.test", [b"info@example.com"], MAIL))[-1].code == 250
+        await town.sink.wait_for(1)
+        await town.goes_on()
+
+
+@contextlib.asynccontextmanager
+async def on_postgresql(town: Town) -> AsyncIterator[Server]:
+    server = Server.start()
+    try:
+        async with town.engine(database={"url": server.database()}):
+            await town.host("example.com", ALIASES)
+            yield server
+    finally:
+        server.remove()
+
+
+async def test_a_database_that_goes_away_is_temporary_at_every_step(town: Town) -> None:
+    async with on_postgresql(town) as server:
+        steps = (
+            b"",
+            b"MAIL FROM:<ann@out.test>\r\n",
+            b"RCPT TO:<info@example.com>\r\n",
+            b"DATA\r\n",
+            MAIL[:40],
+        )
+        clients = [town.client() for _ in steps]
+        for index, client in enumerate(clients):
+            await client.open()
+            await client.ehlo()
+            for step in steps[1 : index + 1]:
+                await client.send(step)
+                if step != MAIL[:40]:
+                    await client.read()
+        server.stop(signal.SIGQUIT)
+        answers = []
+        for index, client in enumerate(clients):
+            for step in steps[index + 1 : 4]:
+                answers.append(await client.say(step))
+                if answers[-1].code >= 400:
+                    break
+            else:
+                answers.append(await client.say((MAIL[40:] if index == 4 else MAIL) + b".\r\n"))
+            assert temporary(answers[-1]), (index, answers)
+        assert all(answer.code < 500 for answer in answers)
+        # A refusal needs the store as well: nobody is called unknown, and no relay is denied, on hearsay.
+        unknown = await town.send("ann@out.test", "somebody@unheard.example", MAIL)
+        assert temporary(unknown), unknown
+        async with town.api() as api:
+            assert (await api.get("/health/live")).status_code == 200
+            await wait_until(lambda: _status(api, "/health/ready", 503))
+            answer = await api.get("/v3/domains/")
+            assert answer.status_code == 503
+            assert not any(word in answer.text.lower() for word in LEAKS)
+            server.restart()
+            await wait_until(lambda: _status(api, "/health/ready", 200), deadline=30)
+        for client in clients:
+            await client.close()
+        town.forgive("store.write_failed")
+        await town.goes_on()
+        await town.settled()
+        assert town.sink.messages == []
+
+
+async def test_a_database_that_dies_in_the_commit_is_temporary_and_leaves_all_or_nothing(town: Town) -> None:
+    async with on_postgresql(town) as server:
+        # A commit that waits for a standby that does not exist: it hangs between being written and being told.
+        server.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        server.sql("SELECT pg_reload_conf()")
+        await wait_until(lambda: server.sql("SHOW synchronous_standby_names") == "nobody")
+        async with town.client() as client:
+            await begin(client, b"pair@example.com")
+            waiting = asyncio.create_task(client.say(MAIL + b".\r\n"))
+            await wait_until(
+                lambda: (
+                    server.sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") != "0"
+                )
+            )
+            (server.folder / "data" / "postgresql.auto.conf").write_text("")
+            server.stop(signal.SIGQUIT)
+            assert temporary(await waiting)
+            server.restart()
+            await wait_until(lambda: _sends(town), deadline=30)
+        town.forgive("store.write_failed")
+        await town.goes_on()
+        await town.settled()
+        await town.sink.wait_until(lambda: sum(len(m.recipients) for m in town.sink.messages) >= 2)
+        copies = sorted(to for m in town.sink.messages for to in m.recipients)
+        # The second try is complete; the first is there for both recipients or for none.
+        assert copies.count("first@dest.test") == copies.count("second@dest.test") in (1, 2)
+
+
+async def _sends(town: Town) -> bool:
+    return (await town.send("ann@out.test", "pair@example.com", MAIL)).code == 250
+
+
+async def _status(api: httpx.AsyncClient, path: str, wanted: int) -> bool:
+    return (await api.get(path)).status_code == wanted
+
+
+@pytest.mark.parametrize(
+    "point", ["receive.before-enqueue", "writer.before-begin", "enqueue.before-logs", "writer.before-commit"]
+)
+async def test_an_error_before_the_commit_is_451_and_leaves_nothing(engine: Town, point: str) -> None:
+    async with engine.client() as client:
+        await begin(client, b"pair@example.com")
+        failpoint.arm({"FORWARDER_TEST": "1", "FORWARDER_FAILPOINT": f"{point}:raise"})
+        try:
+            assert temporary(await client.say(MAIL + b".\r\n"))
+        finally:
+            failpoint.arm({})
+        assert await engine.queue_is_empty()
+        engine.forgive("FailpointError")
+        assert (await client.message(b"ann@out.test", [b"pair@example.com"], MAIL))[-1].code == 250
+    await engine.goes_on()
+    await engine.settled()
+    assert sorted(to for m in engine.sink.messages for to in m.recipients) == [
+        "first@dest.test",
+        "second@dest.test",
+    ]
+
+
+async def test_the_message_is_durable_before_the_client_reads_250(
+    engine: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another process reads from the file when the reply is about to be written; and how commits are made."""
+    seen: list[tuple[int, ...]] = []
+
+    def look(point: str) -> None:
+        if point == "receive.before-reply":
+            with contextlib.closing(sqlite3.connect(engine.settings.data_dir / "forwarder.db")) as other:
+                counts = (
+                    other.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+                    for table in ("messages", "deliveries", "events")
+                )
+                seen.append(tuple(counts))
+
+    monkeypatch.setattr(mx, "reach", look)
+    assert (await engine.send("ann@out.test", "pair@example.com", MAIL)).code == 250
+    assert seen == [(1, 2, 2)]
+    pragma = await engine.database.write(
+        lambda conn: [
+            conn.execute(text(f"PRAGMA {name}")).scalar_one() for name in ("synchronous", "journal_mode")
+        ]
+    )
+    assert pragma == [2, "wal"]  # 2: FULL, an fsync for each commit
+    await engine.goes_on()
+
+
+async def test_postgresql_commits_are_synchronous(town: Town, postgres: Server) -> None:
+    """The server of the tests says off; our connections insist."""
+    async with town.engine(database={"url": postgres.database()}):
+        assert postgres.sql("SHOW synchronous_commit") == "off"
+
+        def setting(conn: Any) -> str:
+            return str(conn.execute(text("SHOW synchronous_commit")).scalar_one())
+
+        assert await town.database.write(setting) == "on"
+
+
+@pytest.mark.parametrize("hurry", ["half-close", "idle timeout"])
+async def test_a_slow_commit_is_not_cut_short(town: Town, hurry: str) -> None:
+    async with town.engine(mx={"command_timeout": "300ms"}), town.client() as client:
+        await begin(client)
+        with locked(town):
+            await client.send(MAIL + b".\r\n")
+            if hurry == "half-close":
+                await client.end_of_input()
+            assert await client.silent(1)
+        assert (await client.read()).code == 250
+        await town.sink.wait_for(1)
+        await town.goes_on()
+        await town.settled()
+        assert len(town.sink.messages) == 1
+
+
+async def test_a_client_that_is_gone_before_the_reply_left_all_or_nothing(engine: Town) -> None:
+    async with engine.client() as client:
+        await begin(client, b"pair@example.com")
+        with locked(engine):
+            await client.send(MAIL + b".\r\n")
+            await asyncio.to_thread(Path(engine.settings.data_dir).exists)
+            await client.close()  # a reset, while the commit waits
+    assert (await engine.send("ann@out.test", "pair@example.com", MAIL)).code == 250
+    await engine.goes_on()
+    await engine.settled()
+    copies = sorted(to for m in engine.sink.messages for to in m.recipients)
+    assert copies.count("first@dest.test") == copies.count("second@dest.test") in (1, 2)
