@@ -27,12 +27,13 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import partial
 from hashlib import blake2b
+from weakref import WeakValueDictionary
 
 from sqlalchemy import Connection
 
 from forwarder.config import SubmissionSection
 from forwarder.inbound.limits import client_of
-from forwarder.mail.address import AddressError, parse_address
+from forwarder.mail.address import AddressError, Path, parse_address
 from forwarder.store import counters, credentials, passwords
 from forwarder.store.credentials import Login
 from forwarder.store.engine import Database
@@ -88,6 +89,7 @@ class Authenticator:
         self._threads = ThreadPoolExecutor(settings.password_checks, thread_name_prefix="argon2")
         self._nobodys = self._threads.submit(passwords.hash_password, secrets.token_hex(16))
         self._waiting = 0
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._closed = False
 
     async def barred(self, client: str) -> bool:
@@ -97,11 +99,22 @@ class Authenticator:
 
     async def log_in(self, name: str, password: str, client: str) -> Login | Denied:
         """The credential of a name and password. A failure is counted before it is told."""
-        name = name.strip().lower()
-        login = await self._database.read(partial(_look_up, name=name))
+        path = _path(name)
+        # One key for all ways to write the name ("ann"@…, U-labels), or each would have guesses of its own.
+        name = f"{path.key}@{path.domain}" if path is not None else name.strip().lower()
+        login = await self._database.read(partial(_look_up, path=path))
         token = hmac.digest(self._key, f"{name}\0{password}".encode("utf-8", "surrogatepass"), "sha256")
         if login is not None and self._remembers(token, login):
             return login
+        # One at a time from one client: a hundred guesses sent at once must not all pass before the first is counted.
+        async with self._turn(client):
+            return await self._judge(name, password, client, login, token)
+
+    async def _judge(
+        self, name: str, password: str, client: str, login: Login | None, token: bytes
+    ) -> Login | Denied:
+        if login is not None and self._remembers(token, login):
+            return login  # another session of the client was right meanwhile
         look = partial(_guesses, name=name, client=client, now=self._clock())
         guesses = await self._database.read(look)
         limit = self._settings.failures_per_account
@@ -122,6 +135,13 @@ class Authenticator:
         """Verify nothing more."""
         self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _turn(self, client: str) -> asyncio.Lock:
+        who = client_of(client)
+        turn = self._turns.get(who)
+        if turn is None:
+            turn = self._turns[who] = asyncio.Lock()
+        return turn
 
     async def _verify(self, login: Login | None, password: str) -> bool:
         self._waiting += 1
@@ -167,12 +187,15 @@ class Authenticator:
             self._verified.popitem(last=False)
 
 
-def _look_up(conn: Connection, *, name: str) -> Login | None:
+def _path(name: str) -> Path | None:
     try:
-        path = parse_address(name)
+        return parse_address(name.strip())
     except AddressError:
         return None
-    return credentials.for_login(conn, path.key, path.domain)
+
+
+def _look_up(conn: Connection, *, path: Path | None) -> Login | None:
+    return credentials.for_login(conn, path.key, path.domain) if path is not None else None
 
 
 def _guesses(conn: Connection, *, name: str, client: str, now: datetime) -> _Guesses:

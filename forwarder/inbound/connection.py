@@ -32,7 +32,8 @@ log = structlog.get_logger(__name__)
 class Connection(SMTP):
     """A transport, the session on it, and the task that serves it."""
 
-    def __init__(self, desk: Desk, sessions: "set[Connection]") -> None:
+    def __init__(self, desk: Desk, sessions: "set[Connection]", place: tuple[int, ...] | None = None) -> None:
+        """``place``: at the door, where it was taken before the connection was made."""
         # No SMTP.__init__: it inspects its classes anew for each connection (0.16 ms) and makes a reader.
         self.loop = desk.loop
         self.hostname = desk.hostname
@@ -45,7 +46,7 @@ class Connection(SMTP):
         self._inlet = Inlet(desk.loop)
         self._out: list[bytes] = []
         self._closing = False
-        self._place: tuple[int, ...] | None = None
+        self._place = place
         self._writable: asyncio.Future[None] | None = None  # pending while the transport's buffer is full
 
     # Callbacks of the transport. None of them cancels the task.
@@ -59,7 +60,7 @@ class Connection(SMTP):
         if desk.stopping:
             self._turn_away(replies.SHUTTING_DOWN)
             return
-        place = desk.doorkeeper.enter(self.state.client)
+        place = self._place or desk.doorkeeper.enter(self.state.client)
         if isinstance(place, Crowded):
             self._turn_away(replies.SERVER_BUSY if place is Crowded.SERVER else replies.TOO_MANY_CONNECTIONS)
             return
@@ -102,6 +103,12 @@ class Connection(SMTP):
         if self.transport is not None:
             self.transport.abort()
 
+    def give_back_place(self) -> None:
+        """The place at the door, once."""
+        place, self._place = self._place, None
+        if place is not None:
+            self._desk.doorkeeper.leave(place)
+
     # The session.
 
     async def _converse(self) -> None:
@@ -125,8 +132,7 @@ class Connection(SMTP):
                 await self._part()
             finally:
                 self._sessions.discard(self)
-                if self._place is not None:
-                    self._desk.doorkeeper.leave(self._place)
+                self.give_back_place()
 
     # Replies.
 

@@ -22,12 +22,13 @@ from forwarder.inbound.inlet import Expired, Gone, Stopped, TooLong
 from forwarder.inbound.reception import AUTH_LIMIT, COMMAND_LIMIT
 from forwarder.inbound.session import Transaction
 from forwarder.mail import reply as replies
-from forwarder.mail.content import bare_newline, line_too_long, normalize_newlines
+from forwarder.mail.content import bare_newline, head_too_large, line_too_long, normalize_newlines
 from forwarder.mail.envelope import RequestError, parse_mail_args, parse_rcpt_args
 from forwarder.mail.reply import Reply
 from forwarder.store.trouble import StoreFull, StoreUnavailable
 
 HANDSHAKE_SECONDS = 30.0
+MOST_WAYS = 5000  # deliveries that one transaction may make, give or take the last recipient's; then 452
 MEMORY_FULL = replies.STORAGE_FULL.saying("too much mail at once, try again later")  # RFC 5321 4.2.2: 452
 
 log = structlog.get_logger(__name__)
@@ -142,10 +143,9 @@ class Dialogue(Connection):
         transaction = session.transaction
         if transaction is None:
             return replies.MAIL_FIRST if session.helo else replies.HELLO_FIRST
-        if len(transaction.recipients) >= desk.bounds.recipients:
-            return (
-                replies.TOO_MANY_RECIPIENTS
-            )  # RFC 5321 4.5.3.1.10: 452, and what was accepted stays accepted
+        if len(transaction.recipients) >= desk.bounds.recipients or transaction.ways >= MOST_WAYS:
+            # RFC 5321 4.5.3.1.10: 452, and what was accepted stays accepted
+            return replies.TOO_MANY_RECIPIENTS
         path = parse_rcpt_args(arguments, smtputf8=transaction.smtputf8)
         return await desk.reception.recipient(session, transaction, path)
 
@@ -202,6 +202,8 @@ class Dialogue(Connection):
             if not self._desk.normalize:
                 return replies.SMUGGLING if smuggles(raw) else replies.BARE_NEWLINE
             content = normalize_newlines(content)
+        if head_too_large(content):
+            return replies.BAD_CONTENT.saying("the headers of the message are too large")
         if line_too_long(content, bounds.line_limit):
             return replies.LINE_TOO_LONG.saying(
                 f"a line of the message is longer than {bounds.line_limit} octets"
@@ -245,31 +247,38 @@ class Dialogue(Connection):
             return replies.TLS_ALREADY
         if desk.tls is None:
             return replies.NOT_IMPLEMENTED
-        context = desk.tls.context()
         self._say(replies.START_TLS)
         self._write_out()
         # What came in the clear after STARTTLS may be somebody else's (CVE-2011-0411): gone before TLS begins.
         self._inlet.discard()
-        transport = self.transport
+        await self._secure()
+        session.forget()
+        return None
+
+    async def _secure(self) -> None:
+        """The TLS handshake; Gone when it fails."""
+        desk, transport = self._desk, self.transport
+        assert desk.tls is not None
         if transport is None:
             raise Gone
         try:
             secured = await desk.loop.start_tls(
-                transport, self, context, server_side=True, ssl_handshake_timeout=HANDSHAKE_SECONDS
+                transport,
+                self,
+                desk.tls.context(),
+                server_side=True,
+                ssl_handshake_timeout=HANDSHAKE_SECONDS,
             )
         except OSError as error:  # ssl.SSLError and TimeoutError among them
-            log.info(
-                "TLS handshake failed", service=desk.name, client=session.client, error=type(error).__name__
-            )
+            client = self.state.client
+            log.info("TLS handshake failed", service=desk.name, client=client, error=type(error).__name__)
             self.abort()
             raise Gone from error
         if secured is None:
             raise Gone
         self.transport = secured
         self._inlet.attach(secured)
-        session.forget()
-        session.tls = described_tls(secured)
-        return None
+        self.state.tls = described_tls(secured)
 
     async def _ask(self, challenge: str) -> bytes | None:
         """One step of AUTH: 334, and the line that comes back without its CRLF; None when it is no line of AUTH."""

@@ -100,7 +100,7 @@ class MxReception:
     async def recipient(self, session: Session, transaction: Transaction, path: Path) -> Reply:
         found = await self._resolution.find(path, relay=False)
         if isinstance(found, Recipient):
-            transaction.recipients.append(found)
+            transaction.add(found)
             return replies.RECIPIENT_OK
         self._refusals.write(
             session,

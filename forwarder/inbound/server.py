@@ -1,7 +1,8 @@
 """The listeners: sockets, the sessions that live on them, and how they end.
 
 ``Server`` opens every listen address in the running loop (no thread and no loop of its own, unlike aiosmtpd's
-Controller) with SO_REUSEPORT, so that several worker processes share a port and the kernel spreads connections.
+Controller) with SO_REUSEPORT, so that several worker processes share a port and the kernel spreads connections. Where
+TLS begins with the first byte (``tls_door``), who never finishes the handshake holds a place as well.
 
 It ends in three steps: the sockets close; sessions that wait for a command are told 421 4.3.2 and close, a message in
 flight gets its real answer first; what is left when the grace is over is cut off. A message whose commit has begun
@@ -19,10 +20,11 @@ import structlog
 from forwarder.config import HostPort
 from forwarder.inbound.connection import Connection
 from forwarder.inbound.data import Memory
-from forwarder.inbound.dialogue import HANDSHAKE_SECONDS, Dialogue
+from forwarder.inbound.dialogue import Dialogue
 from forwarder.inbound.intake import Rooms
 from forwarder.inbound.limits import Allowance, ClientTable, Doorkeeper, table_path
 from forwarder.inbound.reception import Desk, Reception
+from forwarder.inbound.tls_door import TlsDoor
 
 BACKLOG = 1024
 MESSAGES_HELD = 16  # of the largest size, while they are read and stored, per service and process
@@ -55,7 +57,8 @@ class Server:
         self._implicit_tls = implicit_tls
         self._desk: Desk | None = None
         self._sessions: set[Connection] = set()
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[asyncio.Server | TlsDoor] = []
+        self._closing: list[TlsDoor] = []
 
     @property
     def sessions(self) -> int:
@@ -67,22 +70,24 @@ class Server:
         logging.getLogger("mail.log").setLevel(logging.WARNING)  # aiosmtpd formats a line for every command
         loop = asyncio.get_running_loop()
         desk = self._desk = self._make_desk(loop)
-        tls = self._rooms.tls
-        context = tls.context() if self._implicit_tls and tls is not None else None
         try:
             for endpoint in self._listen:
-                server = await loop.create_server(
-                    lambda: Dialogue(desk, self._sessions),
-                    sock=_listening(endpoint),
-                    backlog=BACKLOG,
-                    ssl=context,
-                    ssl_handshake_timeout=HANDSHAKE_SECONDS if context is not None else None,
-                )
+                listener = _listening(endpoint)
+                server = await self._opened(loop, listener, desk)
                 self._servers.append(server)
-                self.addresses.extend(each.getsockname()[:2] for each in server.sockets)
+                self.addresses.append(listener.getsockname()[:2])
         except BaseException:
             self.stop_accepting()
             raise
+
+    async def _opened(
+        self, loop: asyncio.AbstractEventLoop, listener: socket.socket, desk: Desk
+    ) -> asyncio.Server | TlsDoor:
+        if self._implicit_tls:
+            return TlsDoor(listener, desk, lambda place: Dialogue(desk, self._sessions, place), BACKLOG)
+        return await loop.create_server(
+            lambda: Dialogue(desk, self._sessions), sock=listener, backlog=BACKLOG
+        )
 
     def stop_accepting(self) -> None:
         """Close the listening sockets; sessions are told 421 4.3.2 where they next wait for a command."""
@@ -90,6 +95,8 @@ class Server:
             self._desk.stopping = True
         for server in self._servers:
             server.close()
+            if isinstance(server, TlsDoor):
+                self._closing.append(server)
         self._servers.clear()
         for session in self._sessions:
             session.stop()
@@ -97,6 +104,8 @@ class Server:
     async def drain(self, grace: timedelta) -> None:
         """Stop accepting, let mail in flight have its real answer, cut off what is left after the grace."""
         self.stop_accepting()
+        for door in self._closing:
+            await door.wait_closed()
         await self._ended(grace.total_seconds())
         if self._sessions:
             log.warning("sessions cut off", service=self.name, sessions=len(self._sessions))

@@ -26,6 +26,12 @@ class Transaction:
     smtputf8: bool = False
     body8bit: bool = False
     recipients: list[Recipient] = field(default_factory=list)
+    ways: int = 0  # of all recipients together
+
+    def add(self, recipient: Recipient) -> None:
+        """Take a recipient; the deliveries it makes are counted, since an alias may make a thousand of one RCPT."""
+        self.recipients.append(recipient)
+        self.ways += len(recipient.ways)
 
 
 class Session:

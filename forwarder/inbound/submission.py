@@ -164,7 +164,7 @@ class SubmissionReception:
     async def recipient(self, session: Session, transaction: Transaction, path: Path) -> Reply:
         found = await self._resolution.find(path, relay=True)
         if isinstance(found, Recipient):
-            transaction.recipients.append(found)
+            transaction.add(found)
             return replies.RECIPIENT_OK
         return found.reply
 

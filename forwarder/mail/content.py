@@ -30,6 +30,7 @@ __all__ = [
     "count_received",
     "first",
     "first_raw",
+    "head_too_large",
     "headers",
     "line_too_long",
     "mailbox",
@@ -42,6 +43,9 @@ __all__ = [
 ]
 
 MAX_LINE = 998  # octets without CRLF, RFC 5322 2.1.1
+MAX_HEAD = 4 << 20  # octets
+MAX_HEAD_LINES = 150_000
+MAX_HEAD_FIELDS = 30_000
 MAX_FIELDS = 2000
 MAX_VALUE = 8192  # octets of one field that are looked at
 _COMMENT_DEPTH = 50
@@ -192,6 +196,23 @@ def line_too_long(content: bytes, limit: int = MAX_LINE) -> bool:
         if not position:
             return True
     return False
+
+
+def head_too_large(content: bytes) -> bool:
+    """Whether a head is beyond what anybody writes: 4 MiB, 150,000 lines, 30,000 fields.
+
+    Every look at a message splits its head; without a bound, 25 MiB of three-octet fields cost a gigabyte.
+    """
+    end = content.find(b"\r\n\r\n", 0, MAX_HEAD + 4)
+    if end < 0:
+        if len(content) > MAX_HEAD and not content.startswith(b"\r\n"):
+            return True
+        end = len(content)
+    if end < MAX_HEAD_FIELDS * 2:
+        return False
+    lines = content.count(b"\n", 0, end)
+    folded = content.count(b"\n ", 0, end) + content.count(b"\n\t", 0, end)
+    return lines > MAX_HEAD_LINES or lines - folded > MAX_HEAD_FIELDS
 
 
 def prepend(content: bytes, *fields: bytes) -> bytes:

@@ -408,6 +408,27 @@ async def test_bombs_pass_through_unchanged_and_fast(engine, content):
     assert (await engine.contents())[0].endswith(content)
 
 
+async def test_a_head_of_a_million_fields_is_refused_for_little(engine):
+    await hosting(engine)
+    content = b"From: a@sender.test\r\n" + b"a:\r\n" * 1_000_000 + b"\r\nx\r\n"
+    started = time.process_time()
+    answer = (await engine.send(b"a@sender.test", [b"info@here.test"], content))[-1]
+    assert str(answer).startswith("554 5.6.0")
+    assert time.process_time() - started < 1
+    assert await engine.contents() == []
+
+
+async def test_one_transaction_does_not_become_a_million_deliveries(engine):
+    """An alias of many destinations, asked for under many labels."""
+    await engine.start()
+    await engine.host("here.test", {"all": ",".join(f"u{n}@dest.test" for n in range(900))})
+    async with engine.client() as client:
+        await client.ehlo()
+        assert (await client.say(b"MAIL FROM:<a@sender.test>\r\n")).code == 250
+        codes = [(await client.say(b"RCPT TO:<all+%d@here.test>\r\n" % number)).code for number in range(8)]
+    assert codes == [250] * 6 + [452] * 2
+
+
 @on_both
 async def test_logs_hold_no_control_characters_and_are_bounded(engine):
     domain = await hosting(engine)

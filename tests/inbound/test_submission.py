@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import logging
 import re
 from datetime import UTC, datetime, timedelta
@@ -251,6 +252,51 @@ async def test_many_failures_of_one_address_bar_it(engine, domain):
         assert await client.closed()
     async with engine.client("submission", local_address="127.0.0.2") as client:
         await opened(client)
+
+
+async def test_guesses_sent_at_once_do_not_all_pass_before_the_first_is_counted(engine, domain, monkeypatch):
+    from forwarder.inbound import authenticator
+
+    heard = []
+    monkeypatch.setattr(authenticator.passwords, "verify", lambda known, given: heard.append(given) or False)
+    guesser = Authenticator(engine.database, engine.settings().submission, clock=utc_now)
+    try:
+        found = await asyncio.gather(
+            *(guesser.log_in("ann@here.test", f"guess {n}", "192.0.2.1") for n in range(40))
+        )
+    finally:
+        guesser.close()
+    assert found.count("the name or the password is wrong") == len(heard) == 10
+
+
+async def test_every_way_to_write_a_name_counts_as_that_name(engine):
+    await engine.start(submission={"failures_per_account": 4})
+    domain = await engine.host("here.test", {})
+    await engine.credential(domain, "ann", PASSWORD)
+    names = ["ann@here.test", "ANN@here.test", '"ann"@here.test', '"a\\nn"@HERE.test', " ann@here.test "]
+    answers = [(await fail(engine, name=name, address=f"127.0.3.{n}"))[0] for n, name in enumerate(names, 1)]
+    assert [answer.code for answer in answers] == [535] * 4 + [454]
+
+
+async def test_who_never_finishes_the_handshake_holds_a_place(engine):
+    await engine.start(submission={"connections_per_client": 3})
+    address = engine.servers["submission-tls"].addresses[0]
+    silent = [await asyncio.open_connection(*address) for _ in range(3)]
+    async with asyncio.timeout(5):
+        fourth, writer = await asyncio.open_connection(*address)
+        with contextlib.suppress(ConnectionResetError):
+            assert await fourth.read() == b""
+        writer.close()
+        for _, writer in silent:
+            writer.close()
+        while True:  # the places are free again as soon as the server has noticed
+            try:
+                async with engine.client("submission-tls", tls=any_certificate()) as client:
+                    assert client.greeting.code == 220
+            except OSError:
+                await asyncio.sleep(0.01)
+            else:
+                break
 
 
 @on_both

@@ -159,6 +159,25 @@ def test_a_field_full_of_colons_takes_no_longer_than_one_of_letters() -> None:
     assert seconds(b"@" + b":" * 8000) < 10 * max(seconds(b"@" + b"a" * 8000), 0.001)
 
 
+@pytest.mark.parametrize(
+    ("head", "too_large"),
+    [
+        (b"X: y\r\n" * 20_000, False),
+        (b"X: y\r\n" * 31_000, True),
+        (b"To: " + b"a@x.org,\r\n " * 100_000 + b"b@x.org\r\n", False),
+        (b"To: " + b"\r\n " * 160_000 + b"b@x.org\r\n", True),
+        (b"X: " + b"y" * (5 << 20) + b"\r\n", True),
+        (b"Subject: x\r\n", False),
+        (b"", False),
+    ],
+)
+def test_heads_that_are_too_large(head: bytes, too_large: bool) -> None:
+    body = b"\r\n" * 3_000_000
+    assert content.head_too_large(head + b"\r\n" + body) is too_large
+    if head:
+        assert content.head_too_large(head) is too_large
+
+
 BOMBS = [
     b"From: " + b"(" * 3000 + b"\r\n",
     b"From: " + b'"' * 30_001 + b"\r\n",
