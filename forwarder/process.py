@@ -29,6 +29,11 @@ from forwarder.ports import listenable
 from forwarder.serve import GRACE, Engine, Place, prepare
 
 ORPHAN_GRACE = timedelta(seconds=3)
+COLLECT_AFTER = (
+    20_000,
+    10,
+    10,
+)  # new objects, and turns of each generation: a message makes a few hundred, no cycles
 
 log = structlog.get_logger("process")
 
@@ -52,6 +57,7 @@ class Process:
         await engine.start()
         # What was imported and built lives as long as the process: the collector need not look at it again.
         gc.freeze()
+        gc.set_threshold(*COLLECT_AFTER)
         gc.enable()
         started(engine)
         while not self._ends.is_set():

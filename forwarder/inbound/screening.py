@@ -93,6 +93,8 @@ class Screening:
         self._arc = arc
         self._time_limit = time_limit.total_seconds()
         self._executor = executor
+        self._looks = spf or dkim or dmarc or arc
+        self._nothing_seen = authentication_results_header(authserv_id, Results())
 
     async def examine(
         self, *, client_address: str, helo: str, reverse_path: Path, content: bytes
@@ -100,6 +102,9 @@ class Screening:
         """Judge one message. ``content`` is what DATA brought, before any header of ours."""
         kept = content
         try:
+            if not self._looks:
+                kept = remove_forged(content, self._authserv_id)
+                return Screened(reply=None, headers=self._nothing_seen, content=kept)
             small = len(content) <= SMALL_OCTETS
             plan = await self._run(small, self._plan, content)
             kept = plan.content
@@ -115,11 +120,7 @@ class Screening:
         except Exception:
             # Our fault is not the sender's: the message goes on, and nothing is said about its authenticity.
             log.exception("screening failed")
-            return Screened(
-                reply=None,
-                headers=authentication_results_header(self._authserv_id, Results()),
-                content=kept,
-            )
+            return Screened(reply=None, headers=self._nothing_seen, content=kept)
 
     async def _run(self, small: bool, work: Callable[..., _T], *arguments: Any) -> _T:
         if small:

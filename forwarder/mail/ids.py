@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _VERSION_AND_VARIANT = (7 << 76) | (0b10 << 62)
 _RANDOM_MASK = (1 << 62) - 1
+_DRAW = 512  # octets of entropy: 64 ids
 _HEX = frozenset(string.hexdigits.lower())
 _LAST_MILLISECOND = (datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
 
@@ -81,10 +82,16 @@ class IdSource:
     def __init__(self, *, clock: Callable[[], datetime], entropy: Callable[[int], bytes]) -> None:
         self._clock = clock
         self._entropy = entropy
+        self._drawn = (
+            b""  # asked for in one piece: a system call for each id would cost more than the rest of it
+        )
         self._last = 0
 
     def __call__(self) -> str:
         # A stopped or stepped-back clock borrows ticks of the future: order matters more than the quarter of a
         # microsecond each tick is.
         self._last = max(_ticks(self._clock()), self._last + 1)
-        return _compose(self._last, int.from_bytes(self._entropy(8), "big"))
+        if not self._drawn:
+            self._drawn = self._entropy(_DRAW)
+        random, self._drawn = self._drawn[:8], self._drawn[8:]
+        return _compose(self._last, int.from_bytes(random, "big"))

@@ -72,10 +72,20 @@ async def hit(
     database: Database, key: str, *, window: timedelta, limit: int, now: datetime, amount: int = 1
 ) -> Counted:
     """Count ``amount`` against ``limit`` in the window of ``now``; all of it or nothing."""
+    return await database.writer.submit(_HITS, _hit(key, window, limit, now, amount))
+
+
+def hit_within(
+    conn: Connection, key: str, *, window: timedelta, limit: int, now: datetime, amount: int = 1
+) -> Counted:
+    """The same in a transaction that does more: what is undone with it was not counted."""
+    return _HITS.apply(conn, [_hit(key, window, limit, now, amount)])[0]
+
+
+def _hit(key: str, window: timedelta, limit: int, now: datetime, amount: int) -> _Hit:
     number = (now - _EPOCH) // window
     resets_at = _EPOCH + (number + 1) * window
-    counted = _Hit(f"{key}|{window.total_seconds():g}|{number}", resets_at, limit, amount)
-    return await database.writer.submit(_HITS, counted)
+    return _Hit(f"{key}|{window.total_seconds():g}|{number}", resets_at, limit, amount)
 
 
 def standing(conn: Connection, key: str, *, window: timedelta, now: datetime) -> tuple[int, int, float]:

@@ -17,7 +17,7 @@ How it fails: StoreUnavailable, never None. ``follow`` goes on by itself when th
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -27,6 +27,7 @@ import structlog
 from sqlalchemy import Connection, delete, insert, select, update
 
 from forwarder.mail.rules import Alias, RuleSet
+from forwarder.store.confirmed import confirmed_of
 from forwarder.store.engine import Database, StoreUnavailable
 from forwarder.store.rows import fetch
 from forwarder.store.tables import aliases, changes, domains, sequences
@@ -53,6 +54,21 @@ def touch(conn: Connection, domain: str, now: datetime) -> None:
     conn.execute(insert(changes).values(version=version, domain=domain, changed_at=now))
 
 
+def touch_all(conn: Connection, names: Sequence[str], now: datetime) -> None:
+    """``touch`` for many domains at once."""
+    if not names:
+        return
+    bump = (
+        update(sequences)
+        .where(sequences.c.name == "directory")
+        .values(value=sequences.c.value + len(names))
+        .returning(sequences.c.value)
+    )
+    first = conn.execute(bump).scalar_one() - len(names) + 1
+    rows = [{"version": first + n, "domain": name, "changed_at": now} for n, name in enumerate(names)]
+    conn.execute(insert(changes), rows)
+
+
 def purge_changes(conn: Connection, older_than: datetime) -> int:
     """Delete notices of changes; a cache that has not seen one of them loads everything anew."""
     return conn.execute(delete(changes).where(changes.c.changed_at < older_than)).rowcount
@@ -76,9 +92,15 @@ class Directory:
     """This process's view of the hosted domains."""
 
     def __init__(
-        self, database: Database, *, clock: Callable[[], datetime], capacity: int = CAPACITY
+        self,
+        database: Database,
+        *,
+        clock: Callable[[], datetime],
+        capacity: int = CAPACITY,
+        require_confirmed: bool = False,
     ) -> None:
         self._database = database
+        self._require_confirmed = require_confirmed
         self._clock = clock
         self._capacity = capacity
         self._cache: OrderedDict[str, _Known] = OrderedDict()  # least recently used first
@@ -160,12 +182,20 @@ class Directory:
         return rules  # the directory changes faster than we load: true when it was read, but not to be kept
 
     async def _read(self, domain: str) -> tuple[int, RuleSet | None, int]:
-        version, domain_id, rows = await self._database.read(lambda conn: _rows_of(conn, domain))
-        if domain_id is None:
+        def ask(conn: Connection) -> tuple[_Rows, frozenset[str] | None]:
+            found = _rows_of(conn, domain)
+            wanted = self._require_confirmed and found.owner is not None
+            return found, confirmed_of(conn, [row[2] for row in found.aliases]) if wanted else None
+
+        found, confirmed = await self._database.read(ask)
+        version, rows = found.version, found.aliases
+        if found.owner is None:
             return version, None, 1
+        domain_id, account_id = found.owner
 
         def build() -> RuleSet:
-            return RuleSet(domain, domain_id, version, (Alias.stored(*row) for row in rows))
+            stored = (Alias.stored(*row) for row in rows)
+            return RuleSet(domain, domain_id, version, stored, account_id=account_id, confirmed=confirmed)
 
         rules = await asyncio.to_thread(build) if len(rows) > LARGE else build()
         return version, rules, 1 + len(rows)
@@ -216,11 +246,19 @@ def _news(conn: Connection, position: int | None) -> _News:
     return _News(rows[-1][0], rows, complete=True)
 
 
-def _rows_of(conn: Connection, domain: str) -> tuple[int, int | None, list[tuple[Any, ...]]]:
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    version: int
+    owner: tuple[int, int] | None  # ids of the domain and its account
+    aliases: list[tuple[Any, ...]]
+
+
+def _rows_of(conn: Connection, domain: str) -> _Rows:
     version: int = conn.execute(_VERSION).scalar_one()  # first: what is read after it is at least as new
-    domain_id = conn.execute(select(domains.c.id).where(domains.c.name == domain)).scalar_one_or_none()
-    if domain_id is None:
-        return version, None, []
+    owner = conn.execute(select(domains.c.id, domains.c.account_id).where(domains.c.name == domain)).first()
+    if owner is None:
+        return _Rows(version, None, [])
+    domain_id, account_id = owner
     query = (
         select(
             aliases.c.id, aliases.c.pattern, aliases.c.forward, aliases.c.is_active, aliases.c.when_disabled
@@ -228,4 +266,4 @@ def _rows_of(conn: Connection, domain: str) -> tuple[int, int | None, list[tuple
         .where(aliases.c.domain_id == domain_id)
         .order_by(aliases.c.id)
     )
-    return version, domain_id, fetch(conn, query, {})
+    return _Rows(version, (domain_id, account_id), fetch(conn, query, {}))

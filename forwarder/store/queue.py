@@ -131,7 +131,14 @@ class Queue:
     async def settle_all(self, settlements: Sequence[Settlement]) -> list[bool]:
         """As ``settle``, for several that ended together; fails as a whole, and may then be called again as a whole."""
         waiting = [self._settle(settlement) for settlement in settlements]
-        results = await asyncio.shield(asyncio.gather(*waiting, return_exceptions=True))
+        results: list[bool | BaseException]
+        if len(waiting) == 1:  # nearly always: one message, one destination
+            try:
+                results = [await asyncio.shield(waiting[0])]
+            except StoreUnavailable as error:
+                results = [error]
+        else:
+            results = await asyncio.shield(asyncio.gather(*waiting, return_exceptions=True))
         errors = [result for result in results if isinstance(result, BaseException)]
         if errors:
             for settlement, result in zip(settlements, results, strict=True):

@@ -106,7 +106,10 @@ class SqliteWriter(Writer):
         self._thread.start()
 
     def wake(self) -> None:
-        self._signal.set()
+        if (
+            not self._signal.is_set()
+        ):  # set: the thread has not looked yet, and will find what was put before this
+            self._signal.set()
 
     async def close(self) -> None:
         await super().close()

@@ -1,6 +1,7 @@
 """The tables and their invariants; nothing else in the project knows a column's type.
 
-Three families. *Directory* (accounts, api_keys, domains, aliases, credentials, dkim_keys, changes): small, cached in
+Three families. *Directory* (accounts, api_keys, domains, aliases, confirmations, credentials, dkim_keys,
+changes): small, cached in
 every process, each change of a domain's mail behaviour adds a row to ``changes`` so that caches follow within a
 second. *Queue* (messages, deliveries, workers): hot; a delivery's row leaves when it is delivered or failed, a
 message's row with its content leaves with its last delivery. *Journal* (logs, events): append-only, read by cursor,
@@ -155,6 +156,15 @@ aliases = Table(
     CheckConstraint("when_disabled IN (250, 421, 550)", name="when_disabled"),
     Index("ix_aliases_domain_id_id", "domain_id", "id"),
     sqlite_autoincrement=True,
+)
+
+confirmations = Table(  # who agreed to get forwarded mail; only used where the configuration wants it
+    "confirmations",
+    metadata,
+    Column("address", Text, primary_key=True),  # mailbox_key: storage form, lower case
+    Column("token_digest", String(64), unique=True),  # SHA-256 of 256 random bits; null: the link was used
+    Column("requested_at", UtcDateTime, nullable=False),
+    Column("confirmed_at", UtcDateTime),
 )
 
 credentials = Table(
