@@ -4,8 +4,9 @@
     /openapi.json    the same operations as an OpenAPI 3.1 document;  /docs  as a page without outside assets
     /health/live     the process answers;  /health/ready  it can do its work (503: not now, with what is wrong by name)
     /metrics         for Prometheus, to loopback addresses only
+    /confirm/…       where owners of addresses agree to get mail (``api.confirmation``), if the settings ask for it
 
-Every answer is JSON but /docs and /metrics; every error has the shape of ``api.errors``. No exception leaves the
+Every answer is JSON but /docs, /metrics and /confirm; every error has the shape of ``api.errors``. No exception leaves the
 application.
 """
 
@@ -23,7 +24,9 @@ from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import forwarder
+from api.asking import public_url
 from api.auth import Gate
+from api.confirmation import TEMPLATE, Confirmation
 from api.errors import Refusal, unavailable
 from api.health import Health
 from api.improvmx import account, aliases, check, credentials, domains, logs
@@ -79,8 +82,7 @@ def build_app(
         rate=RateLimit(database, "api", settings.api.rate, clock),
         heavy=asyncio.Semaphore(HEAVY_AT_ONCE),
     )
-    url = settings.api.public_url.rstrip("/") or f"http://{settings.api.listen}"
-    described = document(OPERATIONS, version=forwarder.__version__, url=url)
+    described = document(OPERATIONS, version=forwarder.__version__, url=public_url(settings))
     shown = page(described)
 
     async def openapi(request: Request) -> Response:
@@ -116,6 +118,13 @@ def build_app(
         ("/metrics", _metrics),
     )
     routes += [("GET", path, _plain(answer)) for path, answer in others]
+    if settings.require_confirmed_destinations:
+        pages = RateLimit(database, "confirm", settings.api.failures_per_minute, clock)
+        confirmation = Confirmation(database, pages, clock, settings.hostname)
+        routes += [
+            ("GET", TEMPLATE, _plain(confirmation.show)),
+            ("POST", TEMPLATE, _plain(confirmation.take)),
+        ]
     app = Starlette(routes=by_template(routes, _plain(otherwise)))
     app.router.redirect_slashes = False
     app.router.default = _plain(nothing)

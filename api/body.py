@@ -34,7 +34,7 @@ async def read_fields(request: Request, limit: int) -> Mapping[str, Any]:
     if not content.strip():
         return {}
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if _JSON.fullmatch(kind) or (kind in ("", _FORM) and content.lstrip()[:1] == b"{"):
+    if _JSON.fullmatch(kind) or (kind in ("", _FORM) and content.lstrip()[:1] in (b"{", b"[")):
         return _json(content)
     if kind == _FORM:
         return _unique(_urlencoded(content))
@@ -76,8 +76,8 @@ def _json(content: bytes) -> Mapping[str, Any]:
         raise Refusal(400, f"The body is not valid JSON: {fault.msg} ({where}).") from None
     except (ValueError, RecursionError):  # a number of thousands of digits, or deeper than the scan could see
         raise Refusal(400, "The body is not JSON that can be read.") from None
-    if value is None:
-        return {}  # some clients send null for "no fields"
+    if value is None or value == []:
+        return {}  # clients send null for "no fields"; PHP writes an empty array as a list
     if not isinstance(value, dict):
         raise Refusal(400, "The body must be a JSON object.")
     return value

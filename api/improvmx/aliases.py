@@ -1,8 +1,10 @@
 """``/domains/:domain/aliases``: where the domain's mail goes.
 
 An alias is addressed by its name (a pattern, percent-encoded where needed) or by its id. Creates are not looked up
-first: the unique constraint decides who was first, and limits are counted in the same transaction. A bulk request is
-one transaction; one that may only add fails as a whole when an alias exists already.
+first: the unique constraint decides who was first, and limits are counted in the same transaction.
+
+A bulk request is one transaction. One that may only add leaves aliases that exist as they are and lists them under
+``failed`` beside those it added, as the documentation's example shows it; when it could add none at all, it fails.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from api.asking import ask_owners
 from api.errors import bad_fields, not_found
 from api.improvmx import answers, wire
 from api.improvmx.circles import circle
@@ -70,6 +73,7 @@ async def add(call: Call) -> Json:
         )
         if (found := circle(conn, domain, [added])) is not None:
             raise bad_fields({"forward": [found[1]]})
+        ask_owners(conn, call.rooms.settings, domain, [added], call.now)
         return added
 
     return {"alias": wire.alias(await call.rooms.database.write(work)), "success": True}
@@ -109,6 +113,7 @@ async def edit(call: Call) -> Json:
         _check_fit(changed.pattern, changed.forward)
         if (closed := circle(conn, domain, [changed])) is not None:
             raise bad_fields({"forward": [closed[1]]})
+        ask_owners(conn, call.rooms.settings, domain, [changed], call.now)
         return changed
 
     return {"alias": wire.alias(await call.rooms.database.write(work)), "success": True}
@@ -150,7 +155,7 @@ async def bulk(call: Call) -> Json:
             update_existing=form.behavior == "update",
             limit=call.plan.aliases,
         )
-        if done.failed:
+        if done.failed and not done.added:
             raise _exists(done.failed)
         changed = [*done.added, *done.updated]
         if (closed := circle(conn, domain, changed)) is not None:
@@ -158,12 +163,13 @@ async def bulk(call: Call) -> Json:
                 index for index, entry in enumerate(entries) if entry[0] == changed[closed[0]].pattern
             )
             raise bad_fields({f"aliases.{place}.forward": [closed[1]]})
+        ask_owners(conn, call.rooms.settings, domain, changed, call.now)
         return done
 
     done = await call.rooms.database.write(work)
     return {
         "added": [wire.alias(one) for one in done.added],
-        "failed": [],
+        "failed": [wire.alias(one) for one in done.failed],
         "updated": [wire.alias(one) for one in done.updated],
         "success": True,
     }
@@ -184,7 +190,7 @@ def _exists(failed: Sequence[Alias]) -> Exception:
     refusal = bad_fields(
         {
             "aliases": [
-                f"These aliases already exist: {names}. Nothing was added; each alias that already exists can be "
+                f"These aliases already exist: {names}. Nothing was added; an alias that already exists can be "
                 'changed with "behavior": "update".'
             ]
         }
@@ -249,8 +255,8 @@ OPERATIONS = (
         answer=answers.BulkAnswer,
         refusals=(404,),
         note=(
-            'Up to 500, in one transaction. "add" (the default) refuses the whole request when an alias already '
-            'exists, and lists those under "failed"; "update" changes the existing ones.'
+            'Up to 500, in one transaction. "add" (the default) leaves aliases that already exist as they are and '
+            'lists them under "failed"; when all of them do, the request fails. "update" changes them instead.'
         ),
     ),
     Operation(

@@ -70,7 +70,7 @@ class Account(Shape):
     last4: str
     limits: Limits
     lock_reason: str | None
-    locked: Milliseconds | None
+    locked: Annotated[bool | None, Field(description="true when the account is locked, else null.")]
     password: bool
     plan: Plan | None
     premium: bool

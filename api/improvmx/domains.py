@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
+from api.asking import ask_owners
 from api.errors import bad_fields, not_found
 from api.improvmx import answers, wire
 from api.improvmx.circles import circle
@@ -92,6 +93,7 @@ async def add(call: Call) -> Json:
         everything = aliases.add(conn, added, "*", leads_to, call.now)
         if circle(conn, added, [everything]) is not None:
             everything = aliases.update_alias(conn, added, everything, call.now, is_active=False)
+        ask_owners(conn, settings, added, [everything], call.now)
         return added, everything
 
     added, everything = await call.rooms.database.write(work)

@@ -44,7 +44,7 @@ def account(account: Account, plan: Plan) -> Json:
         "last4": "",
         "limits": limits(plan),
         "lock_reason": account.lock_reason,
-        "locked": None if account.locked_at is None else milliseconds(account.locked_at),
+        "locked": None if account.locked_at is None else True,  # clients decode it as a flag
         "password": True,
         "plan": {
             "aliases_limit": plan.aliases,

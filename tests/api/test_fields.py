@@ -176,17 +176,44 @@ async def test_bulk_errors_name_the_entry_and_nothing_is_stored(desk: Desk) -> N
     assert (await desk.get("/domains/piedpiper.com/aliases")).json()["total"] == 0
 
 
-async def test_bulk_add_refuses_the_whole_request_when_one_exists(desk: Desk) -> None:
+async def test_bulk_add_lists_what_exists_as_failed_beside_what_it_added(desk: Desk) -> None:
     await desk.domain("piedpiper.com", {"b": "old@gmail.com"})
     entries = [{"alias": name, "forward": "new@gmail.com"} for name in "abc"]
-    answer = await desk.post("/domains/piedpiper.com/aliases/bulk", {"aliases": entries})
+    for fields in (
+        {"aliases": entries},
+        {"aliases": [*entries[:2], {"alias": "d", "forward": "new@gmail.com"}]},
+    ):
+        answer = await desk.post("/domains/piedpiper.com/aliases/bulk", fields)
+        assert (answer.status_code, answer.json()["success"]) == (200, True)
+    body = answer.json()
+    assert [alias["alias"] for alias in body["added"]] == ["d"]
+    assert [(alias["alias"], alias["forward"]) for alias in body["failed"]] == [
+        ("a", "new@gmail.com"),
+        ("b", "old@gmail.com"),
+    ]
+    assert body["updated"] == []
+    listed = (await desk.get("/domains/piedpiper.com/aliases")).json()["aliases"]
+    assert [(alias["alias"], alias["forward"]) for alias in listed] == [
+        ("b", "old@gmail.com"),
+        ("a", "new@gmail.com"),
+        ("c", "new@gmail.com"),
+        ("d", "new@gmail.com"),
+    ]
+
+
+@pytest.mark.parametrize("behavior", [{}, {"behavior": "add"}, {"behavior": ""}])
+async def test_bulk_add_fails_when_every_alias_exists(desk: Desk, behavior: dict[str, str]) -> None:
+    await desk.domain("piedpiper.com", {"a": "old@gmail.com", "b": "old@gmail.com"})
+    entries = [{"alias": name, "forward": "new@gmail.com"} for name in "ab"]
+    answer = await desk.post("/domains/piedpiper.com/aliases/bulk", {"aliases": entries, **behavior})
     assert answer.status_code == 400
     body = answer.json()
+    assert body["success"] is False
     assert "already exist" in body["errors"]["aliases"][0]
-    assert [alias["alias"] for alias in body["failed"]] == ["b"]
+    assert [alias["alias"] for alias in body["failed"]] == ["a", "b"]
     assert (body["added"], body["updated"]) == ([], [])
     listed = (await desk.get("/domains/piedpiper.com/aliases")).json()["aliases"]
-    assert [(alias["alias"], alias["forward"]) for alias in listed] == [("b", "old@gmail.com")]
+    assert {alias["forward"] for alias in listed} == {"old@gmail.com"}
 
 
 async def test_a_destination_that_asks_for_a_group_the_pattern_lacks_is_refused(desk: Desk) -> None:

@@ -1,0 +1,105 @@
+"""Asks the owners of addresses that an alias leads to whether they want the mail, where the configuration wants that.
+
+``ask_owners`` is called in the transaction that saves the alias: the alias, the request and the mail that carries it
+are there together or not at all. Where ``require_confirmed_destinations`` is off it does nothing. Who is asked, and
+how often at most, is ``store.confirmations``'; addresses made by captures cannot be asked before mail comes for them.
+
+The mail has the null reverse-path, so that it never makes a bounce, and nothing in it was written by a user but the
+names of the domain and of the address. Limit: a link stands in the queue until its mail is delivered.
+"""
+
+import os
+from collections.abc import Iterable
+from datetime import datetime
+from email.utils import format_datetime
+
+from sqlalchemy import Connection
+
+from forwarder.config import Settings
+from forwarder.mail.address import Path
+from forwarder.mail.event import DeliveryKind, Transport
+from forwarder.mail.ids import IdSource
+from forwarder.store import confirmations
+from forwarder.store.aliases import Alias
+from forwarder.store.confirmations import VALID_FOR, Asked
+from forwarder.store.domains import Domain
+from forwarder.store.enqueueing import Enqueueing
+from forwarder.store.recording import Recorder
+from forwarder.store.records import NewDelivery, NewMessage
+
+
+def public_url(settings: Settings) -> str:
+    """How people reach this API, without a slash at its end."""
+    return settings.api.public_url.rstrip("/") or f"http://{settings.api.listen}"
+
+
+def ask_owners(
+    conn: Connection, settings: Settings, domain: Domain, saved: Iterable[Alias], now: datetime
+) -> None:
+    """Queue a mail to each address of these aliases whose owner is to be asked now."""
+    if not settings.require_confirmed_destinations:
+        return
+    asked = confirmations.ask(conn, domain, [alias.forward for alias in saved], now)
+    if not asked:
+        return
+    ids = IdSource(clock=lambda: now, entropy=os.urandom)
+    # Nothing here is leased, so that no worker's name is needed; a domain's webhook hears nothing of it.
+    enqueueing = Enqueueing(recorder=Recorder(), worker_id="", local_name=settings.hostname)
+    enqueueing.apply(conn, [_mail(settings, domain, one, ids, now) for one in asked])
+
+
+def _mail(settings: Settings, domain: Domain, asked: Asked, ids: IdSource, now: datetime) -> NewMessage:
+    to, identifier = asked.address, ids()
+    sender = f"postmaster@{settings.hostname}"
+    message_id = f"<{identifier}@{settings.hostname}>"
+    subject = f"May mail for {domain.name} be forwarded to you?"
+    lines = [
+        f"From: Forwarder <{sender}>",
+        f"To: <{to.wire()}>",
+        f"Subject: {subject}",
+        f"Date: {format_datetime(now)}",
+        f"Message-ID: {message_id}",
+        "MIME-Version: 1.0",
+        "Content-Type: text/plain; charset=utf-8",
+        "Content-Transfer-Encoding: 8bit",
+        "Auto-Submitted: auto-generated",
+        "",
+        "Hello,",
+        "",
+        f"whoever looks after {domain.display} wants mail for that domain to be forwarded to",
+        f"{to.display()}. If that is what you want too, open this page and press its button:",
+        "",
+        f"{public_url(settings)}/confirm/{asked.token}",
+        "",
+        f"The link works once, for {VALID_FOR.days} days. If you do nothing, nothing is forwarded to you.",
+        "",
+        f"This mail was written by the mail server {settings.hostname}.",
+        "",
+    ]
+    return NewMessage(
+        id=identifier,
+        created_at=now,
+        transport=Transport.REPORT,
+        reverse_path=Path.null(),
+        smtputf8=to.needs_smtputf8,
+        signing_domain=None,
+        content="\r\n".join(lines).encode(),
+        hostname=None,
+        message_id=message_id,
+        subject=subject,
+        sender_email=sender,
+        sender_name=None,
+        deliveries=(
+            NewDelivery(
+                id=ids(),
+                kind=DeliveryKind.SMTP,
+                domain_id=None,
+                alias=None,
+                recipient=to,
+                destination=to.storage(),
+                destination_domain=to.domain,
+                leased=False,
+                next_attempt_at=now,
+            ),
+        ),
+    )
