@@ -26,6 +26,7 @@ from forwarder.mail.destination import (
     Destination,
     Url,
     check_captures,
+    mailbox_key,
     parse_forward,
 )
 from forwarder.mail.pattern import (
@@ -117,14 +118,39 @@ class Match:
 
 
 class RuleSet:
-    """The aliases of a domain at one version. Immutable."""
+    """The aliases of a domain at one version. Immutable.
 
-    __slots__ = ("_catch_all", "_exact", "_regexes", "_table", "_wildcards", "domain", "domain_id", "version")
+    ``confirmed``: those of their addresses that their owners confirmed (``mailbox_key``); None where none need be.
+    """
 
-    def __init__(self, domain: str, domain_id: int, version: int, aliases: Iterable[Alias]) -> None:
+    __slots__ = (
+        "_catch_all",
+        "_exact",
+        "_regexes",
+        "_table",
+        "_wildcards",
+        "account_id",
+        "confirmed",
+        "domain",
+        "domain_id",
+        "version",
+    )
+
+    def __init__(
+        self,
+        domain: str,
+        domain_id: int,
+        version: int,
+        aliases: Iterable[Alias],
+        *,
+        account_id: int = 0,
+        confirmed: frozenset[str] | None = None,
+    ) -> None:
         self.domain = domain
         self.domain_id = domain_id
         self.version = version
+        self.account_id = account_id
+        self.confirmed = confirmed
         self._exact: dict[str, Alias] = {}
         self._catch_all: Alias | None = None
         regexes: list[Alias] = []
@@ -147,6 +173,19 @@ class RuleSet:
 
     def __repr__(self) -> str:
         return f"RuleSet({self.domain!r}, version={self.version})"
+
+    def withholds(self, destination: Path, label: str | None, hosted: RuleSet | None) -> bool:
+        """Whether an address that an alias of ours leads to must be confirmed by its owner first.
+
+        ``label``: what was put on it from the recipient. ``hosted``: the rules of its domain, if it is hosted here;
+        domains of one account need no leave of each other.
+        """
+        if self.confirmed is None or (hosted is not None and hosted.account_id == self.account_id):
+            return False
+        if mailbox_key(destination) in self.confirmed:
+            return False
+        bare = destination.local.removesuffix(f"+{label}") if label else destination.local
+        return mailbox_key(Path(local=bare, domain=destination.domain)) not in self.confirmed
 
     def resolve(self, local: str) -> Match | Unknown:
         """Which alias answers for a local part (``Path.local``), and where it leads."""

@@ -31,6 +31,11 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _FIXED_TAIL = re.compile(r"\.[^.$]+\.[^$]+")
 
 
+def mailbox_key(path: Path) -> str:
+    """The one text for an address by which its confirmation is kept: storage form, the local part without case."""
+    return Path(local=path.key, domain=path.domain).storage()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mailbox:
     """An address, or a template of one."""

@@ -109,6 +109,9 @@ CANNOT_TELL = _reply(451, "4.4.3", "cannot look that up at the moment, try again
 MAILBOX_BUSY = _reply(450, "4.2.1", "this address does not take mail at the moment, try again later")
 # A disabled alias may be set to answer 421. The session stays open: other recipients are not to suffer for it.
 ADDRESS_DEFERS = _reply(421, "4.2.1", "this address does not take mail at the moment, try again later")
+UNCONFIRMED_DESTINATION = _reply(
+    450, "4.2.1", "the destination of this address has not been confirmed by its owner yet, try again later"
+)
 RATE_LIMITED = _reply(450, "4.7.1", "too much mail in a short time, try again later")
 STORAGE_FULL = _reply(452, "4.3.1", "storage is full, try again later")  # RFC 5321 4.2.2
 OVER_QUOTA = _reply(452, "4.2.2", "the daily quota of this address is used up, try again later")

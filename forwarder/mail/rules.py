@@ -72,6 +72,7 @@ class Trouble(StrEnum):
     DISCARD = "the alias is disabled and discards"
     LOOP = "the aliases lead in a circle, or through too many aliases in a row"
     TOO_MANY = "the aliases lead to too many destinations"
+    UNCONFIRMED = "its owner has not confirmed yet that mail may be forwarded to it"
 
 
 def refusal(trouble: Trouble) -> Reply | None:
@@ -91,6 +92,8 @@ def refusal(trouble: Trouble) -> Reply | None:
             return replies.ROUTING_LOOP
         case Trouble.TOO_MANY:
             return replies.TOO_MANY_DESTINATIONS
+        case Trouble.UNCONFIRMED:
+            return replies.UNCONFIRMED_DESTINATION
     assert_never(trouble)
 
 
@@ -175,7 +178,11 @@ def expand(recipient: Path) -> Generator[str, RuleSet | None, Expansion]:
             if isinstance(destination, Path):
                 if destination.domain not in rule_sets:
                     rule_sets[destination.domain] = yield destination.domain
-                if rule_sets[destination.domain] is not None:
+                hosted = rule_sets[destination.domain]
+                if rules.confirmed is not None and rules.withholds(destination, step.label, hosted):
+                    steps.append(Step(depth=depth + 1, address=destination, trouble=Trouble.UNCONFIRMED))
+                    continue
+                if hosted is not None:
                     waiting.append((depth + 1, destination))
                     continue
             found[identity] = destination
@@ -187,7 +194,11 @@ def expand(recipient: Path) -> Generator[str, RuleSet | None, Expansion]:
             trouble = Trouble.DISABLED_DEFER
     dead_ends = tuple(step for step in steps if step.trouble is not None)
     if trouble is None and not found:
-        trouble = dead_ends[0].trouble if dead_ends else Trouble.LOOP
+        reasons = [step.trouble for step in dead_ends]
+        # What may end well within the hour comes before what is final.
+        trouble = (
+            Trouble.UNCONFIRMED if Trouble.UNCONFIRMED in reasons else reasons[0] if reasons else Trouble.LOOP
+        )
     alias = steps[0].alias
     return Expansion(
         recipient=recipient,

@@ -182,16 +182,12 @@ class Directory:
         return rules  # the directory changes faster than we load: true when it was read, but not to be kept
 
     async def _read(self, domain: str) -> tuple[int, RuleSet | None, int]:
-        def ask(conn: Connection) -> tuple[_Rows, frozenset[str] | None]:
-            found = _rows_of(conn, domain)
-            wanted = self._require_confirmed and found.owner is not None
-            return found, confirmed_of(conn, [row[2] for row in found.aliases]) if wanted else None
-
-        found, confirmed = await self._database.read(ask)
-        version, rows = found.version, found.aliases
-        if found.owner is None:
+        version, owner, rows, confirmed = await self._database.read(
+            lambda conn: _rows_of(conn, domain, self._require_confirmed)
+        )
+        if owner is None:
             return version, None, 1
-        domain_id, account_id = found.owner
+        domain_id, account_id = owner
 
         def build() -> RuleSet:
             stored = (Alias.stored(*row) for row in rows)
@@ -246,18 +242,15 @@ def _news(conn: Connection, position: int | None) -> _News:
     return _News(rows[-1][0], rows, complete=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    version: int
-    owner: tuple[int, int] | None  # ids of the domain and its account
-    aliases: list[tuple[Any, ...]]
+_Rows = tuple[int, tuple[int, int] | None, list[tuple[Any, ...]], frozenset[str] | None]
 
 
-def _rows_of(conn: Connection, domain: str) -> _Rows:
+def _rows_of(conn: Connection, domain: str, require_confirmed: bool) -> _Rows:
+    """Version, ids of the domain and its account, rows of its aliases, those of their addresses that are confirmed."""
     version: int = conn.execute(_VERSION).scalar_one()  # first: what is read after it is at least as new
     owner = conn.execute(select(domains.c.id, domains.c.account_id).where(domains.c.name == domain)).first()
     if owner is None:
-        return _Rows(version, None, [])
+        return version, None, [], None
     domain_id, account_id = owner
     query = (
         select(
@@ -266,4 +259,6 @@ def _rows_of(conn: Connection, domain: str) -> _Rows:
         .where(aliases.c.domain_id == domain_id)
         .order_by(aliases.c.id)
     )
-    return _Rows(version, (domain_id, account_id), fetch(conn, query, {}))
+    rows = fetch(conn, query, {})
+    confirmed = confirmed_of(conn, (row[2] for row in rows)) if require_confirmed else None
+    return version, (domain_id, account_id), rows, confirmed
