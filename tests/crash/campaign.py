@@ -125,14 +125,17 @@ class Campaign:
                 os.kill(self.chance.choice(workers), signal.SIGKILL)
                 self.ledger.write("killed", node=str(node.port), worker=True)
 
-    def stop_longer_than_lease(self, seconds: float) -> None:
-        """SIGSTOP a node until others have taken its work, then let it wake."""
-        node = self.members[0]
-        node.signal(signal.SIGSTOP)
-        self.ledger.write("stopped", node=str(node.port))
-        time.sleep(seconds)
-        self.ledger.write("stopped", node=str(node.port))
-        node.signal(signal.SIGCONT)
+    def answers_of_trouble(self) -> list[int]:
+        """Codes of 500 and above that clients were told; our trouble must never sound like theirs."""
+        return [f["code"] for f in self.ledger.snapshot() if f["what"] == "answered" and f["code"] >= 500]
+
+    def acknowledged(self) -> int:
+        return sum(f["what"] == "answered" and f["code"] == 250 for f in self.ledger.snapshot())
+
+    def silent_answers(self) -> int:
+        """Recipients of copies for which the sink broke off instead of answering."""
+        facts = self.ledger.snapshot()
+        return sum(len(f["recipients"]) for f in facts if f["what"] == "copy" and not f["answered"])
 
     def rolling_restart(self) -> list[int]:
         """SIGTERM each node in turn and start it again; the exit statuses."""
@@ -142,16 +145,17 @@ class Campaign:
             self.restart(node)
         return statuses
 
-    def settle(self, seconds: float = SETTLE) -> Verdict:
+    def settle(self, seconds: float = SETTLE, *, asking: Node | None = None) -> Verdict:
         """Wait until nothing acknowledged is outstanding and the queue is empty, or time is up; then judge."""
+        node = asking or self.members[0]
         deadline = time.monotonic() + seconds
         while True:
             verdict = judge(self.ledger.snapshot())
-            if not verdict.waiting and self.members[0].queued() == 0:
+            if not verdict.waiting and node.queued() == 0:
                 break
             if time.monotonic() > deadline:
                 verdict.broken.append(
-                    f"after {seconds:.0f} s of peace the queue still holds {self.members[0].queued()} deliveries"
+                    f"after {seconds:.0f} s of peace the queue still holds {node.queued()} deliveries"
                 )
                 return verdict
             time.sleep(0.5)

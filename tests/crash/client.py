@@ -36,13 +36,19 @@ class Conversation:
         self._socket.close()
 
 
-def compose(number: str, sender: str, recipient: str, chance: random.Random) -> tuple[bytes, str]:
-    """A message's bytes, CRLF throughout, and the SHA-256 of its body, which holds dots and odd octets."""
+def compose(
+    number: str, sender: str, recipient: str, chance: random.Random, size: int = 0
+) -> tuple[bytes, str]:
+    """A message's bytes, CRLF throughout, and the SHA-256 of its body, which holds dots and odd octets.
+
+    ``size`` octets are added to it.
+    """
     lines = [b"the body of " + number.encode()]
     lines += [
         chance.choice((b".", b"..", b"", b"a line", bytes(chance.randrange(32, 127) for _ in range(60))))
         for _ in range(chance.randrange(2, 60))
     ]
+    lines += [b"x" * 62] * (size // 64)
     body = b"\r\n".join(lines) + b"\r\n"
     head = (
         f"From: <{sender}>\r\nTo: <{recipient}>\r\nSubject: {number}\r\nMessage-ID: <{number}@origin.test>\r\n"
@@ -58,10 +64,11 @@ def send(
     chance: random.Random,
     *,
     sender: str = "sender@origin.test",
+    size: int = 0,
 ) -> int | None:
     """Send one message to ``recipients`` at the hosted domain; the code that ended it, None for no answer."""
     number = uuid.uuid4().hex
-    content, body = compose(number, sender, recipients[0], chance)
+    content, body = compose(number, sender, recipients[0], chance, size)
     ledger.write("sending", id=number, recipients=recipients, body=body)
     try:
         conversation = Conversation(port)

@@ -18,7 +18,7 @@ def campaign_on(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make
     """``campaign_on("postgresql", nodes=3)``: running, ended with the test."""
     with ExitStack() as stack:
 
-        def make(kind: str, **options: Any) -> Campaign:
+        def make(kind: str = "sqlite", **options: Any) -> Campaign:
             if kind == "postgresql":
                 server: Server = request.getfixturevalue("postgres")
                 url = server.database()

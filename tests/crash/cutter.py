@@ -12,21 +12,20 @@ class Cutter:
         self._target = target
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port: int = self._listener.getsockname()[1]
-        self._links: set[tuple[socket.socket, socket.socket]] = set()
+        self._passing: dict[tuple[socket.socket, socket.socket], int] = {}
         self._lock = threading.Lock()
         self._severed = threading.Event()
         self._after_commit = threading.Event()
         self.commits_cut = threading.Event()
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
 
     def cut(self) -> None:
         self._severed.set()
         with self._lock:
-            links, self._links = self._links, set()
+            links = list(self._passing)
         for link in links:
-            for end in link:
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
+            self._end(link)
 
     def cut_after_commit(self) -> None:
         """The next COMMIT is passed on, its answer is not: the link dies with the outcome unknown."""
@@ -39,6 +38,8 @@ class Cutter:
 
     def close(self) -> None:
         self.cut()
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+        self._thread.join()
         self._listener.close()
 
     def _accept(self) -> None:
@@ -55,12 +56,14 @@ class Cutter:
             except OSError:
                 near.close()
                 continue
+            link = near, far
             with self._lock:
-                self._links.add((near, far))
-            for source, sink, watched in ((near, far, True), (far, near, False)):
-                threading.Thread(target=self._pass, args=(source, sink, watched), daemon=True).start()
+                self._passing[link] = 2
+            for watched in (True, False):
+                threading.Thread(target=self._pass, args=(link, watched), daemon=True).start()
 
-    def _pass(self, source: socket.socket, sink: socket.socket, watched: bool) -> None:
+    def _pass(self, link: tuple[socket.socket, socket.socket], watched: bool) -> None:
+        source, sink = link if watched else link[::-1]
         try:
             while data := source.recv(65536):
                 if watched and self._after_commit.is_set() and b"COMMIT" in data:
@@ -73,6 +76,18 @@ class Cutter:
         except OSError:
             return
         finally:
-            for end in (source, sink):
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
+            self._end(link)
+            with self._lock:  # the second of the two threads that passes bytes is the last to look at them
+                self._passing[link] -= 1
+                last = not self._passing[link]
+                if last:
+                    del self._passing[link]
+            if last:
+                for end in link:
+                    end.close()
+
+    @staticmethod
+    def _end(link: tuple[socket.socket, socket.socket]) -> None:
+        for end in link:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)

@@ -1,8 +1,10 @@
 """Starts, kills, stops and drains engine processes, as an operator or the kernel would."""
 
 import contextlib
+import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -169,6 +171,22 @@ class Node:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{len(found)} workers of {wanted} run")
             time.sleep(0.05)
+
+    def health(self, which: str = "ready") -> int:
+        """The status of /health/ready or /health/live; 0 for no answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.api_port, timeout=12)
+        try:
+            connection.request("GET", f"/health/{which}")
+            return connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return 0
+        finally:
+            connection.close()
+
+    def statuses(self) -> set[str]:
+        """The status of every event in the log."""
+        listed = self.command("logs", "--domain", "crash.test")
+        return set(re.findall(r'"status": *"([A-Z-]+)"', json.dumps(listed)))
 
     def queued(self) -> int:
         listed = self.command("queue", "list")

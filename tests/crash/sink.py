@@ -33,6 +33,7 @@ class Sink:
         self.ledger = ledger
         self.tempted: set[tuple[str, str]] = set()
         self.lock = threading.Lock()
+        self.refusing = False
         sink = self
 
         class Handler(_Handler):
@@ -57,6 +58,10 @@ class Sink:
         self._thread.join()
         self._server.server_close()
 
+    def refuse(self, yes: bool) -> None:
+        """Until told otherwise, greet everybody with 421: whatever is queued stays queued."""
+        self.refusing = yes
+
     def first_time(self, kind: str, key: str) -> bool:
         with self.lock:
             known = (kind, key) in self.tempted
@@ -78,6 +83,9 @@ class _Handler(socketserver.StreamRequestHandler):
         self.wfile.write(line + b"\r\n")
 
     def _converse(self) -> None:
+        if self.owner.refusing:
+            self._say(b"421 4.3.2 not now")
+            return
         self._say(b"220 sink.test ESMTP")
         sender = b""
         recipients: list[str] = []
