@@ -1,13 +1,14 @@
 """Background work that one process at a time does, for all processes and nodes on one database.
 
-    take-over    every poll: leases of workers that are silent too long become due again
+    take-over    every poll, by every process, since each must see for itself who beats no more: leases of workers that
+                 are silent too long become due again
     journal      hourly: logs and events older than logs.retention go
     counters     hourly: counters whose window is over go
     changes      hourly: notices of directory changes that every cache has seen go
     domains      every minute: the DNS of domains that are due is asked again (api.recheck)
 
-Each is guarded by a row of ``chores``: who claims it does it, and a process that dies in the middle loses the claim
-with time. All are safe to do twice. A failure of one is logged and tried again at its next turn.
+Each other is guarded by a row of ``chores``: who claims it does it, and a process that dies in the middle loses the
+claim with time. All are safe to do twice. A failure of one is logged and tried again at its next turn.
 """
 
 import asyncio
@@ -36,13 +37,11 @@ class Chore:
     every: timedelta
     patience: timedelta  # a claim older than this is another's for the taking
     work: Callable[[datetime], Awaitable[int]]  # how many rows it changed
+    everybodys: bool = False  # every process does it at each turn, whoever else does
 
 
 def chores_of(settings: Settings, database: Database, journal: Journal, recheck: Recheck) -> Sequence[Chore]:
     """What is to be done, and how often."""
-
-    async def take_over(now: datetime) -> int:
-        return await workers.take_over(database, now)
 
     async def purge_journal(now: datetime) -> int:
         return await journal.purge(now - settings.logs.retention)
@@ -55,8 +54,11 @@ def chores_of(settings: Settings, database: Database, journal: Journal, recheck:
 
     hour = timedelta(hours=1)
     poll = max(timedelta(seconds=1), settings.workers.lease / 10)
+    takeover = workers.Takeover(database, lease=settings.workers.lease, every=poll)
     return (
-        Chore(name="take-over", every=poll, patience=settings.workers.lease, work=take_over),
+        Chore(
+            name="take-over", every=poll, patience=settings.workers.lease, work=takeover.look, everybodys=True
+        ),
         Chore(name="journal", every=hour, patience=hour, work=purge_journal),
         Chore(name="counters", every=hour, patience=hour, work=purge_counters),
         Chore(name="changes", every=hour, patience=hour, work=purge_changes),
@@ -71,12 +73,15 @@ async def keep_house(chore: Chore, database: Database, *, owner: str, clock: Cal
         await asyncio.sleep(min(chore.every.total_seconds(), 60.0))
         now = clock()
         try:
-            if not await chores.claim(
+            if chore.everybodys:
+                changed = await chore.work(now)
+            elif await chores.claim(
                 database, chore.name, owner, now=now, for_=chore.patience, every=chore.every
             ):
+                changed = await chore.work(now)
+                await chores.done(database, chore.name, owner, now=clock())
+            else:
                 continue
-            changed = await chore.work(now)
-            await chores.done(database, chore.name, owner, now=clock())
         except StoreUnavailable as error:
             log.warning("a chore waits for the store", chore=chore.name, reason=str(error))
             continue

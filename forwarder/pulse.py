@@ -11,6 +11,7 @@ down may be sent twice, as after a crash (RFC 5321 6.1).
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
@@ -37,6 +38,7 @@ class Pulse:
         clock: Callable[[], datetime],
         register: Callable[[datetime], Awaitable[None]],
         lost: Callable[[], None],
+        seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._worker_id = worker_id
@@ -44,12 +46,16 @@ class Pulse:
         self._clock = clock
         self._register = register
         self._lost = lost
+        self._seconds = seconds
         self._until = clock()  # before it, nobody takes our leases over
+        self._until_seconds = (
+            seconds()
+        )  # the same by a clock that nobody sets, but that sleeps with the machine
         self._beaten = asyncio.Event()  # replaced at each beat
 
     def alive(self) -> bool:
         """Whether nobody can have taken our leases."""
-        return self._clock() < self._until
+        return self._clock() < self._until and self._seconds() < self._until_seconds
 
     async def sure(self) -> None:
         """Return when ``alive``; whoever waited asks again what is still his."""
@@ -58,9 +64,9 @@ class Pulse:
 
     async def begin(self) -> None:
         """Register for the first time; StoreUnavailable."""
-        now = self._clock()  # from before the question: the answer may be late
+        now, began = self._clock(), self._seconds()  # from before the question: the answer may be late
         await self._register(now)
-        self._beat(now)
+        self._beat(now, began)
 
     async def run(self) -> None:
         """Task body: beat for ever."""
@@ -74,15 +80,16 @@ class Pulse:
 
     async def beat(self) -> None:
         """Live on, or learn that we were taken for dead."""
-        now = self._clock()
+        now, began = self._clock(), self._seconds()
         if await workers.heartbeat(self._database, self._worker_id, now=now, alive_for=self._lease):
-            self._beat(now)
+            self._beat(now, began)
             return
         log.warning("taken for dead by another process; registering again", worker=self._worker_id)
         self._lost()
         await self.begin()
 
-    def _beat(self, now: datetime) -> None:
+    def _beat(self, now: datetime, began: float) -> None:
         self._until = now + self._lease
+        self._until_seconds = began + self._lease.total_seconds()
         self._beaten.set()
         self._beaten = asyncio.Event()

@@ -1,15 +1,18 @@
 """The processes that hold leases, and taking over from those that died.
 
 A row for each worker process; its leases in ``deliveries`` name the row. One heartbeat keeps all of a worker's leases;
-``take_over`` frees those of workers whose ``alive_until`` passed, of which no row is left, and deletes their rows. A
-worker that wakes after it was taken for dead learns it from its heartbeat (False), registers anew, and finds the
+``Takeover`` frees those of workers that beat no more, or of which no row is left, and deletes their rows. A worker is
+dead when its ``alive_until`` has stood still for a whole lease, by the monotonic clock of the process that looks: wall
+clocks of two machines differ, and are set, and no living worker must lose what it is delivering for that. A worker that
+wakes after it was taken for dead learns it from its heartbeat (False), registers anew, and finds the
 attempts of its old leases moved on: ``settle`` writes nothing for them.
 
 What is freed is due at once while its attempts are few; from SUSPECT attempts on it keeps the time that was planned
 when it was leased, so that a message which kills every worker that touches it does not do so all day.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, case, delete, literal, or_, select, update
@@ -60,19 +63,54 @@ async def heartbeat(
     return await database.write(lambda conn: conn.execute(query).rowcount == 1)
 
 
-async def take_over(database: Database, now: datetime) -> int:
-    """Free the leases of dead workers; how many there were."""
-    if not await database.read(lambda conn: _dead(conn, now) or _ownerless(conn)):
-        return 0  # nearly always: no transaction of the writer is needed to see that
+class Takeover:
+    """What one process knows of the others' signs of life; asked every few seconds."""
 
-    def work(conn: Connection) -> int:
-        dead = _dead(conn, now, lock=True)
-        reach("takeover.before-release")
-        freed = _free(conn, [*dead, *_ownerless(conn)], now)
-        conn.execute(delete(workers).where(workers.c.id.in_(dead)))
-        return freed
+    def __init__(
+        self,
+        database: Database,
+        *,
+        lease: timedelta,
+        every: timedelta,
+        seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._lease = lease.total_seconds()
+        # Whoever could not look for so long (it was stopped, the store was away) knows nothing of the others: they may
+        # have been kept from beating by the same trouble. It begins anew.
+        self._blind = max(self._lease / 2, 3 * every.total_seconds())
+        self._seconds = seconds
+        self._looked = seconds()
+        self._signs: dict[
+            str, tuple[datetime, float]
+        ] = {}  # alive_until, and since when we see it stand there
 
-    return await database.write(work)
+    async def look(self, now: datetime) -> int:
+        """Free the leases of dead workers; how many there were. ``now`` is when they become due."""
+        began = self._seconds()
+        if began - self._looked > self._blind:
+            self._signs.clear()
+        signs, ownerless = await self._database.read(lambda conn: (_signs(conn), _ownerless(conn)))
+        self._looked = self._seconds()
+        known = self._signs
+        self._signs = {
+            worker: known[worker] if worker in known and known[worker][0] == until else (until, self._looked)
+            for worker, until in signs.items()
+        }
+        dead = {
+            worker: until for worker, (until, since) in self._signs.items() if began - since >= self._lease
+        }
+        if not dead and not ownerless:
+            return 0  # nearly always: no transaction of the writer is needed to see that
+
+        def work(conn: Connection) -> int:
+            silent = [worker for worker, until in _signs(conn, dead).items() if until == dead[worker]]
+            reach("takeover.before-release")
+            freed = _free(conn, [*silent, *_ownerless(conn)], now)
+            conn.execute(delete(workers).where(workers.c.id.in_(silent)))
+            return freed
+
+        return await self._database.write(work)
 
 
 async def release_node(database: Database, node: str, now: datetime) -> int:
@@ -99,11 +137,16 @@ async def farewell(database: Database, worker_id: str, now: datetime) -> int:
     return await database.write(work)
 
 
-def _dead(conn: Connection, now: datetime, *, lock: bool = False) -> list[str]:
-    query = select(workers.c.id).where(workers.c.alive_until < now).order_by(workers.c.id)
-    if lock and is_postgres(conn):
-        query = query.with_for_update(skip_locked=True)  # a heartbeat that holds the row is a sign of life
-    return list(conn.execute(query).scalars())
+def _signs(conn: Connection, of: Collection[str] | None = None) -> dict[str, datetime]:
+    """The ``alive_until`` of all workers; of those named, locked."""
+    query = select(workers.c.id, workers.c.alive_until).order_by(workers.c.id)
+    if of is not None:
+        query = query.where(workers.c.id.in_(of))
+        if is_postgres(conn):
+            query = query.with_for_update(
+                skip_locked=True
+            )  # a heartbeat that holds the row is a sign of life
+    return {row.id: row.alive_until for row in conn.execute(query)}
 
 
 def _ownerless(conn: Connection) -> list[str]:

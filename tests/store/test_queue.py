@@ -143,8 +143,7 @@ async def test_a_lost_lease_writes_nothing(stage: Stage) -> None:
     message = stage.message(leased=True)
     await worker.queue.enqueue(message)
     stage.now += timedelta(hours=1)
-    await workers.heartbeat(other.database, other.id, now=stage.now)
-    assert await workers.take_over(other.database, stage.now) == 1
+    assert await workers.release_node(other.database, "node-a", stage.now) == 1
     [claimed] = await other.queue.claim_due(stage.now, 10)
 
     before = await sizes(worker.database)

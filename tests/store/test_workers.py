@@ -1,31 +1,73 @@
 """Leases of workers that died, limits and chores shared by processes."""
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
 from forwarder.mail.event import DeliveryState
 from forwarder.store import chores, counters, workers
 from forwarder.store.tables import deliveries
-from tests.store.conftest import NOON, Stage, delivered, soft
+from tests.store.conftest import NOON, Stage, Worker, delivered, soft
 from tests.store.test_queue import rows
 
 SECOND = timedelta(seconds=1)
+
+
+class Observer:
+    """One process that looks after the others, and the seconds of its monotonic clock."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.seconds = 0.0
+        self.takeover = workers.Takeover(
+            worker.database, lease=30 * SECOND, every=2 * SECOND, seconds=lambda: self.seconds
+        )
+
+    async def watch(self, seconds: int, now: datetime, *beating: str) -> int:
+        """Look every other second while these beat; how many leases were freed."""
+        freed = 0
+        for _ in range(0, seconds, 2):
+            self.seconds += 2
+            for worker in beating:
+                at = now + self.seconds * SECOND
+                assert await workers.heartbeat(self.worker.database, worker, now=at)
+            freed += await self.takeover.look(now)
+        return freed
 
 
 async def test_a_silent_worker_is_taken_over(stage: Stage) -> None:
     dead, live = await stage.worker("a"), await stage.worker("b")
     await dead.queue.enqueue(stage.message("a@dest.example", leased=True, due=timedelta(hours=1)))
     await live.queue.enqueue(stage.message("b@dest.example", leased=True))
-    later = NOON + 31 * SECOND
-    assert await workers.heartbeat(live.database, live.id, now=NOON + 20 * SECOND)
-    assert await workers.take_over(live.database, NOON + 29 * SECOND) == 0
-    assert await workers.take_over(live.database, later) == 1
-    [taken] = await live.queue.claim_due(later, 10)
+    observer = Observer(live)
+    assert await observer.watch(30, NOON, live.id) == 0
+    assert await observer.watch(4, NOON, live.id) == 1
+    [taken] = await live.queue.claim_due(NOON, 10)
     assert (taken.destination, taken.attempts) == ("a@dest.example", 2)
-    assert not await workers.heartbeat(dead.database, dead.id, now=later)
-    assert await workers.take_over(live.database, later) == 0
+    assert not await workers.heartbeat(dead.database, dead.id, now=NOON)
+    assert await observer.watch(60, NOON, live.id) == 0
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), -timedelta(hours=1)])
+async def test_nobody_is_dead_because_a_clock_was_set(stage: Stage, ahead: timedelta) -> None:
+    one, other = await stage.worker("a"), await stage.worker("b")
+    await one.queue.enqueue(stage.message(leased=True))
+    observer = Observer(other)
+    assert await observer.watch(40, NOON, one.id, other.id) == 0
+    assert await observer.watch(40, NOON + ahead, one.id, other.id) == 0
+    assert await observer.watch(40, NOON + ahead, other.id) == 1  # nor does it live for longer
+
+
+async def test_who_could_not_look_takes_nobody_for_dead(stage: Stage) -> None:
+    """After a store that was away, the others have not had time to beat either."""
+    one, other = await stage.worker("a"), await stage.worker("b")
+    await one.queue.enqueue(stage.message(leased=True))
+    observer = Observer(other)
+    assert await observer.watch(10, NOON, one.id, other.id) == 0
+    observer.seconds += 600
+    assert await observer.watch(28, NOON, other.id) == 0
+    assert await observer.watch(6, NOON, other.id) == 1
 
 
 async def test_a_message_that_kills_its_workers_keeps_its_planned_time(stage: Stage) -> None:
@@ -45,7 +87,7 @@ async def test_leases_of_nobody_are_taken_over(stage: Stage) -> None:
     gone, live = await stage.worker("a"), await stage.worker("b")
     await workers.farewell(gone.database, gone.id, NOON)
     await gone.queue.enqueue(stage.message(leased=True))  # it did not notice that its row went
-    assert await workers.take_over(live.database, NOON) == 1
+    assert await Observer(live).takeover.look(NOON) == 1
 
 
 async def test_a_farewell_and_a_restart_free_the_leases(stage: Stage) -> None:
