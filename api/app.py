@@ -6,8 +6,8 @@
     /metrics         for Prometheus, to loopback addresses only
     /confirm/…       where owners of addresses agree to get mail (``api.confirmation``), if the settings ask for it
 
-Every answer is JSON but /docs, /metrics and /confirm; every error has the shape of ``api.errors``. No exception leaves the
-application.
+Every answer is JSON but /docs, /metrics and /confirm; every error has the shape of ``api.errors``. No exception leaves
+the application.
 """
 
 import asyncio

@@ -3,7 +3,7 @@
     take-over    every poll, by every process, since each must see for itself who beats no more: leases of workers that
                  are silent too long become due again
     journal      hourly: logs and events older than logs.retention go
-    counters     hourly: counters whose window is over go
+    counters     hourly: counters whose window is over go, and requests to confirm an address that nobody answered
     changes      hourly: notices of directory changes that every cache has seen go
     domains      every minute: the DNS of domains that are due is asked again (api.recheck)
 
@@ -20,7 +20,7 @@ import structlog
 
 from api.recheck import Recheck
 from forwarder.config import Settings
-from forwarder.store import chores, counters, directory, workers
+from forwarder.store import chores, confirmations, counters, directory, workers
 from forwarder.store.engine import Database, StoreUnavailable
 from forwarder.store.journal import Journal
 
@@ -47,7 +47,8 @@ def chores_of(settings: Settings, database: Database, journal: Journal, recheck:
         return await journal.purge(now - settings.logs.retention)
 
     async def purge_counters(now: datetime) -> int:
-        return await counters.purge(database, now)
+        unanswered = await database.write(lambda conn: confirmations.purge(conn, now))
+        return unanswered + await counters.purge(database, now)
 
     async def purge_changes(now: datetime) -> int:
         return await database.write(lambda conn: directory.purge_changes(conn, now - CHANGES_KEPT))

@@ -158,7 +158,9 @@ class Engine:
 
     def _build(self, keyring: Keyring) -> None:
         settings, clock, ids, database = self.settings, self._clock, self._ids, self.database
-        self.directory = Directory(database, clock=clock)
+        self.directory = Directory(
+            database, clock=clock, require_confirmed=settings.require_confirmed_destinations
+        )
         self.journal = Journal(database, ids=ids, clock=clock)
         self.queue = Queue(
             database,

@@ -16,6 +16,7 @@ def store_alias(
     conn: "Connection", domain: "Domain", pattern: str, forward: str, *, plan: "Plan", settings: "Settings"
 ) -> "Alias":
     """The alias, saved; or a Failure that says what to write instead, and nothing is saved."""
+    from api.asking import ask_owners
     from api.improvmx.circles import circle
     from forwarder.mail.destination import check_captures
     from forwarder.mail.rules import RuleError, Url, canonical_forward, parse_forward, parse_pattern
@@ -38,4 +39,5 @@ def store_alias(
     made = aliases.add(conn, domain, canonical, canonical_forward(destinations), now(), limit=plan.aliases)
     if (found := circle(conn, domain, [made])) is not None:
         raise Failure(found[1])
+    ask_owners(conn, settings, domain, [made], made.created_at)
     return made

@@ -48,7 +48,7 @@ def check(config: Config = None, as_json: AsJson = False) -> None:
 
     settings = settings_of(config)
     found = [Finding(about="configuration", grade=Grade.FINE, text=f"is valid; this is {settings.hostname}")]
-    found += [_keys(settings), *_ports(settings)]
+    found += [_keys(settings), *_ports(settings), *_confirmation(settings)]
     found += asyncio.run(_database_and_dns(settings))
     ok = not any(finding.grade is Grade.WRONG for finding in found)
 
@@ -74,6 +74,22 @@ def _keys(settings: "Settings") -> Finding:
         return Finding(about="keys", grade=Grade.WRONG, text=str(error))
     names = ", ".join(f"{signer.selector} ({signer.algorithm})" for signer in keys.service)
     return Finding(about="keys", grade=Grade.FINE, text=f"{settings.data_dir / 'keys'} holds {names}")
+
+
+def _confirmation(settings: "Settings") -> Iterator[Finding]:
+    """The link in the mail that asks for a confirmation leads to the API."""
+    if not settings.require_confirmed_destinations:
+        return
+    about = "confirmation"
+    if settings.api.listen is None:
+        text = "nobody can confirm a destination without the API; set [api] listen"
+        yield Finding(about=about, grade=Grade.WRONG, text=text)
+    elif not settings.api.public_url:
+        text = "links to confirm a destination would lead where people cannot reach; set [api] public_url"
+        yield Finding(about=about, grade=Grade.WRONG, text=text)
+    else:
+        text = f"links to confirm a destination lead to {settings.api.public_url}"
+        yield Finding(about=about, grade=Grade.FINE, text=text)
 
 
 def _ports(settings: "Settings") -> Iterator[Finding]:

@@ -136,17 +136,35 @@ def add_alias(
 @command(alias, "list")
 def list_aliases(domain: str, config: Config = None, as_json: AsJson = False) -> None:
     """List the aliases of a domain, in order of creation."""
-    from forwarder.store import aliases
+    from forwarder.mail.destination import mailbox_key
+    from forwarder.store import aliases, confirmations
+    from forwarder.store.confirmed import addresses_of
 
-    found = read(config, lambda conn, _: aliases.list_aliases(conn, domain_named(conn, domain).id)[0])
-    rows = [{"id": a.id, "alias": a.pattern, "forward": a.forward, "is_active": a.is_active} for a in found]
+    def ask(conn: "Connection", settings: "Settings") -> list[dict[str, Any]]:
+        hosted = domain_named(conn, domain)
+        found = aliases.list_aliases(conn, hosted.id)[0]
+        rows: list[dict[str, Any]] = [
+            {"id": a.id, "alias": a.pattern, "forward": a.forward, "is_active": a.is_active} for a in found
+        ]
+        if settings.require_confirmed_destinations:
+            listed = confirmations.unconfirmed(conn, hosted.account_id, [a.forward for a in found])
+            waiting = {mailbox_key(path) for path in listed}
+            for row in rows:
+                named = addresses_of([row["forward"]])
+                row["unconfirmed"] = [path.display() for path in named if mailbox_key(path) in waiting]
+        return rows
+
+    rows = read(config, ask)
     answer(
         rows,
         as_json=as_json,
         people=lambda out: table(
             out,
-            ("id", "alias", "forward", "active"),
-            [tuple(row.values()) for row in rows],
+            ("id", "alias", "forward", "active", "unconfirmed")[: len(rows[0]) if rows else 4],
+            [
+                tuple(", ".join(cell) if isinstance(cell, list) else cell for cell in row.values())
+                for row in rows
+            ],
             empty=f"No alias yet: forwarder alias add {domain} '*' you@example.com",
         ),
     )

@@ -21,12 +21,14 @@ def route(
     """Explain where mail for an address would go."""
     from forwarder.inbound.resolution import resolve
     from forwarder.mail.address import parse_address
+    from forwarder.mail.rules import Trouble
     from forwarder.store.directory import Directory
 
     recipient = parse_address(address)
 
-    async def ask(database: "Database", _settings: "Settings") -> Any:
-        return await resolve(Directory(database, clock=now), recipient)
+    async def ask(database: "Database", settings: "Settings") -> Any:
+        wanted = settings.require_confirmed_destinations
+        return await resolve(Directory(database, clock=now, require_confirmed=wanted), recipient)
 
     found = with_store(config, ask)
     targets = [
@@ -38,6 +40,9 @@ def route(
         "accepted": bool(found.matches) or trouble == "DISCARD",
         "trouble": trouble,
         "destinations": targets,
+        "unconfirmed": [
+            step.address.display() for step in found.dead_ends if step.trouble is Trouble.UNCONFIRMED
+        ],
         "steps": [str(step) for step in found.steps],
     }
 
