@@ -155,6 +155,15 @@ class Dialogue(RuleBasedStateMachine):
             self.served.accepted.update((number, box.decode()) for box in self.boxes)
         self._reset()
 
+    @rule(boxes=st.sets(BOXES, min_size=1, max_size=4))
+    def message(self, boxes: set[bytes]) -> None:
+        """From any state to a message, or chance would come to few."""
+        self.hello(b"EHLO")
+        self.mail(b"ann@out.test", b"MAIL FROM:")
+        for box in sorted(boxes):
+            self.rcpt(box, b"example.com")
+        self.data(False)
+
     @rule()
     def rset(self) -> None:
         assert self.session.say(b"RSET\r\n") == 250
