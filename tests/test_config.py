@@ -208,6 +208,26 @@ def test_variables_of_container_platforms_and_our_own_are_left_alone(tmp_path: P
     assert load(written(tmp_path, 'hostname = "a"'), environ).hostname == "a"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        'hostname = "mail_1.example.net"',
+        'hostname = "192.0.2.1"',
+        'hostname = "mx.example.net"\npostmaster = "nobody"',
+        'hostname = "mx.example.net"\n[retry]\ndelays = ["1m", "0s"]',
+        'hostname = "mx.example.net"\n[retry]\ngive_up_after = "0s"',
+        'hostname = "mx.example.net"\n[retry]\nspread = 1.0',
+        'hostname = "mx.example.net"\n[srs]\nmax_age_days = 512',
+        'hostname = "mx.example.net"\n[workers]\nlease = "0s"',
+    ],
+)
+def test_what_no_room_could_be_built_from_is_refused_here(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(ConfigError):
+        load(str(file), {})
+
+
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     text = """
 hostname = "a b"

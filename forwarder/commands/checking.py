@@ -48,7 +48,7 @@ def check(config: Config = None, as_json: AsJson = False) -> None:
 
     settings = settings_of(config)
     found = [Finding(about="configuration", grade=Grade.FINE, text=f"is valid; this is {settings.hostname}")]
-    found += [_keys(settings), *_ports(settings), *_confirmation(settings)]
+    found += [_keys(settings), *_postmaster(settings), *_ports(settings), *_confirmation(settings)]
     found += asyncio.run(_database_and_dns(settings))
     ok = not any(finding.grade is Grade.WRONG for finding in found)
 
@@ -74,6 +74,13 @@ def _keys(settings: "Settings") -> Finding:
         return Finding(about="keys", grade=Grade.WRONG, text=str(error))
     names = ", ".join(f"{signer.selector} ({signer.algorithm})" for signer in keys.service)
     return Finding(about="keys", grade=Grade.FINE, text=f"{settings.data_dir / 'keys'} holds {names}")
+
+
+def _postmaster(settings: "Settings") -> Iterator[Finding]:
+    """RFC 5321 4.5.1: every server takes mail for its postmaster."""
+    if not settings.postmaster:
+        text = "mail to this server's postmaster is refused; set postmaster to an address somebody reads"
+        yield Finding(about="postmaster", grade=Grade.ADVICE, text=text)
 
 
 def _confirmation(settings: "Settings") -> Iterator[Finding]:

@@ -15,10 +15,12 @@ from forwarder.config.units import (
     Endpoints,
     HostName,
     HostPort,
+    OptionalAddress,
     OptionalEndpoint,
     OptionalHostName,
     Positive,
     Size,
+    SomeTime,
     Texts,
     split_list,
 )
@@ -127,16 +129,16 @@ class OutboundSection(Section):
 
 
 class RetrySection(Section):
-    delays: Annotated[tuple[Duration, ...], BeforeValidator(split_list), Field(min_length=1)] = tuple(
+    delays: Annotated[tuple[SomeTime, ...], BeforeValidator(split_list), Field(min_length=1)] = tuple(
         timedelta(minutes=minutes) for minutes in (1, 5, 15, 30, 60, 120, 240)
     )
-    give_up_after: Duration = timedelta(days=5)
-    spread: Annotated[float, Field(ge=0, le=1)] = 0.1  # each delay grows by up to this share, by chance
+    give_up_after: SomeTime = timedelta(days=5)
+    spread: Annotated[float, Field(ge=0, lt=1)] = 0.1  # each delay grows by up to this share, by chance
 
 
 class SrsSection(Section):
     domain: OptionalHostName = ""  # filled with hostname
-    max_age_days: Annotated[int, Field(ge=1, le=1000)] = 21
+    max_age_days: Annotated[int, Field(ge=1, le=511)] = 21
 
 
 class DkimSection(Section):
@@ -187,7 +189,7 @@ class LogsSection(Section):
 
 class WorkersSection(Section):
     processes: Count = 0  # 0: one per core
-    lease: Duration = timedelta(
+    lease: SomeTime = timedelta(
         seconds=15
     )  # a process that is silent this long loses its deliveries to others
 
@@ -201,7 +203,7 @@ class Settings(Section):
 
     hostname: HostName
     data_dir: Path = Path("data")
-    postmaster: str = ""  # where mail to <postmaster> without a domain goes; empty: refused
+    postmaster: OptionalAddress = ""  # where mail to <postmaster> without a domain goes; empty: refused
     require_confirmed_destinations: bool = False
     database: DatabaseSection = DatabaseSection()
     mx: MxSection = MxSection()

@@ -11,7 +11,9 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Annotated, NamedTuple
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from forwarder.mail.address import AddressError, parse_address, parse_domain
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -33,8 +35,6 @@ _SIZE_UNITS = {"b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": KIB, "mi
 _DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d|w))+")
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|w)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?"
-_HOSTNAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
 
 
 def parse_host_port(value: object) -> HostPort:
@@ -85,9 +85,24 @@ def _host_port_or_none(value: object) -> HostPort | None:
 
 
 def _hostname(value: object) -> str:
-    if isinstance(value, str) and _HOSTNAME.fullmatch(name := value.strip().rstrip(".").lower()):
-        return name
+    """A name that may stand after the @: it is the domain of return addresses and of reports."""
+    with suppress(AddressError):
+        if isinstance(value, str) and value.isascii():
+            return parse_domain(value.strip().rstrip("."))
     raise ValueError('write a host name in ASCII, for example "mx1.example.net"')
+
+
+def _address_or_empty(value: object) -> str:
+    with suppress(AddressError):
+        if isinstance(value, str):
+            return parse_address(value.strip()).wire() if value.strip() else ""
+    raise ValueError('write an address, for example "admin@example.net"')
+
+
+def _longer_than_nothing(value: timedelta) -> timedelta:
+    if value <= timedelta(0):
+        raise ValueError('write a duration longer than nothing, for example "5m"')
+    return value
 
 
 def _hostname_or_empty(value: object) -> str:
@@ -106,10 +121,12 @@ def _database_url(value: object) -> str:
 
 Size = Annotated[int, BeforeValidator(parse_size)]
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+SomeTime = Annotated[Duration, AfterValidator(_longer_than_nothing)]
 Endpoint = Annotated[HostPort, BeforeValidator(parse_host_port)]
 OptionalEndpoint = Annotated[HostPort | None, BeforeValidator(_host_port_or_none)]
 Endpoints = Annotated[tuple[Endpoint, ...], BeforeValidator(split_list)]
 HostName = Annotated[str, BeforeValidator(_hostname)]
+OptionalAddress = Annotated[str, BeforeValidator(_address_or_empty)]
 OptionalHostName = Annotated[str, BeforeValidator(_hostname_or_empty)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]

@@ -18,6 +18,7 @@ _SINGLE = (b"from", b"sender")
 _LISTS = (b"resent-from", b"resent-sender")
 _ONCE = (b"from", b"sender", b"to", b"cc", b"subject", b"date", b"message-id", b"reply-to")  # RFC 5322 3.6
 _LONGEST = 64 * 1024  # octets of an address field
+_MOST = 100  # addresses of all these fields
 
 
 def claimed(head: bytes) -> list[Path] | Reply:
@@ -42,6 +43,8 @@ def claimed(head: bytes) -> list[Path] | Reply:
             if name in _SINGLE and len(paths) != 1:
                 return replies.BAD_HEADERS.saying(f"the {_shown(name)} header must hold exactly one address")
             found.extend(paths)
+            if len(found) > _MOST:
+                return replies.BAD_HEADERS.saying("the message claims to be from too many addresses")
         if name == b"from" and not found:
             return replies.BAD_HEADERS.saying("the message has no From header")
     return found

@@ -35,6 +35,7 @@ from forwarder.inbound.usage import Usage
 from forwarder.mail import content as contents
 from forwarder.mail import reply as replies
 from forwarder.mail.address import Path
+from forwarder.mail.authentication import remove_forged
 from forwarder.mail.envelope import MailCommand
 from forwarder.mail.event import Transport
 from forwarder.mail.reply import Reply
@@ -191,6 +192,11 @@ class SubmissionReception:
         assert login is not None
         now = self._rooms.clock()
         head = contents.split(content)[0]
+        if contents.count_fields(
+            head, b"authentication-results"
+        ):  # RFC 8601 5: in our name nobody else speaks
+            content = await asyncio.to_thread(remove_forged, content, self._hostname)
+            head = contents.split(content)[0]
         refusal = await self._refusal(login, head) or await self._over_quota(login)
         if refusal is not None:
             self.refused(session, transaction, head, refusal)

@@ -380,6 +380,22 @@ async def test_whom_a_message_may_claim_to_be_from(engine, domain, head, code):
     assert [event.status for event in entry.events] == [Status.QUEUED if code == 250 else Status.REFUSED]
 
 
+async def test_nobody_speaks_in_our_name(engine, domain):
+    forged = b"Authentication-Results: mx.test; dmarc=pass header.from=bank.test\r\n"
+    foreign = b"Authentication-Results: mx.else.test; spf=pass\r\n"
+    assert (await submit(engine, forged + foreign + CONTENT))[-1].code == 250
+    [content] = await engine.contents()
+    assert content.endswith(foreign + CONTENT)
+    assert b"dmarc=pass" not in content
+
+
+async def test_a_message_of_too_many_authors_is_refused_quickly(engine, domain):
+    many = b"Resent-From: " + b",\r\n ".join([b"ann@here.test"] * 60) + b"\r\n"
+    answer = (await submit(engine, many * 2 + CONTENT))[-1]
+    assert str(answer).startswith("550 5.6.0")
+    assert (await submit(engine, many + CONTENT))[-1].code == 250
+
+
 async def test_a_message_is_completed(engine, domain):
     content = (
         b"From: ann@here.test\r\nBcc: secret@else.test,\r\n\tmore@else.test\r\nX: y\r\nresent-bcc: z@else.test\r\n"
