@@ -4,8 +4,6 @@ import asyncio
 import time
 from pathlib import Path
 
-import pytest
-
 from tests.engine.town import MAIL, Town
 from tests.harness import wait_until
 from tests.peers.client import Client
@@ -23,35 +21,30 @@ def of_size(octets: int) -> bytes:
     return head + (b"y" * 78 + b"\r\n") * (lines - 1) + b"z" * (78 + rest) + b"\r\n"
 
 
-@pytest.mark.parametrize(
-    ("length", "code"), [(998, 250), (999, 500), (1000, 500), (1_000_000, 500), (10_000_000, 500)]
-)
-async def test_lines_of_text(engine: Town, length: int, code: int) -> None:
-    async with engine.client() as client:
-        await client.ehlo()
-        answers = await client.message(b"ann@out.test", [b"info@example.com"], MAIL + b"y" * length + b"\r\n")
-        assert answers[-1].code == code
-        if code != 250:
-            assert str(answers[-1]).startswith("500 5.5.2")
-        # The session is usable.
-        assert (await client.message(b"ann@out.test", [b"well@example.com"], MAIL))[-1].code == 250
+async def test_lines_of_text(engine: Town) -> None:
+    for length in (998, 999, 1000, 1_000_000, 10_000_000):
+        async with engine.client() as client:
+            await client.ehlo()
+            content = MAIL + b"y" * length + b"\r\n"
+            answers = await client.message(b"ann@out.test", [b"info@example.com"], content)
+            assert str(answers[-1]).startswith("250 2.0.0" if length == 998 else "500 5.5.2"), length
+            # The session is usable.
+            assert (await client.message(b"ann@out.test", [b"well@example.com"], MAIL))[-1].code == 250
     await engine.goes_on()
     await engine.settled()
-    assert len(engine.sink.messages) == (code == 250)
+    assert len(engine.sink.messages) == 1
 
 
-@pytest.mark.parametrize(("length", "code"), [(512, 250), (998, 250), (2049, 500), (10_000_000, 500)])
-async def test_lines_of_commands(engine: Town, length: int, code: int) -> None:
-    async with engine.client() as client:
-        await client.ehlo()
-        before = resident()
-        answer = await client.say(b"NOOP " + b"x" * (length - 7) + b"\r\n")
-        assert answer.code == code
-        if code == 500:
-            assert answer.text.startswith("5.5.2")
-        # The line itself is ours in this process as well, so it may be counted twice for a moment.
-        assert resident() - before < 8 * 1024 * 1024 + 2 * length
-        assert (await client.message(b"ann@out.test", [b"well@example.com"], MAIL))[-1].code == 250
+async def test_lines_of_commands(engine: Town) -> None:
+    for length in (512, 998, 2049, 10_000_000):
+        async with engine.client() as client:
+            await client.ehlo()
+            before = resident()
+            answer = await client.say(b"NOOP " + b"x" * (length - 7) + b"\r\n")
+            assert str(answer).startswith("250" if length < 1000 else "500 5.5.2"), length
+            # The line itself is made in this process as well, and may be there twice for a moment.
+            assert resident() - before < 8 * 1024 * 1024 + 2 * length
+            assert (await client.message(b"ann@out.test", [b"well@example.com"], MAIL))[-1].code == 250
     await engine.goes_on()
 
 

@@ -4,22 +4,18 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import pytest
-
 from tests.engine.town import MAIL, Town
 from tests.harness import wait_until
 
 
-@pytest.mark.parametrize(("hops", "code"), [(49, 250), (50, 250), (51, 554), (300, 554)])
-async def test_hops_are_counted(engine: Town, hops: int, code: int) -> None:
-    content = b"Received: from a by b; Fri, 20 Nov 2026 12:00:00 +0000\r\n" * hops + MAIL
-    answer = await engine.send("ann@out.test", "info@example.com", content)
-    assert answer.code == code
-    if code == 554:
-        assert answer.text.startswith("5.4.6")
+async def test_hops_are_counted(engine: Town) -> None:
+    for hops in (49, 50, 51, 300):
+        content = b"Received: from a by b; Fri, 20 Nov 2026 12:00:00 +0000\r\n" * hops + MAIL
+        answer = await engine.send("ann@out.test", "info@example.com", content)
+        assert str(answer).startswith("250" if hops <= 50 else "554 5.4.6"), hops
     await engine.goes_on()
     await engine.settled()
-    assert len(engine.sink.messages) == (code == 250)
+    assert len(engine.sink.messages) == 2
     assert engine.origin.messages == []
 
 

@@ -2,8 +2,6 @@
 
 from datetime import UTC, datetime, timedelta
 
-import pytest
-
 from forwarder.keyring import open_keyring
 from forwarder.mail.address import parse_address
 from forwarder.mail.srs import Srs
@@ -27,30 +25,25 @@ async def test_a_bounce_finds_its_way_back(engine: Town) -> None:
     await engine.goes_on()
 
 
-@pytest.mark.parametrize(
-    "name", ["hash", "day", "secret", "expired", "SRS1", "other sender", "empty", "bare"]
-)
-async def test_forged_and_expired_ones_are_unknown(engine: Town, name: str) -> None:
+async def test_forged_and_expired_ones_are_unknown(engine: Town) -> None:
     path = await return_address(engine)
     local, _, _ = path.partition("@")
     _, digest, day, domain, sender = local.split("=")
-    long_ago = datetime.now(UTC) - timedelta(days=30)
+    ann, now = parse_address("ann@out.test"), datetime.now(UTC)
     secrets = open_keyring(engine.settings).srs_secrets
-    ann = parse_address("ann@out.test")
-    forged = {
-        "hash": f"SRS0={'AAAA' if digest != 'AAAA' else 'BBBB'}={day}={domain}={sender}@mx.test",
-        "day": f"SRS0={digest}={'AA' if day != 'AA' else 'BB'}={domain}={sender}@mx.test",
-        "secret": Srs([b"some other secret of 32 octets..."], "mx.test")
-        .forward(ann, now=datetime.now(UTC))
-        .wire(),
-        "expired": Srs(secrets, "mx.test").forward(ann, now=long_ago).wire(),
+    other_secret = Srs([b"some other secret of 32 octets..."], "mx.test")
+    for name, forged in {
+        "another hash": f"SRS0={'AAAA' if digest != 'AAAA' else 'BBBB'}={day}={domain}={sender}@mx.test",
+        "another day": f"SRS0={digest}={'AA' if day != 'AA' else 'BB'}={domain}={sender}@mx.test",
+        "another secret": other_secret.forward(ann, now=now).wire(),
+        "too old": Srs(secrets, "mx.test").forward(ann, now=now - timedelta(days=30)).wire(),
         "SRS1": f"SRS1={digest}=evil.test=={digest}={day}={domain}={sender}@mx.test",
-        "other sender": f"SRS0={digest}={day}={domain}=victim@mx.test",
+        "another sender": f"SRS0={digest}={day}={domain}=victim@mx.test",
         "empty": "SRS0=@mx.test",
         "bare": "SRS0@mx.test",
-    }[name]
-    answer = await engine.send("", forged, MAIL)
-    assert str(answer).startswith(("550 5.1.1", "550 5.7.1", "554 5.7.1")), answer
+    }.items():
+        answer = await engine.send("", forged, MAIL)
+        assert str(answer).startswith(("550 5.1.1", "550 5.7.1", "554 5.7.1")), (name, answer)
     await engine.goes_on()
     assert engine.origin.messages == []
     assert len(engine.sink.messages) == 1
