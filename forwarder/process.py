@@ -21,6 +21,7 @@ from typing import Any
 
 import structlog
 
+from forwarder import allocator
 from forwarder.config import ConfigError, Settings
 from forwarder.diagnostics import set_up
 from forwarder.keyring import KeyringError
@@ -195,6 +196,7 @@ async def _when_orphaned(words: asyncio.StreamReader, process: Process) -> None:
 def _status(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
     import uvloop
 
+    allocator.set_up()
     try:
         uvloop.run(main())
     except (KeyringError, NodeError) as error:

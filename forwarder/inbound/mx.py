@@ -132,6 +132,7 @@ class MxReception:
                 content=content,
             )
             refusal, added, content = screened.reply, screened.headers, screened.content
+            del screened  # it would hold what came beside what is stored
         if refusal is not None:
             self._note_refused_message(session, transaction, seen, refusal)
             return refusal

@@ -21,8 +21,11 @@ from forwarder.store.recording import (
     clean,
 )
 from forwarder.store.records import NewMessage
-from forwarder.store.rows import insert_many
+from forwarder.store.rows import insert_many, is_postgres, micros
+from forwarder.store.straight import run_text, write_blob
 from forwarder.store.tables import deliveries, logs, messages
+
+LARGE = 256 * 1024  # octets of content from which SQLite is given it in pieces
 
 
 class Enqueueing:
@@ -36,7 +39,11 @@ class Enqueueing:
     def apply(self, conn: Connection, items: Sequence[NewMessage]) -> Sequence[None]:
         reach("enqueue.before-messages")
         kept = [message for message in items if any(not d.discard for d in message.deliveries)]
-        insert_many(conn, messages, MESSAGE_COLUMNS, [_message_row(message) for message in kept])
+        large = [] if is_postgres(conn) else [m for m in kept if len(m.content) > LARGE]
+        small = [message for message in kept if message not in large] if large else kept
+        insert_many(conn, messages, MESSAGE_COLUMNS, [_message_row(message) for message in small])
+        for message in large:
+            _insert_large(conn, message)
         reach("enqueue.before-deliveries")
         insert_many(
             conn,
@@ -111,6 +118,16 @@ class Enqueueing:
                     )
                 )
         return recorded
+
+
+def _insert_large(conn: Connection, message: NewMessage) -> None:
+    *facts, content = _message_row(message)
+    facts[1] = micros(message.created_at)
+    columns, marks = ", ".join(MESSAGE_COLUMNS), "?, " * len(facts)
+    text = f"INSERT INTO messages ({columns}) VALUES ({marks}zeroblob(?))"  # noqa: S608 - names of ours
+    row = run_text(conn, text, (*facts, len(content))).lastrowid
+    assert row is not None
+    write_blob(conn, "messages", "content", row, content)
 
 
 def _message_row(message: NewMessage) -> tuple[Any, ...]:

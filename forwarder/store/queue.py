@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from forwarder.failpoint import reach
 from forwarder.store.claiming import Claim, Claiming
@@ -37,7 +37,9 @@ from forwarder.store.records import NewEvent as NewEvent
 from forwarder.store.records import NewMessage as NewMessage
 from forwarder.store.records import Outcome as Outcome
 from forwarder.store.records import Settlement as Settlement
+from forwarder.store.rows import is_postgres
 from forwarder.store.settling import Doubt, Ended, Release, Releasing, Settling, withdraw
+from forwarder.store.straight import read_blob, run_text
 from forwarder.store.tables import IS_LEASED, IS_QUEUED, deliveries, messages
 from forwarder.store.trouble import CommitUnknown, StoreUnavailable
 
@@ -112,9 +114,7 @@ class Queue:
 
     async def content(self, message_id: str) -> bytes | None:
         """The bytes of a message; None when its last delivery has ended."""
-        query = select(messages.c.content).where(messages.c.id == message_id)
-        content = await self._database.read(lambda conn: conn.execute(query).scalar_one_or_none())
-        return None if content is None else bytes(content)
+        return await self._database.read(lambda conn: _content(conn, message_id))
 
     async def contents(self, message_ids: Iterable[str]) -> dict[str, bytes]:
         """The bytes of several messages; those that are gone are missing. The caller bounds how much that may be."""
@@ -258,3 +258,12 @@ class Queue:
             else:
                 return
         _log.warning("store.leases_left", deliveries=len(leased))  # the dispatcher finds them
+
+
+def _content(conn: Connection, message_id: str) -> bytes | None:
+    if is_postgres(conn):
+        query = select(messages.c.content).where(messages.c.id == message_id)
+        content = conn.execute(query).scalar_one_or_none()
+        return None if content is None else bytes(content)
+    row = run_text(conn, "SELECT rowid FROM messages WHERE id = ?", (message_id,)).fetchone()
+    return None if row is None else read_blob(conn, "messages", "content", row[0])

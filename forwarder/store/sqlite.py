@@ -54,7 +54,7 @@ def make_engine(path: str, *, immediate: bool) -> Engine:
             "synchronous=FULL",
             "foreign_keys=ON",
             "temp_store=MEMORY",
-            f"cache_size={-32 * 1024 if immediate else -8 * 1024}",  # KiB
+            f"cache_size={-16 * 1024 if immediate else -8 * 1024}",  # KiB
             f"wal_autocheckpoint={CHECKPOINT_PAGES}",
             f"journal_size_limit={64 * 1024 * 1024}",
             f"query_only={'OFF' if immediate else 'ON'}",

@@ -9,7 +9,8 @@ and what comes back is the driver's cursor.
 """
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +19,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import Executable
 
+PIECE = 1024 * 1024
 _DIALECT = sqlite.dialect(paramstyle="qmark")
 
 
@@ -37,6 +39,37 @@ def run_text(conn: Connection, text: str, values: Sequence[Any]) -> sqlite3.Curs
             text, None, error, sqlite3.Error, hide_parameters=True, dialect=conn.dialect
         ) from error
     return cursor
+
+
+def write_blob(conn: Connection, table: str, column: str, row: int, octets: bytes) -> None:
+    """Fill a blob that was inserted as ``zeroblob(size)``, piece by piece.
+
+    As a parameter it would be copied twice on its way: by the driver, and into the row before that is cut to pages.
+    """
+    view = memoryview(octets)
+    with _open_blob(conn, table, column, row, readonly=False) as blob:
+        for start in range(0, len(view), PIECE):
+            blob.write(view[start : start + PIECE])
+
+
+def read_blob(conn: Connection, table: str, column: str, row: int) -> bytes:
+    """A blob in one piece, put together from its pages once."""
+    with _open_blob(conn, table, column, row, readonly=True) as blob:
+        return blob.read()
+
+
+@contextmanager
+def _open_blob(
+    conn: Connection, table: str, column: str, row: int, *, readonly: bool
+) -> Iterator[sqlite3.Blob]:
+    driver: Any = conn.connection.driver_connection
+    try:
+        with driver.blobopen(table, column, row, readonly=readonly) as blob:
+            yield blob
+    except sqlite3.Error as error:
+        raise DBAPIError.instance(
+            f"blob of {table}", None, error, sqlite3.Error, hide_parameters=True, dialect=conn.dialect
+        ) from error
 
 
 @lru_cache(256)
