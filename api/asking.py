@@ -9,7 +9,7 @@ names of the domain and of the address. Limit: a link stands in the queue until 
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from email.utils import format_datetime
 
@@ -35,17 +35,17 @@ def public_url(settings: Settings) -> str:
 
 def ask_owners(
     conn: Connection, settings: Settings, domain: Domain, saved: Iterable[Alias], now: datetime
-) -> None:
-    """Queue a mail to each address of these aliases whose owner is to be asked now."""
+) -> Sequence[Path]:
+    """Queue a mail to each address of these aliases whose owner is to be asked now; those addresses."""
     if not settings.require_confirmed_destinations:
-        return
+        return ()
     asked = confirmations.ask(conn, domain, [alias.forward for alias in saved], now)
-    if not asked:
-        return
     ids = IdSource(clock=lambda: now, entropy=os.urandom)
     # Nothing here is leased, so that no worker's name is needed; a domain's webhook hears nothing of it.
     enqueueing = Enqueueing(recorder=Recorder(), worker_id="", local_name=settings.hostname)
-    enqueueing.apply(conn, [_mail(settings, domain, one, ids, now) for one in asked])
+    if asked:
+        enqueueing.apply(conn, [_mail(settings, domain, one, ids, now) for one in asked])
+    return [one.address for one in asked]
 
 
 def _mail(settings: Settings, domain: Domain, asked: Asked, ids: IdSource, now: datetime) -> NewMessage:

@@ -187,6 +187,41 @@ def test_aliases(hosted: Cli) -> None:
     assert [a["alias"] for a in hosted.json("alias", "list", "example.com")] == ["*"]
 
 
+def test_what_is_unconfirmed_is_shown(hosted: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosted.json("alias", "add", "example.com", "old", "old@dest.test,https://hook.test/x")
+    assert "nobody need confirm" in hosted.fails("alias", "ask", "example.com")
+    assert "unconfirmed" not in hosted.json("alias", "list", "example.com")[0]
+    monkeypatch.setenv("FORWARDER_REQUIRE_CONFIRMED_DESTINATIONS", "true")
+    hosted.json("alias", "add", "example.com", "new", "new@dest.test")
+    listed = hosted.json("alias", "list", "example.com")
+    assert [row["unconfirmed"] for row in listed] == [["old@dest.test"], ["new@dest.test"]]
+    assert "new@dest.test" in hosted("alias", "list", "example.com")[1]
+    both = ["old@dest.test", "new@dest.test"]
+    assert hosted.json("alias", "ask", "example.com") == {"asked": ["old@dest.test"], "unconfirmed": both}
+    assert hosted.json("alias", "ask", "example.com") == {"asked": [], "unconfirmed": both}
+    assert "asked before" in hosted("alias", "ask", "example.com")[1]
+    route = hosted.json("route", "new@example.com")
+    assert (route["accepted"], route["trouble"]) == (False, "UNCONFIRMED")
+    assert route["unconfirmed"] == ["new@dest.test"]
+    assert hosted.json("route", "old@example.com")["destinations"][0]["destination"] == "https://hook.test/x"
+    subjects = [entry["subject"] for entry in hosted.json("logs")]
+    assert subjects == ["May mail for example.com be forwarded to you?"] * 2
+
+
+def test_check_says_that_links_must_lead_somewhere(hosted: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def finding() -> dict[str, str]:
+        _, output, _ = hosted("check", "--json")
+        found = [one for one in json.loads(output)["findings"] if one["about"] == "confirmation"]
+        return found[0] if found else {}
+
+    assert finding() == {}
+    monkeypatch.setenv("FORWARDER_REQUIRE_CONFIRMED_DESTINATIONS", "true")
+    assert finding()["grade"] == "wrong"
+    assert "public_url" in finding()["text"]
+    monkeypatch.setenv("FORWARDER_API__PUBLIC_URL", "https://forward.example")
+    assert finding()["grade"] == "fine"
+
+
 def test_route_explains(hosted: Cli) -> None:
     hosted.json("alias", "add", "example.com", "(contact|support)", "team+$1@dest.test")
     found = hosted.json("route", "support@example.com")

@@ -170,6 +170,40 @@ def list_aliases(domain: str, config: Config = None, as_json: AsJson = False) ->
     )
 
 
+@command(alias, "ask")
+def ask_for_confirmation(domain: str, config: Config = None, as_json: AsJson = False) -> None:
+    """Write to unconfirmed destinations of a domain, if the configuration requires that they confirm.
+
+    Saving an alias does so by itself; this is for aliases that are older than the setting, and for mail that got lost.
+    """
+    from api.asking import ask_owners
+    from forwarder.store import aliases, confirmations
+
+    def ask(conn: "Connection", settings: "Settings") -> tuple[list[str], list[str]]:
+        if not settings.require_confirmed_destinations:
+            raise Failure(
+                "nobody need confirm anything; require_confirmed_destinations = true would have it so"
+            )
+        hosted = domain_named(conn, domain)
+        found = aliases.list_aliases(conn, hosted.id)[0]
+        asked = [path.display() for path in ask_owners(conn, settings, hosted, found, now())]
+        waiting = confirmations.unconfirmed(conn, hosted.account_id, [a.forward for a in found])
+        return asked, [path.display() for path in waiting]
+
+    asked, waiting = write(config, ask)
+
+    def people(out: "Console") -> None:
+        for address in waiting:
+            out.print(
+                f"{address}: {'asked now' if address in asked else 'asked before, or too many today'}",
+                markup=False,
+            )
+        if not waiting:
+            out.print("Every destination is confirmed.")
+
+    answer({"asked": asked, "unconfirmed": waiting}, as_json=as_json, people=people)
+
+
 @command(alias, "remove")
 def remove_alias(
     domain: str,
