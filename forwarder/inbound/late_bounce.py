@@ -68,6 +68,8 @@ class LateBounces:
         entry = await self._journal.entry(passage.delivery_id)
         if entry is None or entry.recipient_email is None:
             return False
+        if any(event.status is Status.HARD_BOUNCE for event in entry.events):
+            return False  # it is known; whoever holds a report must not write into a log as often as he likes
         try:
             recipient = parse_address(entry.recipient_email)
         except AddressError:

@@ -618,6 +618,26 @@ async def test_a_bounce_that_comes_back_finds_its_delivery(engine, recipient, ac
     assert (await engine.destinations())[-1] == "ann@sender.test"  # and the report goes on to the sender
 
 
+async def test_a_bounce_that_comes_again_is_known(engine):
+    domain = await hosting(engine)
+    await engine.send(b"ann@sender.test", [b"info@here.test"], MESSAGE)
+    [row] = await engine.deliveries()
+    content = report(row.id, trace.mark(SECRET, parse_address("info@here.test")))
+
+    async def noted():
+        async with asyncio.timeout(5):
+            while len((await engine.logs(domain))[0].events) < 2:  # noqa: ASYNC110 - the store tells nobody
+                await asyncio.sleep(0.01)
+
+    await engine.send(b"", [returning(sender="ann@sender.test")], content)
+    await noted()
+    for _ in range(3):
+        await engine.send(b"", [returning(sender="ann@sender.test")], content)
+    await engine.servers["mx"].drain(timedelta(seconds=5))
+    [entry] = await engine.logs(domain)
+    assert [event.status for event in entry.events] == [Status.QUEUED, Status.HARD_BOUNCE]
+
+
 @on_both
 async def test_smtputf8_is_kept(engine):
     await engine.start()
