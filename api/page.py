@@ -1,6 +1,7 @@
 """The OpenAPI document as one readable page: HTML and a style sheet in it, no script, nothing from elsewhere."""
 
 import json
+import re
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -12,7 +13,11 @@ h1{margin-bottom:.2rem}h2{margin-top:3rem;border-bottom:1px solid var(--line)}
 details{border:1px solid var(--line);border-radius:.5rem;margin:.6rem 0;padding:.5rem .9rem}
 summary{cursor:pointer}code,pre{font:.86em/1.5 ui-monospace,monospace}
 pre{background:var(--soft);padding:.8rem;border-radius:.4rem;overflow:auto}
-b.m{display:inline-block;min-width:4.2rem}table{border-collapse:collapse;width:100%}
+summary code{margin-right:.6rem;overflow-wrap:anywhere}summary span{opacity:.75}
+b.m{display:inline-block;min-width:4.6rem;font:600 .8em/1 ui-monospace,monospace;letter-spacing:.03em}
+.GET{color:#2a7d46}.POST{color:#2266bb}.PUT{color:#a15c00}.DELETE{color:#c0392b}
+@media(prefers-color-scheme:dark){.GET{color:#6cc48a}.POST{color:#7fb2f0}.PUT{color:#e0a458}.DELETE{color:#f08a7e}}
+table{border-collapse:collapse;width:100%;font-size:.92em}td:first-child{overflow-wrap:anywhere}
 td,th{text-align:left;vertical-align:top;border-bottom:1px solid var(--line);padding:.3rem .6rem .3rem 0}
 nav a{margin-right:1rem}
 """
@@ -36,13 +41,13 @@ def page(document: Mapping[str, Any]) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(info['title'])} API</title><style>{_STYLE}</style>"
         f"<h1>{escape(info['title'])} API</h1><p>Version {escape(info['version'])} · "
-        f'<a href="/openapi.json">OpenAPI document</a></p><p>{escape(info["description"])}</p>'
+        f'<a href="/openapi.json">OpenAPI document</a></p><p>{_text(info["description"])}</p>'
         f"<pre>{escape(example)}</pre><nav>{links}</nav>{body}</html>"
     )
 
 
 def _operation(document: Mapping[str, Any], method: str, path: str, operation: Mapping[str, Any]) -> str:
-    parts = [f"<p>{escape(operation.get('description', ''))}</p>"] if "description" in operation else []
+    parts = [f"<p>{_text(operation.get('description', ''))}</p>"] if "description" in operation else []
     rows = [
         (value["name"], value["in"], "yes" if value["required"] else "", value["description"])
         for value in operation["parameters"]
@@ -55,18 +60,22 @@ def _operation(document: Mapping[str, Any], method: str, path: str, operation: M
             for name, value in body["properties"].items()
         ]
     if rows:
-        cells = "".join(
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-        )
+        cells = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
         parts.append(f"<table><tr><th>Name<th>In<th>Required<th>About</tr>{cells}</table>")
     answer = _resolve(document, operation["responses"]["200"]["content"]["application/json"]["schema"])
     parts.append(f"<pre>{escape(json.dumps(_example(document, answer), indent=2))}</pre>")
     codes = ", ".join(code for code in operation["responses"] if code != "200")
     parts.append(f"<p>May also answer {codes}.</p>")
     return (
-        f'<details id="{escape(operation["operationId"])}"><summary><b class="m">{method}</b> '
-        f"<code>{escape(path)}</code> {escape(operation['summary'])}</summary>{''.join(parts)}</details>"
+        f'<details id="{escape(operation["operationId"])}"><summary><b class="m {method}">{method}</b> '
+        f"<code>{escape(path)}</code><span>{escape(operation['summary'])}</span></summary>"
+        f"{''.join(parts)}</details>"
     )
+
+
+def _text(text: str) -> str:
+    """Escaped, with what stands in back quotes as code."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
 
 
 def _resolve(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -41,6 +41,10 @@ def _unset(value: Any) -> Any:
     return None if value == "" else value
 
 
+def _only(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
 def _domain(text: str) -> str:
     name = parse_domain(text.strip().rstrip("."))
     if "." not in name:
@@ -115,6 +119,7 @@ Pattern = Annotated[
     Clean,
     AfterValidator(_pattern),
 ]
+OneText = Annotated[list[Annotated[str, Field(max_length=1000)]], Field(min_length=1, max_length=1)]
 Forward = Annotated[
     str,
     Field(max_length=100_000, examples=["richard.hendricks@example.com"]),
@@ -154,7 +159,8 @@ class EditDomain(Body):
 
 
 class NewAlias(Body):
-    alias: Pattern
+    # A client in Python sends the one alias as a list of one.
+    alias: Annotated[Pattern, BeforeValidator(_only, json_schema_input_type=Pattern | OneText)]
     forward: Forward
     is_active: Annotated[bool | None, Unset] = None
     when_disabled: Annotated[WhenDisabled | None, Unset] = None

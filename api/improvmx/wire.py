@@ -133,7 +133,8 @@ def log(entry: LogEntry, *, as_milliseconds: bool = False) -> Json:
         "created": _time(entry.created_at, as_milliseconds=as_milliseconds),
         "created_raw": format_datetime(entry.created_at, usegmt=True),
         "events": [event(one, as_milliseconds=as_milliseconds) for one in entry.events],
-        "forward": _mailbox(entry.forward_email, entry.forward_name),
+        # The person is the one the mail was written to, under whichever of the two addresses.
+        "forward": _mailbox(entry.forward_email, entry.forward_name or entry.recipient_name),
         "hostname": entry.hostname or "",
         "id": log_public_id(entry.id),
         "messageId": entry.message_id or "",

@@ -161,6 +161,16 @@ async def test_an_empty_list_is_no_fields_as_php_writes_it(desk: Desk, headers: 
     assert answer.json()["error"] == "The body must be a JSON object."
 
 
+async def test_one_alias_may_come_as_a_list_of_one(desk: Desk) -> None:
+    await desk.domain()
+    path = "/domains/piedpiper.com/aliases"
+    answer = await desk.post(path, {"alias": ["Richard"], "forward": "richard@gmail.com"})
+    assert (answer.status_code, answer.json()["alias"]["alias"]) == (200, "richard")
+    for alias in ([], ["a", "b"], [["a"]], [7], [None], {"0": "a"}):
+        answer = await desk.post(path, {"alias": alias, "forward": "richard@gmail.com"})
+        assert (answer.status_code, list(answer.json()["errors"])) == (400, ["alias"]), alias
+
+
 async def test_the_form_type_on_a_get_is_harmless(desk: Desk) -> None:
     answer = await desk.get("/domains", headers={"Content-Type": "application/x-www-form-urlencoded"})
     assert answer.status_code == 200

@@ -332,7 +332,8 @@ async def test_logs(desk: Desk, path: str) -> None:
     assert log["created"] == "2026-03-04 05:06:08+0000"
     assert log["created_raw"] == "Wed, 04 Mar 2026 05:06:08 GMT"
     assert log["id"] == f"20260304050608.{made}"
-    assert log["forward"]["email"] == "richard.hendricks@gmail.com"
+    # The documentation's example names the person at both addresses.
+    assert log["forward"] == {"email": "richard.hendricks@gmail.com", "name": "Richard Hendricks"}
     assert log["recipient"] == {"email": "richard@piedpiper.com", "name": "Richard Hendricks"}
     assert [event["status"] for event in log["events"]] == ["QUEUED"]
 

@@ -68,6 +68,8 @@ async def test_the_page_is_readable_without_any_outside_asset(desk: Desk) -> Non
     for operation in OPERATIONS:
         assert operation.summary.replace("'", "&#x27;") in answer.text
     assert not re.search(r"<script|<link|<img|src=|@import|url\(", answer.text)
+    assert "<code>api</code>" in answer.text
+    assert "`" not in answer.text
 
 
 async def test_live_and_ready(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
