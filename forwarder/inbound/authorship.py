@@ -55,7 +55,10 @@ def _addresses(field: contents.Header) -> list[Path] | Reply:
         return replies.BAD_HEADERS.saying(f"the {_shown(field.name)} header is too long")
     try:
         text = field.value.replace(b"\r\n", b"").decode("utf-8")
-        return [parse_address(address) for address in addresses(text)]
+        paths = [parse_address(address) for address in addresses(text, strict=True)]
+        if any("=?" in path.local for path in paths):  # some readers decode it (RFC 2047 5 forbids it there)
+            raise ValueError("an encoded word in an address")
+        return paths
     except (AddressError, ValueError):
         return replies.BAD_HEADERS.saying(
             f"the {_shown(field.name)} header holds no address that can be read"

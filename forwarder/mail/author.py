@@ -53,8 +53,11 @@ def author(message: Canonical) -> Author:
     return Author(domain=domain) if domain else Author(fault=AuthorFault.UNREADABLE)
 
 
-def addresses(value: str) -> list[str]:
-    """The addresses of a mailbox list, display names and comments left out; ValueError when it is not one."""
+def addresses(value: str, *, strict: bool = False) -> list[str]:
+    """The addresses of a mailbox list, display names and comments left out; ValueError when it is not one.
+
+    ``strict``: nor when words follow an address in brackets, which some readers show instead of it.
+    """
     found: list[str] = []
     outside: list[str] = []  # text of the current mailbox outside angle brackets
     inside: list[str] | None = None
@@ -64,6 +67,8 @@ def addresses(value: str) -> list[str]:
     characters = iter(value)
     for character in characters:
         place = outside if inside is None else inside
+        if strict and closed and inside is None and not depth and character not in " \t,(":
+            raise ValueError("words after an address in brackets")
         if character == "\\" and (quoted or depth):
             escaped = next(characters, "")
             if quoted:
