@@ -2,7 +2,7 @@
 
 A verdict of DELIVERED ends a delivery; RETRY_LATER plans the next attempt or, once the message is too old, gives up;
 GIVE_UP gives up. Giving up makes one DSN for all recipients of the message that failed in the same attempt, stored in
-the transaction of the first of them.
+the transaction that settles them.
 
 What a host has accepted must not be forgotten because the store is away: a settlement that cannot be written is tried
 again, first soon, then every few seconds, until it is written or the store says that the lease is somebody else's
@@ -118,21 +118,16 @@ class Settling:
         return replace(verdict, action=Action.GIVE_UP, reply=expired(verdict.reply))
 
     async def _give_up(self, parcel: Parcel, failed: Sequence[Verdict], read: Read) -> None:
-        """Settle failures; the first one that is still ours carries the report about all that remain."""
-        remaining = list(failed)
+        """Settle failures, which share one report: it is stored with them, once, if any of them is still ours.
+
+        All in one group: were the first of them settled alone, a death right after it would make the others fail
+        once more, and the sender would read of them twice.
+        """
         content = await read(parcel) if parcel.can_be_bounced else None
-        while remaining:
-            report = self._report(parcel, remaining, content)
-            carrier, *others = remaining
-            (written,) = await self._write([self._hard(carrier, parcel, report)])
-            if not written:
-                remaining = others  # the lease is lost: somebody else reports it
-                continue
-            if report is not None and report.deliveries[0].leased:
-                self._hand_over(report)
-            if others:
-                await self._write([self._hard(verdict, parcel, None) for verdict in others])
-            return
+        report = self._report(parcel, failed, content)
+        written = await self._write([self._hard(verdict, parcel, report) for verdict in failed])
+        if any(written) and report is not None and report.deliveries[0].leased:
+            self._hand_over(report)
 
     def _report(self, parcel: Parcel, failed: Sequence[Verdict], content: bytes | None) -> NewMessage | None:
         about = [verdict for verdict in failed if verdict.delivery.kind is not DeliveryKind.NOTIFY]

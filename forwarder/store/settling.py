@@ -105,9 +105,11 @@ class Settling:
             conn, [item.settlement.delivery.id for item in told if item.settlement.event.status in FAILURES]
         )
         reach("settle.before-reports")
-        reports = [item.settlement.report for item in ended if item.settlement.report is not None]
+        # Recipients that failed together share one report. Where their group was cut, the part before has stored it.
+        reports = {report.id: report for item in ended if (report := item.settlement.report) is not None}
         if reports:
-            self._enqueueing.apply(conn, reports)
+            stored = already_stored(conn, reports)
+            self._enqueueing.apply(conn, [report for id_, report in reports.items() if id_ not in stored])
         reach("settle.before-content")
         delete_finished(conn, (item.settlement.delivery.message_id for item in ended))
         return took
@@ -132,6 +134,16 @@ class Releasing:
         )
         reach("release.before-commit")
         return took
+
+
+def already_stored(conn: Connection, ids: Iterable[str]) -> set[str]:
+    """Those of these messages that are in the store."""
+    return {id_ for (id_,) in fetch(conn, _stored(conn), _IDS.values(conn, [(id_,) for id_ in ids]))}
+
+
+@by_dialect
+def _stored(postgres: bool) -> Select[Any]:
+    return select(messages.c.id).where(messages.c.id.in_(select(_IDS.source(postgres).c.id)))
 
 
 def still_ours(conn: Connection, worker_id: str, ids: Iterable[str]) -> dict[str, int]:

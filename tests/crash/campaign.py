@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.crash.client import Load
@@ -122,7 +122,10 @@ class Campaign:
             for _ in range(kills):
                 workers = node.wait_for_workers()
                 time.sleep(self.chance.uniform(0.1, 0.6))
-                os.kill(self.chance.choice(workers), signal.SIGKILL)
+                with suppress(
+                    ProcessLookupError
+                ):  # it has just been killed, and its successor is not there yet
+                    os.kill(self.chance.choice(workers), signal.SIGKILL)
                 self.ledger.write("killed", node=str(node.port), worker=True)
 
     def answers_of_trouble(self) -> list[int]:

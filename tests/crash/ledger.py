@@ -59,9 +59,26 @@ class Verdict:
     unknown: int = 0
     delivered: int = 0
     bounced: int = 0
-    duplicates_explained: int = 0
+    duplicates_after_death: int = 0  # a death between the destination's 250 and our writing it down
+    duplicates_unanswered: int = 0  # the destination took the message and did not say so
+    windows: list[float] = field(
+        default_factory=list
+    )  # seconds from a 250 to the death that explains a second copy
     broken: list[str] = field(default_factory=list)
     waiting: int = 0  # acknowledged recipients with neither a copy nor a report
+
+    @property
+    def duplicates_explained(self) -> int:
+        return self.duplicates_after_death + self.duplicates_unanswered
+
+    def _shown_windows(self) -> str:
+        if not self.windows:
+            return ""
+        ordered = sorted(self.windows)
+        return (
+            f" (after the 250: median {1000 * ordered[len(ordered) // 2]:.0f} ms, "
+            f"95 % within {1000 * ordered[len(ordered) * 95 // 100]:.0f} ms)"
+        )
 
     def lines(self) -> list[str]:
         return [
@@ -74,8 +91,10 @@ class Verdict:
             f"recipients bounced      {self.bounced}",
             f"lost                    {self.waiting}",
             f"duplicates explained    {self.duplicates_explained}",
+            f"  by a death            {self.duplicates_after_death}{self._shown_windows()}",
+            f"  by a lost answer      {self.duplicates_unanswered}",
             f"broken promises         {len(self.broken)}",
-            *(f"  {sentence}" for sentence in self.broken[:50]),
+            *(f"  {sentence}" for sentence in self.broken[:20]),
         ]
 
 
@@ -168,14 +187,18 @@ def _judge_recipient(
         verdict.broken.append(f"{number}: {recipient} has both a copy and a report of failure")
     for times, what in (([copy["at"] for copy in copies], "copies"), (reports, "reports")):
         for earlier, later in itertools.pairwise(times):
-            explained = any(
-                earlier - 1.0 <= at <= min(later, earlier + SETTLING_WINDOW) for at in disturbances
+            died_at = next(
+                (at for at in disturbances if earlier - 1.0 <= at <= min(later, earlier + SETTLING_WINDOW)),
+                None,
             )
             unanswered = what == "copies" and any(
                 copy["at"] == earlier and not copy["answered"] for copy in copies
             )
-            if explained or unanswered:
-                verdict.duplicates_explained += 1
+            if unanswered:
+                verdict.duplicates_unanswered += 1
+            elif died_at is not None:
+                verdict.duplicates_after_death += 1
+                verdict.windows.append(max(0.0, died_at - earlier))
             else:
                 verdict.broken.append(
                     f"{number}: {recipient} got two {what} {later - earlier:.1f} s apart with no death between"

@@ -138,6 +138,21 @@ async def test_a_hard_outcome_and_its_dsn_are_one_transaction(stage: Stage) -> N
     assert await statuses(worker.database, message.deliveries[0].id) == ["QUEUED", "HARD-BOUNCE"]
 
 
+async def test_failures_that_share_a_report_store_it_once(stage: Stage) -> None:
+    worker, other = await stage.worker("a"), await stage.worker("b")
+    message = stage.message("a@dest.example", "b@dest.example", "c@dest.example", leased=True)
+    await worker.queue.enqueue(message)
+    report = stage.message("gavin@hooli.example", reverse_path="", domain_id=None)
+    shared = [hard(as_delivery(message, index), report) for index in range(3)]
+
+    assert await other.queue.settle_all(shared) == [False] * 3  # nothing of it is theirs: no report either
+    assert [row.id for row in await rows(worker.database, messages)] == [message.id]
+    assert await worker.queue.settle_all(shared[:2]) == [True, True]
+    assert await worker.queue.settle(shared[2])  # in a transaction of its own, as when a group was cut
+    assert [row.id for row in await rows(worker.database, messages)] == [report.id]
+    assert len([log for log in await rows(worker.database, logs) if log.id == report.deliveries[0].id]) == 1
+
+
 async def test_a_lost_lease_writes_nothing(stage: Stage) -> None:
     worker, other = await stage.worker("a"), await stage.worker("b")
     message = stage.message(leased=True)
