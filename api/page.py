@@ -22,6 +22,24 @@ td,th{text-align:left;vertical-align:top;border-bottom:1px solid var(--line);pad
 nav a{margin-right:1rem}
 """
 
+_EXAMPLES: Mapping[str, Any] = {
+    "active": False,
+    "added": 1559652806000,
+    "alias": "richard",
+    "created": 1559652806000,
+    "created_raw": "Sat, 25 Jan 2020 12:19:09 GMT",
+    "display": "piedpiper.com",
+    "domain": "piedpiper.com",
+    "email": "richard@piedpiper.com",
+    "forward": "richard.hendricks@example.com",
+    "lock_reason": None,
+    "locked": None,
+    "notification_email": None,
+    "username": "bighead",
+    "webhook": None,
+    "whitelabel": None,
+}
+
 
 def page(document: Mapping[str, Any]) -> str:
     """The page for a document of ours."""
@@ -63,7 +81,7 @@ def _operation(document: Mapping[str, Any], method: str, path: str, operation: M
         cells = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
         parts.append(f"<table><tr><th>Name<th>In<th>Required<th>About</tr>{cells}</table>")
     answer = _resolve(document, operation["responses"]["200"]["content"]["application/json"]["schema"])
-    parts.append(f"<pre>{escape(json.dumps(_example(document, answer), indent=2))}</pre>")
+    parts.append(f"<pre>{escape(json.dumps(_example(document, answer), indent=2, ensure_ascii=False))}</pre>")
     codes = ", ".join(code for code in operation["responses"] if code != "200")
     parts.append(f"<p>May also answer {codes}.</p>")
     return (
@@ -97,7 +115,9 @@ def _about(value: Mapping[str, Any]) -> str:
     return f"{kind}. {text}" if text else kind
 
 
-def _example(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
+def _example(document: Mapping[str, Any], schema: Mapping[str, Any], name: str = "") -> Any:
+    if name in _EXAMPLES and not any("$ref" in one for one in schema.get("anyOf", [schema])):
+        return _EXAMPLES[name]
     schema = _resolve(document, schema)
     if "anyOf" in schema:
         return _example(document, schema["anyOf"][0])
@@ -107,7 +127,8 @@ def _example(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
         return schema["const"]
     match schema.get("type"):
         case "object":
-            return {name: _example(document, value) for name, value in schema.get("properties", {}).items()}
+            shown = schema.get("required", ())  # what is there only sometimes would be taken for the rule
+            return {one: _example(document, schema["properties"][one], one) for one in shown}
         case "array":
             return [_example(document, schema["items"])]
         case "integer":

@@ -142,3 +142,92 @@ async def test_wildcards_in_a_prefix_are_letters(desk: Desk) -> None:
     await desk.domain("piedpiper.com", {"a_b": "x@gmail.com", "axb": "y@gmail.com"})
     listed = (await desk.get("/domains/piedpiper.com/aliases?alias=a_")).json()["aliases"]
     assert [alias["alias"] for alias in listed] == ["a_b"]
+
+
+WRONG = [
+    {"x": 1},
+    ["a"],
+    [],
+    7,
+    -1.5,
+    True,
+    10**400,
+    "a\r\nb",
+    "a\0b",
+    "a\u2028b",
+    "\ud800",
+    "x" * 200_000,
+    {"a": {"b": [[{}]]}},
+]
+
+
+@pytest.mark.parametrize("value", WRONG, ids=range(len(WRONG)))
+async def test_a_put_of_something_else_is_400_and_changes_nothing(desk: Desk, value: object) -> None:
+    await desk.domain("piedpiper.com", {"richard": "richard@gmail.com"})
+    await desk.put(
+        "/domains/piedpiper.com", {"webhook": "https://93.184.215.14/h", "whitelabel": "hooli.com"}
+    )
+    await desk.post("/domains/piedpiper.com/credentials", {"username": "a", "password": "abc123"})
+    requests = [
+        ("", "notification_email"),
+        ("", "webhook"),
+        ("", "whitelabel"),
+        ("/aliases/richard", "alias"),
+        ("/aliases/richard", "forward"),
+        ("/aliases/richard", "is_active"),
+        ("/aliases/richard", "when_disabled"),
+        ("/credentials/a", "password"),
+        ("/credentials/a", "is_limited"),
+    ]
+    before = (await desk.get("/domains/piedpiper.com")).json()
+    for path, field in requests:
+        if value is True and field.startswith("is_"):
+            continue
+        body = json.dumps({field: value})
+        answer = await desk.http.put(f"/domains/piedpiper.com{path}", content=body, headers=JSON)
+        assert answer.status_code == 400, (path, field, answer.text)
+        assert field in answer.text or "error" in answer.json()
+    assert (await desk.get("/domains/piedpiper.com")).json() == before
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"[]", b"{}", b'{"other": 1}', b" \n"])
+async def test_a_put_without_fields_changes_nothing(desk: Desk, body: bytes) -> None:
+    await desk.domain("piedpiper.com", {"richard": "richard@gmail.com"})
+    await desk.post("/domains/piedpiper.com/credentials", {"username": "a", "password": "abc123"})
+    await desk.put("/domains/piedpiper.com", {"whitelabel": "hooli.com"})
+    before = (await desk.get("/domains/piedpiper.com")).json()
+    answer = await desk.http.put("/domains/piedpiper.com", content=body, headers=JSON)
+    assert (answer.status_code, answer.json()) == (200, before)
+    for path, field in (("aliases/richard", "forward"), ("credentials/a", "password")):
+        answer = await desk.http.put(f"/domains/piedpiper.com/{path}", content=body, headers=JSON)
+        assert answer.json()["errors"] == {field: ["This field is required."]}
+    assert (await desk.get("/domains/piedpiper.com")).json() == before
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "%00",
+        "a%0d%0ab",
+        "%ff",
+        "%2e%2e",
+        "..%2f..%2fetc",
+        "%E2%80%A8",
+        "a" * 4000,
+        "%20",
+        "99999999999999999999",
+    ],
+)
+async def test_odd_names_in_a_path_are_not_found(desk: Desk, method: str, name: str) -> None:
+    await desk.domain()
+    for path in (
+        f"/domains/{name}",
+        f"/domains/piedpiper.com/aliases/{name}",
+        f"/domains/piedpiper.com/credentials/{name}",
+        f"/domains/piedpiper.com/logs/{name}",
+    ):
+        fields = {"forward": "a@gmail.com", "password": "abc123"} if method == "PUT" else None
+        answer = await desk.http.request(method, path, json=fields)
+        assert answer.status_code in (404, 405), (path, answer.text)
+        assert answer.json()["code"] == answer.status_code

@@ -70,6 +70,8 @@ async def test_the_page_is_readable_without_any_outside_asset(desk: Desk) -> Non
     assert not re.search(r"<script|<link|<img|src=|@import|url\(", answer.text)
     assert "<code>api</code>" in answer.text
     assert "`" not in answer.text
+    assert "\\u" not in answer.text
+    assert "1559652806000" in answer.text
 
 
 async def test_live_and_ready(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
