@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from forwarder.config.settings import OutboundSection
+from forwarder.net.tls import ServerTls
 from tests.engine.town import MAIL, Town
 from tests.harness import wait_until
 
@@ -116,12 +117,30 @@ async def test_hostile_hosts_end_in_a_deferral_in_time(town: Town) -> None:
             await host.close()
 
 
-async def test_a_host_that_closes_at_once_a_hundred_times_costs_nothing(town: Town) -> None:
+async def test_octets_put_before_the_handshake_are_not_believed(town: Town) -> None:
+    async with town.engine(retry=SLOW_RETRY, outbound=QUICK):
+        tls = ServerTls(town.certificate, town.key).context()
+        honest = await town.another_sink("127.0.0.5", "honest.test", starttls=tls)
+        lying = await town.another_sink("127.0.0.6", "lying.test", starttls=tls)
+        lying.play("starttls", "inject")
+        for domain in ("honest.test", "lying.test"):
+            assert (await town.send("ann@out.test", await town.towards(domain), MAIL)).code == 250
+        (message,) = await honest.wait_for(1)
+        assert message.tls
+        _, code, _ = await town.wait_for_event("for.lying.test@example.com", "SOFT-BOUNCE")
+        assert code // 100 == 4
+        await town.goes_on()
+        assert lying.messages == []
+        assert not any(command.startswith(b"MAIL") for command in lying.commands)
+        assert not await town.queue_is_empty()
+
+
+async def test_a_host_that_closes_again_and_again_costs_nothing(town: Town) -> None:
     async with town.engine(retry={"delays": ["10ms"]}):
         town.sink.play("ehlo", "ok-then-close")
         for number in range(5):
             assert (await town.send("ann@out.test", f"to.a{number}@example.com", MAIL)).code == 250
-        await town.sink.wait_until(lambda: town.sink.connections >= 2, timeout=20)
+        await town.sink.wait_until(lambda: town.sink.connections >= 5, timeout=20)
         await town.goes_on()
         assert town.sink.messages == []
         assert not await town.queue_is_empty()

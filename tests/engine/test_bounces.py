@@ -49,6 +49,25 @@ async def test_a_report_on_a_hostile_refusal(engine: Town) -> None:
     assert await engine.statuses("example.com") == ["QUEUED", "HARD-BOUNCE", "QUEUED", "DELIVERED"]
 
 
+async def test_a_report_to_an_internationalised_sender(engine: Town) -> None:
+    sender = "jürgen@out.test"
+    content = f"From: {sender}\r\nSubject: Grüße\r\n\r\nx\r\n".encode()
+    async with engine.client() as client:
+        await client.ehlo()
+        recipients = [b"to.550-at-rcpt@example.com"]
+        answers = await client.message(sender.encode(), recipients, content, parameters=b" SMTPUTF8")
+        assert answers[-1].code == 250
+    (report,) = await engine.origin.wait_for(1)
+    assert report.recipients == (sender,)
+    assert "SMTPUTF8" in report.mail_parameters
+    assert f"\r\nTo: <{sender}>\r\n".encode() in report.content
+    _, (failed,) = fields_of(report)
+    assert failed["final-recipient"] == "rfc822; to.550-at-rcpt@example.com"
+    assert await engine.verified(report) == [True, True]
+    await engine.goes_on()
+    await engine.settled()
+
+
 async def test_each_recipient_of_one_transaction_has_its_own_fate(engine: Town) -> None:
     await engine.alias("three", "good@dest.test, 450-at-rcpt-1x@dest.test, 550-at-rcpt@dest.test")
     assert (await engine.send("ann@out.test", "three@example.com", MAIL)).code == 250
@@ -101,7 +120,7 @@ async def test_a_bounce_that_comes_back_to_us_and_fails_again_makes_nothing(engi
 
 
 async def test_mail_too_old_comes_back_with_the_last_reply(town: Town) -> None:
-    async with town.engine(retry={"delays": ["100ms"], "give_up_after": "400ms"}):
+    async with town.engine(retry={"delays": ["100ms"], "give_up_after": "1500ms"}):
         assert (await town.send("ann@out.test", "to.451-at-data@example.com", MAIL)).code == 250
         (report,) = await town.origin.wait_for(1)
         _, (failed,) = fields_of(report)
