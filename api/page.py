@@ -116,6 +116,8 @@ def _about(value: Mapping[str, Any]) -> str:
 
 
 def _example(document: Mapping[str, Any], schema: Mapping[str, Any], name: str = "") -> Any:
+    if "examples" in schema:
+        return schema["examples"][0]
     if name in _EXAMPLES and not any("$ref" in one for one in schema.get("anyOf", [schema])):
         return _EXAMPLES[name]
     schema = _resolve(document, schema)

@@ -6,7 +6,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Milliseconds = Annotated[int, Field(description="Milliseconds since 1970-01-01 UTC.")]
 Time = Annotated[
-    str | int, Field(description='"2020-01-25 12:19:09+0000", or milliseconds with time_format=ms.')
+    str | int,
+    Field(
+        description='"2020-01-25 12:19:09+0000", or milliseconds with time_format=ms.',
+        examples=["2020-01-25 12:19:09+0000"],
+    ),
 ]
 
 
