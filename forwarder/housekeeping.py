@@ -18,7 +18,6 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from api.recheck import Recheck
 from forwarder.config import Settings
 from forwarder.store import chores, confirmations, counters, directory, workers
 from forwarder.store.engine import Database, StoreUnavailable
@@ -40,8 +39,10 @@ class Chore:
     everybodys: bool = False  # every process does it at each turn, whoever else does
 
 
-def chores_of(settings: Settings, database: Database, journal: Journal, recheck: Recheck) -> Sequence[Chore]:
-    """What is to be done, and how often."""
+def chores_of(
+    settings: Settings, database: Database, journal: Journal, recheck: Callable[[datetime], Awaitable[int]]
+) -> Sequence[Chore]:
+    """What is to be done, and how often; ``recheck`` is a round of looking at the DNS of domains."""
 
     async def purge_journal(now: datetime) -> int:
         return await journal.purge(now - settings.logs.retention)
@@ -63,7 +64,7 @@ def chores_of(settings: Settings, database: Database, journal: Journal, recheck:
         Chore(name="journal", every=hour, patience=hour, work=purge_journal),
         Chore(name="counters", every=hour, patience=hour, work=purge_counters),
         Chore(name="changes", every=hour, patience=hour, work=purge_changes),
-        Chore(name="domains", every=timedelta(minutes=1), patience=hour, work=recheck.round),
+        Chore(name="domains", every=timedelta(minutes=1), patience=hour, work=recheck),
     )
 
 

@@ -27,7 +27,8 @@ from forwarder.diagnostics import set_up
 from forwarder.keyring import KeyringError
 from forwarder.node import NodeError, NodeLock, forget_ports, notify, write_ports
 from forwarder.ports import listenable
-from forwarder.serve import GRACE, Engine, Place, prepare
+from forwarder.preparation import prepare
+from forwarder.serve import GRACE, Engine, Place
 
 ORPHAN_GRACE = timedelta(seconds=3)
 COLLECT_AFTER = (

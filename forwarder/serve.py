@@ -1,7 +1,7 @@
 """The roof: builds every room from Settings, starts them in order, stops them in the reverse.
 
-Order of start: keys, store, worker row, directory, queue, outbound, listeners. Mail is taken only when all that can
-deliver it stands. Order of the stop, within ``GRACE``: listeners stop accepting and finish what they are reading,
+Order of start: keys, store, worker row, directory, queue, outbound, listeners, API. Mail is taken only when all that
+can deliver it stands. Order of the stop, within ``GRACE``: listeners stop accepting and finish what they are reading,
 while the dispatcher finishes what is on the wire; what is left is given back to the store; the worker says farewell,
 which frees its leases at once.
 
@@ -16,6 +16,7 @@ not answer, the start waits for it.
 """
 
 import asyncio
+import importlib
 import os
 import random
 import socket
@@ -25,12 +26,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
-from api.app import build_app
 from api.health import Health
-from api.recheck import Recheck
 from forwarder.config import HostPort, Settings
 from forwarder.domain_keys import DomainKeys
 from forwarder.failpoint import reach
@@ -54,8 +54,8 @@ from forwarder.outbound.prepare import Signing
 from forwarder.outbound.route import Router
 from forwarder.outbound.webhook import Webhooks
 from forwarder.ports import listenable, refusal
+from forwarder.preparation import prepare
 from forwarder.pulse import Pulse
-from forwarder.schema import prepare_schema
 from forwarder.store import workers
 from forwarder.store.directory import Directory
 from forwarder.store.engine import Database, StoreUnavailable
@@ -63,7 +63,10 @@ from forwarder.store.journal import Journal
 from forwarder.store.queue import IF_WORKER_DIES, Queue
 from forwarder.store.vault import Vault
 from forwarder.watchdog import Watchdog
-from forwarder.web import WebServer
+
+if TYPE_CHECKING:
+    from api.recheck import Recheck
+    from forwarder.web import WebServer
 
 GRACE = timedelta(seconds=30)
 MAIL_GRACE = timedelta(seconds=24)  # of GRACE: the rest is for giving back, the API and the farewell
@@ -107,6 +110,7 @@ class Engine:
         self._closing = AsyncExitStack()
         self._servers: list[Server] = []
         self._web: WebServer | None = None
+        self._recheck: Recheck | None = None
         self._tls: ServerTls | None = None
 
     async def start(self) -> None:
@@ -131,14 +135,13 @@ class Engine:
             lost=lambda: self.dispatcher.forget(),
         )
         await self._pulse.begin()
-        self._build(keyring)
+        vault = Vault(keyring.store_key)
+        self._build(keyring, vault)
         self._keep()
         for server in self._servers:
             await _listen(server)
             self.ports[server.name] = list(server.addresses)
-        if self._web is not None:
-            await _listen(self._web)
-            self.ports["api"] = list(self._web.addresses)
+        await self._open_api(vault)
         shown = {name: ", ".join(str(HostPort(*at)) for at in found) for name, found in self.ports.items()}
         log.info("the engine serves", worker=self.worker_id, **shown)
 
@@ -156,7 +159,7 @@ class Engine:
             alive_for=self.settings.workers.lease,
         )
 
-    def _build(self, keyring: Keyring) -> None:
+    def _build(self, keyring: Keyring, vault: Vault) -> None:
         settings, clock, ids, database = self.settings, self._clock, self._ids, self.database
         self.directory = Directory(
             database, clock=clock, require_confirmed=settings.require_confirmed_destinations
@@ -178,7 +181,6 @@ class Engine:
             cache_size=settings.dns.cache,
         )
         srs = Srs(keyring.srs_secrets, domain=settings.srs.domain, max_age_days=settings.srs.max_age_days)
-        vault = Vault(keyring.store_key)
         self.dispatcher = self._outbound(keyring, srs, DomainKeys(database, vault))
         if settings.tls.configured:
             self._tls = ServerTls(Path(settings.tls.certificate), Path(settings.tls.key))
@@ -202,11 +204,6 @@ class Engine:
         if settings.mx.listen:
             self._servers.append(mx.build_server(rooms))
         self._servers.extend(submission.build_servers(rooms))
-        if settings.api.listen is not None:
-            app = build_app(settings, database, self.resolver, clock, self.health, vault=vault)
-            self._web = WebServer(
-                app, listen=settings.api.listen, trusted_proxies=settings.api.trusted_proxies
-            )
 
     def _screening(self) -> Screening:
         # Also with every check switched off: it takes out forged results in our name, which sealing would trust.
@@ -229,7 +226,7 @@ class Engine:
             signers_for=keys.signers,
             arc=settings.arc.enabled,
             authserv_id=hostname,
-            threads=2,
+            threads=max(1, len(os.sched_getaffinity(0)) // max(1, self._place.regions // 2)),
             clock=clock,
             own_domains=(settings.dkim.domain, settings.srs.domain),
         )
@@ -276,12 +273,32 @@ class Engine:
         watch.keep("directory", self.directory.follow)
         watch.keep("queue", self.queue.run)
         watch.keep("dispatcher", self.dispatcher.run)
-        recheck = Recheck(
-            self.settings, self.database, self.resolver, self.queue, ids=self._ids, clock=self._clock
-        )
-        for chore in chores_of(self.settings, self.database, self.journal, recheck):
+        for chore in chores_of(self.settings, self.database, self.journal, self._recheck_domains):
             turns = partial(keep_house, chore, self.database, owner=self.worker_id, clock=self._clock)
             watch.keep(f"chore {chore.name}", turns)
+
+    async def _open_api(self, vault: Vault) -> None:
+        """After the listeners of mail: the API's modules are a third of all, and mail need not wait for them."""
+        settings = self.settings
+        if settings.api.listen is None:
+            return
+        await asyncio.to_thread(importlib.import_module, "api.app")
+        from api.app import build_app
+        from forwarder.web import WebServer
+
+        app = build_app(settings, self.database, self.resolver, self._clock, self.health, vault=vault)
+        self._web = WebServer(app, listen=settings.api.listen, trusted_proxies=settings.api.trusted_proxies)
+        await _listen(self._web)
+        self.ports["api"] = list(self._web.addresses)
+
+    async def _recheck_domains(self, now: datetime) -> int:
+        from api.recheck import Recheck
+
+        if self._recheck is None:
+            self._recheck = Recheck(
+                self.settings, self.database, self.resolver, self.queue, ids=self._ids, clock=self._clock
+            )
+        return await self._recheck.round(now)
 
     def health(self) -> Health:
         """What ``/health`` answers."""
@@ -321,23 +338,11 @@ class Engine:
         await self._closing.aclose()
 
 
-async def _listen(server: Server | WebServer) -> None:
+async def _listen(server: "Server | WebServer") -> None:
     try:
         await server.start()
     except OSError as error:
         raise StartError(f"cannot listen: {refusal(error)}") from error
-
-
-async def prepare(settings: Settings) -> None:
-    """What one process of a node does before any serves: the schema, and leases of the node's dead made free."""
-    database = await Database.open(settings.database.url, pool_size=1)
-    try:
-        await prepare_schema(database, settings.database.url)
-        released = await workers.release_node(database, node_id(settings.data_dir), utc_now())
-        if released:
-            log.info("deliveries of an earlier run are due again", deliveries=released)
-    finally:
-        await database.close()
 
 
 @asynccontextmanager

@@ -184,7 +184,7 @@ class Supervisor:
 
 
 async def _prepare(settings: Settings) -> None:
-    from forwarder.serve import prepare  # heavy: imported while the workers import it too
+    from forwarder.preparation import prepare  # the store's modules, imported while the workers import theirs
 
     await prepare(settings)
 

@@ -8,6 +8,7 @@ import sys
 
 def main() -> int:
     gc.disable()  # until it serves: collecting while modules load is a fifth of the start
+    sys.modules["rich"] = None  # type: ignore[assignment]  # structlog would load it for tracebacks in colour
     parser = argparse.ArgumentParser(prog="forwarder.worker")
     parser.add_argument("--config")
     parser.add_argument("--index", type=int, required=True)

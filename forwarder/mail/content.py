@@ -50,6 +50,7 @@ MAX_FIELDS = 2000
 MAX_VALUE = 8192  # octets of one field that are looked at
 _COMMENT_DEPTH = 50
 _FIELD_START = re.compile(rb"[!-9;-~]+[ \t]*:")
+_ONE_MAILBOX = re.compile(r"([^\"\\<>(),:;@]*)<([^\"\\<>(),:;\s]+)>[ \t]*")
 
 
 class ContentFault(StrEnum):
@@ -233,6 +234,10 @@ def mailboxes(value: bytes | str, limit: int = 100) -> list[tuple[str | None, st
     here is checked by the grammar of addresses: it is for display, and for asking ``mail.address`` next.
     """
     text = _unfold(value[:MAX_VALUE]) if isinstance(value, bytes) else value[:MAX_VALUE]
+    plain = _ONE_MAILBOX.fullmatch(text)  # nearly all: the walk over each character is for the rest
+    if plain is not None:
+        shown = printable(decode_words(plain[1].strip()), 256)
+        return [(printable(plain[2], 320), shown or None)][:limit]
     found: list[tuple[str | None, str | None]] = []
     for words, angle, comment in _addresses(text):
         bare = words.strip()

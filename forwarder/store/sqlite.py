@@ -108,7 +108,7 @@ class SqliteWriter(Writer):
     def wake(self) -> None:
         if (
             not self._signal.is_set()
-        ):  # set: the thread has not looked yet, and will find what was put before this
+        ):  # else the thread has not looked yet: it will find what was put before this
             self._signal.set()
 
     async def close(self) -> None:

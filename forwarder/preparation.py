@@ -1,0 +1,28 @@
+"""What one process of a node does before any serves: the schema, and leases of the node's dead made free.
+
+Apart from ``serve``, whose modules are most of a start: a supervisor needs this and not those.
+"""
+
+from datetime import UTC, datetime
+
+import structlog
+
+from forwarder.config import Settings
+from forwarder.node import node_id
+from forwarder.schema import prepare_schema
+from forwarder.store import workers
+from forwarder.store.engine import Database
+
+log = structlog.get_logger("serve")
+
+
+async def prepare(settings: Settings) -> None:
+    """Return when the store is ready for the processes of this node; NodeError when a person must decide."""
+    database = await Database.open(settings.database.url, pool_size=1)
+    try:
+        await prepare_schema(database, settings.database.url)
+        released = await workers.release_node(database, node_id(settings.data_dir), datetime.now(UTC))
+        if released:
+            log.info("deliveries of an earlier run are due again", deliveries=released)
+    finally:
+        await database.close()
