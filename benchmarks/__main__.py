@@ -17,6 +17,7 @@ Part = Callable[[Bench], Awaitable[list[report.Section]]]
 PARTS: dict[str, Part] = {
     "peers": peers.throughput,
     "latency": peers.light,
+    "resources": resources.taken,
     "features": variants.features,
     "postgres": variants.postgres,
     "submission": submission.submission,
@@ -24,7 +25,6 @@ PARTS: dict[str, Part] = {
     "backlog": backlog.drained,
     "directory": directory.resolved,
     "api": api.speed,
-    "resources": resources.taken,
 }
 EXTRA: dict[str, Part] = {"soak": soak.soaked}  # not part of everything: it takes as long as it is told
 
@@ -51,21 +51,23 @@ def main() -> int:
             whole=options.whole,
             minutes=options.minutes,
         )
-        sections = asyncio.run(_run(parts, bench))
+        keep = options.what == "all" and not (options.show or options.json)
+        sections = asyncio.run(_run(parts, bench, keep))
     if options.json:
         print(json.dumps([section.plain() for section in sections], indent=1))
-    elif options.what == "all" and not options.show:
-        report.write(machine.facts(), sections, when=datetime.now(UTC).date().isoformat())
-    else:
+    elif not keep:
         print("\n".join(section.text() for section in sections))
     return 0
 
 
-async def _run(parts: dict[str, Part], bench: Bench) -> list[report.Section]:
+async def _run(parts: dict[str, Part], bench: Bench, keep: bool) -> list[report.Section]:
     sections: list[report.Section] = []
     for number, (name, part) in enumerate(parts.items(), 1):
         bench.tell(f"{name} ({number} of {len(parts)})")
         sections += await part(bench)
+        if keep:  # after each part: a run that is broken off keeps what it has
+            facts = [*machine.facts(), ("load before the run", bench.load), ("scale", f"{bench.scale:g}")]
+            report.write(facts, sections, when=datetime.now(UTC).date().isoformat())
     return sections
 
 

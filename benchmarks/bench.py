@@ -1,5 +1,6 @@
 """What every part of the benchmark is given: a folder of its own, how much to do, and where to say how far it is."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ class Bench:
     whole: bool = False  # the sizes of the promise where the default is smaller for time's sake
     minutes: float = 10.0  # of a soak
     started: float = field(default_factory=time.monotonic)
+    load: str = field(default_factory=lambda: f"{os.getloadavg()[0]:.1f}")  # what else the machine was doing
 
     def tell(self, text: str) -> None:
         """Progress, on standard error."""

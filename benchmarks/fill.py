@@ -113,7 +113,7 @@ def _logs(domain_id: int, count: int) -> Iterator[tuple[str, int, str, int]]:
     step = timedelta(days=20) / count
     for n in range(count):
         at = begin + n * step
-        yield new_id(at, os.urandom(8)), domain_id, f"alias{n % 1000 + 1}", micros(at)
+        yield new_id(at, os.urandom(8)), domain_id, f"alias{n % 100 + 1}", micros(at)
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -234,11 +234,12 @@ def mailboxes(value: bytes | str, limit: int = 100) -> list[tuple[str | None, st
     here is checked by the grammar of addresses: it is for display, and for asking ``mail.address`` next.
     """
     text = _unfold(value[:MAX_VALUE]) if isinstance(value, bytes) else value[:MAX_VALUE]
+    found: list[tuple[str | None, str | None]] = []
     plain = _ONE_MAILBOX.fullmatch(text)  # nearly all: the walk over each character is for the rest
     if plain is not None:
         shown = printable(decode_words(plain[1].strip()), 256)
-        return [(printable(plain[2], 320), shown or None)][:limit]
-    found: list[tuple[str | None, str | None]] = []
+        found = [(printable(plain[2], 320), shown or None)]
+        return found[:limit]
     for words, angle, comment in _addresses(text):
         bare = words.strip()
         if angle is not None:
