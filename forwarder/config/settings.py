@@ -177,6 +177,7 @@ class Plan(Section):
     subdomains: Count = 10
     daily_quota: Count = 100_000  # messages forwarded a day
     daily_send: Count = 10_000  # messages submitted a day
+    daily_send_per_credential: Count = 0  # of these, with one credential; 0: all of them
     ratelimit: Count = 600  # messages submitted a minute
     api: Count = 10  # API keys
 

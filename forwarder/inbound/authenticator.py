@@ -11,6 +11,8 @@ Guessing is bounded in three ways, counted in the store and so shared by all pro
 dialogue), per client and minute, per name and hour. A name under attack does not lock its owner out: a client that
 failed at it within the hour is told 454 unheard, any other may still be right, until ten times the limit is reached.
 
+A hash made with yesterday's parameters is made anew by the log-in that shows its password, unless threads are short.
+
 How it fails: StoreUnavailable.
 """
 
@@ -29,6 +31,7 @@ from functools import partial
 from hashlib import blake2b
 from weakref import WeakValueDictionary
 
+import structlog
 from sqlalchemy import Connection
 
 from forwarder.config import SubmissionSection
@@ -37,6 +40,7 @@ from forwarder.mail.address import AddressError, Path, parse_address
 from forwarder.store import counters, credentials, passwords
 from forwarder.store.credentials import Login
 from forwarder.store.engine import Database
+from forwarder.store.trouble import StoreUnavailable
 
 REMEMBERED = 10_000
 WAITING = 100  # log-ins that may wait for a thread
@@ -44,6 +48,8 @@ MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 _STRICT = 10  # times the limit of a name: from there on nobody is heard
 _NO_LIMIT = 1 << 60
+
+log = structlog.get_logger(__name__)
 
 
 class Denied(StrEnum):
@@ -127,6 +133,7 @@ class Authenticator:
             return Denied.BUSY
         if await self._verify(login, password) and login is not None and not login.account_locked:
             self._remember(token, login)
+            await self._renew(login, password)
             return login
         await self._count(name, client)
         return Denied.THROTTLED if attacked else Denied.WRONG
@@ -154,6 +161,22 @@ class Authenticator:
             return await loop.run_in_executor(self._threads, passwords.verify, known, password)
         finally:
             self._waiting -= 1
+
+    async def _renew(self, login: Login, password: str) -> None:
+        if self._waiting or not passwords.outdated(login.credential.password_hash):
+            return
+        loop = asyncio.get_running_loop()
+        self._waiting += 1
+        try:
+            digest = await loop.run_in_executor(self._threads, passwords.hash_password, password)
+        finally:
+            self._waiting -= 1
+        try:
+            await self._database.write(
+                partial(credentials.renew_hash, credential=login.credential, password_hash=digest)
+            )
+        except StoreUnavailable as trouble:  # the log-in was right all the same; the next one tries again
+            log.warning("a password's hash is not renewed", error=str(trouble))
 
     async def _count(self, name: str, client: str) -> None:
         now = self._clock()

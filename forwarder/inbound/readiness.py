@@ -1,13 +1,16 @@
 """Whether the DNS of a domain lets mail pass that is sent as it, and if not, which record is missing.
 
 The API's check writes down when all was in place; where it has not, the DNS is asked here and now, through the cache,
-so that a sender is told what to do and is let through as soon as it is done.
+so that a sender is told what to do. A no is never said from the cache alone: the zone's own servers are asked, for a
+domain every ``AGAIN_AFTER`` seconds at most, so that mail goes out as soon as the records are there.
 
 Nothing here is a no for good: a look-up that cannot tell is 451.
 """
 
 import asyncio
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Sequence
 
 from forwarder.mail import records
 from forwarder.mail import reply as replies
@@ -18,14 +21,26 @@ from forwarder.store.dkim_keys import DkimKey
 from forwarder.store.domains import Domain
 from forwarder.store.engine import Database
 
+AGAIN_AFTER = 30.0  # seconds
+REMEMBERED = 1000  # domains
+
 
 class Readiness:
     """Asks for the records that sending needs."""
 
-    def __init__(self, database: Database, resolver: Resolver | None, *, hostname: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        resolver: Resolver | None,
+        *,
+        hostname: str,
+        seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._database = database
         self._resolver = resolver
         self._hostname = hostname
+        self._seconds = seconds
+        self._asked: dict[str, float] = {}  # when a domain's own servers were asked
 
     async def objection(self, domain: Domain) -> Reply | None:
         """Why nothing may be sent as this domain now, or None."""
@@ -34,19 +49,36 @@ class Readiness:
         if self._resolver is None:
             return _missing(domain, "the SPF and DKIM records of the domain")
         keys = await self._database.read(lambda conn: dkim_keys.list_keys(conn, domain.id))
-        spf, *dkim = await asyncio.gather(
-            self._spf(self._resolver, domain), *(self._dkim(self._resolver, domain, key) for key in keys)
-        )
-        found: Sequence[str | CannotTell | None] = [spf, *dkim]
-        for missing in found:
-            if isinstance(missing, str):
-                return _missing(domain, missing)
+        found = await self._look(self._resolver, domain, keys)
+        if any(isinstance(missing, str) for missing in found) and self._may_ask_again(domain.name):
+            found = await self._look(self._resolver, domain, keys, fresh=True)
+        missing = [each for each in found if isinstance(each, str)]
+        if missing:
+            return _missing(domain, " and ".join(missing))
         if any(isinstance(answer, CannotTell) for answer in found):
             return replies.CANNOT_TELL.saying(f"cannot look up the DNS of {domain.name} now, try again later")
         return None
 
-    async def _spf(self, resolver: Resolver, domain: Domain) -> str | CannotTell | None:
-        answer = await resolver.txt(domain.name)
+    async def _look(
+        self, resolver: Resolver, domain: Domain, keys: Sequence[DkimKey], *, fresh: bool = False
+    ) -> Sequence[str | CannotTell | None]:
+        return await asyncio.gather(
+            self._spf(resolver, domain, fresh=fresh),
+            *(self._dkim(resolver, domain, key, fresh=fresh) for key in keys),
+        )
+
+    def _may_ask_again(self, name: str) -> bool:
+        now = self._seconds()
+        if now < self._asked.get(name, -math.inf) + AGAIN_AFTER:
+            return False
+        self._asked.pop(name, None)
+        self._asked[name] = now
+        if len(self._asked) > REMEMBERED:
+            del self._asked[next(iter(self._asked))]  # the one asked longest ago
+        return True
+
+    async def _spf(self, resolver: Resolver, domain: Domain, *, fresh: bool) -> str | CannotTell | None:
+        answer = await resolver.txt(domain.name, fresh=fresh)
         if isinstance(answer, CannotTell):
             return answer
         found = records.spf_records(_texts(answer))
@@ -54,13 +86,15 @@ class Readiness:
             return None
         return f"the SPF record (TXT {domain.name}) with include:{self._hostname}"
 
-    async def _dkim(self, resolver: Resolver, domain: Domain, key: DkimKey) -> str | CannotTell | None:
+    async def _dkim(
+        self, resolver: Resolver, domain: Domain, key: DkimKey, *, fresh: bool
+    ) -> str | CannotTell | None:
         name = records.dkim_name(domain.name, key.selector)
         target = records.dkim_target(domain.name, key.selector, self._hostname)
-        alias = await resolver.cname(name)
+        alias = await resolver.cname(name, fresh=fresh)
         if isinstance(alias, Found) and alias.records[0].rstrip(".").lower() == target:
             return None
-        answer = await resolver.txt(name)
+        answer = await resolver.txt(name, fresh=fresh)
         if isinstance(answer, CannotTell):
             return answer
         if any(records.same_key(text, key.public_record) for text in _texts(answer)):
@@ -74,5 +108,5 @@ def _texts(answer: Answer[bytes]) -> list[str]:
 
 def _missing(domain: Domain, what: str) -> Reply:
     # RFC 3463 X.7.1 would blame the person; X.7.26 (RFC 7372) is for checks by a receiver. 5.7.0 is what is left.
-    text = f"nothing can be sent as {domain.display} yet: {what} is missing or wrong in the DNS"
+    text = f"nothing can be sent as {domain.display} yet: missing or wrong in the DNS: {what}"
     return Reply(code=550, enhanced="5.7.0", text=text)

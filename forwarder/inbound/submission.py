@@ -6,14 +6,12 @@ completed as RFC 6409 says, and leaves signed by the customer's domain (``signin
 claims to be from is read strictly (``authorship``) and bare newlines are normalised before.
 
 Promises: nothing is asked for, nor taken, in the clear; a refusal for what the message claims names the address; quotas
-are counted in the store before the message is, exactly, whatever runs in parallel. Trouble of ours is 4xx.
-
-Limits: a message that fails to be stored after its quota was counted has used its place.
+are counted in the store before the message is, exactly, whatever runs in parallel; a message that is not taken gives
+its places back (``quotas``). Trouble of ours is 4xx.
 """
 
 import asyncio
 from collections.abc import Sequence
-from datetime import timedelta
 
 import structlog
 
@@ -24,6 +22,7 @@ from forwarder.inbound.authorship import claimed
 from forwarder.inbound.completion import missing_fields, without_blind_copies
 from forwarder.inbound.disk import Disk
 from forwarder.inbound.intake import Rooms
+from forwarder.inbound.quotas import Quotas
 from forwarder.inbound.readiness import Readiness
 from forwarder.inbound.reception import AUTH_LIMIT, Ask
 from forwarder.inbound.refusals import Refusals
@@ -40,13 +39,9 @@ from forwarder.mail.envelope import MailCommand
 from forwarder.mail.event import Transport
 from forwarder.mail.reply import Reply
 from forwarder.mail.rules import UNKNOWN
-from forwarder.store import counters
 from forwarder.store.credentials import Login
 from forwarder.store.queue import NewMessage
-from forwarder.store.trouble import StoreUnavailable
-
-DAY = timedelta(days=1)
-MINUTE = timedelta(minutes=1)
+from forwarder.store.trouble import CommitUnknown, StoreUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -83,12 +78,12 @@ class SubmissionReception:
         settings = rooms.settings
         self._rooms = rooms
         self._settings = settings.submission
-        self._plans = settings.plans
         self._disk = Disk(settings.data_dir)
         self._hostname = settings.hostname
         self._authenticator = Authenticator(rooms.database, settings.submission, clock=rooms.clock)
         self._readiness = Readiness(rooms.database, rooms.resolver, hostname=settings.hostname)
         self._resolution = Resolution(rooms)
+        self._quotas = Quotas(rooms.database, settings.plans, clock=rooms.clock)
         self._usage = Usage(rooms.database, clock=rooms.clock)
         self._composer = Composer(
             transport=Transport.SUBMISSION,
@@ -197,8 +192,10 @@ class SubmissionReception:
         ):  # RFC 8601 5: in our name nobody else speaks
             content = await asyncio.to_thread(remove_forged, content, self._hostname)
             head = contents.split(content)[0]
-        refusal = await self._refusal(login, head) or await self._over_quota(login)
-        if refusal is not None:
+        refusal = await self._refusal(login, head)
+        places = refusal if refusal is not None else await self._quotas.take(login)
+        if isinstance(places, Reply):
+            refusal = places
             self.refused(session, transaction, head, refusal)
             return refusal
         deliveries = self._composer.deliveries(
@@ -229,7 +226,12 @@ class SubmissionReception:
             signing_domain=login.domain.name,
         )
         reach("receive.before-enqueue")
-        await self._rooms.queue.enqueue(message)
+        try:
+            await self._rooms.queue.enqueue(message)
+        except StoreUnavailable as trouble:
+            if not isinstance(trouble, CommitUnknown):  # then it may be stored after all
+                await self._quotas.give_back(places)
+            raise
         reach("receive.before-reply")
         # After the reply: the dialogue writes it before the loop comes round again.
         asyncio.get_running_loop().call_soon(self._hand_over, message, login)
@@ -267,22 +269,3 @@ class SubmissionReception:
         return replies.POLICY_REFUSAL.saying(
             f"{path.display()} is not an address of yours; you may send as {allowed}"
         )
-
-    async def _over_quota(self, login: Login) -> Reply | None:
-        """Count one message; a reply when a quota is used up. The account's plan also bounds each credential."""
-        plan = self._plans.get(login.account_plan) or self._plans["default"]
-        account, credential = f"send:{login.domain.account_id}", f"send-credential:{login.credential.id}"
-        for key, window, limit in (
-            (f"{account}:minute", MINUTE, plan.ratelimit),
-            (credential, DAY, plan.daily_send),
-            (account, DAY, plan.daily_send),
-        ):
-            if not limit:
-                continue
-            now = self._rooms.clock()
-            counted = await counters.hit(self._rooms.database, key, window=window, limit=limit, now=now)
-            if not counted.allowed:
-                when = counted.resets_at.strftime("%Y-%m-%d %H:%M UTC")
-                what = "daily sending quota" if window == DAY else "sending rate"
-                return replies.OVER_QUOTA.saying(f"the {what} of your account is used up until {when}")
-        return None

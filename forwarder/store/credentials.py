@@ -137,6 +137,12 @@ def update_credential(
     return _credential(row)
 
 
+def renew_hash(conn: Connection, credential: Credential, password_hash: str) -> bool:
+    """Store the same password hashed anew; cached log-ins stay. False: the credential has changed meanwhile."""
+    same = (credentials.c.id == credential.id) & (credentials.c.password_hash == credential.password_hash)
+    return conn.execute(update(credentials).where(same).values(password_hash=password_hash)).rowcount == 1
+
+
 def remove(conn: Connection, domain: Domain, username: str, now: datetime) -> bool:
     """Remove a credential; False: there is none of that name."""
     directory.touch(conn, domain.name, now)

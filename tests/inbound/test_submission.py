@@ -8,11 +8,13 @@ import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from argon2 import PasswordHasher
 
+from forwarder.inbound import readiness
 from forwarder.inbound.authenticator import Authenticator
 from forwarder.mail.event import Status
 from forwarder.net.dns import CannotTell, Found, NotFound
-from forwarder.store import credentials, dkim_keys
+from forwarder.store import credentials, dkim_keys, passwords
 from forwarder.store.passwords import hash_password
 from forwarder.store.trouble import StoreUnavailable
 from tests.inbound.rooms import on_both, utc_now
@@ -480,6 +482,65 @@ async def test_quotas_are_exact_under_parallel_sessions(engine, bound, value):
     assert len(await engine.deliveries()) == 5
 
 
+async def test_a_credential_has_a_share_of_its_account(engine):
+    noon = datetime(2026, 11, 21, 12, 0, 30, tzinfo=UTC)
+    plan = {"daily_send": 3, "daily_send_per_credential": 2}
+    await engine.start(plans={"default": plan}, clock=lambda: noon)
+    domain = await engine.host("here.test", {})
+    for username in ("ann", "bob"):
+        await engine.credential(domain, username, PASSWORD)
+    ann = [(await submit(engine))[-1] for _ in range(3)]
+    assert [answer.code for answer in ann] == [250, 250, 452]
+    assert "of this log-in" in ann[-1].text
+    bob = [
+        (
+            await submit(
+                engine, CONTENT.replace(b"ann@", b"bob@"), sender=b"bob@here.test", login="bob@here.test"
+            )
+        )[-1]
+        for _ in range(3)
+    ]
+    assert [answer.code for answer in bob] == [250, 452, 452]
+    assert "of your account" in bob[-1].text  # and what the account refuses is not counted against bob
+
+
+@on_both
+async def test_a_message_that_is_not_stored_gives_its_place_back(engine, monkeypatch):
+    noon = datetime(2026, 11, 21, 12, 0, 30, tzinfo=UTC)
+    await engine.start(plans={"default": {"daily_send": 1}}, clock=lambda: noon)
+    await engine.credential(await engine.host("here.test", {}), "ann", PASSWORD)
+
+    async def fail(*_):
+        raise StoreUnavailable
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(engine.rooms.queue), "enqueue", fail)
+        assert (await submit(engine))[-1].code == 451
+    assert [(await submit(engine))[-1].code for _ in range(2)] == [250, 452]
+
+
+@on_both
+async def test_a_hash_of_yesterday_is_made_anew_at_log_in(engine, domain):
+    yesterdays = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(PASSWORD)
+    await engine.database.write(
+        lambda conn: credentials.update_credential(conn, domain, "ann", utc_now(), password_hash=yesterdays)
+    )
+
+    async def stored():
+        return (
+            await engine.database.read(lambda conn: credentials.get(conn, domain.id, "ann"))
+        ).password_hash
+
+    assert (await fail(engine))[0].code == 535
+    assert await stored() == yesterdays
+    await submit(engine)
+    renewed = await stored()
+    assert not passwords.outdated(renewed)
+    assert passwords.verify(renewed, PASSWORD)
+    await submit(engine)
+    assert await stored() == renewed
+
+
 @on_both
 async def test_usage_is_noted(engine, domain):
     for _ in range(3):
@@ -495,19 +556,22 @@ class Dns:
 
     def __init__(self):
         self.texts = {}
+        self.cached = {}
         self.trouble = False
 
-    async def txt(self, name):
+    async def txt(self, name, *, fresh=False):
         if self.trouble:
             return CannotTell(reason="timeout")
-        text = self.texts.get(name)
+        if fresh:
+            self.cached[name] = self.texts.get(name)
+        text = self.cached.setdefault(name, self.texts.get(name))
         return NotFound(nxdomain=False) if text is None else Found(records=(text,), ttl=timedelta(seconds=1))
 
-    async def cname(self, name):
+    async def cname(self, name, *, fresh=False):
         return CannotTell(reason="timeout") if self.trouble else NotFound(nxdomain=False)
 
 
-async def test_nothing_is_sent_before_the_dns_lets_it_pass(engine):
+async def test_nothing_is_sent_before_the_dns_lets_it_pass(engine, monkeypatch):
     dns = Dns()
     await engine.start(submission={"require_dns": True}, resolver=dns)
     domain = await engine.host("here.test", {})
@@ -516,19 +580,25 @@ async def test_nothing_is_sent_before_the_dns_lets_it_pass(engine):
     key = dkim_keys.NewDkimKey(selector="fwd1", algorithm="rsa", private_key=b"sealed", public_record=record)
     await engine.database.write(lambda conn: dkim_keys.add(conn, domain, key, utc_now()))
 
+    monkeypatch.setattr(readiness, "AGAIN_AFTER", 0.0)
     answer = (await submit(engine))[-1]
     assert str(answer).startswith("550 5.7.0 ")
     assert "TXT here.test" in answer.text
     assert "include:mx.test" in answer.text
+    assert "fwd1._domainkey.here.test" in answer.text
     dns.texts["here.test"] = b"v=spf1 include:mx.test ~all"
     answer = (await submit(engine))[-1]
     assert answer.code == 550
     assert "fwd1._domainkey.here.test" in answer.text
+    assert "SPF" not in answer.text
     dns.trouble = True
     assert str((await submit(engine))[-1]).startswith("451 4.4.3")
     dns.trouble = False
     dns.texts["fwd1._domainkey.here.test"] = record.encode()
-    assert (await submit(engine))[-1].code == 250
+    monkeypatch.setattr(readiness, "AGAIN_AFTER", 1000.0)
+    assert (await submit(engine))[-1].code == 550  # not at every message
+    monkeypatch.setattr(readiness, "AGAIN_AFTER", 0.0)
+    assert (await submit(engine))[-1].code == 250  # whatever the cache says still
 
 
 async def test_trouble_of_the_store_is_temporary(engine, domain, monkeypatch):

@@ -1,0 +1,89 @@
+"""How much may be sent: per account and minute, per account and day, per credential and day.
+
+Places are taken in the store's counters, one limit after the other, exactly, whatever runs in parallel in whichever
+process. What one limit refuses, or what is not stored in the end, gives back the places it took.
+
+How it fails: StoreUnavailable from ``take``. A place that cannot be given back, because the store is in trouble, stays
+taken until its window ends; so does that of a message whose COMMIT nobody heard the answer of.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+
+from forwarder.config import Plan
+from forwarder.mail import reply as replies
+from forwarder.mail.reply import Reply
+from forwarder.store import counters
+from forwarder.store.credentials import Login
+from forwarder.store.engine import Database
+from forwarder.store.trouble import StoreUnavailable
+
+DAY = timedelta(days=1)
+MINUTE = timedelta(minutes=1)
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One message counted against one limit."""
+
+    key: str
+    window: timedelta
+    limit: int
+    taken_at: datetime
+
+
+class Quotas:
+    """Counts for all sessions of submission."""
+
+    def __init__(
+        self, database: Database, plans: Mapping[str, Plan], *, clock: Callable[[], datetime]
+    ) -> None:
+        self._database = database
+        self._plans = plans
+        self._clock = clock
+
+    async def take(self, login: Login) -> Sequence[Place] | Reply:
+        """Count one message; a reply when a quota is used up."""
+        plan = self._plans.get(login.account_plan) or self._plans["default"]
+        account, credential = f"send:{login.domain.account_id}", f"send-credential:{login.credential.id}"
+        taken: list[Place] = []
+        for key, window, limit, whose in (
+            (f"{account}:minute", MINUTE, plan.ratelimit, "sending rate of your account"),
+            (
+                credential,
+                DAY,
+                plan.daily_send_per_credential or plan.daily_send,
+                "daily sending quota of this log-in",
+            ),
+            (account, DAY, plan.daily_send, "daily sending quota of your account"),
+        ):
+            if not limit:
+                continue
+            place = Place(key=key, window=window, limit=limit, taken_at=self._clock())
+            counted = await counters.hit(self._database, key, window=window, limit=limit, now=place.taken_at)
+            if not counted.allowed:
+                await self.give_back(taken)
+                when = counted.resets_at.strftime("%Y-%m-%d %H:%M UTC")
+                return replies.OVER_QUOTA.saying(f"the {whose} is used up until {when}")
+            taken.append(place)
+        return taken
+
+    async def give_back(self, places: Sequence[Place]) -> None:
+        """The message was not taken after all."""
+        try:
+            for place in places:
+                await counters.hit(
+                    self._database,
+                    place.key,
+                    window=place.window,
+                    limit=place.limit,
+                    now=place.taken_at,
+                    amount=-1,
+                )
+        except StoreUnavailable as trouble:
+            log.warning("places of a quota not given back", places=len(places), error=str(trouble))
