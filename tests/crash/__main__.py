@@ -1,8 +1,9 @@
-"""``make crash KILLS=10000``: the long campaign, with a report."""
+"""``make crash KILLS=10000``: the long campaign, with a report. Ctrl-C ends the deaths and judges what was."""
 
 import argparse
 import contextlib
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -54,6 +55,7 @@ def main() -> int:
                 tell=progress,
                 cold=options.cold,
             )
+            signal.signal(signal.SIGINT, lambda *_, running=campaign: setattr(running, "enough", True))
             with campaign:
                 rows = points.table(campaign, points.ordinary(), nths=(1, 3)) if options.points else []
                 campaign.random_kills(options.kills, rate=options.rate, pause=options.pause)

@@ -41,6 +41,7 @@ class Campaign:
         more: Mapping[str, str] | None = None,
     ) -> None:
         self.tell = tell
+        self.enough = False  # True: no more deaths, judge what was
         self._empty = empty  # no schema, no domain, nothing started
         self._nursery = None if cold else Nursery()
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,6 +100,8 @@ class Campaign:
         """
         with self.load(rate):
             for number in range(kills):
+                if self.enough:
+                    break
                 time.sleep(self.chance.uniform(0.02, pause))
                 node = self.chance.choice(self.members)
                 self.kill(node)

@@ -159,14 +159,14 @@ class Node:
         return True
 
     def wait_for_workers(self, seconds: float = PATIENCE) -> list[int]:
-        """The process ids of the supervisor's workers, once there are as many as it was told to keep."""
+        """The process ids of the supervisor's workers, once all have served and there are as many as it keeps."""
         assert self.process is not None
         wanted = int(self.environ["WORKERS__PROCESSES"])
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         deadline = time.monotonic() + seconds
         while True:
             found = [int(pid) for pid in children.read_text().split()]
-            if len(found) == wanted:
+            if len(found) == wanted and (self.folder / "data" / "run" / "ports.json").exists():
                 return found
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{len(found)} workers of {wanted} run")
