@@ -46,6 +46,20 @@ class LateBounces:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def is_about_ours(self, content: bytes) -> bool:
+        """Whether it is a report that names a delivery of ours; StoreUnavailable."""
+        try:
+            report = read_report(content)
+        except Exception:  # what a stranger wrote; who cannot be understood is not believed
+            log.exception("late bounce not understood")
+            return False
+        if report is None:
+            return False
+        for passage in report.passages[:DELIVERIES]:
+            if await self._is_ours(passage):
+                return True
+        return False
+
     async def close(self) -> None:
         """Finish what was begun."""
         if self._tasks:

@@ -23,7 +23,7 @@ from forwarder.inbound.intake import Rooms
 from forwarder.inbound.late_bounce import LateBounces
 from forwarder.inbound.reception import COMMAND_LIMIT, Ask
 from forwarder.inbound.refusals import Refusals
-from forwarder.inbound.resolution import Resolution
+from forwarder.inbound.resolution import Refused, Resolution
 from forwarder.inbound.server import Server
 from forwarder.inbound.session import Recipient, Session, Transaction
 from forwarder.mail import content as contents
@@ -98,10 +98,13 @@ class MxReception:
         return replies.STORAGE_FULL
 
     async def recipient(self, session: Session, transaction: Transaction, path: Path) -> Reply:
-        found = await self._resolution.find(path, relay=False)
+        found: Recipient | Refused | None = await self._resolution.find(path, relay=False)
+        if isinstance(found, Refused) and found.reply.permanent and transaction.reverse_path.is_null:
+            found = await self._resolution.sender_of_ours(path) or found
         if isinstance(found, Recipient):
             transaction.add(found)
             return replies.RECIPIENT_OK
+        assert found is not None
         self._refusals.write(
             session,
             found.reply,
@@ -123,6 +126,10 @@ class MxReception:
         head = contents.split(content)[0]
         seen = facts(head)
         refusal = self._circling(transaction, head)
+        if all(recipient.reports_only for recipient in transaction.recipients) and not (
+            await self._late_bounces.is_about_ours(content)
+        ):
+            refusal = replies.NO_SUCH_USER
         added = b""
         if refusal is None and rooms.screening is not None:
             screened = await rooms.screening.examine(

@@ -12,6 +12,7 @@ Raises what the store raises: that is no answer about the recipient, and the dia
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from forwarder.inbound.intake import Rooms
 from forwarder.inbound.session import Recipient
@@ -20,6 +21,7 @@ from forwarder.mail.address import Path, parse_address
 from forwarder.mail.reply import Reply
 from forwarder.mail.rules import Expansion, RuleSet, Target, Trouble, expand, refusal
 from forwarder.mail.srs import SrsFault
+from forwarder.store import credentials
 from forwarder.store.directory import Directory
 
 
@@ -36,6 +38,7 @@ class Resolution:
     """Finds the way of each recipient."""
 
     def __init__(self, rooms: Rooms) -> None:
+        self._database = rooms.database
         self._directory = rooms.directory
         self._srs = rooms.srs
         self._clock = rooms.clock
@@ -62,6 +65,21 @@ class Resolution:
             destination=path, alias=expansion.alias or "", domain_id=expansion.domain_id, domain=path.domain
         )
         return Recipient(path=path, ways=(swallowed,), discarded=True)
+
+    async def sender_of_ours(self, path: Path) -> Recipient | None:
+        """The address of a credential that no alias answers for: reports about what it sent come back to it.
+
+        There is nowhere to forward them to; the log of the delivery they are about is told, and the domain's log says
+        that the report was discarded.
+        """
+        find = partial(credentials.for_login, username=path.key, domain_name=path.domain)
+        login = await self._database.read(find)
+        if login is None:
+            return None
+        way = Target(
+            destination=path, alias=login.credential.username, domain_id=login.domain.id, domain=path.domain
+        )
+        return Recipient(path=path, ways=(way,), discarded=True, reports_only=True)
 
     def _of_this_host(self, path: Path) -> Path | Reply | None:
         """Where an address of this host itself leads; None when it is not one."""

@@ -16,6 +16,7 @@ class Recipient:
     ways: tuple[Target | None, ...]  # None: no alias answers, the mail goes to ``elsewhere``
     elsewhere: Path | None = None
     discarded: bool = False  # the alias is disabled and its owner wants such mail swallowed
+    reports_only: bool = False  # taken for reports about what this address sent, and nothing else
 
 
 @dataclass(slots=True, kw_only=True)

@@ -12,12 +12,14 @@ from argon2 import PasswordHasher
 
 from forwarder.inbound import readiness
 from forwarder.inbound.authenticator import Authenticator
+from forwarder.mail import trace
+from forwarder.mail.address import parse_address
 from forwarder.mail.event import Status
 from forwarder.net.dns import CannotTell, Found, NotFound
 from forwarder.store import credentials, dkim_keys, passwords
 from forwarder.store.passwords import hash_password
 from forwarder.store.trouble import StoreUnavailable
-from tests.inbound.rooms import on_both, utc_now
+from tests.inbound.rooms import SECRET, on_both, utc_now
 from tests.peers.client import any_certificate
 
 PASSWORD = "correct horse battery"
@@ -633,6 +635,34 @@ async def test_no_password_in_any_log(engine, domain, capfd, caplog):
     shown = out + err + caplog.text
     for secret in (PASSWORD, PLAIN.decode(), b64(PASSWORD).decode()):
         assert secret not in shown
+
+
+@on_both
+async def test_a_report_comes_back_to_a_sender_without_an_alias(engine, domain):
+    assert (await submit(engine))[-1].code == 250
+    [row] = await engine.deliveries()
+    mark = trace.mark(SECRET, parse_address("b@else.test"))
+    report = (
+        b"From: <>\r\nMIME-Version: 1.0\r\nContent-Type: multipart/report; report-type=delivery-status;"
+        b" boundary=b\r\n\r\n--b\r\n\r\nfailed\r\n--b\r\nContent-Type: message/delivery-status\r\n\r\n"
+        b"Reporting-MTA: dns; else.test\r\n\r\nFinal-Recipient: rfc822; b@else.test\r\nAction: failed\r\n"
+        b"Status: 5.2.2\r\n\r\n--b\r\nContent-Type: text/rfc822-headers\r\n\r\nX-Forwarder-Id: "
+        + f"{row.id}-{mark}".encode()
+        + b"\r\n\r\n--b--\r\n"
+    )
+    assert (await engine.send(b"", [b"ann@here.test"], report))[-1].code == 250
+    async with asyncio.timeout(5):
+        while True:
+            events = [event.status for log in await engine.logs(domain) for event in log.events]
+            if Status.HARD_BOUNCE in events:
+                break
+            await asyncio.sleep(0.01)
+    assert len(await engine.deliveries()) == 1  # the report is logged as discarded, and goes nowhere
+    forged = report.replace(mark.encode(), b"0" * len(mark))
+    for sender, content in ((b"", CONTENT), (b"", forged), (b"x@else.test", report)):
+        answers = await engine.send(sender, [b"ann@here.test"], content)
+        assert "550" in {str(answer)[:3] for answer in answers}
+    assert str((await engine.send(b"", [b"nobody@here.test"], report))[1]).startswith("550 5.1.1")
 
 
 async def test_without_a_certificate_there_is_no_submission(engine):
