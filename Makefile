@@ -39,7 +39,10 @@ soak: $(VENV)/.tests
 
 KILLS ?= 2000
 crash: $(VENV)/.tests
-	$(BIN)/python -m tests.crash --kills $(KILLS)
+	$(BIN)/python -m tests.crash --points --kills $(KILLS)
+	$(BIN)/python -m tests.crash --database postgresql --nodes 3 --kills $(KILLS)
+	FORWARDER_LONG=1 FORWARDER_RACE=10000 FORWARDER_CUTS=100 \
+		$(BIN)/python -m pytest -s tests/crash/test_faults.py tests/crash/test_sweep.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

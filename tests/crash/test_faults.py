@@ -17,7 +17,8 @@ from tests.crash.cutter import Cutter
 from tests.crash.node import Node
 from tests.postgres import Server
 
-pytestmark = pytest.mark.timeout(240)
+LONG = os.environ.get("FORWARDER_LONG") == "1"
+pytestmark = pytest.mark.timeout(3600 if LONG else 240)
 
 LEASE = 4.0
 SHORT_LEASE = {"WORKERS__LEASE": f"{LEASE:.0f}s"}
