@@ -69,6 +69,10 @@ def _empty_store() -> bytes:
         return file.read_bytes()
 
 
+async def _always() -> None:
+    """The worker's leases are its own."""
+
+
 class House:
     """One worker's outbound side."""
 
@@ -129,6 +133,7 @@ class House:
             settings=settings,
             clock=self.now,
             jitter=lambda: 0.0,
+            sure=options.get("sure", _always),
         )
         self._running: asyncio.Task[None] | None = None
 

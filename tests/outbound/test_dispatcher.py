@@ -196,6 +196,26 @@ async def test_a_lost_lease_is_settled_by_nobody_here(tmp_path: Path) -> None:
         assert (row.state, row.lease_owner, row.attempts) == ("leased", "f" * 32, 2)
 
 
+async def test_what_others_took_over_while_this_process_was_stopped_is_not_sent(tmp_path: Path) -> None:
+    sure = asyncio.Event()
+    waiting = asyncio.Event()
+
+    async def wait() -> None:
+        waiting.set()
+        await sure.wait()
+
+    async with house(tmp_path, sure=wait) as rooms:
+        (taken_over,) = await rooms.accept("bob@dest.test")
+        await waiting.wait()  # its turn has come, but for the sign of life
+        rooms.dispatcher.forget()
+        (ours,) = await rooms.accept("ann@dest.test")
+        sure.set()
+        await rooms.until_statuses(ours, "QUEUED", "DELIVERED")
+        await rooms.until(lambda: rooms.dispatcher.status().held == 0)
+        assert [message.recipients for message in rooms.sink.messages] == [("ann@dest.test",)]
+        assert await rooms.statuses(taken_over) == ["QUEUED"]
+
+
 class Away:
     """A queue whose store goes away on command; everything else is the real queue's."""
 

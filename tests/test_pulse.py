@@ -1,0 +1,88 @@
+"""The sign of life: when leases are ours, when they are not, and who waits until that is known."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import pytest
+
+from forwarder.pulse import Pulse
+from forwarder.store import workers
+from forwarder.store.engine import Database, StoreUnavailable
+
+NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
+LEASE = timedelta(seconds=12)
+
+
+class Stage:
+    """A pulse whose clock and whose store's answers the test sets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = NOON
+        self.answer: bool | Exception = True
+        self.told: list[str] = []
+        monkeypatch.setattr(workers, "heartbeat", self._heartbeat)
+        self.pulse = Pulse(
+            cast(Database, None),  # only handed on to the heartbeat
+            "w",
+            lease=LEASE,
+            clock=lambda: self.now,
+            register=self._register,
+            lost=lambda: self.told.append("lost"),
+        )
+
+    async def _heartbeat(self, *_: Any, now: datetime, alive_for: timedelta) -> bool:
+        assert (now, alive_for) == (self.now, LEASE)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    async def _register(self, now: datetime) -> None:
+        assert now == self.now
+        self.told.append("registered")
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
+    return Stage(monkeypatch)
+
+
+async def test_alive_from_a_beat_until_the_lease_is_over(stage: Stage) -> None:
+    assert not stage.pulse.alive()
+    await stage.pulse.begin()
+    stage.now += LEASE - timedelta(microseconds=1)
+    assert stage.pulse.alive()
+    stage.now += timedelta(microseconds=1)
+    assert not stage.pulse.alive()  # from this moment on another may take over
+
+
+async def test_a_late_beat_that_finds_its_row_keeps_everything(stage: Stage) -> None:
+    await stage.pulse.begin()
+    stage.now += LEASE * 3
+    waiting = asyncio.ensure_future(stage.pulse.sure())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await stage.pulse.beat()
+    await asyncio.wait_for(waiting, 1)
+    assert stage.told == ["registered"]
+
+
+async def test_a_process_taken_for_dead_forgets_before_it_goes_on(stage: Stage) -> None:
+    await stage.pulse.begin()
+    stage.now += LEASE * 3
+    stage.answer = False
+    waiting = asyncio.ensure_future(stage.pulse.sure())
+    await asyncio.sleep(0)
+    await stage.pulse.beat()
+    assert stage.told == ["registered", "lost", "registered"]
+    await asyncio.wait_for(waiting, 1)
+
+
+async def test_a_store_that_is_away_keeps_nobody_alive(stage: Stage) -> None:
+    await stage.pulse.begin()
+    stage.now += LEASE
+    stage.answer = StoreUnavailable()
+    with pytest.raises(StoreUnavailable):
+        await stage.pulse.beat()
+    assert not stage.pulse.alive()
+    assert stage.told == ["registered"]  # nothing is forgotten: the leases may still be ours
