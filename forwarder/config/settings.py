@@ -175,7 +175,7 @@ class Plan(Section):
     destinations: Count = 100  # per alias
     redirections: Count = 50
     subdomains: Count = 10
-    daily_quota: Count = 100_000  # messages forwarded a day
+    daily_quota: Count = 10_000_000  # messages forwarded a day; 0: no limit
     daily_send: Count = 10_000  # messages submitted a day
     daily_send_per_credential: Count = 0  # of these, with one credential; 0: all of them
     ratelimit: Count = 600  # messages submitted a minute

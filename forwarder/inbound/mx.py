@@ -19,6 +19,7 @@ import structlog
 from forwarder.failpoint import reach
 from forwarder.inbound.arrival import Composer, Facts, client_name, facts, received
 from forwarder.inbound.disk import Disk
+from forwarder.inbound.forwarding_quota import ForwardingQuota
 from forwarder.inbound.intake import Rooms
 from forwarder.inbound.late_bounce import LateBounces
 from forwarder.inbound.reception import COMMAND_LIMIT, Ask
@@ -61,6 +62,7 @@ class MxReception:
         self._disk = Disk(rooms.settings.data_dir)
         self._max_hops = rooms.settings.mx.max_hops
         self._resolution = Resolution(rooms)
+        self._quota = ForwardingQuota(rooms.database, rooms.settings.plans, clock=rooms.clock)
         self._composer = Composer(
             transport=Transport.SMTP,
             ids=rooms.ids,
@@ -101,6 +103,17 @@ class MxReception:
         found: Recipient | Refused | None = await self._resolution.find(path, relay=False)
         if isinstance(found, Refused) and found.reply.permanent and transaction.reverse_path.is_null:
             found = await self._resolution.sender_of_ours(path) or found
+        if (
+            isinstance(found, Recipient)
+            and found.account_id
+            and not await self._quota.has_room(found.account_id)
+        ):
+            way = found.ways[0]
+            found = Refused(
+                reply=replies.OVER_QUOTA,
+                domain_id=way.domain_id if way else None,
+                alias=way.alias if way else None,
+            )
         if isinstance(found, Recipient):
             transaction.add(found)
             return replies.RECIPIENT_OK
@@ -140,6 +153,9 @@ class MxReception:
             )
             refusal, added, content = screened.reply, screened.headers, screened.content
             del screened  # it would hold what came beside what is stored
+        whose = {recipient.account_id for recipient in transaction.recipients if recipient.account_id}
+        if refusal is None and not await self._quota.count(whose):
+            refusal = replies.OVER_QUOTA
         if refusal is not None:
             self._note_refused_message(session, transaction, seen, refusal)
             return refusal

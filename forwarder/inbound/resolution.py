@@ -54,7 +54,7 @@ class Resolution:
         expansion = await resolve(self._directory, elsewhere or path)
         trouble = expansion.trouble
         if trouble is None:
-            return Recipient(path=path, ways=expansion.matches)
+            return Recipient(path=path, ways=expansion.matches, account_id=expansion.account_id)
         if trouble is Trouble.NOT_HOSTED and (relay or elsewhere is not None):
             return Recipient(path=path, ways=(None,), elsewhere=elsewhere or path)
         reply = refusal(trouble)

@@ -15,6 +15,7 @@ class Recipient:
     path: Path
     ways: tuple[Target | None, ...]  # None: no alias answers, the mail goes to ``elsewhere``
     elsewhere: Path | None = None
+    account_id: int | None = None  # whose domain it is for, when it is hosted here
     discarded: bool = False  # the alias is disabled and its owner wants such mail swallowed
     reports_only: bool = False  # taken for reports about what this address sent, and nothing else
 

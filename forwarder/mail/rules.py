@@ -147,6 +147,7 @@ class Expansion:
     matches: tuple[Target, ...] = ()  # empty exactly when there is trouble
     trouble: Trouble | None = None
     domain_id: int | None = None  # None: not hosted here
+    account_id: int | None = None  # whose domain it is
     alias: str | None = None  # the pattern that answered for the recipient, if one did
     dead_ends: tuple[Step, ...] = ()  # branches that lead nowhere
     steps: tuple[Step, ...] = ()
@@ -212,6 +213,7 @@ def expand(recipient: Path) -> Generator[str, RuleSet | None, Expansion]:
         ),
         trouble=trouble,
         domain_id=first_rules.domain_id,
+        account_id=first_rules.account_id,
         alias=alias,
         dead_ends=dead_ends,
         steps=tuple(steps),

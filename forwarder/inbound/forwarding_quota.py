@@ -1,0 +1,107 @@
+"""How many messages a day may be forwarded for an account (``daily_quota`` of its plan), over all processes.
+
+The count of the day is a row that all processes share (``store.counters``). A process takes places from it in blocks
+and gives them out by itself: as many as it has given out before, a thousandth of the limit at most. So the limit is
+never passed, whatever runs in parallel, and a message costs a write now and then only. Places that a process took and
+did not give out are lost until the day ends (UTC): few, since blocks grow with use.
+
+A recipient is refused in the session, 452 4.2.2, once nothing is left; a message is counted once for each account that
+its recipients belong to. How it fails: StoreUnavailable, when a block has to be taken.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from forwarder.config import Plan
+from forwarder.store import accounts, counters
+from forwarder.store.engine import Database
+
+DAY = timedelta(days=1)
+_UNCOUNTED = timedelta(minutes=1)  # how long an account is believed to have no limit
+_KEPT = 10_000  # accounts whose blocks a process remembers
+
+
+@dataclass(slots=True)
+class _Block:
+    """Places taken from the shared count and not given out yet."""
+
+    resets_at: datetime
+    left: int = 0
+    given: int = 0
+    unlimited: bool = False
+    used_up: bool = False
+    busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class ForwardingQuota:
+    """Counts for all sessions of the MX."""
+
+    def __init__(
+        self, database: Database, plans: Mapping[str, Plan], *, clock: Callable[[], datetime]
+    ) -> None:
+        self._database = database
+        self._plans = plans
+        self._clock = clock
+        self._blocks: OrderedDict[int, _Block] = OrderedDict()
+
+    async def has_room(self, account_id: int) -> bool:
+        """Whether one more message may come in for this account now; counts nothing."""
+        block = self._block(account_id)
+        return block.unlimited or block.left > 0 or await self._refill(account_id, block)
+
+    async def count(self, account_ids: Iterable[int]) -> bool:
+        """Count one message for each account; False, and nothing counted, when one of them has no place left."""
+        blocks: list[_Block] = []
+        for account_id in account_ids:
+            if not await self.has_room(account_id):
+                for block in blocks:
+                    block.left += 1
+                    block.given -= 1
+                return False
+            block = self._blocks[account_id]
+            block.left -= 1
+            block.given += 1
+            blocks.append(block)
+        return True
+
+    def _block(self, account_id: int) -> _Block:
+        block = self._blocks.get(account_id)
+        if block is None or self._clock() >= block.resets_at:
+            block = self._blocks[account_id] = _Block(resets_at=self._clock() + DAY)
+            while len(self._blocks) > _KEPT:
+                self._blocks.popitem(last=False)
+        self._blocks.move_to_end(account_id)
+        return block
+
+    async def _refill(self, account_id: int, block: _Block) -> bool:
+        async with block.busy:  # messages that arrive together share the write
+            if block.unlimited or block.left > 0 or block.used_up:
+                return not block.used_up
+            account = await self._database.read(lambda conn: accounts.get(conn, account_id))
+            plan = self._plans.get(account.plan if account else "default") or self._plans["default"]
+            if not plan.daily_quota:
+                block.unlimited = True
+                block.resets_at = self._clock() + _UNCOUNTED
+                return True
+            wanted = max(1, min(block.given, plan.daily_quota // 1000))
+            for amount in dict.fromkeys((wanted, 1)):
+                counted = await counters.hit(
+                    self._database,
+                    f"forward:{account_id}",
+                    window=DAY,
+                    limit=plan.daily_quota,
+                    now=self._clock(),
+                    amount=amount,
+                )
+                block.resets_at = counted.resets_at
+                if counted.allowed:
+                    block.left += amount
+                    return True
+            block.used_up = True
+            block.resets_at = min(
+                block.resets_at, self._clock() + _UNCOUNTED
+            )  # the plan may be changed meanwhile
+            return False
