@@ -96,13 +96,14 @@ class Campaign:
     def random_kills(self, kills: int, *, rate: float = 30.0, pause: float = 0.9) -> None:
         """SIGKILL at random moments under ``rate`` messages a second, each node started again at once.
 
-        ``pause`` is the longest life of a node, in seconds after its greeting.
+        A node dies at most ``pause`` seconds after somebody was told 250, so that there is something to lose.
         """
         with self.load(rate):
             for number in range(kills):
                 if self.enough:
                     break
-                time.sleep(self.chance.uniform(0.02, pause))
+                self._wait_for_mail()
+                time.sleep(self.chance.uniform(0.0, pause))
                 node = self.chance.choice(self.members)
                 self.kill(node)
                 self.restart(node)
@@ -117,6 +118,11 @@ class Campaign:
             yield
         finally:
             load.stop()
+
+    def _wait_for_mail(self) -> None:
+        before, deadline = self.ledger.acknowledged, time.monotonic() + 5
+        while self.ledger.acknowledged == before and time.monotonic() < deadline:
+            time.sleep(0.005)
 
     def kill_workers(self, kills: int, *, rate: float) -> None:
         """SIGKILL a worker process at a time, under a supervisor, which replaces it."""
@@ -136,7 +142,7 @@ class Campaign:
         return [f["code"] for f in self.ledger.snapshot() if f["what"] == "answered" and f["code"] >= 500]
 
     def acknowledged(self) -> int:
-        return sum(f["what"] == "answered" and f["code"] == 250 for f in self.ledger.snapshot())
+        return self.ledger.acknowledged
 
     def silent_answers(self) -> int:
         """Recipients of copies for which the sink broke off instead of answering."""

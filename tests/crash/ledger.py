@@ -32,6 +32,7 @@ class Ledger:
         self._file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
         self._lock = threading.Lock()
         self.facts: list[dict[str, Any]] = []
+        self.acknowledged = 0
 
     def write(self, what: str, **fields: Any) -> None:
         fact = {"what": what, "at": time.time(), **fields}
@@ -39,6 +40,7 @@ class Ledger:
             os.write(self._file, json.dumps(fact).encode() + b"\n")
             os.fdatasync(self._file)
             self.facts.append(fact)
+            self.acknowledged += what == "answered" and fields["code"] == 250
 
     def snapshot(self) -> list[dict[str, Any]]:
         with self._lock:
