@@ -88,7 +88,7 @@ def test_three_nodes_restarted_in_turn_lose_and_double_nothing(campaign_on: Make
 
 
 def test_four_workers_racing_send_nothing_twice(campaign_on: MakeCampaign) -> None:
-    messages = int(os.environ.get("FORWARDER_RACE", "300"))
+    messages = int(os.environ.get("FORWARDER_RACE", "150"))
     campaign = campaign_on("postgresql", nodes=2, processes=2, cold=True)
     campaign.sink.refuse(True)  # what is queued meanwhile is raced for afterwards
     with campaign.load(200):
@@ -168,7 +168,7 @@ def test_a_full_disk_refuses_new_mail_for_a_while_and_keeps_what_is_queued(
         while file.write(bytes(4096)):
             continue
     until(lambda: one(campaign, node, size=2_000_000) in (451, 452), 20, "a message to be refused")
-    assert node.health("live") == 200
+    until(lambda: node.health("live") == 200, 15, "the node to say that it lives")
     filler.unlink()
     until(lambda: one(campaign, node) == 250, HEALS, "the node to take mail again")
     until(lambda: node.health() == 200, HEALS, "the node to say that it is ready")
