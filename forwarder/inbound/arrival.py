@@ -6,7 +6,7 @@ it says can end a comment or a line of ``Received``.
 """
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.utils import format_datetime
@@ -30,6 +30,7 @@ class Facts:
     subject: str | None
     sender_email: str | None
     sender_name: str | None
+    names: Mapping[str, str]  # of those it is written to, by their addresses in lower case
 
 
 def facts(head: bytes) -> Facts:
@@ -41,7 +42,14 @@ def facts(head: bytes) -> Facts:
         subject=contents.first(head, b"subject"),
         sender_email=email,
         sender_name=name,
+        names=_names(head),
     )
+
+
+def _names(head: bytes) -> dict[str, str]:
+    fields = (contents.first_raw(head, field) for field in (b"to", b"cc"))
+    people = (pair for field in fields if field is not None for pair in contents.mailboxes(field))
+    return {email.lower(): name for email, name in people if email is not None and name is not None}
 
 
 def client_name(session: Session) -> str:
@@ -99,6 +107,7 @@ class Composer:
     def deliveries(
         self,
         transaction: Transaction,
+        seen: Facts,
         *,
         now: datetime,
         sender_domain_id: int | None = None,
@@ -123,6 +132,7 @@ class Composer:
                     domain_id=target.domain_id if target is not None else sender_domain_id,
                     alias=target.alias if target is not None else sender_alias,
                     recipient=recipient.path,
+                    recipient_name=seen.names.get(recipient.path.display().lower()) if seen.names else None,
                     destination=destination,
                     destination_domain=domain,
                     leased=leased,

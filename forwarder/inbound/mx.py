@@ -159,7 +159,7 @@ class MxReception:
         if refusal is not None:
             self._note_refused_message(session, transaction, seen, refusal)
             return refusal
-        deliveries = self._composer.deliveries(transaction, now=now)
+        deliveries = self._composer.deliveries(transaction, seen, now=now)
         identifier = rooms.ids()
         trail = received(session, transaction, hostname=self._hostname, identifier=identifier, now=now)
         content = contents.prepend(content, trail, added)  # what came is let go of

@@ -199,7 +199,11 @@ class SubmissionReception:
             self.refused(session, transaction, head, refusal)
             return refusal
         deliveries = self._composer.deliveries(
-            transaction, now=now, sender_domain_id=login.domain.id, sender_alias=login.credential.username
+            transaction,
+            facts(head),
+            now=now,
+            sender_domain_id=login.domain.id,
+            sender_alias=login.credential.username,
         )
         identifier = self._rooms.ids()
         trail = received(

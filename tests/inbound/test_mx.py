@@ -84,12 +84,13 @@ async def test_the_log_shows_what_came(engine):
     domain = await hosting(engine)
     content = (
         b"Message-ID: <1@sender.test>\r\nFrom: =?utf-8?q?J=C3=B6rg?= <jorg@sender.test>\r\nSubject: =?utf-8?b?4pyT?= ok"
-        b"\r\n\r\nx\r\n"
+        b"\r\nTo: Other <o@x.test>, =?utf-8?q?J=C3=BCrgen?= <Info@here.test>\r\n\r\nx\r\n"
     )
     await engine.send(b"bounce@sender.test", [b"info@here.test"], content, hello=b"mail.sender.test")
     [entry] = await engine.logs(domain)
     assert entry.message_id == "<1@sender.test>"
     assert (entry.sender_email, entry.sender_name) == ("jorg@sender.test", "Jörg")
+    assert (entry.recipient_email, entry.recipient_name) == ("info@here.test", "Jürgen")
     assert entry.subject == "✓ ok"
     assert entry.hostname == "mail.sender.test"
     assert [(event.status, event.code) for event in entry.events] == [(Status.QUEUED, 250)]
