@@ -35,7 +35,9 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=1, help="on PostgreSQL; SQLite has one")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--points", action="store_true", help="first die once at every named point")
-    parser.add_argument("--pause", type=float, default=0.9, help="from a 250 to the next death, at most, seconds")
+    parser.add_argument(
+        "--pause", type=float, default=0.9, help="from a 250 to the next death, at most, seconds"
+    )
     parser.add_argument("--keep", help="where to copy logs, ledger and database when a promise was broken")
     parser.add_argument("--rate", type=float, default=30.0)
     parser.add_argument("--cold", action="store_true", help="start every process from nothing: slower")
