@@ -5,8 +5,9 @@ and gives them out by itself: as many as it has given out before, a thousandth o
 never passed, whatever runs in parallel, and a message costs a write now and then only. Places that a process took and
 did not give out are lost until the day ends (UTC): few, since blocks grow with use.
 
-A recipient is refused in the session, 452 4.2.2, once nothing is left; a message is counted once for each account that
-its recipients belong to. How it fails: StoreUnavailable, when a block has to be taken.
+A message is counted after its dot, once for each account that its recipients belong to, and refused, 452 4.2.2, when
+nothing is left; from then on recipients are refused at RCPT. How it fails: StoreUnavailable, when a block has to be
+taken.
 """
 
 import asyncio
@@ -47,21 +48,20 @@ class ForwardingQuota:
         self._clock = clock
         self._blocks: OrderedDict[int, _Block] = OrderedDict()
 
-    async def has_room(self, account_id: int) -> bool:
-        """Whether one more message may come in for this account now; counts nothing."""
-        block = self._block(account_id)
-        return block.unlimited or block.left > 0 or await self._refill(account_id, block)
+    def used_up(self, account_id: int) -> bool:
+        """Whether the day's places are known to be gone; asks nobody, so that RCPT never waits for a write."""
+        return self._block(account_id).used_up
 
     async def count(self, account_ids: Iterable[int]) -> bool:
         """Count one message for each account; False, and nothing counted, when one of them has no place left."""
         blocks: list[_Block] = []
         for account_id in account_ids:
-            if not await self.has_room(account_id):
-                for block in blocks:
-                    block.left += 1
-                    block.given -= 1
+            block = self._block(account_id)
+            if not (block.unlimited or block.left > 0 or await self._refill(account_id, block)):
+                for taken in blocks:
+                    taken.left += 1
+                    taken.given -= 1
                 return False
-            block = self._blocks[account_id]
             block.left -= 1
             block.given += 1
             blocks.append(block)

@@ -103,11 +103,7 @@ class MxReception:
         found: Recipient | Refused | None = await self._resolution.find(path, relay=False)
         if isinstance(found, Refused) and found.reply.permanent and transaction.reverse_path.is_null:
             found = await self._resolution.sender_of_ours(path) or found
-        if (
-            isinstance(found, Recipient)
-            and found.account_id
-            and not await self._quota.has_room(found.account_id)
-        ):
+        if isinstance(found, Recipient) and found.account_id and self._quota.used_up(found.account_id):
             way = found.ways[0]
             found = Refused(
                 reply=replies.OVER_QUOTA,

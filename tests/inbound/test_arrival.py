@@ -118,6 +118,7 @@ def test_each_destination_of_each_recipient_once():
             to("off@here.test", target("off@here.test", "off"), discarded=True),
             to("srs@mx.test", None, elsewhere=parse_address("b@sender.test")),
         ),
+        facts(b"To: Desk <INFO@here.test>\r\n\r\n"),
         now=NOW,
         sender_domain_id=9,
         sender_alias="ann",
@@ -133,6 +134,7 @@ def test_each_destination_of_each_recipient_once():
     assert [d.kind for d in made][1] is DeliveryKind.WEBHOOK
     assert [d.discard for d in made] == [False, False, False, True, False]
     assert [d.domain_id for d in made] == [7, 7, 7, 7, 9]
+    assert [d.recipient_name for d in made] == ["Desk", "Desk", None, None, None]
     assert [d.recipient for d in made][3] == Path(local="off", domain="here.test")
 
 
