@@ -119,9 +119,10 @@ class Campaign:
         finally:
             load.stop()
 
-    def _wait_for_mail(self) -> None:
-        before, deadline = self.ledger.acknowledged, time.monotonic() + 5
-        while self.ledger.acknowledged == before and time.monotonic() < deadline:
+    def _wait_for_mail(self, messages: int = 1, *, seconds: float = 5.0) -> None:
+        """Return when so many more messages were answered 250, or the time is up."""
+        enough, deadline = self.ledger.acknowledged + messages, time.monotonic() + seconds
+        while self.ledger.acknowledged < enough and time.monotonic() < deadline:
             time.sleep(0.005)
 
     def kill_workers(self, kills: int, *, rate: float) -> None:
@@ -149,10 +150,11 @@ class Campaign:
         facts = self.ledger.snapshot()
         return sum(len(f["recipients"]) for f in facts if f["what"] == "copy" and not f["answered"])
 
-    def rolling_restart(self) -> list[int]:
-        """SIGTERM each node in turn and start it again; the exit statuses."""
+    def rolling_restart(self, *, between: int = 10) -> list[int]:
+        """SIGTERM each node in turn and start it again, ``between`` messages taken before each; the exit statuses."""
         statuses = []
         for node in self.members:
+            self._wait_for_mail(between, seconds=30)
             statuses.append(node.terminate())
             self.restart(node)
         return statuses
