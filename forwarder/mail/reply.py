@@ -208,6 +208,8 @@ def parse_reply(lines: bytes) -> Reply:
     agrees with the code (RFC 2034 4).
     """
     bounded = lines[: 8 * MAX_TEXT]
+    if len(bounded) < len(lines):  # cut between lines: half a line would spoil a 250
+        bounded = bounded[: bounded.rfind(b"\n") + 1] or bounded
     code = 0
     enhanced = ""
     texts: list[str] = []

@@ -201,7 +201,7 @@ class Session:
         reset = [b"RSET"] if self._dirty else []
         expecting = len(reset) + len(commands) + 1
         self._dirty = True
-        self._wire.write([b"\r\n".join((*reset, *commands, b"DATA", b""))], expecting=expecting)
+        self._wire.write([b"\r\n".join((*reset, *commands, b"DATA", b""))], expecting=expecting, data=True)
         try:
             replies = await self._wire.read(expecting, self._command)
         except WireTrouble as trouble:
@@ -237,7 +237,7 @@ class Session:
             raise SessionFault(Stage.DATA, data)
         wanted = mail.positive and any(answer.positive for answer in answers)
         if data is not None and data.code == 354 and not wanted:
-            self._wire.write([_END], expecting=1)
+            self._wire.write([_END], expecting=0)
             await self._one(Stage.DOT, self._dot)
         if not mail.positive:
             self._dirty = False
@@ -264,17 +264,15 @@ class Session:
         if early is not None:
             return early
         buffers.append(_END if parts[-1].endswith(b"\r\n") else b"\r\n" + _END)
-        expecting = 1
         if sum(map(len, buffers)) > BLOCK:
             *blocks, last = [block for buffer in buffers for block in _blocks(buffer)]
             for block in blocks:
-                self._wire.write([block], expecting=expecting)
-                expecting = 0
+                self._wire.write([block], expecting=0)  # the 354 made the answer due
                 early = await self._early_answer()
                 if early is not None:
                     return early
             buffers = [last]
-        self._wire.write(buffers, expecting=expecting)
+        self._wire.write(buffers, expecting=0)
         reach("deliver.before-dot-reply")
         final = await self._one(Stage.DOT, self._dot)
         if not (final.positive or final.temporary or final.permanent):
@@ -298,7 +296,7 @@ class Session:
     # --- one step
 
     async def _ask(self, command: bytes, stage: Stage) -> Reply:
-        self._wire.write([command + b"\r\n"], expecting=1)
+        self._wire.write([command + b"\r\n"], expecting=1, data=stage is Stage.DATA)
         return await self._one(stage, self._data if stage is Stage.DATA else self._command)
 
     async def _one(self, stage: Stage, timeout: float) -> Reply:

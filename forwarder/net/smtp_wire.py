@@ -59,6 +59,7 @@ class Wire(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._replies: deque[Reply] = deque()
         self._expected = 1  # the greeting
+        self._content_due = False  # the last reply asked for is that to DATA
         self._rest = b""  # of a line
         self._lines: list[bytes] = []  # of a reply
         self._size = 0
@@ -92,9 +93,13 @@ class Wire(asyncio.Protocol):
                 raise self._trouble()
         return [self._replies.popleft() for _ in range(count)]
 
-    def write(self, buffers: Sequence[bytes | memoryview], *, expecting: int) -> None:
-        """Send now; that many replies will be asked for."""
+    def write(self, buffers: Sequence[bytes | memoryview], *, expecting: int, data: bool = False) -> None:
+        """Send now; that many replies will be asked for. ``data``: the last is that to DATA.
+
+        A 354 to DATA makes one more reply due, that to the content, which some servers give before they read it.
+        """
         self._expected += expecting
+        self._content_due = data
         if self._fault is not None:
             return
         if len(buffers) > 1 and sum(map(len, buffers)) <= JOIN:
@@ -104,10 +109,11 @@ class Wire(asyncio.Protocol):
             self._transport.write(buffer)
 
     async def drain(self, timeout: float) -> None:
-        """Until the peer has taken enough of what was written."""
+        """Until the peer has taken enough of what was written, or answers it."""
         if self._paused and self._fault is None:
             await self._wait(len(self._replies) + 1, timeout)
-        if self._fault is not None:
+        # An answer that came before the loss is the peer's word on the content: it is read, not the loss.
+        if self._fault is not None and not self._replies:
             raise self._trouble()
 
     async def start_tls(self, context: ssl.SSLContext, host: str, timeout: float) -> str:
@@ -204,6 +210,9 @@ class Wire(asyncio.Protocol):
                 self._known[line] = reply
         if self._expected:
             self._expected -= 1
+            if not self._expected and self._content_due and reply.code == 354:
+                self._expected = 1
+                self._content_due = False
         elif reply.code != 421 or self._replies:
             # not kept: it must never pass for the answer to what we say next
             return self._fail(Fault.PROTOCOL, "a reply came that nobody asked for")

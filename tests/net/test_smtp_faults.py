@@ -159,6 +159,55 @@ async def test_a_refusal_in_the_middle_of_the_content_is_heard() -> None:
         assert not session.usable
 
 
+@pytest.mark.parametrize("ehlo", [b"250-x\r\n250 PIPELINING\r\n", b"250 x\r\n"])
+@pytest.mark.parametrize(("said", "code"), [(b"550 5.7.1 spam\r\n", 550), (b"451 4.7.1 later\r\n", 451)])
+async def test_a_refusal_right_behind_the_354_is_heard(ehlo: bytes, said: bytes, code: int) -> None:
+    steps = [(b"EHLO", ehlo)]
+    if b"PIPELINING" in ehlo:
+        steps.append((b"DATA", b"250 ok\r\n250 ok\r\n354 go\r\n" + said))
+    else:
+        steps += [(b"MAIL", b"250 ok\r\n"), (b"RCPT", b"250 ok\r\n"), (b"DATA", b"354 go\r\n" + said)]
+    async with Scripted(b"220 hi\r\n", *steps) as (host, port):
+        session = await Session.connect("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        answer = await session.send("a@example.com", ["b@example.test"], CONTENT)
+        assert (answer.judge(0)[0], answer.judge(0)[1].code) == (Scope.MESSAGE, code)
+        assert not session.usable
+
+
+@pytest.mark.parametrize("size", [0, 30_000_000])
+async def test_a_refusal_of_the_content_is_heard_although_the_peer_hangs_up_behind_it(size: int) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 hi\r\n")
+        await reader.readuntil(b"EHLO h\r\n")
+        writer.write(b"250-x\r\n250 PIPELINING\r\n")
+        await reader.readuntil(b"DATA\r\n")
+        writer.write(b"250 ok\r\n250 ok\r\n354 go\r\n")
+        if size:
+            await reader.readexactly(65536)
+        writer.write(b"552 5.3.4 too big\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()[:2]
+        session = await Session.connect("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        answer = await session.send(
+            "a@example.com", ["b@example.test"], CONTENT + b"x" * size + b"\r\n" * (size > 0)
+        )
+        assert answer.judge(0)[1].enhanced == "5.3.4"
+
+
+async def test_a_long_answer_to_the_content_is_a_delivery() -> None:
+    async with Scripted(
+        b"220 hi\r\n",
+        (b"EHLO", b"250-x\r\n250 PIPELINING\r\n"),
+        (b"DATA", b"250 ok\r\n250 ok\r\n354 go\r\n"),
+        (b"\r\n.\r\n", b"250-x\r\n" * 3000 + b"250 x\r\n"),
+    ) as (host, port):
+        session = await Session.connect("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        answer = await session.send("a@example.com", ["b@example.test"], CONTENT)
+        assert answer.judge(0)[1].positive
+
+
 async def test_a_reply_that_nobody_asked_for_ends_the_session(sink: Sink) -> None:
     async with Scripted(b"220 hi\r\n", (b"EHLO", b"250 x\r\n250 more\r\n")) as (host, port):
         session = await Session.connect("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
