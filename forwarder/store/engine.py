@@ -50,6 +50,10 @@ def postgres_dsn(url: str) -> str:
     return scheme.partition("+")[0] + separator + rest
 
 
+# A change that reaches the disk and means nothing. SQLite does not write a row that stays as it is.
+_TOUCH = {"sqlite": "PRAGMA user_version = 0", "postgresql": "UPDATE sequences SET value = value"}
+
+
 class Database:
     """One open store; made by ``open``, in the event loop that will use it."""
 
@@ -114,7 +118,7 @@ class Database:
     async def ready(self) -> None:
         """StoreUnavailable unless the store answers, has its tables, and can commit."""
         if self.writer.failing:  # only a commit can tell whether the cause is gone
-            await self.write(lambda conn: conn.execute(text("UPDATE sequences SET value = value")).rowcount)
+            await self.write(lambda conn: conn.exec_driver_sql(_TOUCH[self.dialect]) and None)
         await self.read(lambda conn: conn.execute(text("SELECT value FROM sequences LIMIT 1")).first())
 
     def free_bytes(self) -> int | None:

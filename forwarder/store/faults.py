@@ -44,7 +44,7 @@ def trouble_of(error: BaseException) -> StoreUnavailable | None:
 def _of_driver(error: DBAPIError) -> StoreUnavailable | None:
     original = error.orig
     if isinstance(original, sqlite3.Error):
-        if getattr(original, "sqlite_errorcode", 0) & 0xFF == _SQLITE_FULL:
+        if _is_full(error):
             return StoreFull()
         wrong_value = (
             sqlite3.IntegrityError | sqlite3.DataError | sqlite3.InterfaceError | sqlite3.ProgrammingError
@@ -61,6 +61,12 @@ def _of_driver(error: DBAPIError) -> StoreUnavailable | None:
     return StoreUnavailable()
 
 
+def _is_full(error: BaseException) -> bool:
+    original = error.orig if isinstance(error, DBAPIError) else error
+    code: int = getattr(original, "sqlite_errorcode", 0)
+    return isinstance(original, sqlite3.Error) and code & 0xFF == _SQLITE_FULL
+
+
 def is_conflict(error: BaseException) -> bool:
     """Whether the server ended the transaction in favour of another: a deadlock or a serialization failure."""
     return sqlstate(error) in _CONFLICTS
@@ -75,6 +81,10 @@ def may_work_again(error: BaseException) -> bool:
 
 
 def ended_for_certain(error: BaseException) -> bool:
-    """Whether a failed COMMIT was refused by the server in words, so that nothing of it is in force."""
+    """Whether a failed COMMIT was refused in words, so that nothing of it is in force."""
+    if _is_full(error):
+        # SQLite writes the frame that makes the others valid last, and says "full" of a write only, never of an fsync:
+        # where there was no room for one frame, no frame of this transaction counts.
+        return True
     state = sqlstate(error)
     return bool(state) and not state.startswith(_LOST)

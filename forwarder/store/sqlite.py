@@ -28,7 +28,7 @@ from sqlalchemy import Connection, Engine, Transaction, create_engine, event
 from sqlalchemy.pool import NullPool
 
 from forwarder.failpoint import reach
-from forwarder.store.faults import trouble_of
+from forwarder.store.faults import ended_for_certain, trouble_of
 from forwarder.store.trouble import CommitUnknown, StoreUnavailable
 from forwarder.store.writer import Failed, Item, Writer, apply_group, halves
 
@@ -184,6 +184,8 @@ class SqliteWriter(Writer):
         try:
             transaction.commit()
         except Exception as error:
+            if ended_for_certain(error):
+                raise
             # A failed fsync: the frames may be in the log file all the same, and be found after a crash.
             raise CommitUnknown from error
         reach("writer.after-commit")

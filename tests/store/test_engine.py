@@ -159,6 +159,51 @@ async def test_a_full_disk_is_said_and_forgotten(sqlite_url: str) -> None:
     await database.close()
 
 
+async def test_after_trouble_it_is_ready_when_something_has_reached_the_disk(sqlite_url: str) -> None:
+    database = await Database.open(sqlite_url)
+    await database.write(put("before"))  # type: ignore[arg-type]
+    log = sqlite_url.removeprefix("sqlite:///") + "-wal"
+    for _ in range(2):
+        database.writer.failing = True
+        before = os.stat(log).st_size
+        await database.ready()
+        assert os.stat(log).st_size > before
+        assert not database.writer.failing
+    await database.close()
+
+
+class _FullAtCommit(sqlite3.Connection):
+    """A disk with room for statements, which SQLite keeps in memory, and none for the COMMIT that writes them."""
+
+    code = sqlite3.SQLITE_FULL
+
+    def commit(self) -> None:
+        super().rollback()
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = self.code
+        raise error
+
+
+class _BrokenAtCommit(_FullAtCommit):
+    code = sqlite3.SQLITE_IOERR_FSYNC
+
+
+@pytest.mark.parametrize(("disk", "trouble"), [(_FullAtCommit, StoreFull), (_BrokenAtCommit, CommitUnknown)])
+async def test_a_disk_that_is_full_at_the_commit_leaves_no_doubt(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, disk: type[sqlite3.Connection], trouble: type[Exception]
+) -> None:
+    database = await Database.open(sqlite_url)
+    connect = sqlite3.connect
+    with monkeypatch.context() as patched:
+        patched.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, **options, factory=disk))
+        with pytest.raises(trouble) as caught:
+            await database.write(put("lost"))  # type: ignore[arg-type]
+    assert type(caught.value) is trouble
+    await database.write(put("after"))  # type: ignore[arg-type]
+    assert await names(database) == {"after"}
+    await database.close()
+
+
 async def test_a_file_locked_by_another_program_is_temporary(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
