@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from tests.crash.client import Load
 from tests.crash.ledger import Ledger, Verdict, judge
@@ -87,8 +88,13 @@ class Campaign:
         return [node.port for node in self.members if node.alive()]
 
     def kill(self, node: Node) -> None:
+        began = time.time()
         node.kill()
-        self.ledger.write("killed", node=str(node.port))
+        self.died(node, began=began)
+
+    def died(self, node: Node, **circumstances: Any) -> None:
+        """Write down that a node is dead; before it is started again."""
+        self.ledger.write("killed", node=node.name, **circumstances)
 
     def restart(self, node: Node) -> None:
         self.restarts.append(node.start())
@@ -132,11 +138,12 @@ class Campaign:
             for _ in range(kills):
                 workers = node.wait_for_workers()
                 time.sleep(self.chance.uniform(0.1, 0.6))
+                began = time.time()
                 with suppress(
                     ProcessLookupError
                 ):  # it has just been killed, and its successor is not there yet
                     os.kill(self.chance.choice(workers), signal.SIGKILL)
-                self.ledger.write("killed", node=str(node.port), worker=True)
+                self.died(node, began=began, worker=True)
 
     def answers_of_trouble(self) -> list[int]:
         """Codes of 500 and above that clients were told; our trouble must never sound like theirs."""

@@ -40,6 +40,7 @@ class Node:
         more: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
+        self.name = name  # as it calls itself at EHLO
         self._nursery = nursery  # None: every start is a cold one
         self.port = free_port()
         self.api_port = free_port()

@@ -73,7 +73,7 @@ def die_at(campaign: Campaign, point: str, *, nth: int = 1) -> bool:
     died = node.wait_for_death(PURGE_TURN if point in SLOW else DEATH)
     reached = died and node.process is not None and node.process.returncode == -signal.SIGKILL
     if reached:
-        campaign.ledger.write("killed", node=str(node.port), point=point)
+        campaign.died(node, point=point)
     else:
         campaign.kill(node)
     campaign.restart(node)

@@ -6,11 +6,13 @@
     slow-…   taken, the 250 comes two seconds late
     drop-…   the content is taken and recorded, the answer is never sent: the connection closes (once a message)
 
-A copy is in the ledger, fsynced, before its 250 leaves. Threads and plain sockets; nothing here shares code with
-what is tested.
+A copy is in the ledger, fsynced, before its 250 leaves, with the node that sent it, as EHLO named it, and the time
+since when its session had been open; a second line tells when the 250 left. Threads and plain sockets; nothing here
+shares code with what is tested.
 """
 
 import hashlib
+import itertools
 import re
 import socketserver
 import threading
@@ -33,6 +35,7 @@ class Sink:
         self.ledger = ledger
         self.tempted: set[tuple[str, str]] = set()
         self.lock = threading.Lock()
+        self.numbers = itertools.count(1)  # of what was taken: copies and reports
         self.refusing = False
         sink = self
 
@@ -86,12 +89,15 @@ class _Handler(socketserver.StreamRequestHandler):
         if self.owner.refusing:
             self._say(b"421 4.3.2 not now")
             return
+        # Before the greeting: whoever sends anything after it was alive at this moment.
+        self.since, self.node = time.time(), ""
         self._say(b"220 sink.test ESMTP")
         sender = b""
         recipients: list[str] = []
         while line := self.rfile.readline(4096):
             verb = line[:4].upper()
             if verb == b"EHLO":
+                self.node = line[4:].strip().decode("ascii", "replace")
                 self._say(b"250-sink.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SMTPUTF8")
             elif verb == b"MAIL":
                 sender, recipients = self._address(line).encode(), []
@@ -110,11 +116,13 @@ class _Handler(socketserver.StreamRequestHandler):
                 content = self._content()
                 if content is None:
                     return
-                answered = self._record(sender, recipients, content)
+                copy = next(self.owner.numbers)
+                answered = self._record(copy, sender, recipients, content)
                 if not answered:
                     return
                 if any(recipient.startswith("slow-") for recipient in recipients):
                     time.sleep(SLOW)
+                self.owner.ledger.note("told", copy=copy)
                 self._say(b"250 2.0.0 written down")
             elif verb == b"QUIT":
                 self._say(b"221 2.0.0 bye")
@@ -141,10 +149,11 @@ class _Handler(socketserver.StreamRequestHandler):
             lines.append(line[1:] if line.startswith(b".") else line)
         return None  # it died before the dot: nothing was taken
 
-    def _record(self, sender: bytes, recipients: list[str], content: bytes) -> bool:
+    def _record(self, copy: int, sender: bytes, recipients: list[str], content: bytes) -> bool:
         ledger = self.owner.ledger
+        origin: dict[str, Any] = {"copy": copy, "node": self.node, "since": self.since}
         if sender == b"":
-            self._record_report(recipients, content)
+            self._record_report(recipients, content, origin)
             return True
         head, _, body = content.partition(b"\r\n\r\n")
         number = _LEDGER.search(head + b"\r\n")
@@ -155,15 +164,19 @@ class _Handler(socketserver.StreamRequestHandler):
         silent = any(r.startswith("drop-") for r in recipients) and self.owner.first_time("drop", key)
         fact: dict[str, Any] = {"id": key, "body": hashlib.sha256(body).hexdigest(), "answered": not silent}
         # the aliases are *@crash.test -> the same local part at sink.test
-        ledger.write("copy", recipients=[r.replace("@sink.test", "@crash.test") for r in recipients], **fact)
+        there = [r.replace("@sink.test", "@crash.test") for r in recipients]
+        ledger.write("copy", recipients=there, **fact, **origin)
         return not silent
 
-    def _record_report(self, recipients: list[str], content: bytes) -> None:
+    def _record_report(self, recipients: list[str], content: bytes, origin: dict[str, Any]) -> None:
         ledger = self.owner.ledger
         try:
-            number, failed = bounces.read(content)
+            report = bounces.read(content)
         except bounces.NotAReport as wrong:
             ledger.write("stray", why=f"a report to {recipients} that cannot be read: {wrong}")
             return
-        for recipient in failed:
-            ledger.write("report", id=number, recipient=recipient.replace("@sink.test", "@crash.test"))
+        for failed in report.failed:
+            there = failed.replace("@sink.test", "@crash.test")
+            ledger.write(
+                "report", id=report.about, recipient=there, report=report.name, answered=True, **origin
+            )

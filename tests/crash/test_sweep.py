@@ -86,7 +86,7 @@ def test_a_death_at_every_system_call_of_a_message(campaign_on: MakeCampaign, ki
                 send(node.port, campaign.ledger, recipients, chance)
                 died = node.wait_for_death(3.0)
             if died:
-                campaign.ledger.write("killed", node=str(node.port), call=call, nth=nth)
+                campaign.died(node, call=call, nth=nth)
                 campaign.restart(node)
                 counts[call] = nth
             else:
@@ -120,7 +120,7 @@ def test_no_room_for_a_write_makes_it_refuse_for_a_while(campaign_on: MakeCampai
     node = campaign.members[0]
     points.occasion(campaign, messages=2)
     with injected(node, "pwrite64:error=ENOSPC:when=1+"):
-        until(lambda: one(campaign, node) in (451, 452), 20, "a message to be refused")
+        until(lambda: one(campaign, node) == 452, 20, "a message to be refused for want of room")
         until(lambda: node.health() == 503, 15, "the node to say that it is not ready")
     until(lambda: one(campaign, node) == 250, HEALS, "the node to take mail again")
     assert campaign.settle(90).broken == []
