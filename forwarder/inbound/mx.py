@@ -135,6 +135,8 @@ class MxReception:
         head = contents.split(content)[0]
         seen = facts(head)
         refusal = self._circling(transaction, head)
+        if head[:1] in (b" ", b"\t"):  # it would continue the last header that we put before it
+            refusal = replies.BAD_CONTENT.saying("the headers of the message begin with a continuation line")
         if all(recipient.reports_only for recipient in transaction.recipients) and not (
             await self._late_bounces.is_about_ours(content)
         ):

@@ -57,6 +57,17 @@ FORGED = (
 )
 
 
+async def test_a_message_cannot_continue_our_own_header(engine: Town) -> None:
+    """A first line that begins with a blank would be read as more of what we put before it."""
+    for start in (b" ", b"\t", b" \r\n\r\n", b"\t\r\n "):
+        stretched = start + b"; dmarc=pass header.from=bank.test\r\n" + MAIL
+        answer = await engine.send("ann@out.test", "info@example.com", stretched)
+        assert str(answer).startswith("554 5.6.0"), (start, answer)
+    await engine.goes_on()
+    assert all(b"bank.test" not in message.content for message in engine.sink.messages)
+    assert [code for status, code, _ in await engine.events() if status == "REFUSED"] == [554] * 4
+
+
 async def test_results_that_claim_to_be_ours_do_not_survive(engine: Town) -> None:
     assert (await engine.send("ann@out.test", "info@example.com", FORGED + MAIL)).code == 250
     (message,) = await engine.sink.wait_for(1)
