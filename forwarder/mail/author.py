@@ -5,6 +5,7 @@ two From headers, or addresses of two domains in one, are ``SEVERAL`` and never 
 and angle brackets are scanned once, without recursion, whatever they nest; input beyond ``MAX_OCTETS`` is not read.
 """
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -12,6 +13,8 @@ from forwarder.mail.canonical import Canonical, relaxed_field
 from forwarder.mail.verification import SignatureError, domain_name
 
 MAX_OCTETS = 64 * 1024
+# Blanks stand beside a dot, never between two words (RFC 5322 4.4: obs-domain): what follows is no domain any more.
+_TWO_WORDS = re.compile(r"[^\s.]\s+[^\s.]")
 
 
 class AuthorFault(StrEnum):
@@ -41,16 +44,23 @@ def author(message: Canonical) -> Author:
     if len(value) > MAX_OCTETS:
         return Author(fault=AuthorFault.UNREADABLE)
     try:
-        domains = {
-            domain_name(address.rpartition("@")[2]) if "@" in address else ""
-            for address in addresses(value.decode("utf-8", "replace"))
-        }
+        domains = {_domain(address) for address in addresses(value.decode("utf-8", "replace"))}
     except (SignatureError, ValueError):
         return Author(fault=AuthorFault.UNREADABLE)
     if len(domains) > 1:
         return Author(fault=AuthorFault.SEVERAL)
     domain = next(iter(domains), "")
     return Author(domain=domain) if domain else Author(fault=AuthorFault.UNREADABLE)
+
+
+def _domain(address: str) -> str:
+    """The domain of one address, empty without one; ValueError or SignatureError when it is no name."""
+    _, at, domain = address.rpartition("@")
+    if not at:
+        return ""
+    if _TWO_WORDS.search(domain.strip()):
+        raise ValueError("words after an address")
+    return domain_name(domain)
 
 
 def addresses(value: str, *, strict: bool = False) -> list[str]:
@@ -82,6 +92,8 @@ def addresses(value: str, *, strict: bool = False) -> list[str]:
             depth += 1
         elif depth:
             depth -= character == ")"
+            if not depth:
+                place.append(" ")  # RFC 5322 3.2.2: a comment is a blank
         elif character == '"':
             quoted = True
         elif character == "<":

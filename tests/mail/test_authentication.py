@@ -47,6 +47,8 @@ def of(head: bytes) -> Author:
         (b"From: a@example.org, c@example.org", "example.org"),
         ("From: a@bücher.example".encode(), "xn--bcher-kva.example"),
         (b"From : a@example.org", "example.org"),
+        (b"From: a @ example . org", "example.org"),
+        (b"From: a@(at)example(dot).org (of)", "example.org"),
     ],
 )
 def test_the_domain_of_the_author(head: bytes, domain: str) -> None:
@@ -72,6 +74,9 @@ def test_the_domain_of_the_author(head: bytes, domain: str) -> None:
         (b"From: (a@example.org", AuthorFault.UNREADABLE),
         (b'From: "a@example.org', AuthorFault.UNREADABLE),
         (b"From: a@example..org", AuthorFault.UNREADABLE),
+        (b"From: a@example.org and more", AuthorFault.UNREADABLE),
+        (b"From: <a@example.org more>", AuthorFault.UNREADABLE),
+        (b"From: a@example.org(is)evil", AuthorFault.UNREADABLE),
         (b"From: a@[192.0.2.1]", AuthorFault.UNREADABLE),
         (b"From: a@\xff\xfe", AuthorFault.UNREADABLE),
         (b"From: " + b"(" * 3000, AuthorFault.UNREADABLE),
