@@ -191,12 +191,16 @@ class Resolver:
         seen = {name}
         for _ in range(ALIASES):
             try:
-                async with asyncio.timeout(self._deadline.total_seconds()), self._slots:
-                    message = await ask(self._nameservers, name, kind, deadline=self._deadline)
-            except NoAnswer as exc:
-                return CannotTell(reason=str(exc))
+                async with asyncio.timeout(self._deadline.total_seconds()):
+                    await self._slots.acquire()
             except TimeoutError:
                 return CannotTell(reason="too many questions are under way")
+            try:
+                message = await ask(self._nameservers, name, kind, deadline=self._deadline)
+            except NoAnswer as exc:
+                return CannotTell(reason=str(exc))
+            finally:
+                self._slots.release()
             answer = read(message, kind)
             if not isinstance(answer, dns.name.Name):
                 return answer

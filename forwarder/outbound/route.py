@@ -94,7 +94,8 @@ class Router:
         names = mail_hosts(domain, await self._resolver.mx(domain), own_name=self._hostname)
         if isinstance(names, Failure):
             return names
-        candidates = [name for group in names for name in self._shuffled(group)][:NAMES]
+        # a name that stands there with several preferences counts once, where it is best
+        candidates = list(dict.fromkeys(name for group in names for name in self._shuffled(group)))[:NAMES]
         found = await self._resolver.addresses_of(candidates)
         policy = Policy(
             own_name=self._hostname,
@@ -104,7 +105,7 @@ class Router:
         hosts = usable_hosts(domain, candidates, found, policy)
         if isinstance(hosts, Failure):
             return hosts
-        site = " ".join(sorted(name for group in names for name in group))
+        site = " ".join(sorted({name for group in names for name in group}))
         return Route(site=site, hosts=hosts, port=self._outbound.port)
 
     async def _smarthost(self, smarthost: HostPort) -> Route | Failure:

@@ -105,6 +105,13 @@ async def test_cannot_tell_is_never_a_no(dns: DnsServer, resolver: Resolver, fau
     assert len(dns.queries) <= 4
 
 
+async def test_a_silent_server_is_named(dns: DnsServer, resolver: Resolver) -> None:
+    dns.fault("example.test", "timeout")
+    answer = await resolver.a("example.test")
+    assert isinstance(answer, CannotTell)
+    assert answer.reason == f"127.0.0.1:{dns.port} does not answer"
+
+
 async def test_nobody_listens() -> None:
     async with DnsServer() as server:
         port = server.port

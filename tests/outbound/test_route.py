@@ -167,6 +167,16 @@ async def test_domains_with_the_same_hosts_are_one_site(dns: DnsServer) -> None:
     assert {route.site for route in routes if isinstance(route, Route)} == {"a.test b.test"}
 
 
+async def test_a_host_named_with_several_preferences_is_tried_once(dns: DnsServer) -> None:
+    dns.set("example.test", "MX", [(10, "a.test"), (20, "b.test"), (30, "a.test")])
+    dns.set("a.test", "A", ["127.0.0.1"])
+    dns.set("b.test", "A", ["127.0.0.2"])
+    route = await router(dns).route("example.test")
+    assert isinstance(route, Route)
+    assert [host.name for host in route.hosts] == ["a.test", "b.test"]
+    assert route.site == "a.test b.test"
+
+
 async def test_hosts_of_equal_preference_take_turns(dns: DnsServer) -> None:
     dns.set("example.test", "MX", [(10, "a.test"), (10, "b.test"), (5, "best.test")])
     for number, name in enumerate(("a.test", "b.test", "best.test"), 1):
