@@ -27,6 +27,7 @@ POINTS: dict[str, str] = {
     "enqueue.before-deliveries": "messages are inserted, not committed",
     "enqueue.before-logs": "deliveries are inserted, not committed",
     "enqueue.before-events": "logs are inserted, not committed",
+    "insert.next-rows": "the first rows of a kind that takes several statements are inserted, not committed",
     "writer.before-commit": "everything of the group is written, nothing is committed",
     "writer.after-commit": "the group is durable; nobody has been told",
     "receive.before-reply": "the message is durable; the client has not read 250",

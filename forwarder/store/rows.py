@@ -34,6 +34,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.sql import Executable
 from sqlalchemy.types import TypeEngine
 
+from forwarder.failpoint import reach
 from forwarder.store.straight import run, run_text
 from forwarder.store.tables import UtcDateTime
 
@@ -70,6 +71,8 @@ def insert_many(
         return
     times = _times_of(table, columns)
     for start in range(0, len(rows), _CHUNK):
+        if start:
+            reach("insert.next-rows")
         chunk = rows[start : start + _CHUNK]
         values: list[Any] = []
         for row in chunk:

@@ -65,11 +65,15 @@ def send(
     *,
     sender: str = "sender@origin.test",
     size: int = 0,
+    reaching: list[str] | None = None,
 ) -> int | None:
-    """Send one message to ``recipients`` at the hosted domain; the code that ended it, None for no answer."""
+    """Send one message to ``recipients`` at the hosted domain; the code that ended it, None for no answer.
+
+    ``reaching`` are those who must get it, when the recipients' aliases lead to others than themselves.
+    """
     number = uuid.uuid4().hex
     content, body = compose(number, sender, recipients[0], chance, size)
-    ledger.write("sending", id=number, recipients=recipients, body=body)
+    ledger.write("sending", id=number, recipients=reaching or recipients, body=body)
     try:
         conversation = Conversation(port)
     except OSError:
