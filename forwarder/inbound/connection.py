@@ -98,6 +98,10 @@ class Connection(SMTP):
         """Say 421 as soon as the session waits for a command."""
         self._inlet.stop()
 
+    def cut_off(self) -> None:
+        """Say 421 wherever the session waits for the peer, be it in the middle of a message."""
+        self._inlet.cut()
+
     def abort(self) -> None:
         """Close at once, whatever is unsent."""
         if self.transport is not None:

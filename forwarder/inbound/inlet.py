@@ -45,6 +45,7 @@ class Inlet:
 
     __slots__ = (
         "_buffer",
+        "_cut",
         "_deadline",
         "_ended",
         "_held",
@@ -62,6 +63,7 @@ class Inlet:
         self._searched = 0  # no line feed before this place in the buffer
         self._ended = False
         self._stopped = False
+        self._cut = False
         self._held = False  # reading is paused
         self._valve: Valve | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -91,6 +93,11 @@ class Inlet:
         """Let the reader know, where it waits for a command, that the server is going down."""
         self._stopped = True
         self._wake()
+
+    def cut(self) -> None:
+        """The same wherever it waits, in the middle of a message too."""
+        self._cut = True
+        self.stop()
 
     def close(self) -> None:
         """Nothing will be read any more."""
@@ -162,7 +169,7 @@ class Inlet:
     async def _more(self, deadline: float, *, stoppable: bool) -> None:
         if self._ended:
             raise Gone
-        if stoppable and self._stopped:
+        if self._cut or (stoppable and self._stopped):
             raise Stopped
         self._deadline = deadline
         if self._timer is None or self._timer.when() > deadline:
@@ -180,7 +187,7 @@ class Inlet:
                 return
             if self._ended:
                 raise Gone
-            if stoppable and self._stopped:
+            if self._cut or (stoppable and self._stopped):
                 raise Stopped
             if self._loop.time() >= self._deadline:
                 raise Expired

@@ -5,7 +5,7 @@ Controller) with SO_REUSEPORT, so that several worker processes share a port and
 TLS begins with the first byte (``tls_door``), who never finishes the handshake holds a place as well.
 
 It ends in three steps: the sockets close; sessions that wait for a command are told 421 4.3.2 and close, a message in
-flight gets its real answer first; what is left when the grace is over is cut off. A message whose commit has begun
+flight gets its real answer first; what is left when the grace is over is told 421 and cut off. A message whose commit has begun
 then is still committed: the sender that missed the 250 sends again, which RFC 1047 prefers to a loss.
 """
 
@@ -28,6 +28,7 @@ from forwarder.inbound.tls_door import TlsDoor
 
 BACKLOG = 1024
 MESSAGES_HELD = 16  # of the largest size, while they are read and stored, per service and process
+FAREWELL_SECONDS = 1.0  # for the 421 of sessions that the grace did not suffice for
 COMMIT_SECONDS = 10.0  # how long a session that was cut off may still need to commit
 
 log = structlog.get_logger(__name__)
@@ -109,6 +110,9 @@ class Server:
         await self._ended(grace.total_seconds())
         if self._sessions:
             log.warning("sessions cut off", service=self.name, sessions=len(self._sessions))
+            for session in list(self._sessions):
+                session.cut_off()
+            await self._ended(FAREWELL_SECONDS)
             for session in list(self._sessions):
                 session.abort()
             await self._ended(COMMIT_SECONDS)

@@ -397,10 +397,9 @@ def bombs():
         + b"b@sender.test\r\n\r\nx\r\n"
     )
     yield b"__proto__: 1\r\n__class__: 2\r\n" + b"n" * 990 + b": 3\r\n\xc3\xa4: 4\r\nFrom\0: x\r\n y\r\n\r\n"
-    yield b" From: a@sender.test\r\n\r\nx\r\n"
 
 
-@pytest.mark.parametrize("content", list(bombs()), ids=range(7))
+@pytest.mark.parametrize("content", list(bombs()), ids=range(6))
 async def test_bombs_pass_through_unchanged_and_fast(engine, content):
     await hosting(engine)
     started = time.process_time()
@@ -574,10 +573,13 @@ async def test_sessions_that_outlast_the_grace_are_cut_off(engine):
         await client.say(b"MAIL FROM:<a@sender.test>\r\n")
         await client.say(b"RCPT TO:<info@here.test>\r\n")
         await client.say(b"DATA\r\n")
+        await client.send(b"half a mess")
         async with asyncio.timeout(5):
             await engine.servers["mx"].drain(timedelta(seconds=0.2))
+        assert str(await client.read()).startswith("421 4.3.2")
         assert await client.closed()
         assert engine.servers["mx"].sessions == 0
+    assert await engine.deliveries() == []
 
 
 def report(delivery_id, mark, *, action=b"failed"):
