@@ -172,7 +172,7 @@ class Dialogue(Connection):
         limit = desk.bounds.size_limit
         raw = await read_content(
             self._inlet,
-            limit=limit + limit // 8,  # room for the dots that stuffing added
+            limit=limit + limit // 3 + 1,  # room for the dots that stuffing added
             share=share,
             block_timeout=desk.bounds.data_timeout.total_seconds(),
             min_rate=desk.bounds.min_rate,

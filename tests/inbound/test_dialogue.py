@@ -268,6 +268,16 @@ async def test_a_body_over_the_limit_is_refused_after_the_dot(serve, size, code)
     assert [content for _, _, content in listening.messages] == [content] * (code == 250)
 
 
+@pytest.mark.parametrize(("lines", "code"), [(333, 250), (334, 552)])
+async def test_the_dots_of_stuffing_are_not_of_the_size(serve, lines, code):
+    """RFC 1870 4 counts the message, not what makes it transparent: here one octet in four on the wire."""
+    listening = await serve(size_limit="1000 B")
+    async with connect(listening) as client:
+        await client.ehlo()
+        answers = await client.message(b"a@sender.test", [b"b@here.test"], b".\r\n" * lines)
+        assert answers[-1].code == code
+
+
 async def test_more_mail_at_once_than_memory_is_put_off(serve):
     listening = await serve(size_limit="1000 B")
     memory = listening.server._desk.memory
