@@ -16,6 +16,7 @@ class Conversation:
     """One SMTP connection; ``say`` returns the code of the answer, 0 when the connection is gone."""
 
     def __init__(self, port: int) -> None:
+        self.text = ""  # of the last answer
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT)
         self._file = self._socket.makefile("rb")
 
@@ -25,6 +26,7 @@ class Conversation:
             if len(line) < 4 or not line[:3].isdigit():
                 return 0
             if line[3:4] != b"-":
+                self.text = line[4:].strip().decode("ascii", "replace")
                 return int(line[:3])
 
     def say(self, line: bytes) -> int:
@@ -86,7 +88,7 @@ def send(
     finally:
         conversation.close()
     if code:
-        ledger.write("answered", id=number, code=code)
+        ledger.write("answered", id=number, code=code, text=conversation.text)
     return code or None
 
 

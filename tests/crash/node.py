@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.crash.nursery import Child, Nursery
@@ -92,17 +92,22 @@ class Node:
         self.command("domain", "add", "crash.test", "--account", "owner@sink.test")
         self.command("alias", "add", "crash.test", "(ok|soft|hard|drop|slow)-([0-9]+)", "$1-$2@sink.test")
 
-    def start(self, extra: Mapping[str, str] | None = None, *, wait: bool = True) -> float:
-        """Start; with ``wait``, return the seconds until it greets. A process that dies at once is not waited for."""
+    def start(
+        self, extra: Mapping[str, str] | None = None, *, wait: bool = True, under: Sequence[str] = ()
+    ) -> float:
+        """Start; with ``wait``, return the seconds until it greets. A process that dies at once is not waited for.
+
+        ``under`` is a command that runs the engine, such as a tracer: then the process is the tracer's.
+        """
         begin = time.monotonic()
         words = ["serve", "--config", str(self.folder / "config.toml")]
         environ = self._environment(extra or {})
-        if self._nursery is not None:
+        if self._nursery is not None and not under:
             self.process = self._nursery.start(words, environ, self.folder / "serve.log")
         else:
             with (self.folder / "serve.log").open("ab") as log:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", "forwarder", *words],
+                    [*under, sys.executable, "-m", "forwarder", *words],
                     env=environ,
                     stdout=log,
                     stderr=log,
