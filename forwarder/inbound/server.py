@@ -5,8 +5,8 @@ Controller) with SO_REUSEPORT, so that several worker processes share a port and
 TLS begins with the first byte (``tls_door``), who never finishes the handshake holds a place as well.
 
 It ends in three steps: the sockets close; sessions that wait for a command are told 421 4.3.2 and close, a message in
-flight gets its real answer first; what is left when the grace is over is told 421 and cut off. A message whose commit has begun
-then is still committed: the sender that missed the 250 sends again, which RFC 1047 prefers to a loss.
+flight gets its real answer first; what is left when the grace is over is told 421 and cut off. A message whose
+commit has begun then is still committed: the sender that missed the 250 sends again, which RFC 1047 prefers to a loss.
 """
 
 import asyncio
