@@ -162,6 +162,18 @@ class SubmissionReception:
         if isinstance(found, Recipient):
             transaction.add(found)
             return replies.RECIPIENT_OK
+        login = session.login
+        assert login is not None
+        hosted = found.domain_id is not None  # its log tells of it as it would had the mail come to the MX
+        self._refusals.write(
+            session,
+            found.reply,
+            domain_id=found.domain_id if hosted else login.domain.id,
+            alias=found.alias if hosted else login.credential.username,
+            sender=transaction.reverse_path,
+            recipient=path,
+            hostname=client_name(session),
+        )
         return found.reply
 
     def refused(self, session: Session, transaction: Transaction, content: bytes, reply: Reply) -> None:

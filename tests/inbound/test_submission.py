@@ -452,6 +452,22 @@ async def test_recipients_hosted_here_go_through_their_aliases(engine, domain):
     ]
 
 
+async def test_a_recipient_refused_shows_in_a_log(engine, domain):
+    other = await engine.host("other.test", {"info": "person@dest.test"})
+    answers = await submit(engine, to=[b"nobody@other.test", b"SRS0=AAAA=AA=x.test=y@mx.test"])
+    assert [str(answer)[:9] for answer in answers[1:3]] == ["550 5.1.1", "550 5.1.1"]
+    await engine.servers["submission"].drain(timedelta(seconds=5))
+    for whose, alias, recipient in (
+        (other, None, "nobody@other.test"),
+        (domain, "ann", "SRS0=AAAA=AA=x.test=y@mx.test"),
+    ):
+        [entry] = await engine.logs(whose)
+        [event] = entry.events
+        assert (event.status, event.code, event.message[:6]) == (Status.REFUSED, 550, "5.1.1 ")
+        assert (entry.alias, entry.recipient_email, event.recipient) == (alias, recipient, recipient)
+        assert (entry.transport, entry.sender_email) == ("submission", "ann@here.test")
+
+
 async def test_the_client_is_shown_where_that_is_configured(engine):
     await engine.start(submission={"show_client_address": True})
     domain = await engine.host("here.test", {})
