@@ -104,3 +104,8 @@ def test_a_stream_that_is_gone_costs_the_line_and_nothing_else() -> None:
     set_up(Settings.model_validate({"hostname": "a"}), stream=stream)
     stream.close()
     structlog.get_logger("test").error("nobody reads this")
+    again = io.StringIO()
+    set_up(Settings.model_validate({"hostname": "a"}), stream=again)
+    structlog.get_logger("test").error("somebody reads this")
+    assert "somebody reads this" in again.getvalue()
+    assert "nobody" not in again.getvalue()

@@ -125,7 +125,8 @@ def test_ed25519_signs_the_hash_as_rfc_8463_says() -> None:
     lines = [relaxed_field(left[name].pop()) for name in names if left[name]]
     data = b"\r\n".join([*lines, relaxed_field(unsigned + b"b=")])
     public = ed25519.Ed25519PublicKey.from_public_bytes(base64.b64decode(ED.record.partition("p=")[2]))
-    public.verify(base64.b64decode(value), hashlib.sha256(data).digest())
+    assert tags(header)["a"] == "ed25519-sha256"
+    public.verify(base64.b64decode(value), hashlib.sha256(data).digest())  # raises when it is not so
 
 
 def test_hundreds_of_one_header_do_not_swell_the_signature() -> None:
