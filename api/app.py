@@ -29,7 +29,7 @@ from api.auth import Gate
 from api.confirmation import TEMPLATE, Confirmation
 from api.errors import Refusal, unavailable
 from api.health import Health
-from api.improvmx import account, aliases, check, credentials, domains, logs
+from api.improvmx import account, aliases, check, credentials, domains, logs, rules
 from api.limits import RateLimit
 from api.openapi import document
 from api.operation import Operation, Rooms, endpoint, json_response
@@ -47,6 +47,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *domains.OPERATIONS,
     *check.OPERATIONS,
     *aliases.OPERATIONS,
+    *rules.OPERATIONS,
     *logs.OPERATIONS,
     *credentials.OPERATIONS,
 )

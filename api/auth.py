@@ -1,7 +1,8 @@
 """Whose request it is: HTTP Basic with the user ``api`` and an API key as the password.
 
-Clients write it in three ways, all taken: ``Basic <base64 of api:KEY>``, the literal ``Basic api:KEY`` of the
-documentation's examples, and either with more than one space. No key, a wrong one and a revoked one get the same 401.
+Clients write it in four ways, all taken: ``Basic <base64 of api:KEY>``, the literal ``Basic api:KEY`` of the
+documentation's examples, ``Bearer KEY``, and each with more than one space. No key, a wrong one and a revoked one get
+the same 401.
 Keys are looked up by their SHA-256; the key itself is never stored, logged or shown again. Wrong keys are counted by
 client address; beyond the limit the answer is 429 until the minute is over.
 
@@ -82,7 +83,11 @@ def presented_key(header: str) -> str | None:
     """The password in an Authorization header; None when there is none that could be a key."""
     scheme, _, rest = header.strip().partition(" ")
     rest = rest.strip()
-    if scheme.lower() != "basic" or not rest or len(rest) > _LONGEST:
+    if not rest or len(rest) > _LONGEST:
+        return None
+    if scheme.lower() == "bearer":
+        return rest
+    if scheme.lower() != "basic":
         return None
     if ":" not in rest:  # base64 has no colon, so the literal form cannot be mistaken for it
         try:

@@ -13,9 +13,11 @@ _REFERENCE = "#/components/schemas/{model}"
 _PATH_VALUES = {
     "domain": "The domain's name.",
     "alias": "The alias's name, percent-encoded, or its id.",
+    "rule": "The rule's id.",
     "username": "The part of the address before the @.",
     "key": "The key's id.",
 }
+_JSON_ONLY = frozenset({"addAliasesInBulk", "addRule", "editRule"})  # nothing in a form can be nested
 _REASONS = {
     400: "A field, or the form of the request, is wrong.",
     401: "There is no valid API key in the request.",
@@ -77,7 +79,7 @@ def _operation(operation: Operation, body: Any, answer: Any) -> dict[str, Any]:
         made["description"] = operation.note
     if body is not None:
         forms = ["application/json", "application/x-www-form-urlencoded", "multipart/form-data"]
-        taken = forms if operation.name != "addAliasesInBulk" else forms[:1]
+        taken = forms[:1] if operation.name in _JSON_ONLY else forms
         made["requestBody"] = {"required": True, "content": {form: {"schema": body} for form in taken}}
     return made
 

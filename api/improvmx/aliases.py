@@ -31,6 +31,7 @@ from forwarder.mail.destination import check_captures
 from forwarder.mail.rules import RuleError, parse_forward, parse_pattern
 from forwarder.store import aliases
 from forwarder.store.aliases import Alias
+from forwarder.store.domains import Domain
 
 
 async def list_page(call: Call) -> Json:
@@ -57,26 +58,34 @@ async def add(call: Call) -> Json:
     """A new alias."""
     form: NewAlias = call.body
     name = name_of(call)
-    _check_fit(form.alias, form.forward)
+    values = {"is_active": form.is_active is not False, "when_disabled": form.when_disabled or 550}
 
     def work(conn: Connection) -> Alias:
-        domain = domain_in(conn, call, name)
-        added = aliases.add(
-            conn,
-            domain,
-            form.alias,
-            form.forward,
-            call.now,
-            is_active=form.is_active is not False,
-            when_disabled=form.when_disabled or 550,
-            limit=call.plan.aliases,
-        )
-        if (found := circle(conn, domain, [added])) is not None:
-            raise bad_fields({"forward": [found[1]]})
-        ask_owners(conn, call.rooms.settings, domain, [added], call.now)
-        return added
+        return save_new(conn, call, domain_in(conn, call, name), form.alias, form.forward, **values)
 
     return {"alias": wire.alias(await call.rooms.database.write(work)), "success": True}
+
+
+def save_new(conn: Connection, call: Call, domain: Domain, pattern: str, forward: str, **more: Any) -> Alias:
+    """A new alias in this transaction, if everything about it is right; ``more`` as ``store.aliases.add`` has it."""
+    _check_fit(pattern, forward)
+    added = aliases.add(conn, domain, pattern, forward, call.now, limit=call.plan.aliases, **more)
+    _check_way(conn, call, domain, added)
+    return added
+
+
+def save_change(conn: Connection, call: Call, domain: Domain, alias: Alias, **values: Any) -> Alias:
+    """The alias changed in this transaction, if everything about it is still right."""
+    changed = aliases.update_alias(conn, domain, alias, call.now, **values)
+    _check_fit(changed.pattern, changed.forward)
+    _check_way(conn, call, domain, changed)
+    return changed
+
+
+def _check_way(conn: Connection, call: Call, domain: Domain, saved: Alias) -> None:
+    if (found := circle(conn, domain, [saved])) is not None:
+        raise bad_fields({"forward": [found[1]]})
+    ask_owners(conn, call.rooms.settings, domain, [saved], call.now)
 
 
 async def show(call: Call) -> Json:
@@ -103,18 +112,15 @@ async def edit(call: Call) -> Json:
     values = {field: value for field, value in values.items() if value is not None}
     if not values:
         raise bad_fields({"forward": ["This field is required."]})
+    if form.is_active or form.when_disabled:
+        values["is_skipped"] = False  # that is for rules: an alias that is disabled answers
 
     def work(conn: Connection) -> Alias:
         domain = domain_in(conn, call, name)
         found = find_alias(conn, domain.id, wanted)
         if found is None:
             raise not_found("alias")
-        changed = aliases.update_alias(conn, domain, found, call.now, **values)
-        _check_fit(changed.pattern, changed.forward)
-        if (closed := circle(conn, domain, [changed])) is not None:
-            raise bad_fields({"forward": [closed[1]]})
-        ask_owners(conn, call.rooms.settings, domain, [changed], call.now)
-        return changed
+        return save_change(conn, call, domain, found, **values)
 
     return {"alias": wire.alias(await call.rooms.database.write(work)), "success": True}
 

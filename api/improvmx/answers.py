@@ -48,6 +48,9 @@ class Limits(Shape):
     api: Annotated[int, Field(description="API keys.")]
     credentials: Annotated[int, Field(description="Credentials per domain.")]
     destinations: Annotated[int, Field(description="Destinations per alias.")]
+    daily_send_per_credential: Annotated[
+        int, Field(description="Messages sent a day through one credential; 0: as many as daily_send.")
+    ]
 
 
 class Plan(Shape):
@@ -119,7 +122,13 @@ class Alias(Shape):
     id: int
     is_active: Annotated[Literal[False], Field(description="Only there when the alias is disabled.")] = False
     when_disabled: Annotated[
-        Literal[250, 421, 550], Field(description="What a disabled alias answers; only there when it is.")
+        Literal[250, 421, 550] | None,
+        Field(
+            description=(
+                "What a disabled alias answers; only there when it is. "
+                "null: it is a rule that is not active, and mail is looked after as if it were not there."
+            )
+        ),
     ] = 550
 
 
@@ -201,6 +210,41 @@ class BulkAnswer(Answer):
     added: list[Alias]
     failed: list[Alias]
     updated: list[Alias]
+
+
+class AliasRuleConfig(Shape):
+    alias: str
+    forward: str
+
+
+class RegexRuleConfig(Shape):
+    regex: str
+    scopes: list[Literal["recipient"]]
+    forward: str
+
+
+class Rule(Shape):
+    id: Annotated[str, Field(examples=["12"], description="The id of the alias that the rule is, as text.")]
+    type: Literal["alias", "regex"]
+    config: AliasRuleConfig | RegexRuleConfig
+    rank: Annotated[
+        float, Field(description="Rules are asked in this order, lowest first; then the older one.")
+    ]
+    active: bool
+    created: Milliseconds
+
+
+class RuleAnswer(Answer, Rule):
+    """The rule under ``rule``, and its keys once more beside it, where a client reads them."""
+
+    rule: Rule
+
+
+class RulesAnswer(Answer):
+    rules: list[Rule]
+    limit: int
+    page: int
+    total: int
 
 
 class Mailbox(Shape):

@@ -64,8 +64,12 @@ def _read(conn: Connection, name: str) -> RuleSet | None:
     if domain is None:
         return None
     rows, _ = aliases.list_aliases(conn, domain.id)
-    return RuleSet(domain.name, domain.id, 0, [_rule(row) for row in rows])
+    return RuleSet(
+        domain.name, domain.id, 0, [_rule(row) for row in rows if row.is_active or not row.is_skipped]
+    )
 
 
 def _rule(alias: aliases.Alias) -> Alias:
-    return Alias.stored(alias.id, alias.pattern, alias.forward, alias.is_active, alias.when_disabled)
+    return Alias.stored(
+        alias.id, alias.pattern, alias.forward, alias.is_active, alias.when_disabled, alias.rank
+    )

@@ -13,7 +13,9 @@ from email.utils import format_datetime
 from typing import Any
 
 from forwarder.config import Plan
+from forwarder.mail.aliases import place
 from forwarder.mail.ids import log_public_id
+from forwarder.mail.pattern import expression_of
 from forwarder.store.accounts import Account, ApiKey
 from forwarder.store.aliases import Alias
 from forwarder.store.credentials import Credential
@@ -75,6 +77,7 @@ def limits(plan: Plan) -> Json:
         "api": plan.api,
         "credentials": plan.credentials,
         "destinations": plan.destinations,
+        "daily_send_per_credential": plan.daily_send_per_credential,
     }
 
 
@@ -114,8 +117,24 @@ def alias(alias: Alias) -> Json:
         "id": alias.id,
     }
     if not alias.is_active:
-        shown |= {"is_active": False, "when_disabled": alias.when_disabled}
+        shown |= {"is_active": False, "when_disabled": None if alias.is_skipped else alias.when_disabled}
     return shown
+
+
+def rule(alias: Alias) -> Json:
+    """An alias as a rule: ``regex`` when it was written as one, else ``alias``."""
+    expression = expression_of(alias.pattern)
+    config: dict[str, Any] = {"alias": alias.pattern}
+    if expression is not None:
+        config = {"regex": expression, "scopes": ["recipient"]}
+    return {
+        "id": str(alias.id),  # text: clients decode it so
+        "type": "alias" if expression is None else "regex",
+        "config": {**config, "forward": alias.forward},
+        "rank": place(alias.id, alias.pattern, alias.rank),
+        "active": alias.is_active,
+        "created": milliseconds(alias.created_at),
+    }
 
 
 def credential(credential: Credential) -> Json:

@@ -68,6 +68,23 @@ def classify(pattern: str) -> AliasKind:
     return AliasKind.WILDCARD if "*" in pattern else AliasKind.EXACT
 
 
+def pattern_of(expression: str) -> str:
+    """The pattern that is this regular expression whatever signs it holds: ``sales.*`` alone would be a wildcard."""
+    return f"(?:{expression})"
+
+
+def expression_of(pattern: str) -> str | None:
+    """What ``pattern_of`` was given; None for a pattern that it cannot have made."""
+    expression = pattern.removeprefix("(?:").removesuffix(")")
+    if not expression or pattern != pattern_of(expression):
+        return None
+    try:
+        compile_regex(expression)  # no: "(?:a)|(?:b)" begins and ends alike
+    except RuleError:
+        return None
+    return expression
+
+
 def parse_pattern(text: str) -> str:
     """The canonical form of what a person wrote left of the @. Raises RuleError."""
     pattern = text.strip(" ")

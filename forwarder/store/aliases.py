@@ -7,6 +7,8 @@ the account's row held, so parallel creates cannot pass it, and counting stops a
 costs at most that many index entries.
 
 An alias is found by its pattern or by its id. A pattern of digits alone is a pattern first.
+
+A disabled alias answers with its ``when_disabled``, unless it is skipped: then another one has its mail.
 """
 
 from collections.abc import Iterable, Sequence
@@ -49,6 +51,8 @@ class Alias:
     is_active: bool
     when_disabled: int
     created_at: datetime
+    rank: float | None  # among the domain's regular expressions; None: in order of creation
+    is_skipped: bool  # when it is not active: mail is looked after as if it were not there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +73,8 @@ def add(
     *,
     is_active: bool = True,
     when_disabled: int = 550,
+    rank: float | None = None,
+    is_skipped: bool = False,
     limit: int | None = None,
 ) -> Alias:
     """A new alias; AlreadyExists("alias"), LimitReached("aliases"), Missing("domain")."""
@@ -86,6 +92,8 @@ def add(
         "is_active": is_active,
         "when_disabled": when_disabled,
         "created_at": now,
+        "rank": rank,
+        "is_skipped": is_skipped,
     }
     try:
         row = conn.execute(insert(aliases).values(values).returning(*aliases.c)).mappings().one()
@@ -126,11 +134,15 @@ def list_aliases(
     *,
     starts_with: str = "",
     pattern_starts_with: str = "",
+    contains: str = "",
     is_active: bool | None = None,
     limit: int | None = None,
     offset: int = 0,
 ) -> tuple[Sequence[Alias], int]:
-    """A page by id, and how many match in all; ``starts_with`` looks at pattern and forward, without case."""
+    """A page by id, and how many match in all.
+
+    ``starts_with`` and ``contains`` look at pattern and forward, all of them without case.
+    """
     wanted: list[ColumnElement[bool]] = [aliases.c.domain_id == domain_id]
     if is_active is not None:
         wanted.append(aliases.c.is_active.is_(is_active))
@@ -145,6 +157,14 @@ def list_aliases(
     if pattern_starts_with:
         prefix = pattern_starts_with.lower()
         wanted.append(func.lower(aliases.c.pattern).startswith(prefix, autoescape=True))
+    if contains:
+        part = contains.lower()
+        wanted.append(
+            or_(
+                func.lower(aliases.c.pattern).contains(part, autoescape=True),
+                func.lower(aliases.c.forward).contains(part, autoescape=True),
+            )
+        )
     condition = and_(*wanted)
     total = conn.execute(select(func.count()).select_from(aliases).where(condition)).scalar_one()
     page = select(aliases).where(condition).order_by(aliases.c.id).limit(limit).offset(offset)
@@ -177,11 +197,11 @@ def first_of_each(conn: Connection, domain_ids: Sequence[int], at_most: int) -> 
 
 
 def update_alias(conn: Connection, domain: Domain, alias: Alias, now: datetime, **values: Any) -> Alias:
-    """Set pattern, forward, is_active, when_disabled (only what is given).
+    """Set pattern, forward, is_active, when_disabled, rank, is_skipped (only what is given).
 
     AlreadyExists("alias"), Missing("alias").
     """
-    unknown = values.keys() - {"pattern", "forward", "is_active", "when_disabled"}
+    unknown = values.keys() - {"pattern", "forward", "is_active", "when_disabled", "rank", "is_skipped"}
     if unknown:
         raise TypeError(f"an alias's {', '.join(sorted(unknown))} cannot be set")
     directory.touch(conn, domain.name, now)
@@ -201,6 +221,12 @@ def remove(conn: Connection, domain: Domain, alias: Alias, now: datetime) -> boo
     """Remove an alias; False: it was gone already."""
     directory.touch(conn, domain.name, now)
     return conn.execute(delete(aliases).where(aliases.c.id == alias.id)).rowcount == 1
+
+
+def remove_all(conn: Connection, domain: Domain, now: datetime) -> int:
+    """Remove every alias of the domain; how many there were."""
+    directory.touch(conn, domain.name, now)
+    return conn.execute(delete(aliases).where(aliases.c.domain_id == domain.id)).rowcount
 
 
 def bulk(
@@ -255,7 +281,7 @@ def _insert(
         return ()
     rows = [
         {"domain_id": domain.id, "pattern": pattern, "forward": forward, "created_at": now}
-        | {"is_active": True, "when_disabled": 550}
+        | {"is_active": True, "when_disabled": 550, "is_skipped": False}
         for pattern, forward in entries
     ]
     result = conn.execute(insert(aliases).returning(*aliases.c, sort_by_parameter_order=True), rows)

@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, not_, or_, select, update
 
 from forwarder.mail.rules import Alias, RuleSet
 from forwarder.store.confirmed import confirmed_of
@@ -254,9 +254,14 @@ def _rows_of(conn: Connection, domain: str, require_confirmed: bool) -> _Rows:
     domain_id, account_id = owner
     query = (
         select(
-            aliases.c.id, aliases.c.pattern, aliases.c.forward, aliases.c.is_active, aliases.c.when_disabled
+            aliases.c.id,
+            aliases.c.pattern,
+            aliases.c.forward,
+            aliases.c.is_active,
+            aliases.c.when_disabled,
+            aliases.c.rank,
         )
-        .where(aliases.c.domain_id == domain_id)
+        .where(aliases.c.domain_id == domain_id, or_(aliases.c.is_active, not_(aliases.c.is_skipped)))
         .order_by(aliases.c.id)
     )
     rows = fetch(conn, query, {})

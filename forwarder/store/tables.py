@@ -21,6 +21,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -152,6 +153,10 @@ aliases = Table(
     Column("is_active", Boolean, nullable=False, server_default=text("true")),
     Column("when_disabled", Integer, nullable=False, server_default="550"),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("rank", Double),  # among the domain's regular expressions; null: in order of creation
+    Column(
+        "is_skipped", Boolean, nullable=False, server_default=text("false")
+    ),  # disabled as if it were not there
     UniqueConstraint("domain_id", "pattern"),
     CheckConstraint("when_disabled IN (250, 421, 550)", name="when_disabled"),
     Index("ix_aliases_domain_id_id", "domain_id", "id"),

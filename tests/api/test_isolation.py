@@ -13,6 +13,8 @@ BODIES: dict[str, Any] = {
     "addAlias": {"alias": "mine", "forward": "me@evil.com"},
     "addAliasesInBulk": {"aliases": [{"alias": "mine", "forward": "me@evil.com"}], "behavior": "update"},
     "editAlias": {"forward": "me@evil.com"},
+    "addRule": {"type": "alias", "config": {"alias": "mine", "forward": "me@evil.com"}},
+    "editRule": {"config": {"forward": "me@evil.com"}},
     "addCredential": {"username": "mine", "password": "abc123"},
     "editCredential": {"password": "abc456"},
     "addApiKey": {"name": "mine"},
@@ -22,7 +24,7 @@ OWNED = [operation for operation in OPERATIONS if "{" in operation.path]
 
 
 def test_every_route_with_something_owned_in_its_path_is_tried() -> None:
-    assert len(OWNED) >= 18
+    assert len(OWNED) >= 24
     assert {operation.name for operation in OPERATIONS if operation.body} == set(BODIES)
 
 
@@ -34,13 +36,15 @@ async def test_what_another_account_owns_is_not_found_and_stays_as_it_is(
     await desk.post("/domains/piedpiper.com/credentials", {"username": "richard", "password": "abc123"})
     await desk.mail("piedpiper.com")
     (key,) = (await desk.get("/account/keys")).json()["keys"]
+    (rule,) = (await desk.get("/domains/piedpiper.com/rules")).json()["rules"]
     before = await _everything(desk)
     values = {"domain": "piedpiper.com", "alias": "richard", "username": "richard", "key": str(key["id"])}
+    values["rule"] = rule["id"]
     path = operation.path.format(**values).removeprefix("/v3")
     async with desk.client(await desk.account("stranger@evil.test")) as stranger:
         body = BODIES.get(operation.name)
         answer = await stranger.request(operation.method, path, json=body)
-        absent = {"domain": "nowhere.com", "alias": "no", "username": "no", "key": "999"}
+        absent = {"domain": "nowhere.com", "alias": "no", "username": "no", "key": "999", "rule": "999"}
         path = operation.path.format(**absent).removeprefix("/v3")
         nothing = await stranger.request(operation.method, path, json=body)
     assert answer.status_code == 404
@@ -54,6 +58,10 @@ async def test_an_id_of_another_domain_is_not_found(desk: Desk) -> None:
     number = (await desk.get("/domains/one.com/aliases/a")).json()["alias"]["id"]
     assert (await desk.get(f"/domains/two.com/aliases/{number}")).status_code == 404
     assert (await desk.delete(f"/domains/two.com/aliases/{number}")).status_code == 404
+    assert (await desk.get(f"/domains/two.com/rules/{number}")).status_code == 404
+    assert (await desk.put(f"/domains/two.com/rules/{number}", {"active": False})).status_code == 404
+    assert (await desk.delete(f"/domains/two.com/rules/{number}")).status_code == 404
+    assert (await desk.delete("/domains/two.com/rules-all")).status_code == 200
     assert (await desk.get("/domains/one.com/aliases/a")).status_code == 200
 
 
