@@ -42,7 +42,8 @@ crash: $(VENV)/.tests
 	$(BIN)/python -m tests.crash --points --kills $(KILLS)
 	$(BIN)/python -m tests.crash --database postgresql --nodes 3 --kills $(KILLS)
 	FORWARDER_LONG=1 FORWARDER_RACE=10000 FORWARDER_CUTS=100 \
-		$(BIN)/python -m pytest -s tests/crash/test_faults.py tests/crash/test_sweep.py
+		$(BIN)/python -m pytest -s tests/crash/test_faults.py tests/crash/test_fan_out.py \
+		tests/crash/test_power.py tests/crash/test_sweep.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

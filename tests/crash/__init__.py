@@ -10,6 +10,7 @@ reads RFC 3464 reports with a reader of its own, and writes what it saw with fsy
     node.py      starts, kills, stops and drains engine processes
     nursery.py   forks them from a process that has imported the engine; the only file here that names it
     cutter.py    stands between the engine and PostgreSQL and cuts the link when told
+    power.py     what a power cut would have left of the files, from recorded system calls
     campaign.py  load, deaths, recovery, verdict
     points.py    a death at every named point
     __main__.py  ``make crash KILLS=10000``
