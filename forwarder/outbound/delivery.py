@@ -16,7 +16,7 @@ Nothing here raises for what peers do. Trouble of our own (a key that cannot be 
 temporary verdict.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 import structlog
@@ -185,11 +185,15 @@ class _Attempt:
         """Transactions over one session until the host has judged everyone who waits; False: it broke off."""
         while self._waiting:
             asked = self._waiting
+            # Several recipients may lead to one address; it is named once, or it might get as many copies.
+            named = {
+                address: place for place, address in enumerate(dict.fromkeys(d.destination for d in asked))
+            }
             failpoint.reach("deliver.before-mail")
             try:
                 answered = await session.send(
                     self._reverse_path,
-                    [delivery.destination for delivery in asked],
+                    list(named),
                     self._buffers,
                     smtputf8=self._smtputf8,
                     body8bit=self._body8bit,
@@ -203,20 +207,29 @@ class _Attempt:
                 raise
             self._reached = True
             failpoint.reach("deliver.after-dot-reply")
-            if not self._judged(answered, asked, host, more_hosts=more_hosts):
+            if not self._judged(answered, asked, named, host, more_hosts=more_hosts):
                 break
         self._pool.release(self._route, session)
         return True
 
     def _judged(
-        self, answered: Transaction, asked: Sequence[Delivery], host: str, *, more_hosts: bool
+        self,
+        answered: Transaction,
+        asked: Sequence[Delivery],
+        named: Mapping[str, int],
+        host: str,
+        *,
+        more_hosts: bool,
     ) -> bool:
-        """Sort the recipients by what was answered; True: this host asked for the rest in another transaction."""
+        """Sort the recipients by what was answered; True: this host asked for the rest in another transaction.
+
+        ``named``: the place of each address among those the host was told.
+        """
         self._waiting = []
         postponed: list[Delivery] = []
         accepted = False
-        for index, delivery in enumerate(asked):
-            scope, reply = answered.judge(index)
+        for delivery in asked:
+            scope, reply = answered.judge(named[delivery.destination])
             if reply.positive:
                 accepted = True
                 self._verdict(delivery, Action.DELIVERED, reply, host)
