@@ -44,6 +44,12 @@ def copies(campaign: Campaign) -> int:
     return sum(fact["what"] == "copy" for fact in campaign.ledger.snapshot())
 
 
+def more(campaign: Campaign, messages: int) -> None:
+    """Wait until so many more messages are acknowledged."""
+    enough = campaign.acknowledged() + messages
+    until(lambda: campaign.acknowledged() >= enough, HEALS, f"{messages} messages to be taken")
+
+
 def test_a_dead_nodes_work_is_taken_over_within_lease_and_poll(campaign_on: MakeCampaign) -> None:
     campaign = campaign_on("postgresql", nodes=2, more=SHORT_LEASE | {"OUTBOUND__CONCURRENCY": "1"})
     dead, other = campaign.members
@@ -65,16 +71,14 @@ def test_a_node_stopped_for_longer_than_a_lease_sends_nothing_again(campaign_on:
     stopped.signal(signal.SIGSTOP)
     campaign.ledger.write("stopped", node=stopped.name, began=began)
     # Everything has gone out by way of the other node before the first one wakes, but for what was on the wire.
-    until(lambda: copies(campaign) >= 8, LEASE + 40.0, "eight copies")
-    time.sleep(1.0)
+    until(lambda: copies(campaign) >= 8 and other.queued() == 0, LEASE + 60.0, "the other to do it all")
     before = copies(campaign)
     stopped.signal(signal.SIGCONT)
-    verdict = campaign.settle(30, asking=other)
     until(lambda: one(campaign, stopped) == 250, HEALS, "the woken node to take mail")
+    verdict = campaign.settle(60, asking=other)
     assert verdict.broken == []
-    assert (
-        copies(campaign) - before <= 2
-    )  # the session that was open when it was stopped, and the mail just sent
+    # the session that was open when it was stopped, and the mail just sent
+    assert copies(campaign) - before <= 2
 
 
 def test_three_nodes_restarted_in_turn_lose_and_double_nothing(campaign_on: MakeCampaign) -> None:
@@ -106,13 +110,12 @@ def test_postgresql_stopped_at_once_and_started_again(
     campaign = campaign_on(database_url=own_postgres.database())
     node = campaign.members[0]
     with campaign.load(20):
-        time.sleep(1.0)
+        more(campaign, 10)
         own_postgres.stop(signal.SIGQUIT)
         campaign.ledger.write("cut")
         until(lambda: node.health() == 503, 10, "the node to say that it is not ready")
         assert node.health("live") == 200
         assert one(campaign, node) in (421, 451)
-        time.sleep(1.0)
         own_postgres.restart()
         campaign.ledger.write("cut")
         until(lambda: one(campaign, node) == 250, HEALS, "the node to take mail again")
@@ -133,7 +136,7 @@ def test_the_link_cut_after_commit_was_sent(campaign_on: MakeCampaign, own_postg
     campaign = campaign_on(database_url=url.replace(f":{own_postgres.port}/", f":{cutter.port}/"))
     with campaign.load(20):
         for _ in range(int(os.environ.get("FORWARDER_CUTS", "8"))):
-            time.sleep(0.3)
+            more(campaign, 3)
             cutter.cut_after_commit()
             assert cutter.commits_cut.wait(10)
             campaign.ledger.write("cut")
