@@ -12,7 +12,8 @@ The rooms of the house, from the ground up; each imports only from those above i
     api                 the REST face; knows the store, not the mail sides.
     forwarder.serve     the roof: builds every room from Settings; nobody imports it but the roof and the commands.
                         Beside it: process and supervisor and worker (how it lives), node, keyring, ports, schema (what
-                        it stands on), watchdog, pulse, housekeeping, domain_keys, web, diagnostics (what keeps it).
+                        it stands on), watchdog, pulse, housekeeping, domain_keys, web and
+                        web_protocol, diagnostics (what keeps it).
     forwarder.cli       the commands, each in forwarder.commands; forwarder.demo is one of them.
 
 Who may import whom (``tests/test_architecture.py`` proves it):

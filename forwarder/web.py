@@ -1,7 +1,8 @@
 """The API's listener: uvicorn in our loop, on a socket of ours, without its signal handlers.
 
 The socket is shared among worker processes (SO_REUSEPORT). ``start`` returns when the port is open; an address that
-cannot be had is an ``OSError``. ``stop`` lets requests in flight finish for up to five seconds.
+cannot be had is an ``OSError``. ``stop`` lets requests in flight finish for up to five seconds. What may come over a
+connection before its request is judged is ``web_protocol``'s.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp
 
 from forwarder.config import HostPort
 from forwarder.ports import listening_socket
+from forwarder.web_protocol import Protocol
 
 GRACE = 5  # seconds
 
@@ -50,7 +52,8 @@ class WebServer:
                 forwarded_allow_ips=list(trusted_proxies) or None,
                 lifespan="off",
                 timeout_graceful_shutdown=GRACE,
-                h11_max_incomplete_event_size=16 * 1024,
+                http=Protocol,
+                ws="none",
             )
         )
 
