@@ -24,13 +24,14 @@ FIELDS = 200  # of a form
 _JSON = re.compile(r"application/(?:[\w.-]+\+)?json")
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 _FORM = "application/x-www-form-urlencoded"
+_BOM = b"\xef\xbb\xbf"
 
 
 async def read_fields(request: Request, limit: int) -> Mapping[str, Any]:
     """The fields of the body, at most ``limit`` octets of it; Refusal."""
     if request.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
         raise Refusal(415, "Compressed bodies are not accepted; send the body as it is.")
-    content = await _read(request, limit)
+    content = (await _read(request, limit)).removeprefix(_BOM)  # RFC 8259 8.1 lets it be ignored
     if not content.strip():
         return {}
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -121,6 +122,9 @@ def _urlencoded(content: bytes) -> Sequence[tuple[str, str]]:
 
 
 async def _multipart(request: Request, content: bytes) -> Sequence[tuple[str, str]]:
+    if not content.rstrip().endswith(b"--"):  # cut short: its last field would be taken for whole
+        raise Refusal(400, "The multipart form has no end.")
+
     async def whole() -> Any:
         yield content
 

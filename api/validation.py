@@ -36,6 +36,7 @@ _SENTENCES = {
     "model_attributes_type": "This must be an object.",
     "dict_type": "This must be an object.",
 }
+_EMPTY = {"string_too_short": "This cannot be empty.", "too_short": "This cannot be empty."}
 
 
 def validate(
@@ -61,7 +62,7 @@ def _field(location: Sequence[int | str]) -> str:
 def _sentence(kind: str, message: str, context: Mapping[str, Any]) -> str:
     if kind == "value_error":
         return as_sentence(str(context["error"]))
-    template = _SENTENCES.get(kind)
+    template = _EMPTY.get(kind) if context.get("min_length") == 1 else _SENTENCES.get(kind)
     if template is None:
         return as_sentence(message)
     return template.format(**context)

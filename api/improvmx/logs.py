@@ -6,6 +6,9 @@ Times are texts, as documented, or milliseconds with ``time_format=ms``. ImprovM
 only and cannot ask for them: it is known by its User-Agent.
 """
 
+import re
+from datetime import UTC, datetime
+
 from api.errors import bad_fields, not_found
 from api.improvmx import answers, wire
 from api.improvmx.aliases import find_alias
@@ -13,10 +16,12 @@ from api.improvmx.owned import domain_in, domain_of, name_of
 from api.improvmx.requests import PAGE_SIZE, LogsQuery
 from api.improvmx.wire import Json
 from api.operation import Call, Operation
-from forwarder.mail.ids import parse_log_public_id
+from forwarder.mail.ids import id_floor, parse_log_public_id
 from forwarder.store.domains import Domain
 
 _READS_MILLISECONDS = "improvmx-cli/"
+_FIRST = datetime(1970, 1, 1, tzinfo=UTC)  # no id is older
+_CURSOR = re.compile(r"[0-9]{14}\.[0-9a-f]{32}")
 
 
 async def of_domain(call: Call) -> Json:
@@ -36,11 +41,27 @@ async def of_alias(call: Call) -> Json:
     return page
 
 
+def _position(cursor: str) -> str | None:
+    """The id from which a cursor goes on; None when it is none.
+
+    A cursor that another server gave, as clients keep them, has another kind of id behind its time: it goes on from
+    that time.
+    """
+    own = parse_log_public_id(cursor)
+    if own is not None or not _CURSOR.fullmatch(cursor):
+        return own
+    try:
+        at = datetime.strptime(cursor[:14], "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+    return id_floor(max(at, _FIRST))
+
+
 async def _page(call: Call, domain: Domain, pattern: str | None) -> Json:
     query: LogsQuery = call.query
     after = None
     if query.next_cursor is not None:
-        after = parse_log_public_id(query.next_cursor)
+        after = _position(query.next_cursor)
         if after is None:
             raise bad_fields({"next_cursor": ["This is not the id of a log."]})
     entries = await call.rooms.journal.page(

@@ -13,9 +13,9 @@ from forwarder.store.domains import Domain
 
 
 def name_of(call: Call) -> str:
-    """The domain in the path, as stored; Refusal 404."""
+    """The domain in the path, as stored, with or without a dot at its end; Refusal 404."""
     try:
-        return parse_domain(call.path["domain"])
+        return parse_domain(call.path["domain"].removesuffix("."))
     except AddressError:
         raise not_found("domain") from None
 

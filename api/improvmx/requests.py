@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
-from forwarder.mail.address import parse_address, parse_domain
+from forwarder.mail.address import AddressError, parse_address, parse_domain
 from forwarder.mail.rules import Url, canonical_forward, parse_forward, parse_pattern
 from forwarder.net.http import Blocked, check_url
 
@@ -46,7 +46,10 @@ def _only(value: Any) -> Any:
 
 
 def _domain(text: str) -> str:
-    name = parse_domain(text.strip().rstrip("."))
+    try:
+        name = parse_domain(text.strip().rstrip("."))
+    except AddressError as fault:
+        raise ValueError(f"{fault}; only its name is wanted, such as example.com") from None
     if "." not in name:
         raise ValueError("a domain has at least two parts, such as example.com")
     return name
@@ -57,8 +60,8 @@ def _email(text: str) -> str:
 
 
 def _webhook(text: str, info: ValidationInfo) -> str:
-    found = parse_forward(text.strip().replace(",", "%2C"), plain_http=True)
-    if not isinstance(found[0], Url):
+    found = parse_forward(text.strip().replace(",", "%2C"), plain_http=True) if "://" in text else ()
+    if not found or not isinstance(found[0], Url):
         raise ValueError("this must be a URL such as https://example.com/hook")
     _check_url(found[0].url, info)
     return found[0].url

@@ -130,7 +130,7 @@ def check_captures(pattern: str, destinations: tuple[Destination, ...]) -> None:
             for place in _PLACE.finditer(destination.template):
                 if (place[1] and int(place[1]) > count) or (place[2] and place[2] not in names):
                     raise RuleError(
-                        f"{destination.template} asks for {place[0]}, which {pattern} does not capture"
+                        f'"{destination.template}" asks for {place[0]}, which "{pattern}" does not capture'
                     )
 
 
@@ -143,8 +143,8 @@ def _parse_mailbox(text: str) -> Mailbox:
     places = list(_PLACE.finditer(domain))
     if places and not _FIXED_TAIL.fullmatch(domain, places[-1].end()):
         raise RuleError(
-            f"{text} lets the sender choose the domain; after the last capture in it there must be a fixed domain, as "
-            "in me@$1.example.com"
+            f'"{text}" lets the sender choose the domain; after the last capture in it there must be a fixed domain, '
+            "as in me@$1.example.com"
         )
     # A capture may be any text, so a template is good when it is an address with text in its places.
     _address(_PLACE.sub("x", text), text)
@@ -169,7 +169,7 @@ def _address(text: str, shown: str) -> Path:
         return parse_address(text)
     except AddressError as error:
         printed = ascii(shown[:100])[1:-1]
-        raise RuleError(f"{printed} is not an address: {error}") from None
+        raise RuleError(f'"{printed}" is not an address: {error}') from None
 
 
 def _parse_url(text: str, plain_http: bool) -> Url:
@@ -198,7 +198,7 @@ def _parse_url(text: str, plain_http: bool) -> Url:
 
 
 def _refusal(shown: str) -> Callable[[str], RuleError]:
-    return lambda reason: RuleError(f"{shown}: {reason}")
+    return lambda reason: RuleError(f'"{shown}": {reason}')
 
 
 def _url_host(hostname: str, refuse: Callable[[str], RuleError]) -> tuple[str, str]:

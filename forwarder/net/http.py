@@ -142,12 +142,12 @@ def _checked(url: str, *, allow_private: bool) -> httpx.URL:
     if target.port is not None and not 0 < target.port < 65536:
         raise Blocked(f"there is no port {target.port}")
     if address is None and not _NAME.fullmatch(target.raw_host):
-        raise Blocked(f"{host} is not a host name")
+        raise Blocked(f'"{host}" is not a host name')
     if allow_private:
         return target
     if address is not None and is_private(address):
         raise Blocked(f"{address} is not a public address")
     name = host.rstrip(".").lower()
     if address is None and ("." not in name or name.endswith(tuple(f".{local}" for local in _LOCAL_NAMES))):
-        raise Blocked(f"{host} is a local name")
+        raise Blocked(f'"{host}" is a local name')
     return target

@@ -129,13 +129,65 @@ async def test_odd_queries_are_moved_inside_the_bounds_or_400(desk: Desk, query:
 
 
 @pytest.mark.parametrize(
-    "cursor", ["x", "20201002014128.5ea8ee59fa894aa7a9141e9665985b46", "%00", "../..", "'--"]
+    "cursor",
+    [
+        "x",
+        "20201302014128.5ea8ee59fa894aa7a9141e9665985b46",  # no such month
+        "00000102014128.5ea8ee59fa894aa7a9141e9665985b46",
+        "20201002014128.5EA8ee59fa894aa7a9141e9665985b46",
+        "20201002014128.5ea8ee59fa894aa7a9141e9665985b460",
+        "%D9%A2%D9%A0201002014128.5ea8ee59fa894aa7a9141e9665985b46",
+        "%00",
+        "../..",
+        "'--",
+    ],
 )
 async def test_a_cursor_that_is_none_is_400(desk: Desk, cursor: str) -> None:
     await desk.domain()
     answer = await desk.get(f"/domains/piedpiper.com/logs?next_cursor={cursor}")
     assert answer.status_code == 400
     assert list(answer.json()["errors"]) == ["next_cursor"]
+
+
+async def test_a_cursor_of_another_server_goes_on_from_its_time(desk: Desk) -> None:
+    await desk.domain()
+    older, newer = await desk.mail("piedpiper.com", count=2)  # at 05:06:08 and 05:06:09
+    foreign = ".5ea8ee59fa894aa7a9141e9665985b46"
+    for time, wanted in (
+        ("20201002014128", []),  # the documentation's own example
+        ("00010101000000", []),
+        ("20260304050608", []),
+        ("20260304050609", [older]),
+        ("99991231235959", [newer, older]),
+    ):
+        answer = await desk.get(f"/domains/piedpiper.com/logs?next_cursor={time}{foreign}")
+        assert answer.status_code == 200, time
+        assert [log["id"].partition(".")[2] for log in answer.json()["logs"]] == wanted
+
+
+async def test_a_byte_order_mark_before_json_is_ignored(desk: Desk) -> None:
+    await desk.domain()
+    body = b'\xef\xbb\xbf{"alias": "a", "forward": "a@gmail.com"}'
+    headers = {"Content-Type": "application/json"}
+    answer = await desk.post("/domains/piedpiper.com/aliases", content=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+
+
+async def test_a_multipart_form_that_is_cut_short_is_400(desk: Desk) -> None:
+    await desk.domain()
+    parts = [
+        f'--B\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in (("alias", "a"), ("forward", "a@gmail.com"))
+    ]
+    whole = "".join(parts) + "--B--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=B"}
+    for cut in range(whole.index("a@gmail.com") + 8, len(whole) - 3):
+        answer = await desk.post("/domains/piedpiper.com/aliases", content=whole[:cut], headers=headers)
+        assert answer.status_code == 400, whole[:cut]
+    assert (await desk.get("/domains/piedpiper.com/aliases/a")).status_code == 404
+    assert (
+        await desk.post("/domains/piedpiper.com/aliases", content=whole, headers=headers)
+    ).status_code == 200
 
 
 async def test_wildcards_in_a_prefix_are_letters(desk: Desk) -> None:

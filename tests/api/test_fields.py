@@ -154,7 +154,7 @@ async def test_all_field_errors_come_at_once_as_sentences(desk: Desk) -> None:
     errors = answer.json()["errors"]
     assert set(errors) == set(fields)
     for texts in errors.values():
-        assert all(text[0].isupper() and text.endswith(".") for text in texts)
+        assert all((text[0].isupper() or text[0] == chr(34)) and text.endswith(".") for text in texts)
     answer = await desk.post("/domains", {})
     assert answer.json()["errors"] == {"domain": ["This field is required."]}
 
@@ -283,3 +283,47 @@ async def test_an_expansion_bomb_is_refused_quickly(desk: Desk) -> None:
     after = resource.getrusage(resource.RUSAGE_SELF)
     assert answer.status_code in (200, 400)
     assert after.ru_utime - before.ru_utime < 3
+
+
+@pytest.mark.parametrize("written", ["piedpiper.com.", "PiedPiper.com.", "PIEDPIPER.COM"])
+async def test_a_domain_is_found_under_every_name_it_could_be_added_by(desk: Desk, written: str) -> None:
+    assert (await desk.post("/domains", {"domain": written})).json()["domain"]["domain"] == "piedpiper.com"
+    for path in ("", "/aliases", "/rules", "/logs", "/credentials"):
+        assert (await desk.get(f"/domains/{written}{path}")).status_code == 200
+    assert (await desk.get("/domains/piedpiper.com..")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("forward", "begins"),
+    [
+        ("a;b@y.org", '"a;b@y.org" is not an address: '),
+        ("nobody", '"nobody" is not an address: '),
+        ("ftp://y.org", '"ftp://y.org": a URL begins with https://'),
+        ("https://localhost/x", '"localhost" is a local name'),
+        ("a$1@y.org", '"a$1@y.org" asks for $1, which "richard" does not capture'),
+        ("a@$1", '"a@$1" lets the sender choose the domain'),
+    ],
+)
+async def test_a_sentence_repeats_what_was_sent_letter_by_letter(
+    desk: Desk, forward: str, begins: str
+) -> None:
+    await desk.domain()
+    answer = await desk.post("/domains/piedpiper.com/aliases", {"alias": "richard", "forward": forward})
+    assert answer.json()["errors"]["forward"][0].startswith(begins)
+
+
+async def test_a_domain_or_webhook_of_another_form_is_told_which_form_is_wanted(desk: Desk) -> None:
+    for name in ("http://piedpiper.com", "a@piedpiper.com", "pied_piper.com", "x/y", ""):
+        answer = await desk.post("/domains", {"domain": name})
+        assert "such as example.com" in answer.json()["errors"]["domain"][0]
+    for webhook in ("hook", "a@gmail.com", "example.com/hook"):
+        answer = await desk.post("/domains", {"domain": "piedpiper.com", "webhook": webhook})
+        assert answer.json()["errors"]["webhook"] == ["This must be a URL such as https://example.com/hook."]
+
+
+async def test_what_is_empty_is_called_empty(desk: Desk) -> None:
+    await desk.domain()
+    answer = await desk.post("/account/keys", {"name": ""})
+    assert answer.json()["errors"] == {"name": ["This cannot be empty."]}
+    answer = await desk.post("/domains/piedpiper.com/aliases/bulk", {"aliases": []})
+    assert answer.json()["errors"] == {"aliases": ["This cannot be empty."]}
