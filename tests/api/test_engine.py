@@ -32,6 +32,29 @@ async def test_changes_through_the_api_are_in_force_for_mail_within_a_second(eng
         await _until(engine, "richard@piedpiper.test", 554)  # no longer a domain of ours: no relay
 
 
+async def test_rules_are_in_force_for_mail_within_a_second(engine: House) -> None:
+    rules = "/v3/domains/piedpiper.test/rules"
+    config = {"regex": "sales.*", "scopes": ["recipient"], "forward": "inbox@dest.test"}
+    async with engine.api() as api:
+        assert (await api.post("/v3/domains", json={"domain": "piedpiper.test"})).status_code == 200
+        assert (await api.delete("/v3/domains/piedpiper.test/rules-all")).status_code == 200
+        assert await reply_to(engine, "sales-eu@piedpiper.test") == 550
+        made = await api.post(rules, json={"type": "regex", "config": config})
+        assert made.status_code == 200, made.text
+        await _until(engine, "sales-eu@piedpiper.test", 250)
+        assert await reply_to(engine, "presales@piedpiper.test") == 550
+        one = f"{rules}/{made.json()['id']}"
+        await api.put(one, json={"active": False})
+        await _until(engine, "sales-eu@piedpiper.test", 550)
+        catch_all = {"type": "alias", "config": {"alias": "*", "forward": "rest@dest.test"}}
+        await api.post(rules, json=catch_all)
+        await _until(
+            engine, "sales-eu@piedpiper.test", 250
+        )  # not the rule that is not active: the one after it
+        await api.delete("/v3/domains/piedpiper.test/rules-all")
+        await _until(engine, "sales-eu@piedpiper.test", 550)
+
+
 async def _until(house: House, recipient: str, code: int) -> None:
     async def changed() -> bool:
         return await reply_to(house, recipient) == code
