@@ -46,6 +46,7 @@ from forwarder.net.dns import Resolver
 from forwarder.net.http import GuardedClient
 from forwarder.net.tls import ServerTls
 from forwarder.node import NodeError, NodeLock, forget_ports, node_id, write_ports
+from forwarder.outbound.addressees import Addressees
 from forwarder.outbound.bounce import Bounces
 from forwarder.outbound.delivery import Courier
 from forwarder.outbound.dispatcher import Dispatcher
@@ -257,6 +258,7 @@ class Engine:
                 hostname=hostname,
                 sender_domain=settings.dkim.domain,
                 disclose_destination=settings.outbound.disclose_destination,
+                addressees=Addressees(srs=srs, resolve=self.directory.resolve, clock=clock),
                 ids=self._ids,
                 clock=clock,
             ),

@@ -19,7 +19,6 @@ def route(
     as_json: AsJson = False,
 ) -> None:
     """Explain where mail for an address would go."""
-    from forwarder.inbound.resolution import resolve
     from forwarder.mail.address import parse_address
     from forwarder.mail.rules import Trouble
     from forwarder.store.directory import Directory
@@ -28,7 +27,7 @@ def route(
 
     async def ask(database: "Database", settings: "Settings") -> Any:
         wanted = settings.require_confirmed_destinations
-        return await resolve(Directory(database, clock=now, require_confirmed=wanted), recipient)
+        return await Directory(database, clock=now, require_confirmed=wanted).resolve(recipient)
 
     found = with_store(config, ask)
     targets = [

@@ -1,8 +1,7 @@
 """Where a recipient leads, for the MX and for submission.
 
-``mail.rules`` is pure: it names the domain it needs next and is sent its rule set. Here it gets it from the cache,
-which costs nothing; a refusal, and only a refusal, is decided anew with rule sets whose version was compared with the
-store, so that an alias made a moment ago by another process is never called unknown.
+``Directory.resolve`` asks the cache, which costs nothing; a refusal, and only a refusal, is decided anew with rule sets
+whose version was compared with the store: an alias made a moment ago by another process is never called unknown.
 
 Addresses of this host itself come first: an SRS address leads back to the sender it was made from, the postmaster
 where the configuration says. Both are then resolved as if the mail had been for them.
@@ -10,7 +9,6 @@ where the configuration says. Both are then resolved as if the mail had been for
 Raises what the store raises: that is no answer about the recipient, and the dialogue says 451.
 """
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,10 +17,9 @@ from forwarder.inbound.session import Recipient
 from forwarder.mail import reply as replies
 from forwarder.mail.address import Path, parse_address
 from forwarder.mail.reply import Reply
-from forwarder.mail.rules import Expansion, RuleSet, Target, Trouble, expand, refusal
+from forwarder.mail.rules import Target, Trouble, refusal
 from forwarder.mail.srs import SrsFault
 from forwarder.store import credentials
-from forwarder.store.directory import Directory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +48,7 @@ class Resolution:
         elsewhere = self._of_this_host(path)
         if isinstance(elsewhere, Reply):
             return Refused(reply=elsewhere)
-        expansion = await resolve(self._directory, elsewhere or path)
+        expansion = await self._directory.resolve(elsewhere or path)
         trouble = expansion.trouble
         if trouble is None:
             return Recipient(path=path, ways=expansion.matches, account_id=expansion.account_id)
@@ -92,22 +89,3 @@ class Resolution:
         if path.domain in ("", self._hostname) and path.key == "postmaster":
             return self._postmaster or (None if path.domain else replies.NO_SUCH_USER)
         return None
-
-
-async def resolve(directory: Directory, recipient: Path) -> Expansion:
-    """The expansion of one recipient; a trouble in it is confirmed by the store."""
-    expansion = await _drive(directory.rule_set, recipient)
-    if expansion.trouble is not None:
-        expansion = await _drive(directory.confirmed, recipient)
-    return expansion
-
-
-async def _drive(rule_set_of: Callable[[str], Awaitable[RuleSet | None]], recipient: Path) -> Expansion:
-    steps = expand(recipient)
-    try:
-        domain = next(steps)
-        while True:
-            domain = steps.send(await rule_set_of(domain))
-    except StopIteration as finished:
-        expansion: Expansion = finished.value
-        return expansion

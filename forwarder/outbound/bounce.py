@@ -1,15 +1,15 @@
 """The report to the sender when mail is given up: one DSN, or a word in the log that nobody could be told.
 
-A report goes to the reverse-path that came in with the message (not to its SRS form, which only leads back to us),
-from the null reverse-path, so that nothing ever answers it (RFC 5321 4.5.5, RFC 3464 2). Several recipients of one
-message that fail in the same attempt share a report. There is none about mail from the null reverse-path, nor about
-mail written here: that ends the chain, and the event says ``double_bounce``.
+A report goes to the reverse-path that came in with the message (``addressees`` says where that is), from the null
+reverse-path, so that nothing ever answers it (RFC 5321 4.5.5, RFC 3464 2). Several recipients of one message that fail
+in the same attempt share a report. There is none about mail from the null reverse-path, nor about mail written here:
+that ends the chain, and the event says ``double_bounce``.
 
 The report names the alias the sender wrote to. Where that alias leads is private and left out, with the name of the
 host that refused, unless ``outbound.disclose_destination`` is set; text of the refusing host that quotes the
 destination has it replaced. Of what a webhook answered only the status is told.
 
-Pure but for the ids and the clock it is given. The report is a ``NewMessage`` for ``Queue.settle`` to store in the
+The report is a ``NewMessage`` for ``Queue.settle`` to store in the
 transaction that records the failure: before it the report could double, after it, it could get lost.
 """
 
@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 
 from forwarder.mail.address import Path
 from forwarder.mail.dsn import FailedRecipient, build_report
-from forwarder.mail.event import DeliveryKind, Transport
+from forwarder.mail.event import Transport
+from forwarder.outbound.addressees import Addressee, Addressees
 from forwarder.outbound.parcel import Parcel, Verdict
 from forwarder.store.queue import NewDelivery, NewMessage
 
@@ -37,30 +38,36 @@ class Bounces:
         hostname: str,
         sender_domain: str,
         disclose_destination: bool,
+        addressees: Addressees,
         ids: Callable[[], str],
         clock: Callable[[], datetime],
     ) -> None:
         self._hostname = hostname
         self._sender = f"mailer-daemon@{sender_domain}"  # the service's domain: the one that signs reports
         self._disclose = disclose_destination
+        self._addressees = addressees
         self._ids = ids
         self._clock = clock
 
-    def report(
+    async def report(
         self,
         parcel: Parcel,
         failed: Sequence[Verdict],
         content: bytes,
         *,
-        leased: bool,
-        next_attempt_at: datetime,
+        lease: Callable[[str], bool],
+        due: datetime | None,
     ) -> NewMessage | None:
-        """The report about these failures of one message, or None when nobody may be told."""
+        """The report about these failures of one message, or None when nobody may be told.
+
+        What ``lease`` takes for a domain is delivered at once, and again at ``due`` should that fail.
+        """
         if not parcel.can_be_bounced:
             return None
         now = self._clock()
         identifier = self._ids()
-        to = parcel.reverse_path
+        addressees = await self._addressees.of(parcel.reverse_path)
+        to = addressees[0].recipient
         message_id = f"<{identifier}@{self._hostname}>"
         report = build_report(
             reporting_mta=self._hostname,
@@ -86,19 +93,23 @@ class Bounces:
             subject=_SUBJECT,
             sender_email=self._sender,
             sender_name=None,
-            deliveries=(
-                NewDelivery(
-                    id=self._ids(),
-                    kind=DeliveryKind.SMTP,
-                    domain_id=None,
-                    alias=None,
-                    recipient=to,
-                    destination=to.wire(),
-                    destination_domain=to.domain,
-                    leased=leased,
-                    next_attempt_at=next_attempt_at,
-                ),
+            deliveries=tuple(
+                self._delivery(each, leased_until=due if due and lease(each.domain) else None, now=now)
+                for each in addressees
             ),
+        )
+
+    def _delivery(self, to: Addressee, *, leased_until: datetime | None, now: datetime) -> NewDelivery:
+        return NewDelivery(
+            id=self._ids(),
+            kind=to.kind,
+            domain_id=to.domain_id,
+            alias=to.alias,
+            recipient=to.recipient,
+            destination=to.destination,
+            destination_domain=to.domain,
+            leased=leased_until is not None,
+            next_attempt_at=leased_until or now,
         )
 
     def _failure(self, verdict: Verdict, now: datetime) -> FailedRecipient:

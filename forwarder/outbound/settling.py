@@ -124,25 +124,20 @@ class Settling:
         once more, and the sender would read of them twice.
         """
         content = await read(parcel) if parcel.can_be_bounced else None
-        report = self._report(parcel, failed, content)
+        report = await self.persistently(lambda: self._report(parcel, failed, content))
         written = await self._write([self._hard(verdict, parcel, report) for verdict in failed])
-        if any(written) and report is not None and report.deliveries[0].leased:
+        if any(written) and report is not None and any(each.leased for each in report.deliveries):
             self._hand_over(report)
 
-    def _report(self, parcel: Parcel, failed: Sequence[Verdict], content: bytes | None) -> NewMessage | None:
+    async def _report(
+        self, parcel: Parcel, failed: Sequence[Verdict], content: bytes | None
+    ) -> NewMessage | None:
         about = [verdict for verdict in failed if verdict.delivery.kind is not DeliveryKind.NOTIFY]
         if not about or not parcel.can_be_bounced:
             return None
         now = self._clock()
         due = next_attempt_at(self._policy, created_at=now, attempts=1, now=now, jitter=self._jitter())
-        leased = due is not None and self._lease(parcel.reverse_path.domain)
-        return self._bounces.report(
-            parcel,
-            about,
-            content if content is not None else b"",
-            leased=leased,
-            next_attempt_at=due if leased and due is not None else now,
-        )
+        return await self._bounces.report(parcel, about, content or b"", lease=self._lease, due=due)
 
     def _hard(self, verdict: Verdict, parcel: Parcel, report: NewMessage | None) -> Settlement:
         event = self._event(Status.HARD_BOUNCE, verdict)

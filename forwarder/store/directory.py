@@ -17,7 +17,7 @@ How it fails: StoreUnavailable, never None. ``follow`` goes on by itself when th
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -26,7 +26,8 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection, delete, insert, not_, or_, select, update
 
-from forwarder.mail.rules import Alias, RuleSet
+from forwarder.mail.address import Path
+from forwarder.mail.rules import Alias, Expansion, RuleSet, expand
 from forwarder.store.confirmed import confirmed_of
 from forwarder.store.engine import Database, StoreUnavailable
 from forwarder.store.rows import fetch
@@ -127,6 +128,13 @@ class Directory:
         """The rules of a domain as the store has them now."""
         await self._catch_up()
         return await self.rule_set(domain)
+
+    async def resolve(self, recipient: Path) -> Expansion:
+        """Where a recipient leads; a trouble in it is confirmed by the store."""
+        expansion = await _driven(expand(recipient), self.rule_set)
+        if expansion.trouble is not None:
+            expansion = await _driven(expand(recipient), self.confirmed)
+        return expansion
 
     async def follow(self) -> None:
         """Task body: keep the cache within POLL of the store, as soon as there is one again."""
@@ -267,3 +275,15 @@ def _rows_of(conn: Connection, domain: str, require_confirmed: bool) -> _Rows:
     rows = fetch(conn, query, {})
     confirmed = confirmed_of(conn, (row[2] for row in rows)) if require_confirmed else None
     return version, (domain_id, account_id), rows, confirmed
+
+
+async def _driven(
+    steps: Generator[str, RuleSet | None, Expansion], rule_set: Callable[[str], Awaitable[RuleSet | None]]
+) -> Expansion:
+    try:
+        domain = next(steps)
+        while True:
+            domain = steps.send(await rule_set(domain))
+    except StopIteration as finished:
+        expansion: Expansion = finished.value
+        return expansion

@@ -49,6 +49,42 @@ async def test_a_report_on_a_hostile_refusal(engine: Town) -> None:
     assert await engine.statuses("example.com") == ["QUEUED", "HARD-BOUNCE", "QUEUED", "DELIVERED"]
 
 
+async def test_a_report_to_a_sender_hosted_here_goes_where_the_alias_leads(engine: Town) -> None:
+    # The usual set-up: mail for the domain comes to us, so that no other host could take the report.
+    engine.dns.set("example.com", "MX", [(10, "mx.test")])
+    await engine.alias("team", "ann@out.test, bob@out.test")
+    assert (await engine.send("team@example.com", "to.550-at-rcpt@example.com", MAIL)).code == 250
+    reports = await engine.origin.wait_for(1)
+    assert [(report.reverse_path, sorted(report.recipients)) for report in reports] == [
+        ("", ["ann@out.test", "bob@out.test"])
+    ]
+    assert b"\r\nTo: <team@example.com>\r\n" in reports[0].content
+    await engine.goes_on()
+    await engine.settled()
+    assert len(engine.origin.messages) == 1
+
+
+async def test_a_report_to_an_address_of_our_rewriting_goes_to_whom_it_stands_for(engine: Town) -> None:
+    assert (await engine.send("ann@out.test", "well@example.com", MAIL)).code == 250
+    (forwarded,) = await engine.well.wait_for(1)
+    assert forwarded.reverse_path.startswith("SRS0=")
+    assert (await engine.send(forwarded.reverse_path, "to.550-at-rcpt@example.com", MAIL)).code == 250
+    (report,) = await engine.origin.wait_for(1)
+    assert (report.reverse_path, report.recipients) == ("", ("ann@out.test",))
+    await engine.goes_on()
+    await engine.settled()
+
+
+async def test_a_report_to_a_hosted_address_that_nobody_reads_ends_in_the_log(engine: Town) -> None:
+    engine.dns.set("example.com", "MX", [(10, "mx.test")])
+    await engine.alias("gone", "550-at-rcpt@dest.test")
+    assert (await engine.send("gone@example.com", "gone@example.com", MAIL)).code == 250
+    await engine.settled()
+    failed = [message for status, _, message in await engine.events("example.com") if status == "HARD-BOUNCE"]
+    assert ["double_bounce" in message for message in failed] == [False, True]
+    await engine.goes_on()
+
+
 async def test_a_report_to_an_internationalised_sender(engine: Town) -> None:
     sender = "jürgen@out.test"
     content = f"From: {sender}\r\nSubject: Grüße\r\n\r\nx\r\n".encode()

@@ -18,10 +18,12 @@ from forwarder.config import Settings
 from forwarder.mail.address import Path, parse_address
 from forwarder.mail.event import DeliveryKind, Transport
 from forwarder.mail.ids import IdSource
+from forwarder.mail.rules import Expansion, Trouble
 from forwarder.mail.seal import Signer
 from forwarder.mail.srs import Srs
 from forwarder.net.dns import Resolver
 from forwarder.net.http import GuardedClient
+from forwarder.outbound.addressees import Addressees
 from forwarder.outbound.bounce import Bounces
 from forwarder.outbound.delivery import Courier
 from forwarder.outbound.dispatcher import Dispatcher
@@ -71,6 +73,11 @@ def _empty_store() -> bytes:
 
 async def _always() -> None:
     """The worker's leases are its own."""
+
+
+async def _elsewhere(path: Path) -> Expansion:
+    """No domain is hosted here."""
+    return Expansion(recipient=path, trouble=Trouble.NOT_HOSTED)
 
 
 class House:
@@ -127,6 +134,9 @@ class House:
                 hostname=settings.hostname,
                 sender_domain="forwarder.test",
                 disclose_destination=settings.outbound.disclose_destination,
+                addressees=Addressees(
+                    srs=self.srs, resolve=options.get("resolve", _elsewhere), clock=self.now
+                ),
                 ids=self.ids,
                 clock=self.now,
             ),

@@ -1,0 +1,65 @@
+"""Where a report goes: to the sender of the message it is about, who may be somebody of ours.
+
+A sender elsewhere gets it by the MX of its domain. A sender at a domain hosted here (who wrote by submission, say) gets
+it where its alias leads: the MX hosts of that domain are we ourselves, and a look-up would only find the loop. An SRS
+address of ours stands for the sender it was made from: mail that we forwarded and that came round again must not take
+its report in another circle.
+
+An address of ours that no alias answers for is left as it is: where the domain's mail goes to other hosts, they know
+it; where it comes to us, nobody can be told and the log says so.
+
+Raises what the store raises.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from forwarder.mail.address import Path
+from forwarder.mail.event import DeliveryKind
+from forwarder.mail.rules import Expansion, Target, Url
+from forwarder.mail.srs import Srs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addressee:
+    """One destination of a report; ``domain_id`` and ``alias`` are those of a sender of ours."""
+
+    recipient: Path
+    destination: str
+    domain: str
+    kind: DeliveryKind = DeliveryKind.SMTP
+    domain_id: int | None = None
+    alias: str | None = None
+
+
+class Addressees:
+    """Finds whom to tell."""
+
+    def __init__(
+        self, *, srs: Srs, resolve: Callable[[Path], Awaitable[Expansion]], clock: Callable[[], datetime]
+    ) -> None:
+        self._srs = srs
+        self._resolve = resolve
+        self._clock = clock
+
+    async def of(self, reverse_path: Path) -> tuple[Addressee, ...]:
+        """At least one; the recipient is the same in all."""
+        origin = self._srs.reverse(reverse_path, now=self._clock())
+        sender = origin if isinstance(origin, Path) else reverse_path
+        expansion = await self._resolve(sender)
+        if expansion.matches:
+            return tuple(_addressee(sender, target) for target in expansion.matches)
+        return (Addressee(recipient=sender, destination=sender.storage(), domain=sender.domain),)
+
+
+def _addressee(sender: Path, target: Target) -> Addressee:
+    to = target.destination
+    return Addressee(
+        recipient=sender,
+        destination=to.url if isinstance(to, Url) else to.storage(),
+        domain=to.host if isinstance(to, Url) else to.domain,
+        kind=DeliveryKind.WEBHOOK if isinstance(to, Url) else DeliveryKind.SMTP,
+        domain_id=target.domain_id,
+        alias=target.alias,
+    )
