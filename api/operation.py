@@ -70,6 +70,11 @@ class Call:
     now: datetime
 
     @property
+    def by_improvmx_cli(self) -> bool:
+        """Sent by ImprovMX's own command line, which reads some times in another unit and cannot ask for it."""
+        return self.agent.startswith("improvmx-cli/")
+
+    @property
     def plan(self) -> Plan:
         """The limits of the account."""
         return plan_of(self.rooms.settings, self.account)

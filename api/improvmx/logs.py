@@ -19,7 +19,6 @@ from api.operation import Call, Operation
 from forwarder.mail.ids import id_floor, parse_log_public_id
 from forwarder.store.domains import Domain
 
-_READS_MILLISECONDS = "improvmx-cli/"
 _FIRST = datetime(1970, 1, 1, tzinfo=UTC)  # no id is older
 _CURSOR = re.compile(r"[0-9]{14}\.[0-9a-f]{32}")
 
@@ -71,7 +70,7 @@ async def _page(call: Call, domain: Domain, pattern: str | None) -> Json:
         limit=query.limit or PAGE_SIZE,
         failures_only=query.filter == "failure",
     )
-    wanted = query.time_format or ("ms" if call.agent.startswith(_READS_MILLISECONDS) else "text")
+    wanted = query.time_format or ("ms" if call.by_improvmx_cli else "text")
     as_milliseconds = wanted == "ms"
     return {
         "logs": [wire.log(entry, as_milliseconds=as_milliseconds) for entry in entries],

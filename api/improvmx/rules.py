@@ -47,7 +47,7 @@ async def list_page(call: Call) -> Json:
         )
     )
     return {
-        "rules": [wire.rule(row) for row in rows],
+        "rules": [wire.rule(row, in_seconds=call.by_improvmx_cli) for row in rows],
         "limit": limit,
         "page": page,
         "total": total,
@@ -70,13 +70,13 @@ async def add(call: Call) -> Json:
         with _naming(form.type):
             return save_new(conn, call, domain, pattern, config.forward, **more)
 
-    return _shown(await call.rooms.database.write(work))
+    return _shown(call, await call.rooms.database.write(work))
 
 
 async def show(call: Call) -> Json:
     """One rule."""
     name = name_of(call)
-    return _shown(await call.rooms.database.read(lambda conn: _found(conn, call, name)))
+    return _shown(call, await call.rooms.database.read(lambda conn: _found(conn, call, name)))
 
 
 async def edit(call: Call) -> Json:
@@ -92,7 +92,7 @@ async def edit(call: Call) -> Json:
         with _naming(form.type or _kind(found)):
             return save_change(conn, call, domain_in(conn, call, name), found, **changes)
 
-    return _shown(await call.rooms.database.write(work))
+    return _shown(call, await call.rooms.database.write(work))
 
 
 async def remove(call: Call) -> Json:
@@ -127,8 +127,8 @@ def _kind(alias: Alias) -> str:
     return "alias" if expression_of(alias.pattern) is None else "regex"
 
 
-def _shown(alias: Alias) -> Json:
-    shown = wire.rule(alias)
+def _shown(call: Call, alias: Alias) -> Json:
+    shown = wire.rule(alias, in_seconds=call.by_improvmx_cli)
     return {**shown, "rule": shown, "success": True}
 
 

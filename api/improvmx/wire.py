@@ -4,7 +4,7 @@ The models describe the answers in the OpenAPI document; the functions make them
 all there: what is unknown is null, except where clients expect text (the company of an account), which is empty.
 
 Times are integers of milliseconds since 1970, but in logs, which show ``2020-01-25 12:19:09+0000`` unless the request
-asks for milliseconds.
+asks for milliseconds. ImprovMX's command line divides those of domains and credentials by 1,000, those of rules not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -121,7 +121,7 @@ def alias(alias: Alias) -> Json:
     return shown
 
 
-def rule(alias: Alias) -> Json:
+def rule(alias: Alias, *, in_seconds: bool = False) -> Json:
     """An alias as a rule: ``regex`` when it was written as one, else ``alias``."""
     expression = expression_of(alias.pattern)
     config: dict[str, Any] = {"alias": alias.pattern}
@@ -133,7 +133,7 @@ def rule(alias: Alias) -> Json:
         "config": {**config, "forward": alias.forward},
         "rank": place(alias.id, alias.pattern, alias.rank),
         "active": alias.is_active,
-        "created": milliseconds(alias.created_at),
+        "created": milliseconds(alias.created_at) // (1000 if in_seconds else 1),
     }
 
 

@@ -460,6 +460,12 @@ async def test_fact_22_rules_are_listed_made_shown_changed_and_deleted_one_by_on
     one = f"{rules}/{rule['id']}"
     assert (await desk.get(one)).json() == {**rule, "rule": rule, "success": True}
     assert (await desk.get(f"{rules}?search=hello&page=1")).json()["rules"] == [rule]
+    assert rule["created"] == NOW_MS
+    # The official command line takes this one for seconds, though it divides those of domains and credentials.
+    official = {"User-Agent": "improvmx-cli/0.1.0"}
+    assert (await desk.get(one, headers=official)).json()["created"] == NOW_MS // 1000
+    listed = (await desk.get(rules, headers=official)).json()["rules"]
+    assert {each["created"] for each in listed} == {NOW_MS // 1000}
     changed = await desk.put(one, {"config": {"forward": "new@gmail.com"}})
     assert changed.json()["config"] == {"alias": "hello", "forward": "new@gmail.com"}
     assert (await desk.delete(one)).json() == {"success": True}
