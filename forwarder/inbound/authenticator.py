@@ -5,7 +5,8 @@ costs the same: it is verified against a hash that nobody's password matches, an
 
 A verified log-in is remembered for a while, by an HMAC of name and password under a key that exists in this process
 only: the cache holds no password and is worth nothing elsewhere. It serves only while the credential's ``changed_at``,
-which is read from the store at every log-in, is still the one that was verified.
+which is read from the store at every log-in, is still the one that was verified; so it is with the log-in of a session
+that stays open, which is looked up again for every message.
 
 Guessing is bounded in three ways, counted in the store and so shared by all processes: per connection (by the
 dialogue), per client and minute, per name and hour. A name under attack does not lock its owner out: a client that
@@ -137,6 +138,16 @@ class Authenticator:
             return login
         await self._count(name, client)
         return Denied.THROTTLED if attacked else Denied.WRONG
+
+    async def renewed(self, login: Login) -> Login | None:
+        """The log-in of an open session as the store has it now; None when it would not be granted any more."""
+        look = partial(
+            credentials.for_login, username=login.credential.username, domain_name=login.domain.name
+        )
+        now = await self._database.read(look)
+        if now is None or now.account_locked or now.credential.id != login.credential.id:
+            return None
+        return now if now.credential.changed_at == login.credential.changed_at else None
 
     def close(self) -> None:
         """Verify nothing more."""

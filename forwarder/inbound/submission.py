@@ -142,6 +142,8 @@ class SubmissionReception:
 
     async def sender(self, session: Session, command: MailCommand) -> Reply:
         login = session.login
+        if login is not None:  # a session may outlive its password, its credential and its domain
+            login = session.login = await self._authenticator.renewed(login)
         if login is None:
             return replies.AUTH_REQUIRED if session.tls else replies.TLS_REQUIRED
         # A read receipt has the null reverse-path (RFC 8098 3); its From is checked like any other.

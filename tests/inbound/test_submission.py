@@ -16,7 +16,7 @@ from forwarder.mail import trace
 from forwarder.mail.address import parse_address
 from forwarder.mail.event import Status
 from forwarder.net.dns import CannotTell, Found, NotFound
-from forwarder.store import credentials, dkim_keys, passwords
+from forwarder.store import credentials, dkim_keys, domains, passwords
 from forwarder.store.passwords import hash_password
 from forwarder.store.trouble import StoreUnavailable
 from tests.inbound.rooms import SECRET, on_both, utc_now
@@ -206,6 +206,33 @@ async def test_a_verified_login_is_remembered_until_the_credential_changes(engin
         await client.starttls()
         await client.ehlo()
         assert (await client.login("ann@here.test", "a new password")).code == 535
+
+
+async def test_an_open_session_ends_with_its_credential(engine, domain):
+    async def sent(client):
+        answers = await client.message(b"ann@here.test", [b"b@else.test"], CONTENT)
+        return str(answers[0])[:9], answers[-1].code
+
+    async with engine.client("submission") as client, engine.client("submission") as other:
+        await opened(client)
+        assert await sent(client) == ("250 2.1.0", 250)
+        digest = await asyncio.to_thread(hash_password, "a new password")
+        await engine.database.write(
+            lambda conn: credentials.update_credential(conn, domain, "ann", utc_now(), password_hash=digest)
+        )
+        assert (await sent(client))[0] == "530 5.7.0"
+        assert (await client.login("ann@here.test", PASSWORD)).code == 535
+        assert (await client.login("ann@here.test", "a new password")).code == 235
+        assert await sent(client) == ("250 2.1.0", 250)
+        await opened(other, password="a new password")
+        await engine.database.write(lambda conn: credentials.remove(conn, domain, "ann", utc_now()))
+        assert (await sent(client))[0] == "530 5.7.0"
+        await engine.credential(domain, "ann", PASSWORD)  # of the same name, and another one
+        assert (await sent(other))[0] == "530 5.7.0"
+        assert (await client.login("ann@here.test", PASSWORD)).code == 235
+        assert len(await engine.deliveries()) == 2
+        await engine.database.write(lambda conn: domains.remove(conn, domain, utc_now()))
+        assert (await sent(client))[0] == "530 5.7.0"
 
 
 async def test_the_memory_of_logins_holds_no_password_and_is_bounded_in_time(engine, domain):
