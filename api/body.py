@@ -3,11 +3,13 @@
 JSON, multipart/form-data and application/x-www-form-urlencoded carry the same fields; the last two as text. JSON sent
 under the form type, as ``curl -d`` does, is taken for what it is. An absent body is an empty mapping.
 
-Refuses with 413 what is larger than the limit, before reading more; with 415 a compressed body or another type (we
-never unpack, so a small body stays small); with 400 what is not well formed: a syntax error, a key twice, NaN or
-Infinity, nesting beyond DEPTH, bytes that are not UTF-8. What the values mean is not judged here.
+Refuses with 408 what does not come within PATIENCE; with 413 what is larger than the limit, before reading more; with
+415 a compressed body or another type (we never unpack, so a small body stays small); with 400 what is not well formed:
+a syntax error, a key twice, NaN or Infinity, nesting beyond DEPTH, bytes that are not UTF-8. What the values mean is
+not judged here.
 """
 
+import asyncio
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -20,6 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from api.errors import Refusal
 
 DEPTH = 32
+PATIENCE = 8.0  # seconds for the whole body: less than a request may take, since it is not our trouble
 FIELDS = 200  # of a form
 _JSON = re.compile(r"application/(?:[\w.-]+\+)?json")
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
@@ -51,11 +54,14 @@ async def _read(request: Request, limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     try:
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                raise _too_large(limit)
-            parts.append(part)
+        async with asyncio.timeout(PATIENCE):
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise _too_large(limit)
+                parts.append(part)
+    except TimeoutError:
+        raise Refusal(408, "The body did not come in time.", headers={"Connection": "close"}) from None
     except ClientDisconnect:
         raise Refusal(400, "The connection ended before the body did.") from None
     return b"".join(parts)

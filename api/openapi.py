@@ -23,6 +23,7 @@ _REASONS = {
     401: "There is no valid API key in the request.",
     403: "The account may not do this.",
     404: "It does not exist, or not in this account.",
+    408: "The body did not come in time.",
     413: "The body is too large.",
     415: "The body is compressed or of a type that is not taken.",
     429: "Too many requests.",
@@ -117,7 +118,7 @@ def _query_values(model: type[BaseModel] | None) -> list[dict[str, Any]]:
 def _responses(operation: Operation, answer: Any) -> dict[str, Any]:
     codes: Iterable[int] = {401, 403, 429, 503, *operation.refusals}
     if operation.body is not None:
-        codes = {*codes, 400, 413, 415}
+        codes = {*codes, 400, 408, 413, 415}
     elif operation.query is not None:
         codes = {*codes, 400}
     if operation.method == "GET":

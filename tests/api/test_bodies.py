@@ -1,12 +1,15 @@
 """Bodies and queries of a wrong, odd or hostile form: each gets a 4xx in JSON with a reason, and stores nothing."""
 
+import asyncio
 import gzip
 import json
 import tracemalloc
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from api import body
 from tests.api.desk import Desk
 
 JSON = {"Content-Type": "application/json"}
@@ -167,9 +170,9 @@ async def test_a_cursor_of_another_server_goes_on_from_its_time(desk: Desk) -> N
 
 async def test_a_byte_order_mark_before_json_is_ignored(desk: Desk) -> None:
     await desk.domain()
-    body = b'\xef\xbb\xbf{"alias": "a", "forward": "a@gmail.com"}'
+    marked = b'\xef\xbb\xbf{"alias": "a", "forward": "a@gmail.com"}'
     headers = {"Content-Type": "application/json"}
-    answer = await desk.post("/domains/piedpiper.com/aliases", content=body, headers=headers)
+    answer = await desk.post("/domains/piedpiper.com/aliases", content=marked, headers=headers)
     assert answer.status_code == 200, answer.text
 
 
@@ -283,3 +286,21 @@ async def test_odd_names_in_a_path_are_not_found(desk: Desk, method: str, name: 
         answer = await desk.http.request(method, path, json=fields)
         assert answer.status_code in (404, 405), (path, answer.text)
         assert answer.json()["code"] == answer.status_code
+
+
+async def test_a_body_that_does_not_come_is_the_client_s_trouble(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await desk.domain()
+    monkeypatch.setattr(body, "PATIENCE", 0.1)
+    never = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b'{"alias": '
+        await never.wait()
+
+    answer = await desk.post(
+        "/domains/piedpiper.com/aliases", content=slowly(), headers={"Content-Type": "application/json"}
+    )
+    assert (answer.status_code, answer.json()["code"]) == (408, 408)
+    assert answer.headers["connection"] == "close"

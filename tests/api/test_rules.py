@@ -6,7 +6,7 @@ import pytest
 
 from forwarder.mail.aliases import Match
 from forwarder.store.directory import Directory
-from tests.api.desk import NOW_MS, Desk
+from tests.api.desk import NOW_MS, Desk, together
 
 RULES = "/domains/piedpiper.com/rules"
 
@@ -280,6 +280,21 @@ async def test_duplicates_limits_and_circles_are_those_of_aliases(store_url: str
         assert "already exists" in (await refused(desk, regex_rule("x.*")))["config.regex"][0]
         await made(desk, alias_rule("c"))
         assert "limited to 3 aliases" in (await refused(desk, alias_rule("d")))["config.alias"][0]
+
+
+async def test_fifty_at_once_make_one_rule_and_lose_nothing_else(either_store_url: str) -> None:
+    async with Desk(either_store_url) as desk:
+        await desk.domain(aliases={})
+        answers = await together(*[desk.post(RULES, regex_rule("sales.*", rank=2.5)) for _ in range(50)])
+        assert sorted(one.status_code for one in answers) == [200] + [400] * 49
+        (rule,) = (await desk.get(RULES)).json()["rules"]
+        assert rule["rank"] == 2.5
+        other = await made(desk, regex_rule("other.*"))
+        changes = [desk.put(f"{RULES}/{other['id']}", {"config": {"regex": "sales.*"}}) for _ in range(10)]
+        changes += [desk.put(f"{RULES}/{rule['id']}", {"active": number % 2 == 0}) for number in range(10)]
+        statuses = [one.status_code for one in await together(*changes)]
+        assert statuses == [400] * 10 + [200] * 10
+        assert (await desk.get(f"{RULES}/{other['id']}")).json()["rule"] == other
 
 
 @pytest.mark.parametrize("name", ["0", "-1", "9" * 30, "richard", "%00", "1.0", "%D9%A1", "*"])
