@@ -388,6 +388,7 @@ async def test_a_credential_shows_creation_usage_and_name_and_may_be_limited(des
 async def test_account_limits_are_integers_and_flags_are_booleans(desk: Desk) -> None:
     account = (await desk.get("/account")).json()["account"]
     assert all(type(value) is int for value in account["limits"].values())
+    assert account["limits"]["daily_send_per_credential"] == 0  # a limit of ours that acts, so it is shown
     assert (type(account["premium"]), type(account["password"])) == (bool, bool)
     assert (account["locked"], account["cancels_on"], account["renew_date"]) == (None, None, None)
 

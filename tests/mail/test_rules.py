@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forwarder.mail.address import Path, parse_address
-from forwarder.mail.pattern import RegexTable, star_match
+from forwarder.mail.pattern import RegexTable, expression_of, pattern_of, star_match
 from forwarder.mail.rules import (
     UNKNOWN,
     Alias,
@@ -628,3 +628,41 @@ def test_paths_go_out_as_they_were_stored() -> None:
     (path,) = match.destinations
     assert isinstance(path, Path)
     assert path.wire() == path.storage() == '"x y"@z.org'
+
+
+@pytest.mark.parametrize(
+    "expression", ["sales", "sales.*", "(a|b)", "(?:a)|(?:b)", "a|b", "[)(]", r"\)", "(?:x)", "*", "("]
+)
+def test_an_expression_comes_back_from_its_pattern(expression: str) -> None:
+    pattern = pattern_of(expression)
+    assert classify(pattern) is AliasKind.REGEX
+    good = expression not in ("*", "(")
+    assert expression_of(pattern) == (expression if good else None)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["sales", "(a|b)", "(?:a)|(?:b)", "(?:)", "(?i:a)", "x(?:a)", "(?:a)x", "*", ""]
+)
+def test_a_pattern_that_was_no_expression_stays_one(pattern: str) -> None:
+    assert expression_of(pattern) is None
+
+
+def test_the_place_of_an_alias_is_when_it_is_asked() -> None:
+    made = [
+        Alias.stored(1, "*", "all@dest.test", True, 550),
+        Alias.stored(2, "a*", "short@dest.test", True, 550),
+        Alias.stored(3, "a-*", "long@dest.test", True, 550),
+        Alias.stored(4, "(a.*)", "fourth@dest.test", True, 550),
+        Alias.stored(5, "(a.+)", "fifth@dest.test", True, 550, 3.5),
+        Alias.stored(6, "(a-.*)", "sixth@dest.test", True, 550, 4.0),
+        Alias.stored(7, "a-b", "exact@dest.test", True, 550),
+    ]
+    asked: list[int] = []
+    while made:  # the one that answers is taken away, again and again
+        found = RuleSet("example.com", 1, 1, made).resolve("a-b")
+        assert isinstance(found, Match)
+        asked.append(found.alias.id)
+        expected = min(made, key=lambda alias: (alias.place, alias.id))
+        assert found.alias is expected
+        made.remove(found.alias)
+    assert asked == [7, 5, 4, 6, 3, 2, 1]
