@@ -20,6 +20,7 @@ from enum import Enum
 from forwarder.inbound.inlet import Expired, Inlet
 
 END = b"\r\n.\r\n"
+SMALL_BLOCK = 4096  # octets
 RATE_GRACE = 60.0  # seconds before the minimum rate counts: TCP starts slowly, short messages do not matter
 
 _STUFFED = re.compile(rb"\r\n\.")
@@ -95,7 +96,10 @@ async def read_content(
                 excess = Excess.SIZE
             elif not share.grow(len(block)):
                 excess = Excess.MEMORY
-            blocks.append(block)
+            if len(block) < SMALL_BLOCK and blocks:
+                blocks[-1] += block  # an object each would make 25 MiB that trickle in two gigabytes
+            else:
+                blocks.append(block)
         if excess is not None:
             blocks.clear()  # keep reading, hold nothing
             share.release()

@@ -1,6 +1,7 @@
 """Reading DATA: where it ends, what is kept, and for how long."""
 
 import asyncio
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -108,6 +109,22 @@ async def test_messages_share_the_memory_of_the_process(inlet):
     assert memory.held == 0
     inlet.feed(b"y" * 400 + b"\r\n.\r\n")
     assert isinstance(await read(inlet, share=memory.share()), bytes)
+
+
+async def test_octets_that_trickle_in_cost_no_more_than_they_are(inlet):
+    text = b"0123456789" * 3000 + b"\r\n"
+    reading = asyncio.ensure_future(read(inlet, limit=10**6))
+    tracemalloc.start()
+    try:
+        for octet in text + b".\r\n":
+            inlet.feed(bytes((octet,)))
+            await asyncio.sleep(0)
+        content = await reading
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert content == text
+    assert peak < 10 * len(text)
 
 
 async def test_a_peer_that_leaves_in_the_middle_leaves_no_message(inlet):
