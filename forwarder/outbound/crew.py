@@ -124,12 +124,12 @@ class Crew:
         try:
             carried = await self._carried(job)
         except asyncio.CancelledError:
-            self._lanes.ended(lane, reached=True, trouble=None, now=asyncio.get_running_loop().time())
+            self._lanes.ended(lane, job, reached=True, trouble=None, now=asyncio.get_running_loop().time())
             self._lanes.leave(lane, len(job.deliveries))
             self._cut.append(job)
             raise
         now = asyncio.get_running_loop().time()
-        self._lanes.ended(lane, reached=carried.reached, trouble=carried.trouble, now=now)
+        self._lanes.ended(lane, job, reached=carried.reached, trouble=carried.trouble, now=now)
         self.pump()  # the slot is free while we write
         await self._record(lane, job, carried.verdicts)
         if lane.suspended_until > now and lane.waiting:

@@ -57,7 +57,7 @@ class Status:
 
     held: int  # deliveries in memory
     looking_up: int  # of these, waiting for a route
-    dialling: int  # session slots taken
+    dialling: int  # sessions under way
     settling: int  # attempts made, being written down
     unwritten: int  # settlements that wait for the store
     suspended: int  # sites not dialled for a while
@@ -213,7 +213,7 @@ class Dispatcher:
         return Status(
             held=len(self._window.held),
             looking_up=self._lookups.waiting,
-            dialling=self._lanes.active,
+            dialling=self._lanes.sessions,
             settling=self._crew.settling,
             unwritten=self._settling.unwritten,
             suspended=self._lanes.suspended(asyncio.get_running_loop().time()),

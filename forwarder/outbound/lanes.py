@@ -1,13 +1,16 @@
 """Who is served next: lanes by site, taken in turn. Pure bookkeeping; the dispatcher acts on it.
 
 Every site has one lane, with the jobs that wait for it. ``take`` goes round the lanes, so that a long lane delays no
-other. Four bounds keep a slow or dead site from hurting the rest:
+other. Five bounds keep a slow or dead site from hurting the rest:
 
 - a lane may hold no more deliveries than places are still free in the window (so one greedy site leaves half of the
   window, two leave a third, and so on: a new site always finds room); a smarthost, being all there is, may fill it;
 - a lane begins with ``_FIRST_LIMIT`` sessions, gains one with each success up to the limit per site, and
   falls back to one after trouble (RFC 5321 4.5.4.1 asks not to open many connections to a host in trouble);
 - lanes whose last attempt did not reach a host share half of the session slots, the healthy ones have all;
+- a session that lasts longer than ``_PATIENCE`` leaves the count of slots when they run out, and its lane is ailing,
+  so that many hosts that hang for the first time do not stop all mail until their time-outs; as many sessions as
+  there are slots may have left the count, which makes twice the slots at most;
 - after ``_TRIP`` attempts in a row that reached nobody the lane is suspended, from 15 seconds doubling up to 10
   minutes, but never for longer than a retry would wait (``suspensions``); whatever waits in it is handed back by
   ``flush`` to be settled without dialling.
@@ -26,6 +29,7 @@ from forwarder.store.queue import Delivery
 
 _FIRST_LIMIT = 5
 _TRIP = 3
+_PATIENCE = 30.0  # seconds
 _SUSPENSIONS = (15.0, 600.0)  # seconds: the first and the longest
 _REMEMBERED = 10_000
 _JOB_LIMIT = 100  # recipients of one transaction (RFC 5321 4.5.3.1.8: every host takes as many)
@@ -42,6 +46,7 @@ class Lane:
     domains: dict[str, None] = field(default_factory=dict)  # destination domains seen here, newest last
     held: int = 0  # deliveries waiting, under way or being settled
     active: int = 0  # jobs under way
+    lasting: int = 0  # of them, those that left the count of slots
     failures: int = 0  # attempts in a row that reached nobody
     suspensions: int = 0
     suspended_until: float = 0.0
@@ -76,8 +81,12 @@ class Lanes:
         self._ailing_active = 0
         self._ailing_limit = max(1, concurrency // 2)
         self._suspensions = suspensions
+        self._begun: OrderedDict[Job, tuple[Lane, float]] = (
+            OrderedDict()
+        )  # under way and counted, oldest first
+        self._lasting: set[Job] = set()  # under way, not counted any more
         self.held = 0
-        self.active = 0
+        self.active = 0  # session slots taken
 
     def lane(self, site: str) -> Lane:
         """The lane of a site, made when it is new."""
@@ -121,6 +130,8 @@ class Lanes:
 
     def take(self, now: float) -> tuple[Lane, Job] | None:
         """The next job to dial for, now counted as active; None when no lane may dial."""
+        if self.active >= self._concurrency or self._ailing_active >= self._ailing_limit:
+            self._let_last(now)
         if self.active >= self._concurrency:
             return None
         self._ailing_turn = not self._ailing_turn
@@ -137,15 +148,17 @@ class Lanes:
                 if ring is self._healthy and not lane.proven:
                     self._enqueue(lane)  # it fell ill while it stood here
                     continue
-                return lane, self._start(lane)
+                return lane, self._start(lane, now)
         return None
 
-    def ended(self, lane: Lane, *, reached: bool, trouble: Reply | None, now: float) -> None:
+    def ended(self, lane: Lane, job: Job, *, reached: bool, trouble: Reply | None, now: float) -> None:
         """An attempt is over: its session slot is free, and the lane has learnt something."""
         lane.active -= 1
-        self.active -= 1
-        if not lane.proven:
-            self._ailing_active -= 1
+        if self._begun.pop(job, None) is None:
+            self._lasting.remove(job)
+            lane.lasting -= 1
+        else:
+            self._uncount(lane)
         was_proven = lane.proven
         if reached:
             lane.failures = lane.suspensions = 0
@@ -164,7 +177,8 @@ class Lanes:
                     lane.suspensions = min(lane.suspensions + 1, 10)
                 lane.suspended_until = now + length
         if was_proven is not lane.proven:
-            self._ailing_active += lane.active if was_proven else -lane.active
+            counted = lane.active - lane.lasting
+            self._ailing_active += counted if was_proven else -counted
         self._enqueue(lane)
 
     def leave(self, lane: Lane, count: int) -> None:
@@ -201,7 +215,31 @@ class Lanes:
     def __iter__(self) -> Iterator[Lane]:
         return iter(list(self._watched.values()))
 
-    def _start(self, lane: Lane) -> Job:
+    @property
+    def sessions(self) -> int:
+        """Attempts under way, whether they count or not."""
+        return self.active + len(self._lasting)
+
+    def _let_last(self, now: float) -> None:
+        """Take sessions that last out of the count, the oldest first; their lanes are ailing until proven well."""
+        while self._begun and len(self._lasting) < self._concurrency:
+            job, (lane, since) = next(iter(self._begun.items()))
+            if now - since < _PATIENCE:
+                return
+            del self._begun[job]
+            self._lasting.add(job)
+            self._uncount(lane)
+            lane.lasting += 1
+            if lane.proven:
+                lane.proven = False
+                self._ailing_active += lane.active - lane.lasting
+
+    def _uncount(self, lane: Lane) -> None:
+        self.active -= 1
+        if not lane.proven:
+            self._ailing_active -= 1
+
+    def _start(self, lane: Lane, now: float) -> Job:
         key, job = lane.waiting.popitem(last=False)
         if len(job.deliveries) > _JOB_LIMIT:
             rest: list[Delivery] = job.deliveries[_JOB_LIMIT:]
@@ -209,6 +247,7 @@ class Lanes:
             lane.waiting[key] = Job(parcel=job.parcel, deliveries=rest, route=job.route)
         lane.active += 1
         self.active += 1
+        self._begun[job] = (lane, now)
         if not lane.proven:
             self._ailing_active += 1
         self._enqueue(lane)

@@ -38,8 +38,22 @@ def job(message: str, count: int = 1) -> Job:
     return Job(parcel=Parcel.of_delivery(deliveries[0]), deliveries=deliveries)
 
 
-def lanes(window: int = 100, concurrency: int = 10, per_site: int = 4, *, share_all: bool = False) -> Lanes:
-    return Lanes(window=window, concurrency=concurrency, per_site=per_site, share_all=share_all)
+class Watched(Lanes):
+    """Lanes that remember what was taken, so that a test can end the oldest attempt of a lane."""
+
+    def take(self, now: float) -> tuple[Lane, Job] | None:
+        taken = super().take(now)
+        if taken is not None:
+            self.__dict__.setdefault(taken[0].site, []).append(taken[1])
+        return taken
+
+    def over(self, lane: Lane, *, reached: bool, now: float) -> None:
+        under_way = self.__dict__[lane.site].pop(0)
+        self.ended(lane, under_way, reached=reached, trouble=None if reached else TROUBLE, now=now)
+
+
+def lanes(window: int = 100, concurrency: int = 10, per_site: int = 4, *, share_all: bool = False) -> Watched:
+    return Watched(window=window, concurrency=concurrency, per_site=per_site, share_all=share_all)
 
 
 def fill(rooms: Lanes, site: str, *messages: str) -> Lane:
@@ -103,7 +117,7 @@ def test_a_site_that_is_not_reached_is_suspended_longer_each_time() -> None:
         while lane.suspended_until <= now:
             taken = rooms.take(now)
             assert taken is not None
-            rooms.ended(lane, reached=False, trouble=TROUBLE, now=now)
+            rooms.over(lane, reached=False, now=now)
         lengths.append(lane.suspended_until - now)
         assert rooms.take(now) is None
         assert not rooms.has_room(lane, now)
@@ -117,12 +131,12 @@ def test_one_success_ends_the_mistrust() -> None:
     lane = fill(rooms, "back", *(f"m{number}" for number in range(20)))
     for _ in range(3):
         rooms.take(0.0)
-        rooms.ended(lane, reached=False, trouble=TROUBLE, now=0.0)
+        rooms.over(lane, reached=False, now=0.0)
     rooms.wake(15.0)
     assert len(turns(rooms, 15.0)) == 1  # a single probe
-    rooms.ended(lane, reached=True, trouble=None, now=15.0)
+    rooms.over(lane, reached=True, now=15.0)
     assert len(turns(rooms, 15.0)) == 2
-    rooms.ended(lane, reached=True, trouble=None, now=15.0)
+    rooms.over(lane, reached=True, now=15.0)
     assert (lane.limit, lane.failures, lane.suspensions) == (3, 0, 0)
 
 
@@ -133,10 +147,40 @@ def test_ailing_sites_share_half_of_the_slots() -> None:
         taken = rooms.take(0.0)
         assert taken is not None
     for lane in ailing:
-        rooms.ended(lane, reached=False, trouble=TROUBLE, now=0.0)
+        rooms.over(lane, reached=False, now=0.0)
     assert len(turns(rooms)) == 5
     fill(rooms, "well", *(f"w{number}" for number in range(10)))
     assert turns(rooms) == ["w0", "w1", "w2", "w3", "w4"]
+
+
+def test_sessions_that_last_do_not_keep_the_slots_from_others() -> None:
+    rooms = lanes(concurrency=10, per_site=10)
+    silent = [fill(rooms, f"silent{number}", "x", "y", "z") for number in range(10)]
+    assert turns(rooms, 0.0) == ["x"] * 10
+    well = fill(rooms, "well", "w1", "w2")
+    assert turns(rooms, 29.9) == []
+    assert sorted(turns(rooms, 30.0)) == [
+        "w1",
+        "w2",
+        *["y"] * 5,
+    ]  # the silent ones have half of the slots now
+    assert (rooms.active, rooms.sessions) == (7, 17)
+    # As many as there are slots have left the count: no more do.
+    fill(rooms, "other", "v1", "v2", "v3", "v4")
+    assert turns(rooms, 100.0) == ["v1", "v2", "v3"]
+    assert (rooms.active, rooms.sessions) == (10, 20)
+    for lane in silent:
+        rooms.over(lane, reached=False, now=100.0)
+    assert (rooms.active, rooms.sessions) == (10, 10)
+    rooms.over(well, reached=True, now=100.0)
+    assert turns(rooms, 100.0)[0] == "v4"
+    while under_way := [lane for lane in rooms if lane.active]:
+        for lane in under_way:
+            rooms.over(lane, reached=lane is well, now=101.0)
+    assert (rooms.active, rooms.sessions) == (0, 0)
+    # What was counted for the silent ones is free again: half of the slots, and the rest for the well.
+    fill(rooms, "well", *(f"w{number}" for number in range(20)))
+    assert sorted(turn[0] for turn in turns(rooms, 101.0)) == ["w"] * 5 + ["z"] * 5
 
 
 def test_deliveries_of_one_message_wait_together_and_travel_by_the_hundred() -> None:
