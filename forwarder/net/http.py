@@ -4,8 +4,9 @@ Whoever owns a domain here writes the URL, so the URL is hostile. Promises: only
 by our own resolver, all its addresses are judged (``net.addresses``), and the connection goes to the very address
 that was judged, so that a second look-up cannot lead elsewhere; one private address among them refuses the host.
 Redirects are not followed, cookies neither kept nor sent, proxies from the environment not used. The certificate of
-https is verified for the host's name. The whole exchange ends within the caller's timeout, and no more than 4 KiB of
-the answer is read.
+https is verified for the host's name. The status comes within the caller's timeout; after it, for two seconds at
+most, no more than 4 KiB of the answer are read: a body that stalls or breaks off changes nothing about the status, and
+a receiver that said 200 must not be posted to again.
 
 How it fails: ``Blocked`` for what we do not do, whatever the hour; ``Unreachable`` for what another hour may mend.
 Any HTTP status is a result, not a failure.
@@ -22,13 +23,16 @@ from datetime import timedelta
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
+import structlog
 
 from forwarder.net.addresses import is_private, literal
 from forwarder.net.dns import CannotTell, Found, NotFound, Resolver
 
 EXCERPT = 4096  # octets of an answer
+EXCERPT_TIME = 2.0  # seconds for them, once the status is known
 URL_LENGTH = 2048
 CONNECTIONS = 100  # at once
+_log = structlog.get_logger(__name__)
 _NAME = re.compile(rb"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 _LOCAL_NAMES = ("localhost", "local", "internal", "home.arpa")  # RFC 6761, RFC 6762, RFC 8375
 
@@ -73,12 +77,13 @@ class GuardedClient:
         try:
             async with asyncio.timeout(timeout.total_seconds()):
                 address = await self._address(target.host)
-                return await self._post(target, address, body, headers)
+                response = await self._post(target, address, body, headers)
         except TimeoutError as exc:
             raise Unreachable(f"{target.host} did not answer within {timeout.total_seconds():g} s") from exc
         except httpx.HTTPError as exc:
             reason = str(exc) or type(exc).__name__
             raise Unreachable(f"{target.host} could not be reached: {reason[:200]}") from exc
+        return response.status_code, await _excerpt(response)
 
     async def close(self) -> None:
         """Close what is open."""
@@ -102,7 +107,7 @@ class GuardedClient:
 
     async def _post(
         self, target: httpx.URL, address: str, body: bytes, headers: Mapping[str, str]
-    ) -> tuple[int, str]:
+    ) -> httpx.Response:
         request = self._client.build_request(
             "POST",
             target.copy_with(host=address),
@@ -110,16 +115,23 @@ class GuardedClient:
             headers={**headers, "Host": target.netloc.decode("ascii")},
             extensions={"sni_hostname": target.raw_host.decode("ascii")},
         )
-        response = await self._client.send(request, stream=True)
-        try:
-            excerpt = b""
+        return await self._client.send(request, stream=True)
+
+
+async def _excerpt(response: httpx.Response) -> str:
+    """The beginning of the body, as far as it comes."""
+    excerpt = b""
+    try:
+        async with asyncio.timeout(EXCERPT_TIME):
             async for block in response.aiter_raw(EXCERPT):
                 excerpt += block
                 if len(excerpt) >= EXCERPT:
                     break
-        finally:
-            await response.aclose()
-        return response.status_code, excerpt[:EXCERPT].decode("utf-8", "replace")
+    except (TimeoutError, httpx.HTTPError) as exc:
+        _log.debug("webhook_answer_cut", reason=str(exc) or type(exc).__name__)
+    finally:
+        await response.aclose()
+    return excerpt[:EXCERPT].decode("utf-8", "replace")
 
 
 def _checked(url: str, *, allow_private: bool) -> httpx.URL:

@@ -1,5 +1,6 @@
 """The guarded client: where it goes, and that it goes nowhere else."""
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -156,6 +157,29 @@ async def test_any_status_is_a_result(hooks: WebhookServer, client: GuardedClien
 async def test_an_endless_answer_is_cut(hooks: WebhookServer, client: GuardedClient) -> None:
     status, excerpt = await client.post(hooks.at("/endless"), b"{}", {}, SOON)
     assert (status, excerpt) == (200, "x" * 4096)
+
+
+@pytest.mark.parametrize("stalls", [True, False])
+async def test_a_body_that_stalls_or_breaks_off_does_not_change_the_status(
+    client: GuardedClient, monkeypatch: pytest.MonkeyPatch, stalls: bool
+) -> None:
+    monkeypatch.setattr("forwarder.net.http.EXCERPT_TIME", 0.1)
+    over = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\ntaken")
+        await writer.drain()
+        if stalls:
+            await over.wait()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        status, excerpt = await client.post(f"http://127.0.0.1:{port}/", b"", {}, SOON)
+        over.set()
+    assert status == 200
+    assert excerpt in ("taken", "")  # what had come when it stalled is not always handed on
 
 
 async def test_silence_ends_in_time(hooks: WebhookServer, client: GuardedClient) -> None:
