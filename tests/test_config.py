@@ -133,6 +133,39 @@ def test_what_is_no_listener_is_refused(tmp_path: Path, text: str) -> None:
     assert "host:port" in reason
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "text", "said"),
+    [
+        ("dns", "nameservers", "unbound:53", "its address"),
+        ("dns", "nameservers", "127.1:53", "its address"),
+        ("dns", "timeout", "0s", "longer than nothing"),
+        ("outbound", "bind_ipv4", "::1", "IPv4 address"),
+        ("outbound", "bind_ipv4", "eth0", "IPv4 address"),
+        ("outbound", "bind_ipv6", "192.0.2.1", "IPv6 address"),
+        ("outbound", "connect_timeout", "0s", "longer than nothing"),
+        ("outbound", "dot_timeout", "0s", "longer than nothing"),
+    ],
+)
+def test_what_no_delivery_could_work_with_is_refused(
+    tmp_path: Path, section: str, key: str, text: str, said: str
+) -> None:
+    ((named, reason),) = problems(tmp_path, f'hostname = "a"\n[{section}]\n{key} = "{text}"')
+    assert named == f"{section}.{key}"
+    assert said in reason
+
+
+def test_addresses_to_ask_and_to_send_from() -> None:
+    given = Settings.model_validate(
+        {
+            "hostname": "a",
+            "dns": {"nameservers": ["127.0.0.1:53", "[::1]:5353"]},
+            "outbound": {"bind_ipv4": "192.0.2.1", "bind_ipv6": "2001:db8::1"},
+        }
+    )
+    assert given.dns.nameservers == (("127.0.0.1", 53), ("::1", 5353))
+    assert (given.outbound.bind_ipv4, given.outbound.bind_ipv6) == ("192.0.2.1", "2001:db8::1")
+
+
 def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     environ = {
         "FORWARDER_HOSTNAME": "mx2.example.net",

@@ -15,6 +15,9 @@ from forwarder.config.units import (
     Endpoints,
     HostName,
     HostPort,
+    LocalIpv4,
+    LocalIpv6,
+    NameServers,
     OptionalAddress,
     OptionalEndpoint,
     OptionalHostName,
@@ -102,8 +105,8 @@ class ApiSection(Section):
 
 
 class DnsSection(Section):
-    nameservers: Endpoints = ()  # empty: the system's
-    timeout: Duration = timedelta(seconds=5)  # of one question, with its repetitions
+    nameservers: NameServers = ()  # empty: the system's
+    timeout: SomeTime = timedelta(seconds=5)  # of one question, with its repetitions
     cache: Positive = 50_000  # answers held
 
 
@@ -117,14 +120,14 @@ class OutboundSection(Section):
     window: Positive = 2000  # deliveries held in memory, per process
     reuse_limit: Positive = 100  # messages over one connection
     idle_timeout: Duration = timedelta(seconds=5)  # of a connection kept for reuse
-    connect_timeout: Duration = timedelta(seconds=30)
-    greeting_timeout: Duration = timedelta(seconds=60)
-    command_timeout: Duration = timedelta(seconds=60)
-    data_timeout: Duration = timedelta(seconds=180)  # between two blocks we send
-    dot_timeout: Duration = timedelta(seconds=600)  # RFC 5321 4.5.3.2.6: hanging up earlier makes duplicates
-    webhook_timeout: Duration = timedelta(seconds=30)
-    bind_ipv4: str = ""  # the address to dial from; empty: the system's choice
-    bind_ipv6: str = ""
+    connect_timeout: SomeTime = timedelta(seconds=30)
+    greeting_timeout: SomeTime = timedelta(seconds=60)
+    command_timeout: SomeTime = timedelta(seconds=60)
+    data_timeout: SomeTime = timedelta(seconds=180)  # between two blocks we send
+    dot_timeout: SomeTime = timedelta(seconds=600)  # RFC 5321 4.5.3.2.6: hanging up earlier makes duplicates
+    webhook_timeout: SomeTime = timedelta(seconds=30)
+    bind_ipv4: LocalIpv4 = ""  # the address to dial from; empty: the system's choice
+    bind_ipv6: LocalIpv6 = ""
     disclose_destination: bool = False  # a DSN names the alias only, unless true
 
 

@@ -5,8 +5,10 @@ value; a ``ValueError`` says what to write instead. Nothing is guessed: a durati
 refused.
 """
 
+import ipaddress
 import json
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from typing import Annotated, NamedTuple
@@ -80,6 +82,25 @@ def split_list(value: object) -> object:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def _name_server(value: object) -> HostPort:
+    """Asked by its address: to look its name up somebody would have to be asked first."""
+    server = parse_host_port(value)
+    with suppress(ValueError):
+        ipaddress.ip_address(server.host)
+        return server
+    raise ValueError('write its address, for example "127.0.0.1:53" or "[::1]:53"')
+
+
+def _local_address(version: int) -> Callable[[object], str]:
+    def checked(value: object) -> str:
+        with suppress(ValueError):
+            if value == "" or (isinstance(value, str) and ipaddress.ip_address(value).version == version):
+                return str(value)
+        raise ValueError(f"write an IPv{version} address of this host, or nothing")
+
+    return checked
+
+
 def _host_port_or_none(value: object) -> HostPort | None:
     return None if value is None or value == "" else parse_host_port(value)
 
@@ -125,6 +146,10 @@ SomeTime = Annotated[Duration, AfterValidator(_longer_than_nothing)]
 Endpoint = Annotated[HostPort, BeforeValidator(parse_host_port)]
 OptionalEndpoint = Annotated[HostPort | None, BeforeValidator(_host_port_or_none)]
 Endpoints = Annotated[tuple[Endpoint, ...], BeforeValidator(split_list)]
+NameServer = Annotated[HostPort, BeforeValidator(_name_server)]
+NameServers = Annotated[tuple[NameServer, ...], BeforeValidator(split_list)]
+LocalIpv4 = Annotated[str, BeforeValidator(_local_address(4))]
+LocalIpv6 = Annotated[str, BeforeValidator(_local_address(6))]
 HostName = Annotated[str, BeforeValidator(_hostname)]
 OptionalAddress = Annotated[str, BeforeValidator(_address_or_empty)]
 OptionalHostName = Annotated[str, BeforeValidator(_hostname_or_empty)]
