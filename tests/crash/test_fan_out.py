@@ -40,13 +40,12 @@ MORE = [
     "deliver.before-content:1",
     "deliver.before-dot-reply:1",
     "deliver.after-dot-reply:1",
-    "deliver.after-dot-reply:9",
+    "deliver.after-dot-reply:3",
     "settle.before-deliveries:1",
-    "settle.before-events:2",
+    "settle.before-events:1",
     "settle.before-reports:1",
-    "settle.before-content:3",
+    "settle.before-content:1",
     "settle.after-commit:1",
-    "settle.after-commit:7",
 ]
 BETWEEN = [f"insert.next-rows:{n}" for n in (1, 5, 9)]  # after 50, 250 and 450 of the deliveries
 AFTERWARDS = [f"insert.next-rows:{n}" for n in (10, 18, 19, 27)]  # among the logs and the events
