@@ -142,7 +142,7 @@ class _Attempt:
         session = self._pool.reuse(self._route)
         if session is not None:
             # The peer may have closed a kept session meanwhile, which says nothing of the host: it is dialled again.
-            judged = await self._send(session, session.host, more_hosts=True)
+            judged = await self._send(session, session.host, more_hosts=True, kept=True)
             skipped = {session.host} if judged else skipped
         dials = list(self._dials())
         for place, (host, address) in enumerate(dials):
@@ -181,7 +181,7 @@ class _Attempt:
                 left -= 1
                 yield host.name, address
 
-    async def _send(self, session: Session, host: str, *, more_hosts: bool) -> bool:
+    async def _send(self, session: Session, host: str, *, more_hosts: bool, kept: bool = False) -> bool:
         """Transactions over one session until the host has judged everyone who waits; False: it broke off."""
         while self._waiting:
             asked = self._waiting
@@ -207,6 +207,12 @@ class _Attempt:
                 raise
             self._reached = True
             failpoint.reach("deliver.after-dot-reply")
+            if kept and not (answered.mail.positive or answered.local):
+                # Said in a session that served other mail before, this may be about the session (some hosts take one
+                # message each, and answer 503 or 550 to the next MAIL): in a new one it is about the message.
+                session.leave()
+                return False
+            kept = False
             if not self._judged(answered, asked, named, host, more_hosts=more_hosts):
                 break
         self._pool.release(self._route, session)

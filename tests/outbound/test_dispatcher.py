@@ -95,6 +95,20 @@ async def test_a_hanging_site_leaves_room_for_the_others(tmp_path: Path) -> None
         )  # half of the window is all it may hold
 
 
+async def test_a_refusal_of_a_second_sender_in_a_session_is_heard_again_in_a_new_one(tmp_path: Path) -> None:
+    async with house(tmp_path) as rooms:
+        (first,) = await rooms.accept("ann@dest.test")
+        await rooms.until_statuses(first, "QUEUED", "DELIVERED")
+        rooms.sink.play("mail", "503", times=1)
+        (second,) = await rooms.accept("bob@dest.test")
+        await rooms.until_statuses(second, "QUEUED", "DELIVERED")
+        assert rooms.sink.connections == 2
+        rooms.sink.play("mail", "550", times=2)
+        (third,) = await rooms.accept("carl@dest.test")
+        await rooms.until_statuses(third, "QUEUED", "HARD-BOUNCE")
+        assert rooms.sink.connections == 3
+
+
 async def test_many_silent_sites_do_not_take_all_session_slots(tmp_path: Path) -> None:
     outbound = {
         "concurrency": 10,
