@@ -1,6 +1,6 @@
 """Resolving recipients: many domains, many aliases in one domain, many patterns in one domain.
 
-In this process, through the same ``Directory`` and ``resolve`` that RCPT uses, over a SQLite store. What counts is
+In this process, through the same ``Directory.resolve`` that RCPT uses, over a SQLite store. What counts is
 that the cost of a recipient does not grow with how many others there are.
 """
 
@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from benchmarks import fill, report
 from benchmarks.bench import Bench
-from forwarder.inbound.resolution import resolve
 from forwarder.mail.address import Path as Address
 from forwarder.mail.rules import Alias, RuleSet
 from forwarder.store import accounts, migrations
@@ -80,7 +79,7 @@ async def _timed(directory: Directory, addresses: Sequence[str]) -> float:
     paths = [Address.from_storage(address) for address in addresses]
     began = time.perf_counter()
     for path in paths:
-        found = await resolve(directory, path)
+        found = await directory.resolve(path)
         if found.trouble is not None:
             raise RuntimeError(f"{path.storage()} was not resolved: {found.trouble}")
     return (time.perf_counter() - began) / len(paths)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from forwarder.inbound.resolution import resolve
 from forwarder.mail.address import parse_address
 from forwarder.mail.reply import UNCONFIRMED_DESTINATION
 from forwarder.mail.rules import Expansion, Trouble, refusal
@@ -45,7 +44,7 @@ async def confirm(database: Database, token: str, at: Any = NOON) -> str | None:
 
 
 async def reached(directory: Directory, address: str) -> tuple[list[str], Trouble | None]:
-    found: Expansion = await resolve(directory, parse_address(address))
+    found: Expansion = await directory.resolve(parse_address(address))
     return sorted(str(target.destination) for target in found.matches), found.trouble
 
 
