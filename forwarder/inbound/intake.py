@@ -8,7 +8,7 @@ protocol by its shape.
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from forwarder.config import Settings
@@ -30,7 +30,14 @@ class Intake(Protocol):
         """Whether there is room to deliver there now; True makes the delivery leased to this process."""
         ...
 
-    def hand_over(self, message: "NewMessage") -> None:
+    def prepare(self, message: "NewMessage") -> Any:
+        """Begin, beside its commit, what delivering a message will take; what it returns is for ``hand_over``.
+
+        Must not raise. Nothing of it may leave this process: the commit may yet fail, and then it is let go of.
+        """
+        ...
+
+    def hand_over(self, message: "NewMessage", prepared: Any = None) -> None:
         """Take the leased deliveries of a message that is committed. Must not raise."""
         ...
 
@@ -41,7 +48,10 @@ class StoreOnly:
     def lease(self, destination_domain: str) -> bool:
         return False
 
-    def hand_over(self, message: "NewMessage") -> None:
+    def prepare(self, message: "NewMessage") -> Any:
+        return None
+
+    def hand_over(self, message: "NewMessage", prepared: Any = None) -> None:
         return None
 
 

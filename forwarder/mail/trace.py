@@ -14,7 +14,6 @@ Limits: at most ``MOST_ENTRIES`` deliveries are named or read; a message that pa
 is stopped by its hop count.
 """
 
-import hashlib
 import hmac
 import re
 from collections.abc import Iterable, Sequence
@@ -40,7 +39,7 @@ class Passage:
 def mark(secret: bytes, recipient: Path) -> str:
     """16 hex digits that stand for the recipient; the local part counts in lower case, as in our look-ups."""
     identity = f"{recipient.key}@{recipient.domain}".encode()
-    return hmac.new(secret, b"forwarder trace\0" + identity, hashlib.sha256).hexdigest()[:16]
+    return hmac.digest(secret, b"forwarder trace\0" + identity, "sha256").hex()[:16]
 
 
 def lines(passages: Sequence[Passage], forwarded_to: Path | None) -> bytes:

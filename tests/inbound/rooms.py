@@ -46,7 +46,10 @@ class Handed:
     def lease(self, destination_domain: str) -> bool:
         return self.takes
 
-    def hand_over(self, message: NewMessage) -> None:
+    def prepare(self, message: NewMessage) -> None:
+        return None
+
+    def hand_over(self, message: NewMessage, prepared: object = None) -> None:
         self.messages.append(message)
 
 

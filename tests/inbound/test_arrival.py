@@ -22,7 +22,10 @@ class Intake:
     def lease(self, domain):
         return domain in self.rooms
 
-    def hand_over(self, message):
+    def prepare(self, message):
+        raise AssertionError
+
+    def hand_over(self, message, prepared=None):
         raise AssertionError
 
 
