@@ -8,7 +8,7 @@ protocol by its shape.
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from forwarder.config import Settings
@@ -30,14 +30,7 @@ class Intake(Protocol):
         """Whether there is room to deliver there now; True makes the delivery leased to this process."""
         ...
 
-    def prepare(self, message: "NewMessage") -> Any:
-        """Begin, beside its commit, what delivering a message will take; what it returns is for ``hand_over``.
-
-        Must not raise. Nothing of it may leave this process: the commit may yet fail, and then it is let go of.
-        """
-        ...
-
-    def hand_over(self, message: "NewMessage", prepared: Any = None) -> None:
+    def hand_over(self, message: "NewMessage") -> None:
         """Take the leased deliveries of a message that is committed. Must not raise."""
         ...
 
@@ -48,10 +41,7 @@ class StoreOnly:
     def lease(self, destination_domain: str) -> bool:
         return False
 
-    def prepare(self, message: "NewMessage") -> Any:
-        return None
-
-    def hand_over(self, message: "NewMessage", prepared: Any = None) -> None:
+    def hand_over(self, message: "NewMessage") -> None:
         return None
 
 

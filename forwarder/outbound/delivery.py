@@ -62,10 +62,6 @@ class Courier:
         self._trace_secret = trace_secret
         self._clock = clock
 
-    def begin(self, parcel: Parcel, content: bytes) -> None:
-        """Do beside the commit of a message what its deliveries will wait for: signing."""
-        self._signing.begin(parcel, content)
-
     async def carry(self, job: Job, content: bytes) -> Carried:
         """Attempt a job once. Only cancellation gets out of here as an exception."""
         try:
@@ -79,12 +75,14 @@ class Courier:
     async def _by_smtp(self, job: Job, content: bytes) -> Carried:
         assert job.route is not None
         parcel = job.parcel
-        sealed = await self._signing.seal(parcel, content)
-        buffers = [self._trace(parcel, job.deliveries) + sealed.headers, content]
+        buffers = [
+            self._trace(parcel, job.deliveries) + await self._signing.headers(parcel, content),
+            content,
+        ]
         attempt = _Attempt(
             pool=self._pool,
             route=job.route,
-            reverse_path=self._reverse_path(parcel, borrows=sealed.borrows),
+            reverse_path=self._reverse_path(parcel),  # after the signatures: they find out whether it borrows
             deliveries=job.deliveries,
             buffers=buffers,
             smtputf8=parcel.smtputf8,
@@ -92,9 +90,9 @@ class Courier:
         await attempt.run()
         return attempt.carried()
 
-    def _reverse_path(self, parcel: Parcel, *, borrows: bool) -> Path:
+    def _reverse_path(self, parcel: Parcel) -> Path:
         # An SRS address would make SPF pass for our domain, and so for the author that nobody has proved to be of it.
-        if parcel.transport is not Transport.SMTP or borrows:
+        if parcel.transport is not Transport.SMTP or parcel.borrows:
             return parcel.reverse_path
         return self._srs.forward(parcel.reverse_path, now=self._clock())
 

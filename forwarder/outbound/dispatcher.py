@@ -85,7 +85,6 @@ class Dispatcher:
             spread=settings.retry.spread,
         )
         self._queue = queue
-        self._courier = courier
         self._clock = clock
         self._size = outbound.window
         self._lanes = Lanes(
@@ -135,20 +134,12 @@ class Dispatcher:
         now = asyncio.get_running_loop().time()
         return self._lanes.has_room(self._lanes.known(site), now, elsewhere=lookups.waiting)
 
-    def prepare(self, message: NewMessage) -> Parcel | None:
-        """Begin to sign a message that is being committed, when it is to go on from here; never raises."""
-        if not any(new.leased and new.kind is DeliveryKind.SMTP for new in message.deliveries):
-            return None
-        parcel = Parcel.of_message(message)
-        self._courier.begin(parcel, message.content)
-        return parcel
-
-    def hand_over(self, message: NewMessage, prepared: Parcel | None = None) -> None:
+    def hand_over(self, message: NewMessage) -> None:
         """Take the leased deliveries of a message that is committed; never raises."""
         leased = [_claimed(message, new) for new in message.deliveries if new.leased and not new.discard]
         if not leased:
             return
-        parcel = prepared or Parcel.of_message(message)
+        parcel = Parcel.of_message(message)
         self._window.admit(parcel, leased, message.content)
         try:
             if self._open:
@@ -316,7 +307,8 @@ class Dispatcher:
             await self._take_in(claimed)
         if len(claimed) == limit:
             return 0.0
-        if (due := await self._queue.next_due_at()) is None:
+        due = await self._queue.next_due_at()
+        if due is None:
             return _POLL
         # Due already and yet not claimed: left out, or another process was faster. Not at once again.
         wait = (due - self._clock()).total_seconds()

@@ -5,11 +5,9 @@ once, however many sites it goes to. A ``Job`` is the unit of work: all deliveri
 ``Verdict`` is what an attempt found out about one delivery; ``settling`` makes it durable.
 """
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple
 
 from forwarder.mail.address import Path
 from forwarder.mail.event import DeliveryKind, Transport
@@ -17,13 +15,6 @@ from forwarder.mail.outcome import Action
 from forwarder.mail.reply import Reply
 from forwarder.outbound.route import Route
 from forwarder.store.queue import Delivery, NewMessage
-
-
-class Sealed(NamedTuple):
-    """What signing a message came to."""
-
-    headers: bytes  # the signatures and seals to prepend
-    borrows: bool = False  # it claims, unproven, to come from a domain of the service
 
 
 @dataclass(slots=True, eq=False)
@@ -38,8 +29,8 @@ class Parcel:
     created_at: datetime
     size: int
     content: bytes | None = None  # None: still in the store only
-    sealing: asyncio.Future[Sealed] | None = None  # begun while the message was being committed
-    sealed: Sealed | None = None  # None: not made yet
+    sealed: bytes | None = None  # the signatures and seals to prepend; None: not made yet
+    borrows: bool = False  # known once sealed: it claims, unproven, to come from a domain of the service
     deliveries: int = 0  # held here; the parcel goes with the last one
 
     @classmethod

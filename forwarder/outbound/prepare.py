@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from typing import NamedTuple
 
 from forwarder.mail.arc import seal_arc
 from forwarder.mail.authentication import Recorded, recorded
@@ -29,7 +30,7 @@ from forwarder.mail.canonical import Canonical
 from forwarder.mail.event import Transport
 from forwarder.mail.seal import Signer, sign
 from forwarder.net.registered import registered_domain
-from forwarder.outbound.parcel import Parcel, Sealed
+from forwarder.outbound.parcel import Parcel
 
 _BATCH = 16
 _BATCH_BYTES = 512 * 1024
@@ -44,7 +45,12 @@ class _Order:
     arc: Signer | None
     outside: bool  # it came from anybody on the Internet
     now: datetime
-    done: asyncio.Future["Sealed"]
+    done: asyncio.Future["_Sealed"]
+
+
+class _Sealed(NamedTuple):
+    headers: bytes
+    borrows: bool = False
 
 
 class Signing:
@@ -74,46 +80,30 @@ class Signing:
         self._waiting: deque[_Order] = deque()
         self._busy = 0
 
-    async def seal(self, parcel: Parcel, content: bytes) -> Sealed:
+    async def headers(self, parcel: Parcel, content: bytes) -> bytes:
         """The header lines to prepend to a parcel's content; remembered in the parcel."""
         if parcel.sealed is None:
-            # Shielded: another job of the parcel may wait for the same signatures.
-            begun = parcel.sealing
-            parcel.sealed = await (self._made(parcel, content) if begun is None else asyncio.shield(begun))
+            parcel.sealed, parcel.borrows = await self._made(parcel, content)
         return parcel.sealed
-
-    def begin(self, parcel: Parcel, content: bytes) -> None:
-        """Let signatures be made while the message is being committed; for mail from outside, by our own keys."""
-        if parcel.signing_domain is None:
-            parcel.sealing = self._ordered(parcel, content, self._service)
-            if parcel.sealing is not None:
-                parcel.sealing.add_done_callback(_seen)
 
     def close(self) -> None:
         """Let the threads go; what is being signed is finished first."""
         self._executor.shutdown(wait=False, cancel_futures=False)
 
-    async def _made(self, parcel: Parcel, content: bytes) -> Sealed:
+    async def _made(self, parcel: Parcel, content: bytes) -> _Sealed:
         signers: Sequence[Signer] = self._service
         if parcel.signing_domain is not None:
             signers = await self._signers_for(parcel.signing_domain) or self._service
-        ordered = self._ordered(parcel, content, signers)
-        return Sealed(b"") if ordered is None else await ordered
-
-    def _ordered(
-        self, parcel: Parcel, content: bytes, signers: Sequence[Signer]
-    ) -> "asyncio.Future[Sealed] | None":
-        """Have it signed in a thread; None: there is nothing to sign with, and nothing to find out."""
         outside = parcel.transport is Transport.SMTP
         arc = self._arc if outside else None
         if not signers and arc is None and not (outside and self._own):
-            return None
-        done: asyncio.Future[Sealed] = asyncio.get_running_loop().create_future()
+            return _Sealed(b"")
+        done: asyncio.Future[_Sealed] = asyncio.get_running_loop().create_future()
         self._waiting.append(
             _Order(content=content, signers=signers, arc=arc, outside=outside, now=self._clock(), done=done)
         )
         self._start()
-        return done
+        return await done
 
     def _start(self) -> None:
         while self._waiting and self._busy < self._threads:
@@ -127,14 +117,14 @@ class Signing:
             running = asyncio.get_running_loop().run_in_executor(self._executor, self._sign_all, batch)
             running.add_done_callback(partial(self._finish, batch))
 
-    def _finish(self, batch: Sequence[_Order], ended: asyncio.Future[list[Sealed | Exception]]) -> None:
+    def _finish(self, batch: Sequence[_Order], ended: asyncio.Future[list[_Sealed | Exception]]) -> None:
         self._busy -= 1
         failure = asyncio.CancelledError() if ended.cancelled() else ended.exception()
         results = ended.result() if failure is None else [failure] * len(batch)
         for order, result in zip(batch, results, strict=True):
             if order.done.done():
                 continue  # whoever waited was cancelled
-            if isinstance(result, Sealed):
+            if isinstance(result, _Sealed):
                 order.done.set_result(result)
             elif isinstance(result, asyncio.CancelledError):
                 order.done.cancel()
@@ -142,9 +132,9 @@ class Signing:
                 order.done.set_exception(result)
         self._start()
 
-    def _sign_all(self, batch: Sequence[_Order]) -> list[Sealed | Exception]:
+    def _sign_all(self, batch: Sequence[_Order]) -> list[_Sealed | Exception]:
         """Runs in a thread; one bad message must not spoil the others."""
-        results: list[Sealed | Exception] = []
+        results: list[_Sealed | Exception] = []
         for order in batch:
             try:
                 results.append(self._sign(order))
@@ -152,13 +142,13 @@ class Signing:
                 results.append(error)
         return results
 
-    def _sign(self, order: _Order) -> Sealed:
+    def _sign(self, order: _Order) -> _Sealed:
         message = Canonical(order.content)
         found = recorded(message, self._authserv_id) if order.outside else None
         borrows = order.outside and self._borrows(message, found)
         signed = sign(message, order.signers, now=order.now) if order.signers and not borrows else b""
         if order.arc is None:
-            return Sealed(signed, borrows)
+            return _Sealed(signed, borrows)
         results, status = (found.text, found.chain) if found is not None else ("none", None)
         seal = seal_arc(
             message,
@@ -168,7 +158,7 @@ class Signing:
             chain=status,
             now=order.now,
         )
-        return Sealed(signed + seal, borrows)
+        return _Sealed(signed + seal, borrows)
 
     def _borrows(self, message: Canonical, found: Recorded | None) -> bool:
         """Whether a reader may see an author of our own organisation, and our reception saw no proof of it."""
@@ -179,9 +169,3 @@ class Signing:
         ours = registered_domain(claimed)
         proved = found.authenticated if found is not None else frozenset()
         return ours in self._own and ours not in map(registered_domain, proved)
-
-
-def _seen(sealing: "asyncio.Future[Sealed]") -> None:
-    """A failure that nobody asks about any more, since the commit failed as well, is no news for the log."""
-    if not sealing.cancelled():
-        sealing.exception()

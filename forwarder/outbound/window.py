@@ -60,7 +60,7 @@ class Window:
         parcel.deliveries -= len(deliveries)
         if parcel.deliveries <= 0 and parcel.content is not None:
             self._volume -= len(parcel.content)
-            parcel.content = parcel.sealed = parcel.sealing = None
+            parcel.content = parcel.sealed = None
 
     def forget(self) -> None:
         """All leases are somebody else's: what is held is not ours to send any more (``ours``)."""

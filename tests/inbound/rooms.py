@@ -46,10 +46,7 @@ class Handed:
     def lease(self, destination_domain: str) -> bool:
         return self.takes
 
-    def prepare(self, message: NewMessage) -> None:
-        return None
-
-    def hand_over(self, message: NewMessage, prepared: object = None) -> None:
+    def hand_over(self, message: NewMessage) -> None:
         self.messages.append(message)
 
 

@@ -214,9 +214,8 @@ class House:
             sender_name="Ann",
             deliveries=tuple(new),
         )
-        prepared = self.dispatcher.prepare(message) if transport is Transport.SMTP else None
         await self.queue.enqueue(message)
-        self.dispatcher.hand_over(message, prepared)
+        self.dispatcher.hand_over(message)
         return [delivery.id for delivery in new]
 
     async def events(self, log_id: str) -> list[tuple[str, int, str]]:

@@ -7,7 +7,6 @@ from typing import Any
 
 from sqlalchemy import delete, update
 
-from forwarder.outbound.parcel import Sealed
 from forwarder.store.engine import StoreUnavailable
 from forwarder.store.queue import Queue
 from forwarder.store.tables import deliveries, messages
@@ -293,13 +292,13 @@ async def test_claims_go_on_when_the_store_is_back(tmp_path: Path) -> None:
 
 async def test_trouble_of_our_own_is_temporary(tmp_path: Path) -> None:
     async with house(tmp_path, retry={"delays": ["100ms"]}) as rooms:
-        broken = rooms.signing.seal
+        broken = rooms.signing.headers
 
-        async def fails(*_: object) -> Sealed:
-            rooms.signing.seal = broken
+        async def fails(*_: object) -> bytes:
+            rooms.signing.headers = broken
             raise RuntimeError("a mistake")
 
-        rooms.signing.seal = fails
+        rooms.signing.headers = fails
         (delivery,) = await rooms.accept("bob@dest.test")
         events = await rooms.until_statuses(delivery, "QUEUED", "SOFT-BOUNCE", "DELIVERED")
         assert events[1][2].startswith("4.3.0")

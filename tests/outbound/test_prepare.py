@@ -10,8 +10,6 @@ import pytest
 from forwarder.mail.event import Transport
 from forwarder.mail.seal import Signer, generate, load_key
 from forwarder.mail.verification import AuthResult, verify
-from forwarder.outbound.parcel import Parcel
-from forwarder.store.records import NewMessage
 from tests.outbound.house import CONTENT, house
 
 
@@ -48,31 +46,6 @@ async def test_forwarded_mail_is_signed_by_the_service_with_both_algorithms(tmp_
         assert verified(message.content, records) == ["rsa", "ed25519"]
         assert message.content.endswith(CONTENT)
         assert message.content.startswith(b"X-Forwarder-Id: ")
-
-
-async def test_signatures_are_begun_while_the_message_is_being_committed(tmp_path: Path) -> None:
-    service, records = keys("forwarder.test", "rsa")
-    async with house(tmp_path, service=service) as rooms:
-        enqueue, begun = rooms.queue.enqueue, []
-
-        async def slow(message: NewMessage) -> None:
-            """A commit that ends only when the signatures are there."""
-            parcel = begun[0]
-            assert parcel.sealing is not None
-            await parcel.sealing
-            await enqueue(message)
-
-        prepare = rooms.dispatcher.prepare
-
-        def watched(message: NewMessage) -> Parcel | None:
-            begun.append(prepare(message))
-            return begun[0]
-
-        rooms.queue.enqueue, rooms.dispatcher.prepare = slow, watched  # type: ignore[method-assign]
-        await rooms.accept("bob@dest.test")
-        (message,) = await rooms.sink.wait_for(1)
-        assert verified(message.content, records) == ["rsa"]
-        assert message.content.count(b"DKIM-Signature:") == 1
 
 
 async def test_submitted_mail_keeps_its_reverse_path_and_has_its_author_s_signature(tmp_path: Path) -> None:
