@@ -232,7 +232,7 @@ class _Attempt:
         ``named``: the place of each address among those the host was told.
         """
         self._waiting = []
-        postponed: list[Delivery] = []
+        postponed: list[tuple[Delivery, Reply]] = []
         accepted = False
         for delivery in asked:
             scope, reply = answered.judge(named[delivery.destination])
@@ -240,15 +240,14 @@ class _Attempt:
                 accepted = True
                 self._verdict(delivery, Action.DELIVERED, reply, host)
             elif scope is Scope.RECIPIENT and reply.code in _TOO_MANY:
-                postponed.append(delivery)
-                self._last = (reply, host)
+                postponed.append((delivery, reply))
             else:
                 self._judge(delivery, scope, reply, host, more_hosts=more_hosts)
         if accepted and postponed:
-            self._waiting += postponed
+            self._waiting += [delivery for delivery, _ in postponed]
             return True
-        for delivery in postponed:
-            self._judge(delivery, Scope.RECIPIENT, self._last[0], host, more_hosts=more_hosts)
+        for delivery, reply in postponed:
+            self._judge(delivery, Scope.RECIPIENT, reply, host, more_hosts=more_hosts)
         return False
 
     def _broken(self, fault: SessionFault, session: Session, host: str, *, more_hosts: bool) -> None:
