@@ -2,8 +2,9 @@
 
 httptools itself bounds nothing: a header of any length is gathered, at a cost that grows with its square, before
 anybody has shown a key. Here a connection may send HEAD octets that are not body; beyond that the answer is 431. A
-request whose head is not there after PATIENCE seconds is answered 408, and so is a connection that says nothing. What
-is no HTTP is answered 400. These three have the form of every error of the API, and the connection is closed.
+request whose head is not there after PATIENCE seconds is answered 408, and so is a connection that says nothing, or
+nothing but line ends. What is no HTTP is answered 400. These three have the form of every error of the API, and the
+connection is closed.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ class Protocol(HttpToolsProtocol):
 
     _beside_body = 0  # octets since a request began, or since the last of its body
     _deadline: asyncio.TimerHandle | None = None
+    _within = False  # a request has begun and not ended
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -32,12 +34,15 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._beside_body += len(data)
+        if not self._within:  # line ends before a request begin none, and yet uvicorn's own time stops here
+            self._expect_head()
         super().data_received(data)
         if self._beside_body > HEAD and not self.transport.is_closing():
             self._refuse(431, f"The head of the request is larger than {HEAD} octets.")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._within = True
         self._beside_body = 0
         self._expect_head()
 
@@ -48,6 +53,10 @@ class Protocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._beside_body = 0
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._within = False
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """What the parser could not read; its own words say nothing to a client."""
@@ -64,7 +73,9 @@ class Protocol(HttpToolsProtocol):
 
     def _too_late(self) -> None:
         self._deadline = None
-        if not self.transport.is_closing():
+        if self.cycle and not self.cycle.response_complete:
+            self._expect_head()  # it is our answer to the request before that lasts
+        elif not self.transport.is_closing():
             self._refuse(408, "The request did not come in time.")
 
     def _refuse(self, status: int, reason: str) -> None:

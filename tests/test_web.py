@@ -124,3 +124,19 @@ async def test_who_does_not_come_to_the_point_is_sent_away(
     monkeypatch.setattr(web_protocol, "PATIENCE", 0.2)
     status, body = refusal(await exchange(server, start))
     assert (status, body["code"]) == (408, 408)
+
+
+async def test_who_was_answered_cannot_stay_for_ever_by_an_empty_line(
+    server: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_protocol, "PATIENCE", 0.2)
+    reader, writer = await asyncio.open_connection(*server.addresses[0])
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await reader.readuntil(b"/ 0")).startswith(b"HTTP/1.1 200")
+    writer.write(
+        b"\r\n"
+    )  # no request has begun, and yet the time of an idle connection does not run any more
+    async with asyncio.timeout(10):
+        status, _ = refusal(await reader.read())
+    writer.close()
+    assert status == 408
