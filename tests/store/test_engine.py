@@ -295,8 +295,9 @@ async def test_processes_alternate_on_one_file(sqlite_url: str) -> None:
     await asyncio.gather(load(one, "1"), load(two, "2"))
     order = "".join(turns)
     assert order.count("1") == order.count("2") == 90
-    assert "1" * 31 not in order
-    assert "2" * 31 not in order
+    both_at_work = order[: min(order.rindex("1"), order.rindex("2"))]  # the slower one ends alone
+    assert "1" * 31 not in both_at_work
+    assert "2" * 31 not in both_at_work
     await one.close()
     await two.close()
 
