@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -41,6 +42,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an orderly end: what was started is stopped
     parts = PARTS if options.what == "all" else {options.what: {**PARTS, **EXTRA}[options.what]}
     with tempfile.TemporaryDirectory(prefix="forwarder-bench-") as folder:
         os.chmod(folder, 0o755)  # Postfix's own users must reach their parts

@@ -1,5 +1,6 @@
 """This engine, started as a user starts it: a configuration file, ``forwarder serve``, aliases through the API."""
 
+import atexit
 import base64
 import json
 import os
@@ -76,6 +77,7 @@ class Engine:
         if fresh:
             self._migrate()
         started = time.monotonic()
+        atexit.register(self.stop)  # however a run is broken off
         with (self.root / "serve.log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._command("serve"), env=self._environment(), stdout=log, stderr=log

@@ -190,7 +190,9 @@ def _run(command: list[object], user: int | None, folder: Path) -> str:
         check=False,
     )
     if done.returncode:
-        raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
+        raise subprocess.CalledProcessError(
+            done.returncode, [str(word) for word in command], done.stdout, done.stderr
+        )
     return done.stdout
 
 
