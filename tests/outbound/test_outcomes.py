@@ -83,6 +83,14 @@ async def test_recipients_of_one_transaction_are_judged_one_by_one(tmp_path: Pat
         assert len(await rooms.reports()) == 1
 
 
+async def test_who_was_one_too_many_does_not_end_by_what_another_was_told(tmp_path: Path) -> None:
+    async with house(tmp_path) as rooms:
+        later, bad = await rooms.accept("452-at-rcpt@dest.test", "550-at-rcpt@dest.test")
+        await rooms.until_statuses(bad, "QUEUED", "HARD-BOUNCE")
+        events = await rooms.until_statuses(later, "QUEUED", "SOFT-BOUNCE")
+        assert events[-1][1] == 452
+
+
 async def test_failures_of_one_attempt_share_one_report(tmp_path: Path) -> None:
     async with house(tmp_path) as rooms:
         ids = await rooms.accept("550-at-rcpt@dest.test", "551-at-rcpt@dest.test", "553-at-rcpt@dest.test")
