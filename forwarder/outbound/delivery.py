@@ -131,6 +131,7 @@ class _Attempt:
         self._reached = False
         self._may_recover = False  # something so far failed in a way that another hour may mend
         self._last: tuple[Reply, str | None] = (reply_for(Fault.INTERNAL), None)
+        self._heard: dict[str, tuple[Reply, str | None]] = {}  # the last word about each delivery
         self._smtputf8 = smtputf8
         # A host that did not announce 8BITMIME gets the octets all the same: changing them would break signatures.
         self._body8bit = not all(buffer.isascii() for buffer in buffers)
@@ -162,14 +163,14 @@ class _Attempt:
 
     def carried(self) -> Carried:
         """What came of it; whoever is left after the last host waits for the next attempt."""
-        reply, server = self._last
         for delivery in self._waiting:
+            reply, server = self._heard.get(delivery.id, self._last)
             self._verdicts.append(
                 Verdict(delivery=delivery, action=Action.RETRY_LATER, reply=reply, server=server)
             )
         self._waiting = []
         return Carried(
-            verdicts=self._verdicts, reached=self._reached, trouble=None if self._reached else reply
+            verdicts=self._verdicts, reached=self._reached, trouble=None if self._reached else self._last[0]
         )
 
     def _dials(self) -> Iterator[tuple[str, str]]:
@@ -271,7 +272,7 @@ class _Attempt:
 
     def _judge(self, delivery: Delivery, scope: Scope, reply: Reply, host: str, *, more_hosts: bool) -> None:
         action = decide(scope, reply, more_hosts=more_hosts, others_may_recover=self._may_recover)
-        self._last = (reply, host)
+        self._last = self._heard[delivery.id] = (reply, host)
         self._may_recover = self._may_recover or not reply.permanent
         if action is Action.NEXT_HOST:
             self._waiting.append(delivery)

@@ -91,6 +91,17 @@ async def test_who_was_one_too_many_does_not_end_by_what_another_was_told(tmp_pa
         assert events[-1][1] == 452
 
 
+async def test_in_a_kept_session_too_everybody_s_log_says_what_the_host_said_of_him(tmp_path: Path) -> None:
+    async with house(tmp_path) as rooms:
+        await rooms.accept("first@dest.test")
+        await rooms.sink.wait_for(1)
+        await rooms.until(lambda: rooms.pool.idle == 1)
+        later, bad = await rooms.accept("450-at-rcpt@dest.test", "550-at-rcpt@dest.test")
+        await rooms.until_statuses(bad, "QUEUED", "HARD-BOUNCE")
+        events = await rooms.until_statuses(later, "QUEUED", "SOFT-BOUNCE")
+        assert events[-1][1] == 450
+
+
 async def test_failures_of_one_attempt_share_one_report(tmp_path: Path) -> None:
     async with house(tmp_path) as rooms:
         ids = await rooms.accept("550-at-rcpt@dest.test", "551-at-rcpt@dest.test", "553-at-rcpt@dest.test")
