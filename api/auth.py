@@ -1,4 +1,4 @@
-"""Whose request it is: HTTP Basic with the user ``api`` and an API key as the password.
+"""Whose request it is: HTTP Basic with the user ``api`` and an API key as the password, or the key as a Bearer token.
 
 Clients write it in four ways, all taken: ``Basic <base64 of api:KEY>``, the literal ``Basic api:KEY`` of the
 documentation's examples, ``Bearer KEY``, and each with more than one space. No key, a wrong one and a revoked one get

@@ -53,17 +53,18 @@ def document(operations: Sequence[Operation], *, version: str, url: str) -> dict
             "description": (
                 "Domains, aliases, SMTP credentials, DNS checks and logs of a mail-forwarding engine. "
                 "Compatible on the wire with ImprovMX's API, version 3. "
-                "Send your API key as the password of HTTP Basic authentication with the user name `api`."
+                "Send your API key as the password of HTTP Basic authentication with the user name `api`, "
+                "or as a Bearer token."
             ),
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": url}],
-        "security": [{"basic": []}],
+        "security": [{"basic": []}, {"bearer": []}],  # one of them
         "tags": [{"name": tag} for tag in dict.fromkeys(operation.tag for operation in operations)],
         "paths": paths,
         "components": {
             "schemas": schemas["$defs"],
-            "securitySchemes": {"basic": {"type": "http", "scheme": "basic"}},
+            "securitySchemes": {name: {"type": "http", "scheme": name} for name in ("basic", "bearer")},
         },
     }
 

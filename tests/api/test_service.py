@@ -52,6 +52,13 @@ async def test_the_openapi_document_is_3_1_and_lists_every_operation(desk: Desk)
         assert reference in document["components"]["schemas"]
 
 
+async def test_the_document_names_both_ways_to_present_a_key(desk: Desk) -> None:
+    document = (await desk.get("http://api.test/openapi.json")).json()
+    schemes = document["components"]["securitySchemes"]
+    named = {schemes[name]["scheme"] for one in document["security"] for name in one}
+    assert named == {"basic", "bearer"}
+
+
 async def test_the_document_is_made_of_the_models_that_check(desk: Desk) -> None:
     document = (await desk.get("http://api.test/openapi.json")).json()
     password = document["components"]["schemas"]["NewCredential"]["properties"]["password"]
