@@ -2,16 +2,23 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, insert, text
 
+from forwarder.mail.aliases import Match
 from forwarder.store import migrations
+from forwarder.store.aliases import list_aliases
+from forwarder.store.directory import Directory
 from forwarder.store.engine import Database, StoreUnavailable
-from forwarder.store.tables import metadata
+from forwarder.store.tables import accounts, aliases, domains, metadata
+
+really_upgrade = command.upgrade
 
 
 def differences(conn: Connection) -> list[Any]:
@@ -45,6 +52,43 @@ async def test_the_revisions_build_the_tables(database_url: str) -> None:
 
     assert await database.write(build_anew) == built
     assert len(built) == 6
+    await database.close()
+
+
+async def test_aliases_of_an_older_schema_stay_and_act_as_before(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = datetime(2026, 3, 4, tzinfo=UTC)
+    older = {"domain_id": 1, "forward": "r@gmail.com", "when_disabled": 421, "created_at": at}
+    with monkeypatch.context() as then:
+        then.setattr(command, "upgrade", lambda config, _newest: really_upgrade(config, "0002"))
+        await asyncio.to_thread(migrations.upgrade, database_url)
+    database = await Database.open(database_url)
+
+    def fill(conn: Connection) -> None:
+        conn.execute(insert(accounts).values(id=1, email="r@hooli.test", plan="default", created_at=at))
+        hosted = {"id": 1, "account_id": 1, "name": "piedpiper.com", "display": "piedpiper.com"}
+        more = {"webhook_key": "k", "dkim_selector": "s", "added_at": at}
+        conn.execute(insert(domains).values(hosted | more))
+        for pattern, is_active in (("on", True), ("off", False), ("(a|b)", True)):
+            conn.execute(insert(aliases).values(older | {"pattern": pattern, "is_active": is_active}))
+
+    await database.write(fill)
+    await database.close()
+    assert await asyncio.to_thread(migrations.state, database_url) == "old"
+    await asyncio.to_thread(migrations.upgrade, database_url)
+    database = await Database.open(database_url)
+    found = await database.read(lambda conn: list_aliases(conn, 1)[0])
+    shown = [(one.pattern, one.is_active, one.when_disabled, one.rank, one.is_skipped) for one in found]
+    assert shown == [
+        ("on", True, 421, None, False),
+        ("off", False, 421, None, False),
+        ("(a|b)", True, 421, None, False),
+    ]
+    rules = await Directory(database, clock=lambda: at).confirmed("piedpiper.com")
+    assert rules is not None
+    assert isinstance(off := rules.resolve("off"), Match)
+    assert (off.alias.active, off.alias.when_disabled) == (False, 421)
     await database.close()
 
 
