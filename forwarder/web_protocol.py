@@ -37,6 +37,8 @@ class Protocol(HttpToolsProtocol):
         if not self._within:  # line ends before a request begin none, and yet uvicorn's own time stops here
             self._expect_head()
         super().data_received(data)
+        if self.cycle and self.cycle.response_complete:  # the rest of a body that nobody waits for any more
+            self._expect_head()
         if self._beside_body > HEAD and not self.transport.is_closing():
             self._refuse(431, f"The head of the request is larger than {HEAD} octets.")
 
@@ -61,6 +63,9 @@ class Protocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """What the parser could not read; its own words say nothing to a client."""
         self._refuse(400, "This is not an HTTP request that can be read.")
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """An upgrade that anybody may ask for, and that is ignored, is nothing for the log."""
 
     def _expect_head(self) -> None:
         if self._deadline is None:

@@ -126,6 +126,27 @@ async def test_who_does_not_come_to_the_point_is_sent_away(
     assert (status, body["code"]) == (408, 408)
 
 
+async def early(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers without having asked for the body."""
+    await Response("no")(scope, receive, send)
+
+
+async def test_who_was_answered_before_the_body_came_cannot_stay_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(web_protocol, "PATIENCE", 0.2)
+    server = WebServer(early, listen=HostPort("127.0.0.1", 0), trusted_proxies=())
+    await server.start()
+    reader, writer = await asyncio.open_connection(*server.addresses[0])
+    writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+    assert (await reader.readuntil(b"\r\n\r\nno")).startswith(b"HTTP/1.1 200")
+    writer.write(b"late")  # ends the time of an idle connection, and its rest never comes
+    async with asyncio.timeout(10):
+        assert refusal(await reader.read())[0] == 408
+    writer.close()
+    await server.stop()
+
+
 async def test_who_was_answered_cannot_stay_for_ever_by_an_empty_line(
     server: WebServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,8 +9,8 @@ The report names the alias the sender wrote to. Where that alias leads is privat
 host that refused, unless ``outbound.disclose_destination`` is set; text of the refusing host that quotes the
 destination has it replaced. Of what a webhook answered only the status is told.
 
-The report is a ``NewMessage`` for ``Queue.settle`` to store in the
-transaction that records the failure: before it the report could double, after it, it could get lost.
+The report is a ``NewMessage`` for ``Queue.settle`` to store in the transaction that records the failure: before it
+the report could double, after it, it could get lost. Raises what the store raises when it is asked for the sender.
 """
 
 import re
