@@ -128,7 +128,8 @@ def _urlencoded(content: bytes) -> Sequence[tuple[str, str]]:
 
 
 async def _multipart(request: Request, content: bytes) -> Sequence[tuple[str, str]]:
-    if not content.rstrip().endswith(b"--"):  # cut short: its last field would be taken for whole
+    end = content.rstrip()
+    if not end.endswith(b"--") or end.endswith(b"\n--"):  # cut short: its last field would be taken for whole
         raise Refusal(400, "The multipart form has no end.")
 
     async def whole() -> Any:

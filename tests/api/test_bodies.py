@@ -193,6 +193,16 @@ async def test_a_multipart_form_that_is_cut_short_is_400(desk: Desk) -> None:
     ).status_code == 200
 
 
+async def test_a_multipart_form_that_is_cut_within_a_boundary_loses_no_field(desk: Desk) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=B"}
+    parts = [
+        f'--B\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in (("domain", "piedpiper.com"), ("notification_email", "a@gmail.com"))
+    ]
+    answer = await desk.post("/domains", content="".join(parts) + "--", headers=headers)
+    assert answer.status_code == 400, answer.text
+
+
 async def test_wildcards_in_a_prefix_are_letters(desk: Desk) -> None:
     await desk.domain("piedpiper.com", {"a_b": "x@gmail.com", "axb": "y@gmail.com"})
     listed = (await desk.get("/domains/piedpiper.com/aliases?alias=a_")).json()["aliases"]
