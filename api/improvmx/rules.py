@@ -28,6 +28,7 @@ from forwarder.mail.pattern import AliasKind, classify, expression_of, pattern_o
 from forwarder.store import aliases
 from forwarder.store.aliases import Alias
 from forwarder.store.conflict import AlreadyExists, LimitReached
+from forwarder.store.domains import Domain
 
 _REQUIRED = "This field is required."
 
@@ -76,7 +77,7 @@ async def add(call: Call) -> Json:
 async def show(call: Call) -> Json:
     """One rule."""
     name = name_of(call)
-    return _shown(call, await call.rooms.database.read(lambda conn: _found(conn, call, name)))
+    return _shown(call, await call.rooms.database.read(lambda conn: _found(conn, call, name)[1]))
 
 
 async def edit(call: Call) -> Json:
@@ -87,10 +88,10 @@ async def edit(call: Call) -> Json:
         raise bad_fields({"config": [_REQUIRED]})
 
     def work(conn: Connection) -> Alias:
-        found = _found(conn, call, name)
+        domain, found = _found(conn, call, name)
         changes = _changes(form, found)
         with _naming(form.type or _kind(found)):
-            return save_change(conn, call, domain_in(conn, call, name), found, **changes)
+            return save_change(conn, call, domain, found, **changes)
 
     return _shown(call, await call.rooms.database.write(work))
 
@@ -100,7 +101,7 @@ async def remove(call: Call) -> Json:
     name = name_of(call)
 
     def work(conn: Connection) -> bool:
-        return aliases.remove(conn, domain_in(conn, call, name), _found(conn, call, name), call.now)
+        return aliases.remove(conn, *_found(conn, call, name), call.now)
 
     if not await call.rooms.database.write(work):
         raise not_found("rule")
@@ -116,11 +117,12 @@ async def remove_all(call: Call) -> Json:
     return {"success": True}
 
 
-def _found(conn: Connection, call: Call, name: str) -> Alias:
-    found = aliases.find(conn, domain_in(conn, call, name).id, (), call.path["rule"])
+def _found(conn: Connection, call: Call, name: str) -> tuple[Domain, Alias]:
+    domain = domain_in(conn, call, name)
+    found = aliases.find(conn, domain.id, (), call.path["rule"])
     if found is None:
         raise not_found("rule")
-    return found
+    return domain, found
 
 
 def _kind(alias: Alias) -> str:

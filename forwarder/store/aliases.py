@@ -143,28 +143,19 @@ def list_aliases(
 
     ``starts_with`` and ``contains`` look at pattern and forward, all of them without case.
     """
+    either = (func.lower(aliases.c.pattern), func.lower(aliases.c.forward))
     wanted: list[ColumnElement[bool]] = [aliases.c.domain_id == domain_id]
     if is_active is not None:
         wanted.append(aliases.c.is_active.is_(is_active))
     if starts_with:
         prefix = starts_with.lower()
-        wanted.append(
-            or_(
-                func.lower(aliases.c.pattern).startswith(prefix, autoescape=True),
-                func.lower(aliases.c.forward).startswith(prefix, autoescape=True),
-            )
-        )
+        wanted.append(or_(*(text.startswith(prefix, autoescape=True) for text in either)))
     if pattern_starts_with:
         prefix = pattern_starts_with.lower()
-        wanted.append(func.lower(aliases.c.pattern).startswith(prefix, autoescape=True))
+        wanted.append(either[0].startswith(prefix, autoescape=True))
     if contains:
         part = contains.lower()
-        wanted.append(
-            or_(
-                func.lower(aliases.c.pattern).contains(part, autoescape=True),
-                func.lower(aliases.c.forward).contains(part, autoescape=True),
-            )
-        )
+        wanted.append(or_(*(text.contains(part, autoescape=True) for text in either)))
     condition = and_(*wanted)
     total = conn.execute(select(func.count()).select_from(aliases).where(condition)).scalar_one()
     page = select(aliases).where(condition).order_by(aliases.c.id).limit(limit).offset(offset)
