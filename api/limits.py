@@ -90,21 +90,12 @@ class RateLimit:
 
     async def _take(self, who: str, block: _Block, now: datetime) -> None:
         wanted = max(1, (self._limit - block.shared) // 16)
-        for amount in dict.fromkeys((wanted, 1)):
-            counted = await counters.hit(
-                self._database,
-                f"{self._name}:{who}",
-                window=WINDOW,
-                limit=self._limit,
-                now=now,
-                amount=amount,
-            )
-            block.shared = min(counted.value, self._limit)
-            block.resets_at = counted.resets_at
-            if counted.allowed:
-                block.left = amount
-                return
-        block.shared = self._limit
+        taken, counted = await counters.hit_block(
+            self._database, f"{self._name}:{who}", window=WINDOW, limit=self._limit, now=now, wanted=wanted
+        )
+        block.shared = min(counted.value, self._limit) if taken else self._limit
+        block.resets_at = counted.resets_at
+        block.left = taken
 
     def _block(self, who: str, now: datetime) -> _Block:
         block = self._blocks.get(who)

@@ -87,21 +87,19 @@ class ForwardingQuota:
                 block.resets_at = self._clock() + _UNCOUNTED
                 return True
             wanted = max(1, min(block.given, plan.daily_quota // 1000))
-            for amount in dict.fromkeys((wanted, 1)):
-                counted = await counters.hit(
-                    self._database,
-                    f"forward:{account_id}",
-                    window=DAY,
-                    limit=plan.daily_quota,
-                    now=self._clock(),
-                    amount=amount,
-                )
-                block.resets_at = counted.resets_at
-                if counted.allowed:
-                    block.left += amount
-                    return True
+            taken, counted = await counters.hit_block(
+                self._database,
+                f"forward:{account_id}",
+                window=DAY,
+                limit=plan.daily_quota,
+                now=self._clock(),
+                wanted=wanted,
+            )
+            block.resets_at = counted.resets_at
+            if taken:
+                block.left += taken
+                return True
             block.used_up = True
-            block.resets_at = min(
-                block.resets_at, self._clock() + _UNCOUNTED
-            )  # the plan may be changed meanwhile
+            # The plan may be changed meanwhile.
+            block.resets_at = min(block.resets_at, self._clock() + _UNCOUNTED)
             return False

@@ -75,6 +75,17 @@ async def hit(
     return await database.writer.submit(_HITS, _hit(key, window, limit, now, amount))
 
 
+async def hit_block(
+    database: Database, key: str, *, window: timedelta, limit: int, now: datetime, wanted: int
+) -> tuple[int, Counted]:
+    """Count ``wanted`` at once, or one when so many are not left; how many were counted (0: none), and the standing."""
+    for amount in dict.fromkeys((wanted, 1)):
+        counted = await hit(database, key, window=window, limit=limit, now=now, amount=amount)
+        if counted.allowed:
+            return amount, counted
+    return 0, counted
+
+
 def hit_within(
     conn: Connection, key: str, *, window: timedelta, limit: int, now: datetime, amount: int = 1
 ) -> Counted:
