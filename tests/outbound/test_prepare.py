@@ -1,15 +1,22 @@
 """Signatures of outgoing mail, verified by another implementation from the bytes that arrived."""
 
 import base64
+import threading
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import ClassVar
 
 import dkim
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 
+from forwarder.mail.address import parse_address
 from forwarder.mail.event import Transport
-from forwarder.mail.seal import Signer, generate, load_key
+from forwarder.mail.seal import Algorithm, Signer, generate, load_key
 from forwarder.mail.verification import AuthResult, verify
+from forwarder.outbound.parcel import Parcel
+from forwarder.outbound.prepare import INLINE_OCTETS, TURN, Signing
 from tests.outbound.house import CONTENT, house
 
 
@@ -48,7 +55,9 @@ async def test_forwarded_mail_is_signed_by_the_service_with_both_algorithms(tmp_
         assert message.content.startswith(b"X-Forwarder-Id: ")
 
 
-async def test_submitted_mail_keeps_its_reverse_path_and_has_its_author_s_signature(tmp_path: Path) -> None:
+async def test_submitted_mail_keeps_its_reverse_path_and_has_its_author_s_signature(
+    tmp_path: Path,
+) -> None:
     service, _ = keys("forwarder.test", "rsa")
     author, records = keys("hosted.test", "rsa", "ed25519")
     async with house(tmp_path, service=service) as rooms:
@@ -109,11 +118,12 @@ async def test_arc_seals_what_reception_recorded(tmp_path: Path) -> None:
         assert len(results) == 1
 
 
-async def test_many_messages_signed_together_keep_their_own_signatures(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [40, INLINE_OCTETS])  # on the loop, in batches of a thread
+async def test_many_messages_signed_together_keep_their_own_signatures(tmp_path: Path, size: int) -> None:
     service, records = keys("forwarder.test", "ed25519")
     async with house(tmp_path, service=service) as rooms:
         for number in range(40):
-            body = base64.b64encode(bytes([number]) * 30) + b"\r\n"
+            body = (base64.b64encode(bytes([number]) * 30) + b"\r\n") * (size // 40)
             await rooms.accept(f"user{number}@dest.test", content=CONTENT + body)
         await rooms.sink.wait_for(40)
         assert all(verified(m.content, records) == ["ed25519"] for m in rooms.sink.messages)
@@ -150,3 +160,143 @@ async def test_nobody_borrows_the_service_s_name(
         assert verified(message.content, records) == (["rsa"] if signed else [])
         assert message.reverse_path.startswith("SRS0=") is signed
         assert b"\r\nARC-Seal: i=1;" in b"\r\n" + message.content
+
+
+class Watched(Signer):
+    """A signer that remembers in which thread its key was at work."""
+
+    threads: ClassVar[list[str]] = []
+
+    def signature(self, data: bytes) -> bytes:
+        self.threads.append(threading.current_thread().name.partition("_")[0])
+        return super().signature(data)
+
+
+class Desk:
+    """``Signing`` alone, with a service key and one of a customer's domain."""
+
+    def __init__(self, *, algorithms: Sequence[Algorithm] = ("ed25519",), arc: bool = False) -> None:
+        self.customers = [watched("hosted.test", "ed25519")]
+        self.seconds = 0.0  # what a signature is said to take
+        self._time = 0.0
+        self.signing = Signing(
+            service=[watched("forwarder.test", algorithm) for algorithm in algorithms],
+            signers_for=self._signers_for,
+            arc=arc,
+            authserv_id="mx.forwarder.test",
+            threads=1,
+            clock=lambda: datetime.now(UTC),
+            timer=self._timer,
+        )
+        Watched.threads.clear()
+
+    async def _signers_for(self, domain: str) -> Sequence[Signer]:
+        return self.customers
+
+    def _timer(self) -> float:
+        self._time += self.seconds
+        return self._time
+
+
+def watched(domain: str, algorithm: Algorithm) -> Watched:
+    return Watched(domain=domain, selector="s", key=load_key(generate(algorithm).pem))
+
+
+def parcel(content: bytes = CONTENT, *, signing_domain: str | None = None) -> Parcel:
+    return Parcel(
+        message_id="1",
+        transport=Transport.SMTP if signing_domain is None else Transport.SUBMISSION,
+        reverse_path=parse_address("ann@origin.test"),
+        smtputf8=False,
+        signing_domain=signing_domain,
+        created_at=datetime.now(UTC),
+        size=len(content),
+    )
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    desk = Desk()
+    yield desk
+    desk.signing.close()
+
+
+async def test_a_small_message_is_prepared_on_the_loop(desk: Desk) -> None:
+    one = parcel()
+    assert desk.signing.prepare(one, CONTENT)
+    assert one.sealed is not None
+    assert one.sealed.startswith(b"DKIM-Signature: v=1;")
+    assert await desk.signing.headers(one, CONTENT) is one.sealed
+    assert desk.signing.prepare(one, CONTENT)
+    assert Watched.threads == ["MainThread"]
+
+
+async def test_preparing_finds_out_who_borrows_our_name(desk: Desk) -> None:
+    forgery = parcel()
+    assert desk.signing.prepare(forgery, b"From: ceo@forwarder.test\r\n\r\npay\r\n")
+    assert forgery.borrows
+    assert forgery.sealed == b""
+
+
+async def test_a_large_message_is_signed_in_a_thread(desk: Desk) -> None:
+    for size, place in ((INLINE_OCTETS, "MainThread"), (INLINE_OCTETS + 1, "signing")):
+        content = CONTENT.ljust(size, b"x")
+        one = parcel(content)
+        assert desk.signing.prepare(one, content) is (place == "MainThread")
+        assert b"DKIM-Signature:" in await desk.signing.headers(one, content)
+        assert Watched.threads.pop() == place
+
+
+@pytest.mark.parametrize(
+    ("algorithms", "arc", "place"),
+    [
+        (("rsa", "ed25519"), True, "MainThread"),
+        (("rsa", "rsa", "ed25519"), True, "signing"),
+        (("ed25519",) * 5, False, "signing"),
+    ],
+)
+async def test_many_signatures_are_made_in_a_thread(
+    algorithms: Sequence[Algorithm], arc: bool, place: str
+) -> None:
+    desk = Desk(algorithms=algorithms, arc=arc)
+    await desk.signing.headers(parcel(), CONTENT)
+    assert Watched.threads == [place] * (len(algorithms) + 2 * arc)
+    desk.signing.close()
+
+
+async def test_a_long_key_is_used_in_a_thread(desk: Desk) -> None:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=3072)
+    desk.customers = [Watched(domain="hosted.test", selector="long", key=key)]
+    await desk.signing.headers(parcel(signing_domain="hosted.test"), CONTENT)
+    assert Watched.threads == ["signing"]
+
+
+async def test_the_keys_of_a_customer_are_waited_for(desk: Desk) -> None:
+    one = parcel(signing_domain="hosted.test")
+    assert not desk.signing.prepare(one, CONTENT)
+    assert one.sealed is None
+    assert b"d=hosted.test;" in await desk.signing.headers(one, CONTENT)
+    assert Watched.threads == ["MainThread"]
+
+
+async def test_a_turn_of_the_loop_signs_no_more_than_its_share(desk: Desk) -> None:
+    desk.seconds = TURN / 3
+    parcels = [parcel() for _ in range(5)]
+    assert [desk.signing.prepare(one, CONTENT) for one in parcels] == [True, True, True, False, False]
+    await desk.signing.headers(parcels[3], CONTENT)
+    assert Watched.threads == ["MainThread"] * 3 + ["signing"]
+    assert desk.signing.prepare(parcels[4], CONTENT)  # the loop has come round
+
+
+async def test_a_key_that_fails_is_told_to_who_wants_the_headers(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Watched, data: bytes) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(Watched, "signature", broken)
+    one = parcel()
+    assert not desk.signing.prepare(one, CONTENT)
+    with pytest.raises(MemoryError):
+        await desk.signing.headers(one, CONTENT)
+    assert one.sealed is None
