@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from forwarder.mail.canonical import Canonical, Form, relaxed_field
-from forwarder.mail.seal import OVERSIGNED, SIGNED, Signer, sealed, signature_tags, signed_fields
-from forwarder.mail.tags import blank_signature, encode_base64
+from forwarder.mail.canonical import Canonical, relaxed_field
+from forwarder.mail.seal import SIGNED, Signer, message_signature, sealed, signed_fields
+from forwarder.mail.tags import blank_signature
 from forwarder.mail.verification import (
     Answers,
     AuthResult,
@@ -30,6 +30,7 @@ from forwarder.mail.verification import (
 
 MAX_SETS = 50
 _AAR, _AMS, _AS = b"arc-authentication-results", b"arc-message-signature", b"arc-seal"
+_SIGNED = (*SIGNED, b"dkim-signature")
 _INSTANCE = re.compile(rb"[ \t\r\n]*i[ \t\r\n]*=[ \t\r\n]*([0-9]{1,3})[ \t\r\n]*;")
 
 
@@ -134,14 +135,14 @@ def seal_arc(
     """
     message = content if isinstance(content, Canonical) else Canonical(content)
     present = [raw for name in (_AAR, _AMS, _AS) for raw in message.instances(name)]
-    number = max(map(_lenient_instance, present), default=0) + 1
-    if number > MAX_SETS or any(_sealed_as_failed(raw) for raw in message.instances(_AS)):
-        return b""  # RFC 8617 5.1: a chain that is sealed as failed, or full, is not continued
-    if chain is None and present:
-        return b""
     if chain is None:
+        if present:
+            return b""
         chain = ChainStatus.NONE
-    elif chain is ChainStatus.NONE and present:
+    number = max(map(_lenient_instance, present), default=0) + 1
+    if number > MAX_SETS:
+        return b""  # RFC 8617 5.1: a chain that is full is not continued
+    if chain is ChainStatus.NONE and present:
         chain = ChainStatus.FAIL
     before: list[bytes] = []
     if chain is ChainStatus.PASS:
@@ -149,20 +150,17 @@ def seal_arc(
             before = [relaxed_field(raw) for one in _collect(message) for raw in _raws(one)]
         except _ChainError:  # not the message that was judged
             chain = ChainStatus.FAIL
+    # What ``_collect`` takes has no such seal.
+    if chain is ChainStatus.FAIL and any(map(_sealed_as_failed, message.instances(_AS))):
+        return b""  # RFC 8617 5.1: nor one that is sealed as failed
     aar = b"ARC-Authentication-Results: i=%d; %s;\r\n\t%s\r\n" % (
         number,
         authserv_id.encode(),
         results.strip().encode("utf-8", "replace").replace(b"; ", b";\r\n\t"),
     )
-    names, data = signed_fields(message, oversigned=OVERSIGNED, signed=(*SIGNED, b"dkim-signature"))
-    body_hash = encode_base64(message.body_hash(Form.RELAXED)).encode()
     first = b"i=%d" % number
-    ams = sealed(
-        b"ARC-Message-Signature",
-        signature_tags(signer, names=names, body_hash=body_hash, now=now, first=first),
-        data,
-        signer,
-    )
+    covered = signed_fields(message, signed=_SIGNED)
+    ams = message_signature(b"ARC-Message-Signature", first, message, covered, signer, now=now)
     tags = [
         first + b";",
         b"a=%s;" % signer.algorithm.encode(),

@@ -13,16 +13,18 @@ Limits: of a header that occurs more than 20 times only the lowest 20 are covere
 """
 
 import base64
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 
-from forwarder.mail.canonical import Canonical, Form, relaxed_field
+from forwarder.mail.canonical import Canonical, Form, relaxed_field, relaxed_value
 
 PrivateKey = rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 Algorithm = Literal["rsa", "ed25519"]
@@ -101,78 +103,116 @@ class Signer:
         if isinstance(self.key, rsa.RSAPrivateKey):
             return base64.b64encode(self.key.sign(data, padding.PKCS1v15(), hashes.SHA256()))
         # RFC 8463 section 3: Ed25519 signs the SHA-256 of the data, not the data.
-        digest = hashes.Hash(hashes.SHA256())
-        digest.update(data)
-        return base64.b64encode(self.key.sign(digest.finalize()))
+        return base64.b64encode(self.key.sign(hashlib.sha256(data).digest()))
 
 
 def sign(content: bytes | Canonical, signers: Sequence[Signer], *, now: datetime) -> bytes:
     """One DKIM-Signature header for each signer, ready to be prepended."""
     message = content if isinstance(content, Canonical) else Canonical(content)
-    names, data = signed_fields(message)
-    body_hash = base64.b64encode(message.body_hash(Form.RELAXED))
+    covered = signed_fields(message)
     return b"".join(
-        sealed(
-            b"DKIM-Signature",
-            signature_tags(signer, names=names, body_hash=body_hash, now=now, first=b"v=1"),
-            data,
-            signer,
-        )
-        for signer in signers
+        message_signature(b"DKIM-Signature", b"v=1", message, covered, signer, now=now) for signer in signers
     )
+
+
+class Covered(NamedTuple):
+    """The header fields that a signature covers."""
+
+    names: tuple[bytes, ...]  # for h=
+    data: bytes  # the canonical fields they select, in that order, each with its CRLF
 
 
 def signed_fields(
     message: Canonical, *, oversigned: Iterable[bytes] = OVERSIGNED, signed: Iterable[bytes] = SIGNED
-) -> tuple[list[bytes], bytes]:
-    """The names for ``h=`` and the canonical fields they select, in that order, each with its CRLF."""
+) -> Covered:
+    """What to sign of a message's header."""
     names: list[bytes] = []
     lines: list[bytes] = []
-    for wanted, extra in ((oversigned, 1), (signed, 0)):
+    for wanted, beyond in ((oversigned, True), (signed, False)):
         for name in wanted:
-            # RFC 6376 5.4.2: instances are taken from the bottom of the header upwards.
             present = message.instances(name)
-            covered = present[: -MAX_INSTANCES - 1 : -1]
+            # RFC 6376 5.4.2: instances are taken from the bottom of the header upwards.
+            for raw in present[: -MAX_INSTANCES - 1 : -1]:
+                names.append(name)
+                lines.append(name + b":" + relaxed_value(raw))
             # Naming one more than we cover would stand for the next instance, not for "no other".
-            names += [name] * (len(covered) + (extra if len(covered) == len(present) else 0))
-            lines += [relaxed_field(raw) for raw in covered]
+            if beyond and len(present) <= MAX_INSTANCES:
+                names.append(name)
     lines.append(b"")
-    return names, b"\r\n".join(lines)
+    return Covered(tuple(names), b"\r\n".join(lines))
 
 
-def signature_tags(
-    signer: Signer, *, names: Sequence[bytes], body_hash: bytes, now: datetime, first: bytes
-) -> list[bytes]:
-    """The tags of a DKIM or ARC message signature, up to an empty ``b=``; ``h=`` in pieces that may be folded."""
-    head = b"h=" + names[0]
-    pieces = [head if len(names) == 1 else head + b":", *(name + b":" for name in names[1:-1])]
-    pieces += [names[-1]] if len(names) > 1 else []
-    pieces[-1] += b";"
-    return [
-        first + b";",
-        b"a=%s;" % signer.algorithm.encode(),
-        b"c=relaxed/relaxed;",
-        b"d=%s;" % signer.domain.encode(),
-        b"s=%s;" % signer.selector.encode(),
-        b"t=%d;" % int(now.timestamp()),
-        *pieces,
-        b"bh=%s;" % body_hash,
-    ]
+def message_signature(
+    header: bytes, first: bytes, message: Canonical, covered: Covered, signer: Signer, *, now: datetime
+) -> bytes:
+    """A DKIM-Signature or ARC-Message-Signature, which begins with the tag ``first``."""
+    time = b"%d" % int(now.timestamp())
+    body_hash = base64.b64encode(message.body_hash(Form.RELAXED))
+    template = _template(
+        header, first, signer.algorithm, signer.domain, signer.selector, covered.names, len(time)
+    )
+    unsigned, relaxed = (form % (time, body_hash) for form in template)
+    return _signed(unsigned, covered.data + relaxed, signer)
 
 
-def sealed(name: bytes, tags: Sequence[bytes], data: bytes, signer: Signer) -> bytes:
-    """The header ``name`` of ``tags`` and a signature over ``data`` followed by that header (RFC 6376 3.7)."""
-    unsigned = _folded(name, [*tags, b"b="])
-    signature = signer.signature(data + relaxed_field(unsigned))
+def sealed(header: bytes, tags: Iterable[bytes], data: bytes, signer: Signer) -> bytes:
+    """The header of ``tags`` and a signature over ``data`` followed by that header (RFC 6376 3.7)."""
+    unsigned = _folded(header, [*tags, b"b="])
+    return _signed(unsigned, data + relaxed_field(unsigned), signer)
+
+
+def _signed(unsigned: bytes, data: bytes, signer: Signer) -> bytes:
+    signature = signer.signature(data)
     lines = [
         signature[start : start + LINE_LENGTH - 4] for start in range(0, len(signature), LINE_LENGTH - 4)
     ]
     return unsigned + b"\r\n  " + b"\r\n  ".join(lines) + b"\r\n"
 
 
-def _folded(name: bytes, pieces: Iterable[bytes]) -> bytes:
+# Senders and their programs are few, and each writes the same headers every time.
+@lru_cache(maxsize=256)
+def _template(
+    header: bytes,
+    first: bytes,
+    algorithm: str,
+    domain: str,
+    selector: str,
+    names: Sequence[bytes],
+    time_length: int,
+) -> tuple[bytes, bytes]:
+    """The folded header up to an empty ``b=`` and its relaxed form, with places for the values of t= and bh=."""
+    time, body_hash = b"\0" * time_length, b"\1" * 44  # as long as the values, so that the lines are
+    unsigned = _folded(
+        header,
+        [
+            first + b";",
+            b"a=%s;" % algorithm.encode(),
+            b"c=relaxed/relaxed;",
+            b"d=%s;" % domain.encode(),
+            b"s=%s;" % selector.encode(),
+            b"t=%s;" % time,
+            *_names_tag(names),
+            b"bh=%s;" % body_hash,
+            b"b=",
+        ],
+    )
+    escaped, relaxed = (
+        form.replace(b"%", b"%%").replace(time, b"%b").replace(body_hash, b"%b")
+        for form in (unsigned, relaxed_field(unsigned))
+    )
+    return escaped, relaxed
+
+
+def _names_tag(names: Sequence[bytes]) -> list[bytes]:
+    """``h=`` in pieces that may be folded."""
+    pieces = [name + b":" for name in names[:-1]] + [names[-1] + b";"]
+    pieces[0] = b"h=" + pieces[0]
+    return pieces
+
+
+def _folded(header: bytes, pieces: Iterable[bytes]) -> bytes:
     """Pieces on lines of at most LINE_LENGTH octets; names of ``h=`` are packed without spaces between them."""
-    line = name + b":"
+    line = header + b":"
     lines: list[bytes] = []
     joint = b" "
     for piece in pieces:
