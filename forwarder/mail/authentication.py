@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from forwarder.mail.arc import Chain, ChainStatus
 from forwarder.mail.author import AuthorFault
-from forwarder.mail.canonical import Canonical, relaxed_field
+from forwarder.mail.canonical import Canonical, relaxed_value
 from forwarder.mail.dmarc import DmarcResult, Policy, SpfResult
 from forwarder.mail.reply import BAD_CONTENT, POLICY_REFUSAL, Reply
 from forwarder.mail.verification import AuthResult, SignatureResult
@@ -117,7 +117,7 @@ def recorded(content: bytes | Canonical, authserv_id: str) -> Recorded | None:
 
 
 def _value(raw: bytes) -> str:
-    return relaxed_field(raw).partition(b":")[2].decode("utf-8", "replace")
+    return relaxed_value(raw).decode("utf-8", "replace")
 
 
 def _claims(value: str, authserv_id: str) -> bool:

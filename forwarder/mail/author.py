@@ -9,12 +9,14 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from forwarder.mail.canonical import Canonical, relaxed_field
+from forwarder.mail.canonical import Canonical, relaxed_value
 from forwarder.mail.verification import SignatureError, domain_name
 
 MAX_OCTETS = 64 * 1024
 # Blanks stand beside a dot, never between two words (RFC 5322 4.4: obs-domain): what follows is no domain any more.
 _TWO_WORDS = re.compile(r"[^\s.]\s+[^\s.]")
+# A name, in quotes or not, and an address in brackets; without comments, lists, escapes and whatever is odd.
+_PLAIN = re.compile(r'[^"\\<>(),:;]*+(?:"[^"\\]*+"[^"\\<>(),:;]*+)?<([^"\\<>(),:;]*+)>')
 
 
 class AuthorFault(StrEnum):
@@ -40,7 +42,7 @@ def author(message: Canonical) -> Author:
         return Author(fault=AuthorFault.MISSING)
     if len(fields) > 1:
         return Author(fault=AuthorFault.SEVERAL)
-    value = relaxed_field(fields[0]).partition(b":")[2]
+    value = relaxed_value(fields[0])
     if len(value) > MAX_OCTETS:
         return Author(fault=AuthorFault.UNREADABLE)
     try:
@@ -68,6 +70,9 @@ def addresses(value: str, *, strict: bool = False) -> list[str]:
 
     ``strict``: nor when words follow an address in brackets, which some readers show instead of it.
     """
+    plain = _PLAIN.fullmatch(value)  # nearly all: the walk over each character is for the rest
+    if plain is not None:
+        return [plain[1].strip()]
     found: list[str] = []
     outside: list[str] = []  # text of the current mailbox outside angle brackets
     inside: list[str] | None = None

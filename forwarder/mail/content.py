@@ -51,7 +51,7 @@ MAX_VALUE = 8192  # octets of one field that are looked at
 _COMMENT_DEPTH = 50
 _BARE_CR = re.compile(rb"\r(?!\n)")
 _FIELD_START = re.compile(rb"[!-9;-~]+[ \t]*:")
-_ONE_MAILBOX = re.compile(r"([^\"\\<>(),:;@]*)<([^\"\\<>(),:;\s]+)>[ \t]*")
+_ONE_MAILBOX = re.compile(r'(?:"([^"\\]*)"\s*|([^"\\<>(),:;@]*))<([^"\\<>(),:;\s]+)>[ \t]*')
 
 
 class ContentFault(StrEnum):
@@ -238,8 +238,8 @@ def mailboxes(value: bytes | str, limit: int = 100) -> list[tuple[str | None, st
     found: list[tuple[str | None, str | None]] = []
     plain = _ONE_MAILBOX.fullmatch(text)  # nearly all: the walk over each character is for the rest
     if plain is not None:
-        shown = printable(decode_words(plain[1].strip()), 256)
-        found = [(printable(plain[2], 320), shown or None)]
+        shown = printable(decode_words((plain[1] or plain[2] or "").strip()), 256)
+        found = [(printable(plain[3], 320), shown or None)]
         return found[:limit]
     for words, angle, comment in _addresses(text):
         bare = words.strip()

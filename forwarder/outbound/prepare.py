@@ -27,7 +27,7 @@ from functools import partial
 from typing import NamedTuple
 
 from forwarder.mail.arc import seal_arc
-from forwarder.mail.authentication import Recorded, recorded
+from forwarder.mail.authentication import recorded
 from forwarder.mail.author import author
 from forwarder.mail.canonical import Canonical
 from forwarder.mail.event import Transport
@@ -206,11 +206,11 @@ class Signing:
 
     def _sign(self, order: _Order) -> _Sealed:
         message = Canonical(order.content)
-        found = recorded(message, self._authserv_id) if order.outside else None
-        borrows = order.outside and self._borrows(message, found)
+        borrows = order.outside and self._borrows(message)
         signed = sign(message, order.signers, now=order.now) if order.signers and not borrows else b""
         if order.arc is None:
             return _Sealed(signed, borrows)
+        found = recorded(message, self._authserv_id)
         results, status = (found.text, found.chain) if found is not None else ("none", None)
         seal = seal_arc(
             message,
@@ -222,12 +222,14 @@ class Signing:
         )
         return _Sealed(signed + seal, borrows)
 
-    def _borrows(self, message: Canonical, found: Recorded | None) -> bool:
+    def _borrows(self, message: Canonical) -> bool:
         """Whether a reader may see an author of our own organisation, and our reception saw no proof of it."""
         claimed = author(message).domain
         if not claimed:  # none, several, or not to be read: then the name of ours anywhere in it is too much
             fields = [raw.lower() for raw in message.instances(b"from")]
             return any(own.encode() in raw for own in self._own for raw in fields)
         ours = registered_domain(claimed)
-        proved = found.authenticated if found is not None else frozenset()
-        return ours in self._own and ours not in map(registered_domain, proved)
+        if ours not in self._own:
+            return False
+        found = recorded(message, self._authserv_id)
+        return found is None or ours not in map(registered_domain, found.authenticated)
