@@ -36,25 +36,23 @@ class Form(StrEnum):
 class Canonical:
     """One message, split into header fields and body, with the hashes that were asked for so far."""
 
-    __slots__ = ("_by_name", "_digests", "body_start", "content", "fields")
+    __slots__ = ("_digests", "body_start", "by_name", "content", "fields")
 
     def __init__(self, content: bytes) -> None:
         self.content = content
         head_end, self.body_start = _boundaries(content)
         self.fields: list[tuple[bytes, bytes]] = split_fields(content[:head_end])
-        self._by_name: dict[bytes, list[bytes]] | None = None
+        self.by_name = by_name = dict[bytes, list[bytes]]()
+        for name, raw in self.fields:
+            if name in by_name:
+                by_name[name].append(raw)
+            elif name:
+                by_name[name] = [raw]
         self._digests: dict[Form, tuple[bytes, int]] = {}
 
     def instances(self, name: bytes) -> list[bytes]:
         """The raw fields (with their final CRLF) of a lower-case name, topmost first."""
-        if self._by_name is None:
-            self._by_name = {}
-            for key, raw in self.fields:
-                if key in self._by_name:
-                    self._by_name[key].append(raw)
-                elif key:
-                    self._by_name[key] = [raw]
-        return self._by_name.get(name, [])
+        return self.by_name.get(name, [])
 
     def body_hash(self, form: Form) -> bytes:
         """SHA-256 of the canonical body."""

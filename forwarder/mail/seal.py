@@ -130,11 +130,12 @@ def signed_fields(
     lines: list[bytes] = []
     for wanted, beyond in ((oversigned, True), (signed, False)):
         for name in wanted:
-            present = message.instances(name)
-            # RFC 6376 5.4.2: instances are taken from the bottom of the header upwards.
-            for raw in present[: -MAX_INSTANCES - 1 : -1]:
-                names.append(name)
-                lines.append(name + b":" + relaxed_value(raw))
+            present = message.by_name.get(name, ())
+            if present:
+                # RFC 6376 5.4.2: instances are taken from the bottom of the header upwards.
+                for raw in present[: -MAX_INSTANCES - 1 : -1]:
+                    names.append(name)
+                    lines.append(name + b":" + relaxed_value(raw))
             # Naming one more than we cover would stand for the next instance, not for "no other".
             if beyond and len(present) <= MAX_INSTANCES:
                 names.append(name)
