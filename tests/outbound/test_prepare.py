@@ -16,7 +16,7 @@ from forwarder.mail.event import Transport
 from forwarder.mail.seal import Algorithm, Signer, generate, load_key
 from forwarder.mail.verification import AuthResult, verify
 from forwarder.outbound.parcel import Parcel
-from forwarder.outbound.prepare import INLINE_OCTETS, TURN, Signing
+from forwarder.outbound.prepare import INLINE_HEAD, INLINE_OCTETS, TURN, Signing
 from tests.outbound.house import CONTENT, house
 
 
@@ -244,6 +244,14 @@ async def test_a_large_message_is_signed_in_a_thread(desk: Desk) -> None:
         one = parcel(content)
         assert desk.signing.prepare(one, content) is (place == "MainThread")
         assert b"DKIM-Signature:" in await desk.signing.headers(one, content)
+        assert Watched.threads.pop() == place
+
+
+async def test_a_long_head_is_read_in_a_thread(desk: Desk) -> None:
+    for size, place in ((INLINE_HEAD // 2, "MainThread"), (INLINE_HEAD, "signing")):
+        content = b"To: " + b"a@x.org,\r\n " * (size // 11) + b"b@x.org\r\n" + CONTENT
+        content = content.ljust(2 * INLINE_HEAD, b"x")
+        await desk.signing.headers(parcel(content), content)
         assert Watched.threads.pop() == place
 
 
