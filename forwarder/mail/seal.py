@@ -122,20 +122,17 @@ class Covered(NamedTuple):
     data: bytes  # the canonical fields they select, in that order, each with its CRLF
 
 
-def signed_fields(
-    message: Canonical, *, oversigned: Iterable[bytes] = OVERSIGNED, signed: Iterable[bytes] = SIGNED
-) -> Covered:
-    """What to sign of a message's header."""
+def signed_fields(message: Canonical, *, signed: Iterable[bytes] = SIGNED) -> Covered:
+    """What to sign of a message's header: OVERSIGNED, and ``signed`` as far as present."""
     names: list[bytes] = []
     lines: list[bytes] = []
-    for wanted, beyond in ((oversigned, True), (signed, False)):
+    for wanted, beyond in ((OVERSIGNED, True), (signed, False)):
         for name in wanted:
             present = message.by_name.get(name, ())
-            if present:
-                # RFC 6376 5.4.2: instances are taken from the bottom of the header upwards.
-                for raw in present[: -MAX_INSTANCES - 1 : -1]:
-                    names.append(name)
-                    lines.append(name + b":" + relaxed_value(raw))
+            # RFC 6376 5.4.2: instances are taken from the bottom of the header upwards.
+            for raw in present[: -MAX_INSTANCES - 1 : -1]:
+                names.append(name)
+                lines.append(name + b":" + relaxed_value(raw))
             # Naming one more than we cover would stand for the next instance, not for "no other".
             if beyond and len(present) <= MAX_INSTANCES:
                 names.append(name)
@@ -149,9 +146,7 @@ def message_signature(
     """A DKIM-Signature or ARC-Message-Signature, which begins with the tag ``first``."""
     time = b"%d" % int(now.timestamp())
     body_hash = base64.b64encode(message.body_hash(Form.RELAXED))
-    template = _template(
-        header, first, signer.algorithm, signer.domain, signer.selector, covered.names, len(time)
-    )
+    template = _template(header, first, signer.algorithm, signer.domain, signer.selector, covered.names)
     unsigned, relaxed = (form % (time, body_hash) for form in template)
     return _signed(unsigned, covered.data + relaxed, signer)
 
@@ -179,10 +174,9 @@ def _template(
     domain: str,
     selector: str,
     names: Sequence[bytes],
-    time_length: int,
 ) -> tuple[bytes, bytes]:
-    """The folded header up to an empty ``b=`` and its relaxed form, with places for the values of t= and bh=."""
-    time, body_hash = b"\0" * time_length, b"\1" * 44  # as long as the values, so that the lines are
+    """The folded header up to an empty ``b=``, and its relaxed form; %b stands for the values of t= and bh=."""
+    time, body_hash = b"\0" * 10, b"\1" * 44  # as long as the values, so that the lines are
     unsigned = _folded(
         header,
         [
@@ -197,11 +191,11 @@ def _template(
             b"b=",
         ],
     )
-    escaped, relaxed = (
+    folded, relaxed = (
         form.replace(b"%", b"%%").replace(time, b"%b").replace(body_hash, b"%b")
         for form in (unsigned, relaxed_field(unsigned))
     )
-    return escaped, relaxed
+    return folded, relaxed
 
 
 def _names_tag(names: Sequence[bytes]) -> list[bytes]:

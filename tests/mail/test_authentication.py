@@ -95,6 +95,19 @@ def test_addresses_are_read_or_refused(value: str) -> None:
     assert len(found) <= value.count(",") + 1
 
 
+@given(st.text(alphabet='a@.,;:<>()"\\ é', max_size=30), st.booleans())
+def test_a_comment_before_it_changes_nothing(value: str, strict: bool) -> None:
+    """What has a comment is walked through; what has none and is plain is not."""
+
+    def read(text: str) -> list[str] | None:
+        try:
+            return addresses(text, strict=strict)
+        except ValueError:
+            return None
+
+    assert read(value) == read("()" + value)
+
+
 def test_a_hundred_thousand_authors_cost_little() -> None:
     begun = time.process_time()
     of(b"From: " + b"a@example.org, " * 100_000)

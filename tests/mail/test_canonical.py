@@ -3,11 +3,12 @@
 import hashlib
 import time
 
+import pytest
 from dkim.canonicalization import Relaxed, Simple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forwarder.mail.canonical import Canonical, Form, relaxed_field, split_fields
+from forwarder.mail.canonical import Canonical, Form, relaxed_field, relaxed_value, split_fields
 
 # Pieces that make canonicalisation work hard, with nothing a CRLF-clean content cannot hold.
 PIECES = st.lists(
@@ -60,10 +61,41 @@ def test_fields_are_the_head_whatever_it_holds(head: bytes) -> None:
 
 
 def test_a_line_that_is_no_field_is_selected_by_no_name() -> None:
-    message = Canonical(b" From: a@b\r\nno colon\r\nFrom\0: c@d\r\nSubject : x\r\n\r\n")
+    message = Canonical(
+        b" From: a@b\r\nno colon\r\n folded: x\r\nFrom\0: c@d\r\n:\r\nFr\rom: e@f\r\nSubject : x\r\n\r\n"
+    )
+    assert list(message.by_name) == [b"from\0", b"subject"]
     assert message.instances(b"from") == []
     assert message.instances(b"") == []
     assert message.instances(b"subject") == [b"Subject : x\r\n"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "canonical"),
+    [
+        (b"Subject \t:  a  b\t c \r\n", b"subject:a b c"),
+        (b"Subject:\r\n a\r\n\t b\r\n", b"subject:a b"),
+        (b"Subject: a\x0b  b\x0c\r\n", b"subject:a\x0b b\x0c"),  # VT and FF are no white space to DKIM
+        (b"Subject: a\r  b\n\r\n", b"subject:a\r b\n"),  # nor is half a line end
+        (b"Subject:\r\n", b"subject:"),
+        (b"no colon", b"no colon:"),
+    ],
+)
+def test_relaxed_fields(raw: bytes, canonical: bytes) -> None:
+    assert relaxed_field(raw) == canonical
+    assert relaxed_value(raw) == canonical.partition(b":")[2]
+
+
+def test_spaces_of_a_body() -> None:
+    for size in (1, 30_000):  # a small and a large text
+        body = (b"a" + b" " * 200 + b"b   c\t\t \r\n   d \rx  \r\n") * size
+        expected = b"a b c\r\n d \rx\r\n" * size
+        assert Canonical(b"A: b\r\n\r\n" + body).body_hash(Form.RELAXED) == hashlib.sha256(expected).digest()
+
+
+def test_a_space_before_half_a_line_end_stays() -> None:
+    content = b"A: b\r\n\r\na \rb \nc\r\n"
+    assert Canonical(content).body_hash(Form.RELAXED) == hashlib.sha256(content[8:]).digest()
 
 
 def test_every_step_is_linear() -> None:

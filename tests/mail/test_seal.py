@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import dkim
 import pytest
@@ -30,6 +30,7 @@ from forwarder.mail.seal import (
 )
 
 NOW = datetime(2024, 1, 2, 12, 0, tzinfo=UTC)  # dkimpy refuses a t= in the future
+EARLY = datetime(1970, 1, 2, tzinfo=UTC)
 RSA = generate("rsa")
 RSA_SIGNER = Signer(domain="mx.example.net", selector="fw1", key=load_key(RSA.pem))
 ED = generate("ed25519")
@@ -115,6 +116,22 @@ def test_lines_are_short() -> None:
     assert header.endswith(b"\r\n")
     assert b"\n\r\n" not in header
     assert accepted(sign(MESSAGE, [long], now=NOW) + MESSAGE)
+
+
+def test_messages_with_the_same_fields_have_their_own_time_and_body_hash() -> None:
+    for moment, body in ((NOW, b"one\r\n"), (NOW + timedelta(days=1), b"two\r\n"), (EARLY, b"three\r\n")):
+        content = MESSAGE.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" + body
+        header = sign(content, [RSA_SIGNER], now=moment)
+        assert tags(header)["t"] == str(int(moment.timestamp()))
+        assert tags(header)["bh"] == base64.b64encode(hashlib.sha256(body).digest()).decode()
+        assert accepted(header + content)
+
+
+def test_two_signers_of_one_message_have_their_own_names() -> None:
+    other = Signer(domain="100%.example", selector="%b", key=ED_SIGNER.key)
+    first, second = re.split(rb"(?<=\r\n)(?=DKIM-Signature)", sign(MESSAGE, [ED_SIGNER, other], now=NOW))
+    assert (tags(first)["d"], tags(first)["s"]) == ("mx.example.net", "fw2")
+    assert (tags(second)["d"], tags(second)["s"]) == ("100%.example", "%b")
 
 
 def test_ed25519_signs_the_hash_as_rfc_8463_says() -> None:
