@@ -22,7 +22,7 @@ _ORDINARY = re.compile(rb"[^\r\n\x0b\x0c]*+(?:\r\n[^\r\n\x0b\x0c]*+)*+")
 _SUPERFLUOUS_SPACE = re.compile(rb" [ \r]")
 # Two spaces are written out, since an expression that begins with plain octets is searched for four times as fast.
 _SPACES = re.compile(rb"   *")
-_SMALL_TEXT = 256 * 1024
+_BLOCK = 256 * 1024
 _TAB_TO_SPACE = bytes.maketrans(b"\t", b" ")
 
 
@@ -137,11 +137,11 @@ def _needs_relaxing(content: bytes, start: int) -> bool:
 
 def _collapse(text: bytes) -> bytes:
     """Runs of spaces become one."""
-    if len(text) <= _SMALL_TEXT:
+    if len(text) <= _BLOCK:
         return _SPACES.sub(b" ", text)
-    # An object for each word of 25 MiB would be too much. Each pass halves the runs, so this is linear too.
-    for run in (b" " * 64, b" " * 8):
-        text = text.replace(run, b" ")
-    while b"  " in text:
+    # An object for each word of 25 MiB would be too much at once.
+    blocks = (text[start : start + _BLOCK] for start in range(0, len(text), _BLOCK))
+    text = b"".join([_SPACES.sub(b" ", block) for block in blocks])
+    while b"  " in text:  # a run was cut; each pass halves what is left of it
         text = text.replace(b"  ", b" ")
     return text

@@ -117,7 +117,7 @@ class Signing:
         if parcel.sealed is None and parcel.signing_domain is None:
             try:
                 made = self._at_once(self._order(parcel, content, self._service))
-            except Exception:  # noqa: BLE001 - it will fail again in its thread, and tell the one who waits for it
+            except Exception:  # noqa: BLE001 - it will fail again, and tell the one who wants the headers
                 made = None
             if made is not None:
                 parcel.sealed, parcel.borrows = made

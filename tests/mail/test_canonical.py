@@ -93,6 +93,12 @@ def test_spaces_of_a_body() -> None:
         assert Canonical(b"A: b\r\n\r\n" + body).body_hash(Form.RELAXED) == hashlib.sha256(expected).digest()
 
 
+def test_runs_of_spaces_may_be_of_any_length() -> None:
+    for length in (1 << 18, (1 << 18) + 1, (1 << 20) + 3):
+        body = b"a" + b" " * length + b"b\r\n"
+        assert Canonical(b"\r\n" + body).body_hash(Form.RELAXED) == hashlib.sha256(b"a b\r\n").digest()
+
+
 def test_a_space_before_half_a_line_end_stays() -> None:
     content = b"A: b\r\n\r\na \rb \nc\r\n"
     assert Canonical(content).body_hash(Form.RELAXED) == hashlib.sha256(content[8:]).digest()
