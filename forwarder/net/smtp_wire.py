@@ -71,7 +71,7 @@ class Wire(asyncio.Protocol):
         self._patience = 0.0
         self._end = 0.0
         self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle
+        self._timer: asyncio.TimerHandle | None = None
         self._paused = False
 
     @property
@@ -225,20 +225,29 @@ class Wire(asyncio.Protocol):
         self._patience = timeout
         self._deadline = self._loop.time() + timeout
         self._end = self._deadline + (PATIENCE - 1) * timeout
+        if self._timer is None or self._timer.when() > self._deadline:
+            self._stop_timer()
+            self._timer = self._loop.call_at(self._deadline, self._look_at_the_time)
         self._waiter = self._loop.create_future()
-        self._timer = self._loop.call_later(timeout, self._look_at_the_time)
         try:
             await self._waiter
         finally:
             self._waiter = None
-            self._timer.cancel()
 
     def _look_at_the_time(self) -> None:
-        left = self._deadline - self._loop.time()
-        if left > 0:
-            self._timer = self._loop.call_later(left, self._look_at_the_time)
+        """One timer a connection, moved on only when it rings: setting it for each wait would cost more."""
+        self._timer = None
+        if self._waiter is None:
+            return  # nobody waits; the next wait sets a timer
+        if self._loop.time() < self._deadline:
+            self._timer = self._loop.call_at(self._deadline, self._look_at_the_time)
         else:
             self._fail(Fault.TIMEOUT)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -250,6 +259,7 @@ class Wire(asyncio.Protocol):
             self._fault, self._detail = fault, detail
             self._rest = b""
             self._lines.clear()
+            self._stop_timer()
             self._wake()
         return False
 

@@ -143,6 +143,8 @@ class Crew:
             if not ours:
                 return Carried(verdicts=(), reached=True)
             job = replace(job, deliveries=ours)
+        if job.parcel.content is not None:  # fresh mail, nearly always
+            return await self._courier.carry(job, job.parcel.content)
         async with self._window.content(job.parcel) as content:
             if content is None:
                 _log.info("message_gone", message=job.parcel.message_id)

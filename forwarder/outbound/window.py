@@ -72,10 +72,8 @@ class Window:
 
     @asynccontextmanager
     async def content(self, parcel: Parcel) -> AsyncIterator[bytes | None]:
-        """The content of a parcel, for one attempt; None when the message has left the store."""
-        if parcel.content is not None:
-            yield parcel.content
-        elif parcel.size <= _SMALL:
+        """The content of a parcel that is not in memory, for one attempt; None when the message has left the store."""
+        if parcel.size <= _SMALL:
             content = await self.read(parcel)
             if content is not None and parcel.content is None and parcel.deliveries:
                 self._keep(parcel, content)

@@ -22,6 +22,7 @@ and it is delivered from the queue.
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 from sqlalchemy import Connection, select
@@ -42,6 +43,7 @@ from forwarder.store.settling import Doubt, Ended, Release, Releasing, Settling,
 from forwarder.store.straight import read_blob, run_text
 from forwarder.store.tables import IS_LEASED, IS_QUEUED, deliveries, messages
 from forwarder.store.trouble import CommitUnknown, StoreUnavailable
+from forwarder.store.writer import Failed
 
 IF_WORKER_DIES = timedelta(
     minutes=15
@@ -88,14 +90,16 @@ class Queue:
     async def enqueue(self, message: NewMessage) -> None:
         """Take charge of a message; durable on return. StoreUnavailable: not taken."""
         self._check_alive()
-        stored = self._database.writer.enlist(self._enqueueing, message, weight=len(message.content))
+        stored = self._database.writer.enlist(
+            self._enqueueing,
+            message,
+            weight=len(message.content),
+            orphaned=partial(self._nobody_took, message),
+        )
         try:
-            await asyncio.shield(stored)
+            await stored
         except CommitUnknown:
             self._doubt(message)
-            raise
-        except asyncio.CancelledError:
-            stored.add_done_callback(lambda ended: self._nobody_took(message, ended))
             raise
 
     async def claim_due(
@@ -134,7 +138,7 @@ class Queue:
         results: list[bool | BaseException]
         if len(waiting) == 1:  # nearly always: one message, one destination
             try:
-                results = [await asyncio.shield(waiting[0])]
+                results = [await waiting[0]]
             except StoreUnavailable as error:
                 results = [error]
         else:
@@ -154,7 +158,8 @@ class Queue:
     def _settle(self, settlement: Settlement) -> "asyncio.Future[bool]":
         ended = Ended(settlement, self._ids(), self._clock())
         weight = len(settlement.report.content) if settlement.report else 0
-        return self._database.writer.enlist(self._settling, ended, weight=weight)
+        # Written even if nobody waits any more: what a host has taken must not be sent again.
+        return self._database.writer.enlist(self._settling, ended, weight=weight, orphaned=_unheard)
 
     def _for_certain(self, delivery: Delivery, taken: bool) -> bool:
         attempt = (delivery.id, delivery.attempts)
@@ -236,9 +241,9 @@ class Queue:
         ids = tuple(delivery.id for delivery in message.deliveries)
         self._doubts[message.id] = (Doubt(message.id, ids), asyncio.get_running_loop().time())
 
-    def _nobody_took(self, message: NewMessage, stored: "asyncio.Future[None]") -> None:
+    def _nobody_took(self, message: NewMessage, ended: "Failed | None") -> None:
         """The caller was cancelled: what it would have handed over to the dispatcher goes back to the queue."""
-        error = stored.exception() if not stored.cancelled() else None
+        error = ended.error if isinstance(ended, Failed) else None
         if isinstance(error, CommitUnknown):
             self._doubt(message)
         leased = {
@@ -258,6 +263,10 @@ class Queue:
             else:
                 return
         _log.warning("store.leases_left", deliveries=len(leased))  # the dispatcher finds them
+
+
+def _unheard(ended: "bool | Failed") -> None:
+    """A settlement whose caller is gone: it is written or it is not, and the lease tells others which."""
 
 
 def _content(conn: Connection, message_id: str) -> bytes | None:

@@ -3,7 +3,8 @@
 WAL with ``synchronous=FULL``: a COMMIT returns after its fsync. No ``mmap_size``: a read error of the disk would then
 be a SIGBUS for the whole process instead of an error of one statement.
 
-Writes begin with BEGIN IMMEDIATE. Several processes share a file: SQLite's own busy handler sleeps in growing steps
+Writes begin with BEGIN IMMEDIATE, said to the driver itself: SQLAlchemy's own transaction costs a quarter of a group.
+Several processes share a file: SQLite's own busy handler sleeps in growing steps
 and lets the luckiest in, so each transaction is taken under two advisory locks on files beside the database. Whoever
 wants ``.lock`` first holds ``.turn``; a process that has just committed has to queue up behind the one that holds it,
 so turns alternate. Groups are collected only once the turn has come, and grow while it has not.
@@ -24,11 +25,12 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import Connection, Engine, Transaction, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool
 
 from forwarder.failpoint import reach
 from forwarder.store.faults import ended_for_certain, trouble_of
+from forwarder.store.straight import begin, commit, rollback
 from forwarder.store.trouble import CommitUnknown, StoreUnavailable
 from forwarder.store.writer import Failed, Item, Writer, apply_group, halves
 
@@ -41,8 +43,12 @@ T = TypeVar("T")
 _log = structlog.get_logger("forwarder.store")
 
 
-def make_engine(path: str, *, immediate: bool) -> Engine:
-    """An engine whose every connection is a new one; ``immediate`` for the writer."""
+def make_engine(path: str, *, immediate: bool, begins: bool = True) -> Engine:
+    """An engine whose every connection is a new one.
+
+    ``immediate``: it may write. ``begins``: a transaction of SQLAlchemy's is one of SQLite's; else the user begins and
+    commits those by ``straight``, and SQLAlchemy's are nothing but its own bookkeeping.
+    """
 
     def connect() -> sqlite3.Connection:
         # isolation_level None: the driver must not begin transactions by itself
@@ -65,8 +71,9 @@ def make_engine(path: str, *, immediate: bool) -> Engine:
         return raw
 
     engine = create_engine("sqlite://", creator=connect, poolclass=NullPool, hide_parameters=True)
-    begin = "BEGIN IMMEDIATE" if immediate else "BEGIN"
-    event.listen(engine, "begin", lambda conn: conn.exec_driver_sql(begin))
+    if begins:
+        begin = "BEGIN IMMEDIATE" if immediate else "BEGIN"
+        event.listen(engine, "begin", lambda conn: conn.exec_driver_sql(begin))
     return engine
 
 
@@ -100,7 +107,7 @@ class SqliteWriter(Writer):
     def __init__(self, path: str) -> None:
         super().__init__()
         self._lock = FairLock(path)
-        self._engine = make_engine(path, immediate=True)
+        self._engine = make_engine(path, immediate=True, begins=False)
         self._conn: Connection | None = None
         self._signal = threading.Event()
         self._ended = asyncio.Event()
@@ -139,15 +146,14 @@ class SqliteWriter(Writer):
             with self._lock.held():
                 reach("writer.before-begin")
                 conn = self._connection()
-                transaction = conn.begin()
+                begin(conn)
                 group = self.waiting.take()  # only now: what came while others wrote is in
                 self.running[id(group)] = (time.monotonic(), group)
                 todo = [group]
                 while todo:
-                    part = todo.pop()
-                    if not transaction.is_active:
-                        transaction = conn.begin()
-                    self._write(conn, transaction, part, todo, done)
+                    self._write(conn, todo.pop(), todo, done)
+                    if todo:
+                        begin(conn)
             self.failing = False
         except BaseException as error:  # noqa: BLE001 - a thread has nobody to raise to
             trouble = trouble_of(error) or StoreUnavailable()
@@ -161,28 +167,26 @@ class SqliteWriter(Writer):
         self._tell(self._finish, group, done)
 
     def _write(
-        self,
-        conn: Connection,
-        transaction: Transaction,
-        part: list[Item],
-        todo: list[list[Item]],
-        done: list[tuple[Item, Any]],
+        self, conn: Connection, part: list[Item], todo: list[list[Item]], done: list[tuple[Item, Any]]
     ) -> None:
-        """Commit one part; where one of its items is to blame, put its halves on ``todo``. Raises trouble only."""
+        """End the transaction with one part of the group in it. Raises trouble only.
+
+        Where one of its items is to blame it is rolled back, and the part's halves are put on ``todo``.
+        """
         try:
             results = apply_group(conn, part)
             reach("writer.before-commit")
         except Exception as error:
             if trouble_of(error) is not None:
                 raise
-            transaction.rollback()
+            rollback(conn)
             if len(part) == 1:
                 done.append((part[0], Failed(error)))
             else:
                 todo.extend(halves(part))
             return
         try:
-            transaction.commit()
+            commit(conn)
         except Exception as error:
             if ended_for_certain(error):
                 raise

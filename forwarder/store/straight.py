@@ -9,7 +9,7 @@ and what comes back is the driver's cursor.
 """
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -21,6 +21,34 @@ from sqlalchemy.sql import Executable
 
 PIECE = 1024 * 1024
 _DIALECT = sqlite.dialect(paramstyle="qmark")
+
+
+def begin(conn: Connection) -> None:
+    """Begin a transaction that writes."""
+    run_text(conn, "BEGIN IMMEDIATE", ())
+
+
+def commit(conn: Connection) -> None:
+    """Make what was written since ``begin`` durable."""
+    driver: Any = conn.connection.driver_connection
+    _end(conn, driver.commit)
+
+
+def rollback(conn: Connection) -> None:
+    """Undo what was written since ``begin``."""
+    driver: Any = conn.connection.driver_connection
+    _end(conn, driver.rollback)
+
+
+def _end(conn: Connection, act: Callable[[], object]) -> None:
+    try:
+        act()
+    except sqlite3.Error as error:
+        raise _of_driver(conn, "the end of a transaction", error) from error
+    if (
+        conn.in_transaction()
+    ):  # so SQLAlchemy believes once a statement went through it; SQLite has none any more
+        conn.rollback()
 
 
 def run(conn: Connection, statement: Executable, parameters: Mapping[str, Any]) -> sqlite3.Cursor:
@@ -35,9 +63,7 @@ def run_text(conn: Connection, text: str, values: Sequence[Any]) -> sqlite3.Curs
     try:
         cursor: sqlite3.Cursor = driver.execute(text, values)
     except sqlite3.Error as error:
-        raise DBAPIError.instance(
-            text, None, error, sqlite3.Error, hide_parameters=True, dialect=conn.dialect
-        ) from error
+        raise _of_driver(conn, text, error) from error
     return cursor
 
 
@@ -67,9 +93,11 @@ def _open_blob(
         with driver.blobopen(table, column, row, readonly=readonly) as blob:
             yield blob
     except sqlite3.Error as error:
-        raise DBAPIError.instance(
-            f"blob of {table}", None, error, sqlite3.Error, hide_parameters=True, dialect=conn.dialect
-        ) from error
+        raise _of_driver(conn, f"blob of {table}", error) from error
+
+
+def _of_driver(conn: Connection, text: str, error: sqlite3.Error) -> BaseException:
+    return DBAPIError.instance(text, None, error, sqlite3.Error, hide_parameters=True, dialect=conn.dialect)
 
 
 @lru_cache(256)

@@ -75,15 +75,27 @@ class Work:
 
 
 class Item:
-    """One caller's change and the future it waits for."""
+    """One caller's change and the future it waits for.
 
-    __slots__ = ("batch", "future", "since", "value", "weight")
+    ``orphaned``: the change is made although its caller gave up waiting (cancelled the future), and this is told how
+    it ended, once. It does what ``asyncio.shield`` would, without a second future and a turn of the loop for each.
+    """
 
-    def __init__(self, batch: Batch[Any, Any], value: Any, weight: int, future: asyncio.Future[Any]) -> None:
+    __slots__ = ("batch", "future", "orphaned", "since", "value", "weight")
+
+    def __init__(
+        self,
+        batch: Batch[Any, Any],
+        value: Any,
+        weight: int,
+        future: asyncio.Future[Any],
+        orphaned: "Callable[[Any], object] | None",
+    ) -> None:
         self.batch = batch
         self.value = value
         self.weight = weight
         self.future = future
+        self.orphaned = orphaned
         self.since = time.monotonic()
 
 
@@ -107,7 +119,7 @@ class Waiting:
             self._weight += item.weight
 
     def take(self) -> list[Item]:
-        """The next group; callers that gave up meanwhile are left out."""
+        """The next group; what callers gave up meanwhile is left out, unless it is wanted all the same."""
         group: list[Item] = []
         weight = 0
         with self._lock:
@@ -116,7 +128,7 @@ class Waiting:
                     break
                 item = self._items.popleft()
                 self._weight -= item.weight
-                if not item.future.done():
+                if item.orphaned is not None or not item.future.done():
                     group.append(item)
                     weight += item.weight
         return group
@@ -155,11 +167,21 @@ class Writer:
         """
         return await self.enlist(batch, value, weight=weight)
 
-    def enlist(self, batch: Batch[I, R], value: I, *, weight: int = 0) -> "asyncio.Future[R]":
-        """As ``submit``, for a caller that wants to know the end even when it is cancelled: it shields the future."""
+    def enlist(
+        self,
+        batch: Batch[I, R],
+        value: I,
+        *,
+        weight: int = 0,
+        orphaned: "Callable[[R | Failed], object] | None" = None,
+    ) -> "asyncio.Future[R]":
+        """As ``submit``; the future to await.
+
+        With ``orphaned`` the change is made even when the future was cancelled, and its end is told there instead.
+        """
         if self.closing:
             raise StoreUnavailable("the store is closing")
-        item = Item(batch, value, weight, self.loop.create_future())
+        item = Item(batch, value, weight, self.loop.create_future(), orphaned)
         self.waiting.put(item)
         self.wake()
         return item.future
@@ -174,14 +196,17 @@ class Writer:
         raise TypeError(f"{type(self).__name__} must say how it is woken")
 
     def resolve(self, results: Iterable[tuple[Item, Any]]) -> None:
-        """Tell callers; runs in the event loop. Results of callers that gave up are dropped."""
+        """Tell callers; runs in the event loop."""
         for item, result in results:
-            if item.future.done():
-                continue
-            if isinstance(result, Failed):
-                item.future.set_exception(result.error)
+            future = item.future
+            if future.done():
+                if item.orphaned is not None and future.cancelled():
+                    orphaned, item.orphaned = item.orphaned, None
+                    orphaned(result)
+            elif isinstance(result, Failed):
+                future.set_exception(result.error)
             else:
-                item.future.set_result(result)
+                future.set_result(result)
 
     async def _expire(self) -> None:
         while True:
