@@ -187,6 +187,10 @@ class Wire(asyncio.Protocol):
     # --- inside
 
     def _take(self, line: bytes) -> bool:
+        reply = None if self._lines else self._known.get(line)
+        if reply is not None:
+            self.last = line
+            return self._accept(reply)
         found = _LINE.fullmatch(line)
         self._size += len(line)
         if found is None or len(line) > LINE:
@@ -203,11 +207,12 @@ class Wire(asyncio.Protocol):
             self._lines.clear()
         self._size = 0
         self.last = line
-        reply = self._known.get(line)
-        if reply is None:
-            reply = parse_reply(line)
-            if len(self._known) < KNOWN and len(line) < 128:
-                self._known[line] = reply
+        reply = parse_reply(line)
+        if len(self._known) < KNOWN and len(line) < 128:
+            self._known[line] = reply
+        return self._accept(reply)
+
+    def _accept(self, reply: Reply) -> bool:
         if self._expected:
             self._expected -= 1
             if not self._expected and self._content_due and reply.code == 354:

@@ -130,6 +130,8 @@ class Lanes:
 
     def take(self, now: float) -> tuple[Lane, Job] | None:
         """The next job to dial for, now counted as active; None when no lane may dial."""
+        if not (self._healthy or self._ailing):
+            return None  # asked several times a message, and nothing waits but under load
         if self.active >= self._concurrency or self._ailing_active >= self._ailing_limit:
             self._let_last(now)
         if self.active >= self._concurrency:
