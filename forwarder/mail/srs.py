@@ -32,6 +32,7 @@ from forwarder.mail.address import MAX_PATH, AddressError, Path, parse_address, 
 _HASH_LENGTH = 8  # base32 digits: 40 bits; a guess costs a RCPT, and 20 errors end a session
 _DAY_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _DAYS = 1024  # two base32 digits
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SKEW_DAYS = 1  # another of our machines may be past midnight already
 _SRS0 = re.compile(r"SRS0[=+-]([^=]*)=([^=]*)=([^=]*)=(.*)", re.IGNORECASE | re.DOTALL)
 _SRS1 = re.compile(r"SRS1[=+-]([^=]*)=([^=]*)=([=+-].*)", re.IGNORECASE | re.DOTALL)
@@ -79,7 +80,9 @@ class Srs:
         return f"SRS0={digest}={stamp}={path.domain}={path.local}"
 
     def _chained(self, path: Path) -> str | None:
-        """The SRS1 form of another forwarder's address; None for one that only looks like it."""
+        """The SRS1 form of another forwarder's address; None for one that is none or only looks like it."""
+        if _ANY.match(path.local) is None:
+            return None
         if _SRS0.fullmatch(path.local):
             first_hop, inside = path.domain, path.local[4:]
         else:
@@ -130,13 +133,13 @@ class Srs:
 
 def _digest(secret: bytes, *covered: str) -> str:
     # "=" cannot occur in a stamp or a domain, so joining with it is unambiguous.
-    # Not hmac.digest, which lets go of the interpreter lock for these few octets: getting it back takes 25 times as long.
+    # Not hmac.digest, which lets go of the interpreter lock for these few octets: having it again takes much longer.
     raw = hmac.new(secret, "=".join(covered).lower().encode("utf-8", "replace"), "sha256").digest()
     return base64.b32encode(raw[:5]).decode().lower()[:_HASH_LENGTH]
 
 
 def _day(now: datetime) -> int:
-    return int(now.astimezone(UTC).timestamp() // 86400) % _DAYS
+    return (now - _EPOCH).days % _DAYS
 
 
 def _is_domain(text: str) -> bool:

@@ -22,7 +22,10 @@ class Intake:
     def lease(self, domain):
         return domain in self.rooms
 
-    def hand_over(self, message):
+    def make_ready(self, message):
+        raise AssertionError
+
+    def hand_over(self, message, ready=None):
         raise AssertionError
 
 

@@ -214,8 +214,10 @@ class House:
             sender_name="Ann",
             deliveries=tuple(new),
         )
-        await self.queue.enqueue(message)
-        self.dispatcher.hand_over(message)
+        stored = self.queue.enqueue(message)
+        ready = self.dispatcher.make_ready(message)
+        await stored
+        self.dispatcher.hand_over(message, ready)
         return [delivery.id for delivery in new]
 
     async def events(self, log_id: str) -> list[tuple[str, int, str]]:

@@ -284,6 +284,20 @@ async def test_a_cancelled_caller_leaves_the_message_to_the_queue(stage: Stage) 
     assert [row.next_attempt_at for row in found] == [NOON, NOON]
 
 
+async def test_a_settlement_is_written_though_its_caller_is_cancelled(stage: Stage) -> None:
+    worker = await stage.worker()
+    message = stage.message("a@dest.example", leased=True, due=MINUTE)
+    await worker.queue.enqueue(message)
+    delivery = as_delivery(message)
+    task = asyncio.create_task(worker.queue.settle(delivered(delivery)))
+    await asyncio.sleep(0)  # the item waits in the line now
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await worker.queue.release(delivery, next_attempt_at=NOON)  # behind it in the line
+    assert (await sizes(worker.database))[:2] == (0, 0)
+
+
 async def test_a_worker_whose_sign_of_life_is_overdue_leases_nothing(stage: Stage) -> None:
     alive = True
     worker = await stage.worker(alive=lambda: alive)
