@@ -13,13 +13,16 @@ import hashlib
 import re
 from enum import StrEnum
 
+from forwarder.mail.scan import literally
+
 _CRLF = b"\r\n"
 _MANY_CRLF = _CRLF * 2048
 _FIELD_END = re.compile(rb"\r\n(?![ \t])")
 _NAME = re.compile(rb"([^\s:][^:\r\n]*):")
 # Without VT, FF and bare CR or LF, at which bytes.split() splits too, although they are no white space to DKIM.
 _ORDINARY = re.compile(rb"[^\r\n\x0b\x0c]*+(?:\r\n[^\r\n\x0b\x0c]*+)*+")
-_SUPERFLUOUS_SPACE = re.compile(rb" [ \r]")
+_find_two_spaces = literally(b"  ")
+_find_space_at_end = literally(b" \r")
 # Two spaces are written out, since an expression that begins with plain octets is searched for four times as fast.
 _SPACES = re.compile(rb"   *")
 _BLOCK = 256 * 1024
@@ -126,11 +129,11 @@ def _hash_body(content: bytes, start: int, form: Form) -> tuple[bytes, int]:
 
 
 def _needs_relaxing(content: bytes, start: int) -> bool:
-    # As an expression, since that takes a third of the time of ``find`` for more than one octet. A bare CR after a
-    # space is taken for a line end: that costs time, and changes nothing.
+    # A bare CR after a space is taken for a line end: that costs time, and changes nothing.
     return (
         content.find(b"\t", start) >= 0
-        or _SUPERFLUOUS_SPACE.search(content, start) is not None
+        or _find_two_spaces(content, start) >= 0
+        or _find_space_at_end(content, start) >= 0
         or content.endswith(b" ", start)
     )
 

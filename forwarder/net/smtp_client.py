@@ -35,6 +35,7 @@ from typing import Self
 from forwarder.failpoint import reach
 from forwarder.mail.outcome import Fault, Stage, reply_for
 from forwarder.mail.reply import Reply
+from forwarder.mail.scan import literally
 from forwarder.net.smtp_answers import Features, SessionFault, Transaction, announced, fault_at, over
 from forwarder.net.smtp_wire import PATIENCE, Wire, WireTrouble
 from forwarder.net.tls import TlsMode
@@ -44,7 +45,7 @@ FAREWELL = 2.0  # seconds we wait for the answer to QUIT
 
 __all__ = ["Features", "Session", "SessionFault", "Timeouts", "Transaction"]
 
-_DOT = re.compile(rb"\n\.")
+_find_dot = literally(b"\r\n.")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _END = b".\r\n"
 
@@ -346,7 +347,7 @@ def _ascii_head(parts: Sequence[bytes]) -> bool:
 
 def _stuffed(part: bytes) -> bytes:
     """Dots at the beginning of lines doubled; the very object when there is none."""
-    if _DOT.search(part):  # 19 µs for 64 KiB, where ``in`` takes 43
+    if _find_dot(part) >= 0:
         part = part.replace(b"\r\n.", b"\r\n..")
     return b"." + part if part.startswith(b".") else part
 

@@ -31,13 +31,13 @@ from forwarder.outbound.crew import Crew
 from forwarder.outbound.delivery import Courier
 from forwarder.outbound.lanes import Lane, Lanes, suspensions
 from forwarder.outbound.lookups import Lookups
-from forwarder.outbound.parcel import Job, Parcel
+from forwarder.outbound.parcel import Job, Parcel, first_attempt
 from forwarder.outbound.route import Failure, Route, Router
 from forwarder.outbound.settling import Settling
 from forwarder.outbound.strays import Strays
 from forwarder.outbound.window import Window
 from forwarder.store.engine import StoreUnavailable
-from forwarder.store.queue import Delivery, NewDelivery, NewMessage, Queue
+from forwarder.store.queue import Delivery, NewMessage, Queue
 
 _POLL = 1.0  # seconds between looks at the store when nothing is known to be due
 _CLAIM = 250  # deliveries a claim
@@ -147,7 +147,7 @@ class Dispatcher:
 
     def hand_over(self, message: NewMessage, ready: object = None) -> None:
         """Take the leased deliveries of a message that is committed, ``ready`` or not; never raises."""
-        leased = [_claimed(message, new) for new in message.deliveries if new.leased and not new.discard]
+        leased = [first_attempt(message, new) for new in message.deliveries if new.leased and not new.discard]
         if not leased:
             return
         parcel = ready if isinstance(ready, Parcel) else Parcel.of_message(message)
@@ -379,25 +379,3 @@ class Dispatcher:
 
     async def _read(self, message_id: str) -> bytes | None:
         return await self._settling.persistently(lambda: self._queue.content(message_id))
-
-
-def _claimed(message: NewMessage, new: NewDelivery) -> Delivery:
-    """The first attempt of a fresh delivery, as a claim would have given it."""
-    return Delivery(
-        id=new.id,
-        message_id=message.id,
-        kind=new.kind,
-        domain_id=new.domain_id,
-        alias=new.alias,
-        recipient=new.recipient,
-        destination=new.destination,
-        destination_domain=new.destination_domain,
-        attempts=1,
-        created_at=message.created_at,
-        next_attempt_at=new.next_attempt_at,
-        reverse_path=message.reverse_path,
-        smtputf8=message.smtputf8,
-        signing_domain=message.signing_domain,
-        transport=message.transport,
-        size=len(message.content),
-    )

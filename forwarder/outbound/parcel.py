@@ -14,7 +14,7 @@ from forwarder.mail.event import DeliveryKind, Transport
 from forwarder.mail.outcome import Action
 from forwarder.mail.reply import Reply
 from forwarder.outbound.route import Route
-from forwarder.store.queue import Delivery, NewMessage
+from forwarder.store.queue import Delivery, NewDelivery, NewMessage
 
 
 @dataclass(slots=True, eq=False)
@@ -107,3 +107,25 @@ class Carried:
     reached: bool  # a host took up the dialogue; False counts against the site
     trouble: Reply | None = None  # why not
     abandoned: Sequence[Delivery] = field(default=())  # nothing to send any more: the message left the store
+
+
+def first_attempt(message: NewMessage, new: NewDelivery) -> Delivery:
+    """The first attempt of a fresh delivery, as a claim would have given it."""
+    return Delivery(
+        id=new.id,
+        message_id=message.id,
+        kind=new.kind,
+        domain_id=new.domain_id,
+        alias=new.alias,
+        recipient=new.recipient,
+        destination=new.destination,
+        destination_domain=new.destination_domain,
+        attempts=1,
+        created_at=message.created_at,
+        next_attempt_at=new.next_attempt_at,
+        reverse_path=message.reverse_path,
+        smtputf8=message.smtputf8,
+        signing_domain=message.signing_domain,
+        transport=message.transport,
+        size=len(message.content),
+    )
