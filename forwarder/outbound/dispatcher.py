@@ -136,12 +136,14 @@ class Dispatcher:
         return self._lanes.has_room(self._lanes.known(site), now, elsewhere=lookups.waiting)
 
     def make_ready(self, message: NewMessage) -> Parcel:
-        """Sign a message while it is being committed, if that is done quickly; never raises.
+        """Sign a message while it is being committed, if nothing else is under way; never raises.
 
-        At light load the processor has nothing else to do meanwhile, and at full load it is the same work sooner.
+        Then the processor has nothing better to do. Under load it would keep others from joining the group that is
+        about to be committed, and many small groups cost more than few large ones.
         """
         parcel = Parcel.of_message(message)
-        if any(new.leased and new.kind is DeliveryKind.SMTP for new in message.deliveries):
+        idle = not self._window.held
+        if idle and any(new.leased and new.kind is DeliveryKind.SMTP for new in message.deliveries):
             self._courier.make_ready(parcel, message.content)
         return parcel
 
