@@ -1,7 +1,4 @@
-"""What one process of a node does before any serves: the schema, and leases of the node's dead made free.
-
-Apart from ``serve``, whose modules are most of a start: a supervisor needs this and not those.
-"""
+"""What one process of a node does before any serves: the schema, and leases of the node's dead made free."""
 
 from datetime import UTC, datetime
 

@@ -5,16 +5,16 @@ SIGHUP loads certificates and the configuration again: what is wrong with a new 
 stays. A changed configuration is taken over without a gap: a second engine opens the same ports beside the first,
 which then drains.
 
-A worker of a supervisor reads its standard input: ``go`` starts it, the end of the stream means that the supervisor
-is gone, and then it drains in a few seconds, so that the next supervisor finds the door open.
+A worker of a supervisor reads a pipe: ``go`` starts it, the end of the stream means that the supervisor is gone, and
+then it drains in a few seconds, so that the next supervisor finds the door open. It answers ``ready`` on another.
 """
 
 import asyncio
 import gc
 import os
 import signal
-import sys
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -153,18 +153,21 @@ def serve_alone(load: Callable[[], Settings], settings: Settings) -> int:
     return _status(main)
 
 
-def serve_as_worker(load: Callable[[], Settings], settings: Settings, place: Place) -> int:
+def serve_as_worker(
+    load: Callable[[], Settings], settings: Settings, place: Place, *, hears: int, says: int
+) -> int:
     """One worker of a supervisor, which holds the lock and has prepared the node."""
 
     async def main() -> None:
         process = Process(load, place)
-        words = await _standard_input()
+        words = await _stream(hears)
         if (await words.readline()).strip() != b"go":
             return
         orphaned = asyncio.create_task(_when_orphaned(words, process))
 
         def started(_engine: Engine) -> None:
-            print("ready", flush=True)  # noqa: T201 - the supervisor reads it
+            with suppress(BrokenPipeError):  # the supervisor is gone; the other pipe says it too
+                os.write(says, b"ready\n")
 
         await process.run(listenable(settings), started)
         orphaned.cancel()
@@ -179,10 +182,10 @@ async def _take_lock(settings: Settings) -> NodeLock:
     return await asyncio.to_thread(NodeLock.take, settings.data_dir, waiting=waiting)
 
 
-async def _standard_input() -> asyncio.StreamReader:
+async def _stream(descriptor: int) -> asyncio.StreamReader:
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", buffering=0)
     )
     return reader
 

@@ -2,30 +2,44 @@
 
 The workers share the ports (SO_REUSEPORT). The supervisor holds the node's lock, prepares the store once, and binds
 every port without listening, so that a port that cannot be had is known before any worker runs and port 0 means the
-same port in all of them. A worker that dies is said so and replaced, at once the first time and then with a pause that
-doubles up to thirty seconds; its successor frees the leases of the dead at its start. A worker that dies before it ever
-served, while the engine starts, ends the engine: the cause is in its last line.
+same port in all of them.
+
+The first workers are forked from the supervisor: loading modules is most of a start, and is done once, and the memory
+they take is shared. It happens before the supervisor has a thread or an event loop, which a fork does not survive
+(``forked`` says what a child must not inherit). For the same reason a worker that dies is replaced by a new
+interpreter, ``python -m forwarder.worker``: slower by a second, and nothing it has comes from a process that has been
+running for months. Why no process that stays behind to fork from: it would be one more that can die.
+
+A worker that dies is said so and replaced, at once the first time and then with a pause that doubles up to thirty
+seconds; its successor frees the leases of the dead at its start. A worker that dies before it ever served, while the
+engine starts, ends the engine: the cause is in its last line.
 
 SIGTERM and SIGHUP go to every worker. The supervisor never touches mail.
 """
 
 import asyncio
+import gc
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 
 import structlog
 import uvloop
 
 from forwarder.config import HostPort, Settings
+from forwarder.forked import Forked, fork
 from forwarder.inbound.limits import clear_region, table_path
 from forwarder.mail.ids import new_id
 from forwarder.node import NodeError, NodeLock, forget_ports, notify, write_ports
 from forwarder.ports import listenable, listening_socket, refusal
+from forwarder.preparation import prepare
+from forwarder.process import serve_as_worker as serve_as_worker  # loaded here, shared with every worker
+from forwarder.serve import Place
+from forwarder.worker import work
 
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 30.0
@@ -40,11 +54,17 @@ class Worker:
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: asyncio.subprocess.Process | Forked | None = None
         self.worker_id = ""
         self.served = False
         self.pause = 0.0
         self.started_at = 0.0
+
+    def begin(self) -> None:
+        """Another life, under another id."""
+        self.worker_id = new_id(datetime.now(UTC), os.urandom(8))
+        self.served = False
+        self.started_at = time.monotonic()
 
 
 class Supervisor:
@@ -57,6 +77,29 @@ class Supervisor:
         self._environ: dict[str, str] = dict(os.environ)
         self._ends = asyncio.Event()
         self._failed = False
+        self._reserved: list[socket.socket] = []
+        self._ports: dict[str, list[tuple[str, int]]] = {}
+
+    def fork_workers(self) -> None:
+        """Reserve the ports and make the first workers; before there is a thread or an event loop."""
+        self._reserve()
+        for worker in self._workers:
+            worker.begin()
+            worker.process = fork(partial(self._work, worker), let_go=self._let_go)
+
+    def _work(self, worker: Worker, hears: int, says: int) -> int:
+        """In the child."""
+        os.environ.update(self._environ)
+        place = Place(region=worker.index, regions=len(self._workers), worker_id=worker.worker_id)
+        return work(self._config_path, place, hears=hears, says=says)
+
+    def _let_go(self) -> None:
+        """In a child: what it must not hold."""
+        for opened in self._reserved:
+            opened.close()
+        for elder in self._workers:
+            if isinstance(elder.process, Forked):
+                elder.process.let_go()
 
     async def run(self, lock: NodeLock) -> int:
         """Until told to end; the exit status."""
@@ -64,14 +107,13 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ends.set)
         loop.add_signal_handler(signal.SIGHUP, self._pass_on, signal.SIGHUP)
-        reserved, ports = self._reserve()
+        for worker in self._workers:
+            if isinstance(worker.process, Forked):
+                await worker.process.adopt()
         try:
-            # They start while we prepare, and wait for the word: importing is most of a start.
-            for worker in self._workers:
-                await self._spawn(worker, lock, successor_of="")
-            await _prepare(self._settings)
+            await prepare(self._settings)
             self._environ.pop("FORWARDER_FAILPOINT", None)  # what a test arms dies once, not its successors
-            keepers = [asyncio.create_task(self._keep(worker, lock, ports)) for worker in self._workers]
+            keepers = [asyncio.create_task(self._keep(worker, lock)) for worker in self._workers]
             await self._ends.wait()
             for keeper in keepers:
                 keeper.cancel()
@@ -79,11 +121,11 @@ class Supervisor:
         finally:
             await self._end_workers()
             forget_ports(self._settings.data_dir)
-            for opened in reserved:
+            for opened in self._reserved:
                 opened.close()
         return 1 if self._failed else 0
 
-    def _reserve(self) -> tuple[list[socket.socket], dict[str, list[tuple[str, int]]]]:
+    def _reserve(self) -> None:
         """Bind every listener's port; the environment tells the workers what port 0 became."""
         settings = self._settings
         wanted: dict[str, tuple[str, tuple[HostPort, ...]]] = {
@@ -93,27 +135,24 @@ class Supervisor:
         if settings.tls.configured:
             wanted["submission"] = ("FORWARDER_SUBMISSION__LISTEN", settings.submission.listen)
             wanted["submission-tls"] = ("FORWARDER_SUBMISSION__LISTEN_TLS", settings.submission.listen_tls)
-        reserved: list[socket.socket] = []
-        ports: dict[str, list[tuple[str, int]]] = {}
         for name, (variable, listeners) in wanted.items():
             for listener in listeners:
                 try:
-                    reserved.append(listening_socket(listener))
+                    opened = listening_socket(listener)
                 except OSError as error:
                     raise NodeError(f"cannot listen on {listener}: {refusal(error)}") from error
-                ports.setdefault(name, []).append(reserved[-1].getsockname()[:2])
+                self._reserved.append(opened)
+                self._ports.setdefault(name, []).append(opened.getsockname()[:2])
             if any(listener.port == 0 for listener in listeners):
-                self._environ[variable] = ",".join(str(HostPort(*at)) for at in ports[name])
-        return reserved, ports
+                self._environ[variable] = ",".join(str(HostPort(*at)) for at in self._ports[name])
 
-    async def _spawn(self, worker: Worker, lock: NodeLock, *, successor_of: str) -> None:
-        worker.worker_id = new_id(datetime.now(UTC), os.urandom(8))
-        worker.served = False
-        worker.started_at = time.monotonic()
+    async def _replace(self, worker: Worker, lock: NodeLock) -> None:
+        successor_of = worker.worker_id
+        worker.begin()
         arguments = [
             *("--index", str(worker.index), "--of", str(len(self._workers)), "--id", worker.worker_id),
             *(("--config", self._config_path) if self._config_path else ()),
-            *(("--successor-of", successor_of) if successor_of else ()),
+            *("--successor-of", successor_of),
         ]
         worker.process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "forwarder.worker", *arguments),
@@ -124,7 +163,7 @@ class Supervisor:
             start_new_session=True,  # Ctrl-C reaches the supervisor, which drains them in order
         )
 
-    async def _keep(self, worker: Worker, lock: NodeLock, ports: Mapping[str, list[tuple[str, int]]]) -> None:
+    async def _keep(self, worker: Worker, lock: NodeLock) -> None:
         """See one worker through its lives."""
         first = True
         while True:
@@ -137,7 +176,7 @@ class Supervisor:
             if worker.served and first:
                 first = False
                 if all(other.served for other in self._workers):
-                    write_ports(self._settings.data_dir, ports)
+                    write_ports(self._settings.data_dir, self._ports)
                     notify("READY=1")
                     log.info("all workers serve", workers=len(self._workers))
             status = await process.wait()
@@ -161,7 +200,7 @@ class Supervisor:
                     clear_region(path, region=region, regions=len(self._workers) * 2)
             await asyncio.sleep(worker.pause)
             worker.pause = min(max(worker.pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
-            await self._spawn(worker, lock, successor_of=worker.worker_id)
+            await self._replace(worker, lock)
 
     def _pass_on(self, number: signal.Signals) -> None:
         for worker in self._workers:
@@ -183,27 +222,21 @@ class Supervisor:
             await asyncio.wait(waits)
 
 
-async def _prepare(settings: Settings) -> None:
-    from forwarder.preparation import prepare  # the store's modules, imported while the workers import theirs
-
-    await prepare(settings)
-
-
 def supervise(settings: Settings, *, config_path: str | None, count: int) -> int:
     """Serve with ``count`` worker processes; the exit status."""
 
-    async def main() -> int:
-        def waiting() -> None:
-            log.warning("data_dir is in use; waiting for it", data_dir=str(settings.data_dir))
-
-        lock = await asyncio.to_thread(NodeLock.take, settings.data_dir, waiting=waiting)
-        try:
-            return await Supervisor(listenable(settings), config_path=config_path, count=count).run(lock)
-        finally:
-            lock.release()
+    def waiting() -> None:
+        log.warning("data_dir is in use; waiting for it", data_dir=str(settings.data_dir))
 
     try:
-        return uvloop.run(main())
+        lock = NodeLock.take(settings.data_dir, waiting=waiting)
+        try:
+            supervisor = Supervisor(listenable(settings), config_path=config_path, count=count)
+            supervisor.fork_workers()
+            gc.enable()  # what was loaded is frozen: little is left to look at
+            return uvloop.run(supervisor.run(lock))
+        finally:
+            lock.release()
     except NodeError as error:
         log.error("the engine cannot start", reason=str(error))
         return 1

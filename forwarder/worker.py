@@ -1,9 +1,20 @@
-"""``python -m forwarder.worker``: one worker process, started by the supervisor and by nobody else."""
+"""One worker process of a supervisor: what it does first, whichever way it came into being.
+
+The first workers are forked from their supervisor (``forked``), which calls ``work``. One that replaces a dead worker
+is a new interpreter, ``python -m forwarder.worker``, started by the supervisor and by nobody else.
+"""
 
 import argparse
 import gc
 import os
 import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from forwarder.config import Settings
+    from forwarder.serve import Place
 
 
 def main() -> int:
@@ -17,20 +28,31 @@ def main() -> int:
     parser.add_argument("--successor-of", default="")
     given = parser.parse_args()
 
-    from forwarder import failpoint
-    from forwarder.config import Settings, load
-    from forwarder.diagnostics import set_up
-    from forwarder.process import serve_as_worker
     from forwarder.serve import Place
 
-    def load_settings() -> Settings:
-        return load(given.config, os.environ)
+    place = Place(region=given.index, regions=given.of, worker_id=given.id, successor_of=given.successor_of)
+    return work(given.config, place, hears=sys.stdin.fileno(), says=sys.stdout.fileno())
+
+
+def work(config: str | None, place: "Place", *, hears: int, says: int) -> int:
+    """Serve until told to end; the exit status. ``hears`` and ``says`` are pipes from and to the supervisor."""
+    from forwarder import failpoint
+    from forwarder.config import load
+    from forwarder.diagnostics import set_up
+    from forwarder.process import serve_as_worker
+
+    with suppress(
+        OSError
+    ):  # ``ps -o comm`` and ``top`` show it; a forked worker has its supervisor's command line
+        Path("/proc/self/comm").write_text(f"forwarder/{place.region}")
+
+    def load_settings() -> "Settings":
+        return load(config, os.environ)
 
     settings = load_settings()
-    set_up(settings, process=given.index)
+    set_up(settings, process=place.region)
     failpoint.arm(os.environ)
-    place = Place(region=given.index, regions=given.of, worker_id=given.id, successor_of=given.successor_of)
-    return serve_as_worker(load_settings, settings, place)
+    return serve_as_worker(load_settings, settings, place, hears=hears, says=says)
 
 
 if __name__ == "__main__":

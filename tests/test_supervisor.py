@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,21 @@ def alive(pid: int) -> bool:
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def words_of(pid: int) -> str:
+    """The command line of a process."""
+    return Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def open_files(pid: int) -> set[str]:
+    """What a process has open, but for standard input, output and error."""
+    folder = Path(f"/proc/{pid}/fd")
+    return {os.readlink(folder / name) for name in os.listdir(folder) if int(name) > 2}
 
 
 async def test_two_workers_share_the_work(pair: EngineProcess) -> None:
@@ -85,3 +101,79 @@ async def test_workers_leave_when_their_supervisor_is_killed(pair: EngineProcess
 async def test_sighup_reaches_every_worker(pair: EngineProcess) -> None:
     pair.process.send_signal(signal.SIGHUP)
     await wait_until(lambda: pair.log().count("the configuration is unchanged") == 2)
+
+
+async def test_first_workers_are_forked_and_a_successor_is_a_new_interpreter(pair: EngineProcess) -> None:
+    workers = children(pair)
+    assert {words_of(pid) for pid in workers} == {words_of(pair.process.pid)}
+    assert {name_of(pid) for pid in workers} == {"forwarder/0", "forwarder/1"}
+    first = next(pid for pid in workers if name_of(pid) == "forwarder/0")
+    os.kill(first, signal.SIGKILL)  # at once: it has hardly served
+    await wait_until(lambda: len(children(pair)) == 2 and first not in children(pair))
+    (successor,) = set(children(pair)) - set(workers)
+    await wait_until(lambda: name_of(successor) == "forwarder/0")
+    assert "forwarder.worker" in words_of(successor)
+    assert await pair.end() == 0
+
+
+async def test_workers_share_the_lock_and_no_pipe_and_no_socket(pair: EngineProcess) -> None:
+    everyone = [pair.process.pid, *children(pair)]
+    held = [open_files(pid) for pid in everyone]
+    assert all(any(file.endswith("/run/lock") for file in files) for files in held)
+    for one, other in combinations(held, 2):
+        assert not [file for file in one & other if file.startswith("socket:")]
+    _, first, second = held
+    assert not [file for file in first & second if file.startswith("pipe:")]
+
+
+async def test_ctrl_c_reaches_the_supervisor_alone(pair: EngineProcess) -> None:
+    workers = children(pair)
+    assert [os.getsid(pid) for pid in workers] == workers
+    os.killpg(pair.process.pid, signal.SIGINT)
+    assert await pair.process.wait() == 0
+    assert pair.log().count('"event": "ended"') == 2
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+async def test_a_worker_learns_that_the_supervisor_is_gone_whatever_its_sibling_does(
+    pair: EngineProcess, stopped: int
+) -> None:
+    workers = children(pair)
+    held, free = workers[stopped], workers[1 - stopped]
+    await pair.house.database.close()
+    os.kill(held, signal.SIGSTOP)
+    try:
+        pair.process.kill()
+        await pair.process.wait()
+        await wait_until(lambda: not alive(free))
+    finally:
+        os.kill(held, signal.SIGCONT)
+    await wait_until(lambda: not alive(held))
+    assert pair.log().count("the supervisor is gone") == 2
+
+
+async def test_a_worker_that_cannot_start_ends_the_engine(house: House) -> None:
+    armed = {"FORWARDER_TEST": "1", "FORWARDER_FAILPOINT": "start.after-keys:kill"}
+    process = EngineProcess(house, environ=armed, workers={"processes": 2})
+    with pytest.raises(AssertionError, match="a worker could not start"):
+        await process.start()
+    assert process.process.returncode == 1
+    assert '"status": -9' in process.log()
+
+
+async def test_what_is_armed_reaches_the_first_workers_and_not_their_successors(house: House) -> None:
+    armed = {"FORWARDER_TEST": "1", "FORWARDER_FAILPOINT": "receive.after-dot:kill"}
+    async with EngineProcess(house, environ=armed, workers={"processes": 2}) as pair:
+        await house.host("example.com", {"*": "inbox@dest.test"})
+        first = children(pair)
+
+        async def taken() -> bool:
+            try:
+                return (await house.send("ann@out.test", "r@example.com", MAIL)).code == 250
+            except (OSError, Closed):
+                return False
+
+        await wait_until(taken)
+        assert set(children(pair)) != set(first)
+        assert await pair.end() == 0
+    assert '"status": -9' in pair.log()

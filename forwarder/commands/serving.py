@@ -1,6 +1,7 @@
 """``forwarder serve | demo | migrate``."""
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import typer
@@ -19,6 +20,7 @@ def serve(config: Config = None, as_json: AsJson = False) -> None:
     import gc
 
     gc.disable()  # until it serves: collecting while modules load is a fifth of the start
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # structlog would load it for tracebacks in colour
     from forwarder import failpoint
     from forwarder.config import load
     from forwarder.diagnostics import set_up
