@@ -24,7 +24,7 @@ import structlog
 from forwarder import allocator
 from forwarder.config import ConfigError, Settings
 from forwarder.diagnostics import set_up
-from forwarder.keyring import KeyringError
+from forwarder.keyring import Keyring, KeyringError, open_keyring
 from forwarder.node import NodeError, NodeLock, forget_ports, notify, write_ports
 from forwarder.ports import listenable
 from forwarder.preparation import prepare
@@ -52,10 +52,10 @@ class Process:
         self._grace = GRACE
         self._draining: asyncio.Task[None] | None = None
 
-    async def run(self, settings: Settings, started: Callable[[Engine], None]) -> None:
+    async def run(self, settings: Settings, started: Callable[[Engine], None], keyring: Keyring) -> None:
         """Serve until told to end; ``started`` is called whenever an engine has opened its ports."""
         self._listen_to_signals()
-        engine = Engine(settings, self._next_place())
+        engine = Engine(settings, self._next_place(), keyring=keyring)
         await engine.start()
         # What was imported and built lives as long as the process: the collector need not look at it again.
         gc.freeze()
@@ -139,13 +139,14 @@ def serve_alone(load: Callable[[], Settings], settings: Settings) -> int:
     async def main() -> None:
         lock = await _take_lock(settings)
         try:
+            keyring = asyncio.create_task(asyncio.to_thread(open_keyring, settings))  # needs no store
             await prepare(settings)
 
             def started(engine: Engine) -> None:
                 write_ports(engine.settings.data_dir, engine.ports)
                 notify("READY=1")
 
-            await Process(load, Place()).run(listenable(settings), started)
+            await Process(load, Place()).run(listenable(settings), started, await keyring)
             forget_ports(settings.data_dir)
         finally:
             lock.release()
@@ -161,6 +162,7 @@ def serve_as_worker(
     async def main() -> None:
         process = Process(load, place)
         words = await _stream(hears)
+        keyring = await asyncio.to_thread(open_keyring, settings)  # while the supervisor prepares the store
         if (await words.readline()).strip() != b"go":
             return
         orphaned = asyncio.create_task(_when_orphaned(words, process))
@@ -169,7 +171,7 @@ def serve_as_worker(
             with suppress(BrokenPipeError):  # the supervisor is gone; the other pipe says it too
                 os.write(says, b"ready\n")
 
-        await process.run(listenable(settings), started)
+        await process.run(listenable(settings), started, keyring)
         orphaned.cancel()
 
     return _status(main)

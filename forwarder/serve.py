@@ -44,6 +44,7 @@ from forwarder.mail.ids import IdSource
 from forwarder.mail.srs import Srs
 from forwarder.net.dns import Resolver
 from forwarder.net.http import GuardedClient
+from forwarder.net.registered import registered_domain
 from forwarder.net.tls import ServerTls
 from forwarder.node import NodeError, NodeLock, forget_ports, node_id, write_ports
 from forwarder.outbound.addressees import Addressees
@@ -99,13 +100,20 @@ class Engine:
     """Everything one process serves mail with."""
 
     def __init__(
-        self, settings: Settings, place: Place = Place(), *, clock: Callable[[], datetime] = utc_now
+        self,
+        settings: Settings,
+        place: Place = Place(),
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        keyring: Keyring | None = None,
     ) -> None:
+        """``keyring``: opened already, beside something else; loading an RSA key takes 40 ms."""
         self.settings = settings
         self.ports: dict[str, list[tuple[str, int]]] = {}
         self.watchdog = Watchdog()
         self._place = place
         self._clock = clock
+        self._keyring = keyring
         self._ids = IdSource(clock=clock, entropy=os.urandom)
         self.worker_id = place.worker_id or self._ids()
         self._closing = AsyncExitStack()
@@ -123,7 +131,9 @@ class Engine:
 
     async def _start(self) -> None:
         settings = self.settings
-        keyring = await asyncio.to_thread(open_keyring, settings)
+        keyring = self._keyring
+        if keyring is None:
+            keyring = await asyncio.to_thread(open_keyring, settings)
         reach("start.after-keys")
         self.database = await Database.open(settings.database.url, pool_size=settings.database.pool_size)
         self._closing.push_async_callback(self.database.close)
@@ -142,6 +152,9 @@ class Engine:
         for server in self._servers:
             await _listen(server)
             self.ports[server.name] = list(server.addresses)
+        await asyncio.to_thread(
+            registered_domain, settings.hostname
+        )  # the first loads the public suffix list
         await self._open_api(vault)
         shown = {name: ", ".join(str(HostPort(*at)) for at in found) for name, found in self.ports.items()}
         log.info("the engine serves", worker=self.worker_id, **shown)
