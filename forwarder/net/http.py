@@ -58,8 +58,19 @@ class GuardedClient:
     ) -> None:
         self._resolver = resolver
         self._allow_private = allow_private
-        self._client = httpx.AsyncClient(
-            verify=verify or ssl.create_default_context(),
+        self._verify = verify
+        self._opened: httpx.AsyncClient | None = None
+
+    @property
+    def _client(self) -> httpx.AsyncClient:
+        """Made at the first request: loading the authorities' certificates is a tenth of a start."""
+        if self._opened is None:
+            self._opened = self._open()
+        return self._opened
+
+    def _open(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            verify=self._verify or ssl.create_default_context(),
             limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=0),
             follow_redirects=False,
             trust_env=False,
@@ -87,7 +98,8 @@ class GuardedClient:
 
     async def close(self) -> None:
         """Close what is open."""
-        await self._client.aclose()
+        if self._opened is not None:
+            await self._opened.aclose()
 
     async def _address(self, host: str) -> str:
         address = literal(host)

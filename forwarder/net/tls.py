@@ -21,9 +21,6 @@ from enum import StrEnum
 from pathlib import Path
 
 import structlog
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 _log = structlog.get_logger("forwarder.net.tls")
 
@@ -91,6 +88,10 @@ def client_context(*, verify: bool) -> ssl.SSLContext:
 
 def self_signed(hostnames: Sequence[str], into: Path) -> tuple[Path, Path]:
     """Write certificate.pem and key.pem (0600), valid for a year, for tests and the demo; their paths."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, hostnames[0][:64])])
     now = datetime.now(UTC)

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 from forwarder.mail.arc import seal_arc
@@ -93,7 +93,7 @@ class Signing:
     ) -> None:
         """``own_domains``: whose SPF is ours to lend, beside those the service signs for."""
         self._service = tuple(service)
-        self._own = {registered_domain(name) for name in (*own_domains, *(s.domain for s in service))}
+        self._own_names = (*own_domains, *(s.domain for s in service))
         self._signers_for = signers_for
         # RFC 8617 4.1.2: one signature a set; RSA is what every verifier of ARC knows.
         self._arc = next((s for s in self._service if s.algorithm == "rsa-sha256"), None) if arc else None
@@ -104,6 +104,11 @@ class Signing:
         self._waiting: deque[tuple[_Order, asyncio.Future[_Sealed]]] = deque()
         self._busy = 0
         self._spent = 0.0  # on the loop, in this turn of it; milliseconds
+
+    @cached_property
+    def _own(self) -> frozenset[str]:
+        """Asked for when something is signed: loading the public suffix list is a tenth of a start."""
+        return frozenset(map(registered_domain, self._own_names))
 
     async def headers(self, parcel: Parcel, content: bytes) -> bytes:
         """The header lines to prepend to a parcel's content; remembered in the parcel."""
@@ -150,7 +155,7 @@ class Signing:
 
     def _at_once(self, order: _Order) -> _Sealed | None:
         """The order carried out on the event loop; None when it is too much for that, or for this turn."""
-        if not order.signers and order.arc is None and not (order.outside and self._own):
+        if not order.signers and order.arc is None and not (order.outside and self._own_names):
             return _Sealed(b"")
         effort = order.effort() if self._spent < TURN else None
         if effort is None:

@@ -4,8 +4,9 @@ The one place that reads SQLSTATEs and SQLite's result codes. Unknown means trou
 """
 
 import sqlite3
+import sys
+from typing import Any
 
-import asyncpg
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from forwarder.store.trouble import StoreFull, StoreUnavailable
@@ -16,12 +17,18 @@ _CONFLICTS = frozenset({"40001", "40P01"})  # serialization failure, deadlock: t
 _LOST = ("08", "57P")  # connection exceptions; the server is shutting down or starting
 
 
+def _of_asyncpg(*names: str) -> tuple[Any, ...]:
+    """Classes of asyncpg; none while it is not loaded, as on SQLite: then nobody can have raised one."""
+    asyncpg = sys.modules.get("asyncpg")
+    return tuple(getattr(asyncpg, name) for name in names) if asyncpg is not None else ()
+
+
 def sqlstate(error: BaseException) -> str:
     """The SQLSTATE of an error from PostgreSQL; "" when the server said nothing."""
     if isinstance(error, DBAPIError):
         error = error.orig or error
     for candidate in (error, error.__cause__):
-        if isinstance(candidate, asyncpg.PostgresError):
+        if isinstance(candidate, _of_asyncpg("PostgresError")):
             return str(getattr(candidate, "sqlstate", "") or "")
     return ""
 
@@ -34,7 +41,9 @@ def trouble_of(error: BaseException) -> StoreUnavailable | None:
         return None
     if isinstance(error, DBAPIError):
         return _of_driver(error)
-    if isinstance(error, SQLAlchemyError | sqlite3.Error | asyncpg.PostgresError | asyncpg.InterfaceError):
+    if isinstance(error, SQLAlchemyError | sqlite3.Error):
+        return StoreUnavailable()
+    if isinstance(error, _of_asyncpg("PostgresError", "InterfaceError")):
         return StoreUnavailable()
     if isinstance(error, OSError | TimeoutError):
         return StoreUnavailable()
