@@ -11,6 +11,9 @@ a receiver that said 200 must not be posted to again.
 How it fails: ``Blocked`` for what we do not do, whatever the hour; ``Unreachable`` for what another hour may mend.
 Any HTTP status is a result, not a failure.
 
+httpx and the authorities' certificates are loaded at the first use: a start would wait for them, and most engines never
+post anything.
+
 Limits: a connection per request. Keeping them would need one pool per host name, since a connection is pinned to an
 address and two names at one address must not share a verified connection.
 """
@@ -20,13 +23,15 @@ import re
 import ssl
 from collections.abc import Mapping
 from datetime import timedelta
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import TYPE_CHECKING
 
-import httpx
 import structlog
 
 from forwarder.net.addresses import is_private, literal
 from forwarder.net.dns import CannotTell, Found, NotFound, Resolver
+
+if TYPE_CHECKING:
+    import httpx
 
 EXCERPT = 4096  # octets of an answer
 EXCERPT_TIME = 2.0  # seconds for them, once the status is known
@@ -62,13 +67,16 @@ class GuardedClient:
         self._opened: httpx.AsyncClient | None = None
 
     @property
-    def _client(self) -> httpx.AsyncClient:
-        """Made at the first request: loading the authorities' certificates is a tenth of a start."""
+    def _client(self) -> "httpx.AsyncClient":
         if self._opened is None:
             self._opened = self._open()
         return self._opened
 
-    def _open(self) -> httpx.AsyncClient:
+    def _open(self) -> "httpx.AsyncClient":
+        from http.cookiejar import CookieJar, DefaultCookiePolicy
+
+        import httpx
+
         return httpx.AsyncClient(
             verify=self._verify or ssl.create_default_context(),
             limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=0),
@@ -84,6 +92,8 @@ class GuardedClient:
         self, url: str, body: bytes, headers: Mapping[str, str], timeout: timedelta
     ) -> tuple[int, str]:
         """The status and the beginning of the answer; ``Blocked`` or ``Unreachable``."""
+        import httpx
+
         target = _checked(url, allow_private=self._allow_private)
         try:
             async with asyncio.timeout(timeout.total_seconds()):
@@ -118,8 +128,8 @@ class GuardedClient:
                 raise Unreachable(f"{host} could not be looked up: {reason}")
 
     async def _post(
-        self, target: httpx.URL, address: str, body: bytes, headers: Mapping[str, str]
-    ) -> httpx.Response:
+        self, target: "httpx.URL", address: str, body: bytes, headers: Mapping[str, str]
+    ) -> "httpx.Response":
         request = self._client.build_request(
             "POST",
             target.copy_with(host=address),
@@ -130,8 +140,10 @@ class GuardedClient:
         return await self._client.send(request, stream=True)
 
 
-async def _excerpt(response: httpx.Response) -> str:
+async def _excerpt(response: "httpx.Response") -> str:
     """The beginning of the body, as far as it comes."""
+    import httpx
+
     excerpt = b""
     try:
         async with asyncio.timeout(EXCERPT_TIME):
@@ -146,7 +158,9 @@ async def _excerpt(response: httpx.Response) -> str:
     return excerpt[:EXCERPT].decode("utf-8", "replace")
 
 
-def _checked(url: str, *, allow_private: bool) -> httpx.URL:
+def _checked(url: str, *, allow_private: bool) -> "httpx.URL":
+    import httpx
+
     if len(url) > URL_LENGTH:
         raise Blocked(f"the URL is longer than {URL_LENGTH} characters")
     if not url.isprintable() or " " in url or "\\" in url:
