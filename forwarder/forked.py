@@ -116,6 +116,8 @@ def _live(work: Callable[[], int], let_go: Callable[[], None], mask: Iterable[in
         status = work()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
+    except KeyboardInterrupt:  # it came before the session was our own
+        status = 130
     except BaseException:  # noqa: BLE001 - said as the interpreter would say it
         sys.excepthook(*sys.exc_info())
     finally:

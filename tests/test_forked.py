@@ -1,5 +1,6 @@
 """Forked workers: how they end, and what becomes of what the parent was doing. Each test has a process of its own."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,6 @@ def work(hears, says):
     os.write(says, b"ready\\n")
     {work}
 
-print("once")
-child = fork(work, let_go=lambda: None)
-
 async def main():
     await child.adopt()
     child.stdin.write(b"go\\n")
@@ -29,7 +27,9 @@ async def main():
     child.kill()  # nobody is there
     print("status", child.returncode)
 
+print("once")
 try:
+    child = fork(work, let_go=lambda: None)
     asyncio.run(main())
 finally:
     print("the parent ends")
@@ -41,6 +41,7 @@ def run(work: str, then: str = "pass") -> tuple[list[str], str]:
     done = subprocess.run(
         [sys.executable, "-c", PARENT.format(work=work, then=then)],
         cwd=Path(__file__).parent.parent,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         capture_output=True,
         text=True,
         timeout=30,
@@ -56,7 +57,7 @@ def run(work: str, then: str = "pass") -> tuple[list[str], str]:
         ("return 0", 0),
         ("return 7", 7),
         ("sys.exit(5)", 5),
-        ("raise KeyboardInterrupt", 1),
+        ("raise KeyboardInterrupt", 130),
         ("raise ValueError('spam')", 1),
         ("os.kill(os.getpid(), signal.SIGKILL)", -9),
         ("return 0 if os.getsid(0) == os.getpid() else 1", 0),
