@@ -9,6 +9,7 @@ $(VENV)/.engine: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Forwarder needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	$(BIN)/python -m compileall -q forwarder api # as pip does with what it does not leave in place
 	touch $@
 
 $(VENV)/.tests: $(VENV)/.engine
