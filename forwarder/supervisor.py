@@ -82,10 +82,17 @@ class Supervisor:
 
     def fork_workers(self) -> None:
         """Reserve the ports and make the first workers; before there is a thread or an event loop."""
-        self._reserve()
-        for worker in self._workers:
-            worker.begin()
-            worker.process = fork(partial(self._work, worker), let_go=self._let_go)
+        try:
+            self._reserve()
+            for worker in self._workers:
+                worker.begin()
+                worker.process = fork(partial(self._work, worker), let_go=self._let_go)
+        except OSError as error:  # its elders leave when our ends of their pipes close, with us
+            self._free_ports()
+            raise NodeError(f"there is no room for another process: {error.strerror}") from error
+        except NodeError:
+            self._free_ports()
+            raise
 
     def _work(self, worker: Worker, hears: int, says: int) -> int:
         """In the child."""
@@ -95,8 +102,7 @@ class Supervisor:
 
     def _let_go(self) -> None:
         """In a child: what it must not hold."""
-        for opened in self._reserved:
-            opened.close()
+        self._free_ports()
         for elder in self._workers:
             if isinstance(elder.process, Forked):
                 elder.process.let_go()
@@ -111,7 +117,8 @@ class Supervisor:
             if isinstance(worker.process, Forked):
                 await worker.process.adopt()
         try:
-            await prepare(self._settings)
+            if not await self._prepared():
+                return 0
             self._environ.pop("FORWARDER_FAILPOINT", None)  # what a test arms dies once, not its successors
             keepers = [asyncio.create_task(self._keep(worker, lock)) for worker in self._workers]
             await self._ends.wait()
@@ -121,9 +128,27 @@ class Supervisor:
         finally:
             await self._end_workers()
             forget_ports(self._settings.data_dir)
-            for opened in self._reserved:
-                opened.close()
+            self._free_ports()
         return 1 if self._failed else 0
+
+    def _free_ports(self) -> None:
+        for opened in self._reserved:
+            opened.close()
+
+    async def _prepared(self) -> bool:
+        """Prepare the store, which may wait for a database that is away; False when told to end meanwhile."""
+        preparing, ending = (
+            asyncio.create_task(prepare(self._settings)),
+            asyncio.create_task(self._ends.wait()),
+        )
+        await asyncio.wait({preparing, ending}, return_when=asyncio.FIRST_COMPLETED)
+        ending.cancel()
+        if preparing.done():
+            await preparing  # raises what went wrong
+            return True
+        preparing.cancel()
+        await asyncio.wait({preparing})
+        return False
 
     def _reserve(self) -> None:
         """Bind every listener's port; the environment tells the workers what port 0 became."""

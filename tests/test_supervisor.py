@@ -1,6 +1,7 @@
 """Several worker processes on one machine: they share the ports, and one that dies is replaced."""
 
 import asyncio
+import errno
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from forwarder import supervisor
+from forwarder.config import Settings
+from forwarder.node import NodeLock
 from tests.harness import EngineProcess, House, wait_until
 from tests.peers.client import Closed
 
@@ -159,6 +163,33 @@ async def test_a_worker_that_cannot_start_ends_the_engine(house: House) -> None:
         await process.start()
     assert process.process.returncode == 1
     assert '"status": -9' in process.log()
+
+
+async def test_sigterm_is_heard_while_the_start_waits_for_the_database(house: House) -> None:
+    away = {"url": "postgresql://nobody@127.0.0.1:1/nothing"}
+    process = EngineProcess(house, workers={"processes": 2}, database=away)
+    starting = asyncio.create_task(process.start())
+    await wait_until(lambda: process.output.exists() and "waits for the database" in process.log())
+    process.process.send_signal(signal.SIGTERM)
+    with pytest.raises(AssertionError, match="the start waits for the database"):
+        await starting
+    assert process.process.returncode == 0
+
+
+def test_a_machine_without_room_for_a_worker_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_work: object, **_let_go: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(supervisor, "fork", full)
+    listen = ["127.0.0.1:0"]
+    settings = Settings.model_validate(
+        {"hostname": "mx.test", "data_dir": str(tmp_path), "mx": {"listen": listen}, "api": {"listen": ""}}
+    )
+    assert supervisor.supervise(settings, config_path=None, count=2) == 1
+    assert "no room for another process" in "".join(capsys.readouterr())
+    NodeLock.take(tmp_path, patience=0).release()  # it is free again
 
 
 async def test_what_is_armed_reaches_the_first_workers_and_not_their_successors(house: House) -> None:
