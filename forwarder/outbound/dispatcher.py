@@ -192,7 +192,7 @@ class Dispatcher:
             self._news.set()
             await asyncio.wait(self._loops.values(), timeout=timeout.total_seconds() / 5)
             self._loops["claims"].cancel()
-            await asyncio.wait(self._loops.values())
+            await asyncio.wait(self._loops.values(), timeout=timeout.total_seconds() / 5)
         waiting = await self._lookups.close()
         for lane in self._lanes:
             jobs = self._lanes.flush(lane)

@@ -124,7 +124,8 @@ class SqliteWriter(Writer):
         await super().close()
         self.wake()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._ended.wait(), READ_LIMIT)
+            async with asyncio.timeout(READ_LIMIT):
+                await self._ended.wait()
 
     def _run(self) -> None:
         while True:
@@ -228,7 +229,10 @@ class SqliteReaders:
         """Run ``work`` in a snapshot; StoreUnavailable after READ_LIMIT seconds."""
         running = asyncio.get_running_loop().run_in_executor(self._threads, self._run, work)
         try:
-            return await asyncio.wait_for(running, READ_LIMIT)
+            # Not wait_for: before Python 3.12 it gives the result of a read that ended just when its caller was
+            # cancelled, and the caller never hears that it was.
+            async with asyncio.timeout(READ_LIMIT):
+                return await running
         except TimeoutError as error:
             raise StoreUnavailable from error
 

@@ -135,6 +135,23 @@ async def test_cancelled_callers_cut_nothing(database: Database) -> None:
     await database.write(put("after"))  # type: ignore[arg-type]
 
 
+async def test_a_read_that_ends_as_its_caller_is_cancelled_is_cancelled(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = await Database.open(sqlite_url)
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[int] = loop.create_future()
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "run_in_executor", lambda *_: ended)
+        task = asyncio.create_task(database.read(lambda conn: 1))
+        await asyncio.sleep(0)  # it waits for the thread now
+        ended.set_result(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    await database.close()
+
+
 async def test_a_store_that_cannot_be_reached_says_nothing_of_itself() -> None:
     database = await Database.open("postgresql://bertram:hunter2@127.0.0.1:1/secrets")
     for attempt in (database.read, database.write):
