@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from api.errors import Refusal
 from api.validation import as_sentence
+from forwarder.mail.address import Path
 from forwarder.mail.rules import Alias, Mailbox, RuleSet, check_cycles, drive, parse_forward
 from forwarder.store import aliases, domains
 from forwarder.store.domains import Domain
@@ -31,6 +32,9 @@ def circle(conn: Connection, domain: Domain, changed: Iterable[aliases.Alias]) -
             rule_sets[name] = _read(conn, name)
         return rule_sets[name]
 
+    def rules_for(address: Path) -> RuleSet | None:
+        return rule_set(address.domain)
+
     deadline = time.monotonic() + PATIENCE
     for index, alias in enumerate(changed):
         if not alias.is_active or not _leads_here(conn, alias.forward):
@@ -42,7 +46,7 @@ def circle(conn: Connection, domain: Domain, changed: Iterable[aliases.Alias]) -
         rules = rule_set(domain.name)
         if rules is None:
             return None
-        found = drive(check_cycles(rules, _rule(alias)), rule_set)
+        found = drive(check_cycles(rules, _rule(alias)), rules_for)
         if found is not None:
             return index, as_sentence(found)
     return None

@@ -279,7 +279,7 @@ class SubmissionReception:
             if path.key == credential.username:
                 return None
             if not credential.is_limited:
-                rules = await self._rooms.directory.confirmed(domain.name)
+                rules = await self._rooms.directory.confirmed(path)
                 if rules is not None and rules.resolve(path.local) is not UNKNOWN:
                     return None
         own = f"{credential.username}@{domain.display}"

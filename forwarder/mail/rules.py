@@ -1,9 +1,9 @@
 """From a recipient to all its final destinations, through aliases that lead to domains hosted here.
 
 What it does: ``expand`` follows aliases breadth first until only addresses elsewhere and URLs are left. It asks for
-rule sets and is given them, so that it needs no store: it yields a domain and is sent its ``RuleSet``, or None when the
-domain is not hosted here. Each domain is asked for once. ``check_cycles``, in the same form, finds the circle an alias
-would close, for whoever saves it. ``drive`` runs either over a plain function.
+rule sets and is given them, so that it needs no store: it yields an address and is sent a ``RuleSet`` of its domain
+that can answer for it, or None when the domain is not hosted here. Each address is asked for once. ``check_cycles``, in
+the same form, finds the circle an alias would close, for whoever saves it. ``drive`` runs either over a plain function.
 
 What it promises: it ends. At most 10 aliases in a row, 1,000 destinations, 2,000 look-ups. An address is followed
 once: a circle adds nothing to what was found before it closed, so its branch stops there and the rest stands.
@@ -153,22 +153,19 @@ class Expansion:
     steps: tuple[Step, ...] = ()
 
 
-def expand(recipient: Path) -> Generator[str, RuleSet | None, Expansion]:
-    """Follow the aliases of a recipient; yields domains, is sent their rule sets or None."""
-    first_rules = yield recipient.domain
+def expand(recipient: Path) -> Generator[Path, RuleSet | None, Expansion]:
+    """Follow the aliases of a recipient; yields addresses, is sent the rules of their domains or None."""
+    first_rules = yield recipient
     if first_rules is None:
         step = Step(depth=1, address=recipient, trouble=Trouble.NOT_HOSTED)
         return Expansion(recipient=recipient, trouble=Trouble.NOT_HOSTED, steps=(step,))
-    rule_sets: dict[str, RuleSet | None] = {recipient.domain: first_rules}
     steps: list[Step] = []
     found: dict[tuple[str, str], Path | Url] = {}
     seen = {_identity(recipient)}
-    waiting: deque[tuple[int, Path]] = deque([(1, recipient)])
+    waiting: deque[tuple[int, Path, RuleSet]] = deque([(1, recipient, first_rules)])
     trouble: Trouble | None = None
     while waiting and trouble is None:
-        depth, address = waiting.popleft()
-        rules = rule_sets[address.domain]
-        assert rules is not None
+        depth, address, rules = waiting.popleft()
         step = _look_up(rules, depth, address)
         steps.append(step)
         for destination in step.leads_to:
@@ -177,14 +174,12 @@ def expand(recipient: Path) -> Generator[str, RuleSet | None, Expansion]:
                 continue
             seen.add(identity)
             if isinstance(destination, Path):
-                if destination.domain not in rule_sets:
-                    rule_sets[destination.domain] = yield destination.domain
-                hosted = rule_sets[destination.domain]
+                hosted = yield destination
                 if rules.confirmed is not None and rules.withholds(destination, step.label, hosted):
                     steps.append(Step(depth=depth + 1, address=destination, trouble=Trouble.UNCONFIRMED))
                     continue
                 if hosted is not None:
-                    waiting.append((depth + 1, destination))
+                    waiting.append((depth + 1, destination, hosted))
                     continue
             found[identity] = destination
         if len(found) > MAX_TARGETS or len(steps) + len(waiting) > MAX_LOOKUPS:
@@ -250,13 +245,12 @@ def _when_disabled(alias: Alias) -> Trouble:
             return Trouble.DISABLED_DEFER
 
 
-def check_cycles(rules: RuleSet, alias: Alias) -> Generator[str, RuleSet | None, str | None]:
+def check_cycles(rules: RuleSet, alias: Alias) -> Generator[Path, RuleSet | None, str | None]:
     """The circle that ``alias`` closes, as a sentence for a person, or None.
 
     ``rules`` is the rule set of its domain as it will be, with the alias in it and active. For a pattern with captures
     a stand-in text is followed; what that cannot show is stopped when met, by ``expand``.
     """
-    rule_sets: dict[str, RuleSet | None] = {rules.domain: rules}
     start = (
         [Path(local=alias.pattern, domain=rules.domain)] if alias.kind is AliasKind.EXACT else _probes(alias)
     )
@@ -281,9 +275,7 @@ def check_cycles(rules: RuleSet, alias: Alias) -> Generator[str, RuleSet | None,
                 return f"this alias would lead in a circle: {_arrows([*circle, address])}"
             if identity in done:
                 continue
-            if address.domain not in rule_sets:
-                rule_sets[address.domain] = yield address.domain
-            hosted = rule_sets[address.domain]
+            hosted = rules if address.domain == rules.domain else (yield address)
             lookups += 1
             if hosted is None or lookups > MAX_LOOKUPS:
                 continue
@@ -312,12 +304,14 @@ def _arrows(chain: list[Path]) -> str:
 Result = TypeVar("Result")
 
 
-def drive(steps: Generator[str, RuleSet | None, Result], rule_set: Callable[[str], RuleSet | None]) -> Result:
+def drive(
+    steps: Generator[Path, RuleSet | None, Result], rule_set: Callable[[Path], RuleSet | None]
+) -> Result:
     """Run ``expand`` or ``check_cycles`` over a function that gives rule sets at once."""
     try:
-        domain = next(steps)
+        address = next(steps)
         while True:
-            domain = steps.send(rule_set(domain))
+            address = steps.send(rule_set(address))
     except StopIteration as end:
         result: Result = end.value
         return result

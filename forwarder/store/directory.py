@@ -16,28 +16,31 @@ How it fails: StoreUnavailable, never None. ``follow`` goes on by itself when th
 """
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import Connection, delete, insert, not_, or_, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from forwarder.mail.address import Path
-from forwarder.mail.rules import Alias, Expansion, RuleSet, expand
-from forwarder.store.confirmed import confirmed_of
+from forwarder.mail.rules import Expansion, RuleSet, expand
+from forwarder.store.bounded import Bounded
 from forwarder.store.engine import Database, StoreUnavailable
-from forwarder.store.rows import fetch
-from forwarder.store.tables import aliases, changes, domains, sequences
+from forwarder.store.rule_sets import Lines, Look, look, look_for_names
+from forwarder.store.tables import changes, sequences
 
 POLL = 0.5  # seconds
-CAPACITY = 250_000  # aliases, and domains, in the cache
+CAPACITY = 64 * 1024 * 1024  # octets of rules; a quarter of it beside them for names, an eighth for answers
 CHANGES_AT_ONCE = 10_000
-LARGE = 500  # aliases: a set of more is built in a thread
 RELOADS = 5
+PLAIN = 4  # steps and destinations of an answer that is kept
+ANSWER = 2500  # octets of memory: such an answer with the address it is for
+NAMES = 400  # octets of memory: the names for an address, their text aside
+
+T = TypeVar("T")
 
 _log = structlog.get_logger("forwarder.store")
 _VERSION = select(sequences.c.value).where(sequences.c.name == "directory")
@@ -75,11 +78,12 @@ def purge_changes(conn: Connection, older_than: datetime) -> int:
     return conn.execute(delete(changes).where(changes.c.changed_at < older_than)).rowcount
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    rules: RuleSet | None  # None: not hosted here
-    version: int
-    weight: int
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Names:
+    """The exact aliases that could answer for one address of a domain whose aliases are not all held."""
+
+    lines: Lines
+    version: int  # of the rules that they belong to: others must not be put together with them
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,38 +107,57 @@ class Directory:
         self._database = database
         self._require_confirmed = require_confirmed
         self._clock = clock
-        self._capacity = capacity
-        self._cache: OrderedDict[str, _Known] = OrderedDict()  # least recently used first
-        self._weight = 0
+        self._domains: Bounded[str, Look] = Bounded(capacity)
+        self._names: Bounded[str, _Names] = Bounded(capacity // 4)
+        self._answers: Bounded[Path, Expansion] = Bounded(capacity // 8)
         self._position: int | None = None  # every change up to this version is in the cache
-        self._loads: dict[str, asyncio.Task[RuleSet | None]] = {}
+        self._turn = 0  # counts what may have made something untrue that was found before
+        self._loads: dict[str, asyncio.Task[Any]] = {}
         self._looking: asyncio.Task[None] | None = None
         self._next_look: asyncio.Task[None] | None = None
 
-    async def rule_set(self, domain: str) -> RuleSet | None:
-        """The rules of a domain, at most a second old; None: not hosted here."""
-        known = self._cache.get(domain)
-        if known is not None:
-            self._cache.move_to_end(domain)
+    async def rule_set(self, address: Path) -> RuleSet | None:
+        """Rules that answer for an address as its domain's do, at most a second old; None: not hosted here."""
+        known = self._domains.get(address.domain)
+        if known is None:
+            known = await self._once(address.domain, lambda: self._load(address))
+        if known.rules is None or known.names is None:
             return known.rules
-        load = self._loads.get(domain)
-        if load is None:
-            load = asyncio.get_running_loop().create_task(self._load(domain))
-            self._loads[domain] = load
-            load.add_done_callback(lambda ended: self._loaded(domain, ended))
-        return await asyncio.shield(load)
+        name = f"{address.key}@{address.domain}"
+        names = self._names.get(name)
+        if names is not None and names.version == known.version:
+            return known.rules.with_names(names.lines)
+        return await self._once(name, lambda: self._load_names(address, known))
 
-    async def confirmed(self, domain: str) -> RuleSet | None:
-        """The rules of a domain as the store has them now."""
-        await self._catch_up()
-        return await self.rule_set(domain)
+    async def confirmed(self, address: Path) -> RuleSet | None:
+        """Rules that answer for an address as its domain's do in the store now."""
+        await self.catch_up()
+        return await self.rule_set(address)
 
     async def resolve(self, recipient: Path) -> Expansion:
         """Where a recipient leads; a trouble in it is confirmed by the store."""
-        expansion = await _driven(expand(recipient), self.rule_set)
+        known = self._answers.get(recipient)
+        if known is not None:
+            return known
+        turn = self._turn
+        expansion = await self._expanded(recipient)
         if expansion.trouble is not None:
-            expansion = await _driven(expand(recipient), self.confirmed)
+            await self.catch_up()
+            if self._turn != turn:
+                expansion = await self._expanded(recipient)
+        elif self._turn == turn and len(expansion.steps) + len(expansion.matches) <= PLAIN:
+            self._answers.put(recipient, expansion, ANSWER)
         return expansion
+
+    async def _expanded(self, recipient: Path) -> Expansion:
+        steps = expand(recipient)
+        try:
+            address = next(steps)
+            while True:
+                address = steps.send(await self.rule_set(address))
+        except StopIteration as finished:
+            expansion: Expansion = finished.value
+            return expansion
 
     async def follow(self) -> None:
         """Task body: keep the cache within POLL of the store, as soon as there is one again."""
@@ -142,7 +165,7 @@ class Directory:
         while True:
             await asyncio.sleep(POLL)
             try:
-                await self._catch_up()
+                await self.catch_up()
             except StoreUnavailable as error:
                 if not failing:
                     _log.warning("store.directory_not_followed", error=repr(error.__cause__ or error))
@@ -153,7 +176,7 @@ class Directory:
             else:
                 failing = False
 
-    async def _catch_up(self) -> None:
+    async def catch_up(self) -> None:
         """Return after a look at the changes that began after this call; callers share one."""
         if self._next_look is None:
             self._next_look = asyncio.get_running_loop().create_task(self._look_after(self._looking))
@@ -174,56 +197,66 @@ class Directory:
         if not news.complete:
             self._forget_everything()
         for version, domain in news.domains:
-            known = self._cache.get(domain)
+            known = self._domains.peek(domain)
             if known is not None and known.version < version:
-                self._forget(domain)
+                self._domains.forget(domain)
+        if news.domains:  # of one domain or another; answers are made of several
+            self._turn += 1
+            self._answers.clear()
         self._position = news.version
 
-    async def _load(self, domain: str) -> RuleSet | None:
-        if self._position is None:
-            await self._catch_up()
-        for _ in range(RELOADS):
-            version, rules, weight = await self._read(domain)
-            if version >= (self._position or 0):
-                self._remember(domain, _Known(rules, version, weight))
-                return rules
-        return rules  # the directory changes faster than we load: true when it was read, but not to be kept
+    async def _once(self, key: str, load: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What the load brings; those who ask for a key at the same moment share it."""
+        task = self._loads.get(key)
+        if task is None:
+            task = self._loads[key] = asyncio.get_running_loop().create_task(load())
+            task.add_done_callback(lambda ended: self._loaded(key, ended))
+        loaded: T = await asyncio.shield(task)
+        return loaded
 
-    async def _read(self, domain: str) -> tuple[int, RuleSet | None, int]:
-        version, owner, rows, confirmed = await self._database.read(
-            lambda conn: _rows_of(conn, domain, self._require_confirmed)
-        )
-        if owner is None:
-            return version, None, 1
-        domain_id, account_id = owner
-
-        def build() -> RuleSet:
-            stored = (Alias.stored(*row) for row in rows)
-            return RuleSet(domain, domain_id, version, stored, account_id=account_id, confirmed=confirmed)
-
-        rules = await asyncio.to_thread(build) if len(rows) > LARGE else build()
-        return version, rules, 1 + len(rows)
-
-    def _loaded(self, domain: str, ended: "asyncio.Task[RuleSet | None]") -> None:
-        self._loads.pop(domain, None)
+    def _loaded(self, key: str, ended: "asyncio.Task[Any]") -> None:
+        self._loads.pop(key, None)
         _seen(ended)
 
-    def _remember(self, domain: str, known: _Known) -> None:
-        self._forget(domain)
-        self._cache[domain] = known
-        self._weight += known.weight
-        while self._weight > self._capacity and len(self._cache) > 1:
-            _, dropped = self._cache.popitem(last=False)
-            self._weight -= dropped.weight
+    async def _load(self, address: Path) -> Look:
+        if self._position is None:
+            await self.catch_up()
+        for _ in range(RELOADS):
+            found = await look(self._database, address, require_confirmed=self._require_confirmed)
+            if found.version >= (self._position or 0):
+                self._domains.put(address.domain, found, found.weight)
+                if found.names is not None:
+                    self._remember_names(address, found.names, found.version)
+                return found
+        self._turn += 1
+        return found  # the directory changes faster than we load: true when it was read, but not to be kept
 
-    def _forget(self, domain: str) -> None:
-        known = self._cache.pop(domain, None)
-        if known is not None:
-            self._weight -= known.weight
+    async def _load_names(self, address: Path, known: Look) -> RuleSet | None:
+        """The rules for one more address of a domain; ``known.rules`` lack the names."""
+        assert known.rules is not None
+        version, names = await look_for_names(self._database, address, known.rules.domain_id)
+        if version > (self._position or 0):
+            await self.catch_up()
+        if self._domains.peek(address.domain) is known and version >= known.version:
+            # Nothing was said of the domain since its rules were read, and the names are from that time.
+            self._remember_names(address, names, known.version)
+            return known.rules.with_names(names)
+        # The domain changed: names of one version must not meet patterns of another.
+        self._turn += 1
+        found = await look(self._database, address, require_confirmed=self._require_confirmed)
+        return (
+            found.rules if found.rules is None or found.names is None else found.rules.with_names(found.names)
+        )
+
+    def _remember_names(self, address: Path, names: Lines, version: int) -> None:
+        key = f"{address.key}@{address.domain}"
+        self._names.put(key, _Names(lines=names, version=version), NAMES + len(names))
 
     def _forget_everything(self) -> None:
-        self._cache.clear()
-        self._weight = 0
+        self._turn += 1
+        self._domains.clear()
+        self._names.clear()
+        self._answers.clear()
 
 
 def _seen(ended: "asyncio.Task[Any]") -> None:
@@ -248,42 +281,3 @@ def _news(conn: Connection, position: int | None) -> _News:
     if not rows or rows[0][0] != position + 1:
         return _News(version, (), complete=False)
     return _News(rows[-1][0], rows, complete=True)
-
-
-_Rows = tuple[int, tuple[int, int] | None, list[tuple[Any, ...]], frozenset[str] | None]
-
-
-def _rows_of(conn: Connection, domain: str, require_confirmed: bool) -> _Rows:
-    """Version, ids of the domain and its account, rows of its aliases, those of their addresses that are confirmed."""
-    version: int = conn.execute(_VERSION).scalar_one()  # first: what is read after it is at least as new
-    owner = conn.execute(select(domains.c.id, domains.c.account_id).where(domains.c.name == domain)).first()
-    if owner is None:
-        return version, None, [], None
-    domain_id, account_id = owner
-    query = (
-        select(
-            aliases.c.id,
-            aliases.c.pattern,
-            aliases.c.forward,
-            aliases.c.is_active,
-            aliases.c.when_disabled,
-            aliases.c.rank,
-        )
-        .where(aliases.c.domain_id == domain_id, or_(aliases.c.is_active, not_(aliases.c.is_skipped)))
-        .order_by(aliases.c.id)
-    )
-    rows = fetch(conn, query, {})
-    confirmed = confirmed_of(conn, (row[2] for row in rows)) if require_confirmed else None
-    return version, (domain_id, account_id), rows, confirmed
-
-
-async def _driven(
-    steps: Generator[str, RuleSet | None, Expansion], rule_set: Callable[[str], Awaitable[RuleSet | None]]
-) -> Expansion:
-    try:
-        domain = next(steps)
-        while True:
-            domain = steps.send(await rule_set(domain))
-    except StopIteration as finished:
-        expansion: Expansion = finished.value
-        return expansion

@@ -163,6 +163,18 @@ aliases = Table(
     sqlite_autoincrement=True,
 )
 
+# Whether a pattern is more than a name (``mail.pattern.classify``): those few of a domain are found among any number.
+IS_PATTERN = {
+    "sqlite": r"pattern GLOB '*[][(){}\|^$*]*'",
+    "postgresql": r"translate(pattern, '()[]{}\|^$*', '') <> pattern",
+}
+Index(
+    "ix_aliases_patterns",
+    aliases.c.domain_id,
+    postgresql_where=text(IS_PATTERN["postgresql"]),
+    sqlite_where=text(IS_PATTERN["sqlite"]),
+)
+
 confirmations = Table(  # who agreed to get forwarded mail; only used where the configuration wants it
     "confirmations",
     metadata,

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from forwarder.mail.address import Path
 from forwarder.mail.aliases import Match
 from forwarder.store.directory import Directory
 from tests.api.desk import NOW_MS, Desk, together
@@ -29,7 +30,9 @@ async def made(desk: Desk, fields: dict[str, Any]) -> dict[str, Any]:
 
 async def destinations(desk: Desk, local: str) -> list[str] | None:
     """Where mail for a local part goes now; None: nobody answers."""
-    rules = await Directory(desk.database, clock=desk.clock).confirmed("piedpiper.com")
+    rules = await Directory(desk.database, clock=desk.clock).confirmed(
+        Path(local=local, domain="piedpiper.com")
+    )
     assert rules is not None
     found = rules.resolve(local)
     return [str(one) for one in found.destinations] if isinstance(found, Match) else None

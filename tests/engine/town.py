@@ -101,7 +101,7 @@ class Town(House):
             )
         )
         if self.running is not None:  # else: in force within a second; until then * may answer
-            await self.running.directory.confirmed(domain)
+            await self.running.directory.catch_up()
 
     async def towards(self, domain: str) -> str:
         """An address whose mail goes to a person at that domain."""

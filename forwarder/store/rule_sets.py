@@ -1,0 +1,208 @@
+"""Reading the rules of a domain for one address, in one statement that costs the same whatever else the domain has.
+
+``look`` reads a domain that is not known yet; ``look_for_names`` reads, of a known one, the two exact aliases that
+could answer for another address. Both tell the directory's version of the same moment.
+
+The exact aliases of a domain are read together, since mail for one of them announces mail for others. They stay text
+(``Lines``), a tenth of what objects would take, and only the alias that answers is parsed. Where there are more than
+TOGETHER aliases, or more than ROOM octets of them, the two that could answer are taken by their unique index, and the
+patterns, which every address needs, from an index of their own.
+
+What still grows is the cost of patterns: all of a domain's are read and parsed. And where destinations must be
+confirmed, the first look at a domain reads all its aliases: what a capture makes is confirmed only if one names it.
+"""
+
+import asyncio
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from sqlalchemy import Connection, TextClause, text
+
+from forwarder.mail.address import Path
+from forwarder.mail.aliases import Alias, RuleSet, names_for
+from forwarder.store.confirmed import confirmed_of
+from forwarder.store.engine import Database
+from forwarder.store.rows import by_dialect, execute
+from forwarder.store.tables import IS_PATTERN
+
+TOGETHER = 256  # aliases
+ROOM = 64 * 1024  # octets: a look-up walks through them
+INLINE = 16 * 1024  # octets of patterns: more are parsed in a thread
+ABSENT = 100  # octets of memory: a domain that is not hosted here
+_ALL = 2**31 - 2
+_RULE_SET = 1000  # octets of memory: a rule set without its aliases
+_PATTERN = 1500  # and what each pattern takes beside its text, parsed and compiled
+_CONFIRMED = 150  # and each confirmed address
+
+_quoted = json.JSONEncoder(ensure_ascii=False).encode
+
+
+class Lines:
+    """Exact aliases as text, a JSON array a line, parsed when one answers."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, lines: str | None) -> None:
+        self._text = f"\n{lines}\n".encode() if lines else b""
+
+    def __len__(self) -> int:
+        """Octets."""
+        return len(self._text)
+
+    def get(self, name: str, /) -> Alias | None:
+        """The exact alias of that name, if there is one."""
+        line = self._line(name)
+        return _alias(line) if line else None
+
+    def only(self, names: Iterable[str]) -> "Lines":
+        """Those of some names."""
+        found = filter(None, map(self._line, dict.fromkeys(names)))
+        return Lines(b"\n".join(found).decode())
+
+    def _line(self, name: str) -> bytes:
+        # JSON writes no end of line inside a text: after one, nothing stands but the name that begins a line.
+        begin = b"\n[%b," % _quoted(name).encode("utf-8", "surrogatepass")
+        start = self._text.find(begin) + 1
+        return self._text[start : self._text.index(b"\n", start)] if start else b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What the store said about the domain of an address."""
+
+    version: int
+    rules: RuleSet | None  # None: not hosted here
+    names: Lines | None = None  # those of the address, where ``rules`` holds no names; None: it holds all
+    weight: int = ABSENT  # octets of memory that ``rules`` takes, about
+
+
+async def look(database: Database, address: Path, *, require_confirmed: bool) -> Look:
+    """The rules of the domain of an address. Raises StoreUnavailable."""
+    found = await database.read(lambda conn: _read(conn, address, require_confirmed))
+    # Away from the connection: on PostgreSQL its work is done in the event loop, which must not be held up.
+    if len(found.patterns) > INLINE:
+        return await asyncio.to_thread(_parsed, address, found)
+    return _parsed(address, found)
+
+
+async def look_for_names(database: Database, address: Path, domain_id: int) -> tuple[int, Lines]:
+    """The directory's version, and the exact aliases of a domain that could answer for an address."""
+    name, bare = names_for(address.local)
+    parameters = {"domain_id": domain_id, "name": name, "bare": bare}
+    version, lines = await database.read(lambda conn: execute(conn, _of_names(conn), parameters).fetchone())
+    return version, Lines(lines)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    version: int
+    domain_id: int | None
+    account_id: int
+    patterns: str
+    names: Lines
+    apart: bool  # only the names of the address are here
+    confirmed: frozenset[str] | None
+
+
+def _read(conn: Connection, address: Path, require_confirmed: bool) -> _Found:
+    wanted = names_for(address.local)
+    limit = _ALL if require_confirmed else TOGETHER
+    parameters = {
+        "domain": address.domain,
+        "name": wanted[0],
+        "bare": wanted[1],
+        "limit": limit,
+        "more": limit + 1,
+    }
+    row = execute(conn, _of_domain(conn), parameters).fetchone()
+    version, domain_id, account_id, count, patterns, lines = row
+    names = Lines(lines)
+    apart = count > limit
+    confirmed = None
+    if require_confirmed:
+        confirmed = confirmed_of(conn, (row[1] for row in chain(_rows(patterns), _rows(lines))))
+    if not apart and (count > TOGETHER or len(names) > ROOM):
+        names, apart = names.only(wanted), True
+    return _Found(
+        version=version,
+        domain_id=domain_id,
+        account_id=account_id,
+        patterns=patterns or "",
+        names=names,
+        apart=apart,
+        confirmed=confirmed,
+    )
+
+
+def _parsed(address: Path, found: _Found) -> Look:
+    if found.domain_id is None:
+        return Look(version=found.version, rules=None)
+    patterns = [_alias(line) for line in found.patterns.split("\n") if line]
+    rules = RuleSet(
+        address.domain,
+        found.domain_id,
+        found.version,
+        patterns,
+        names=Lines(None) if found.apart else found.names,
+        account_id=found.account_id,
+        confirmed=found.confirmed,
+    )
+    weight = (
+        _RULE_SET + len(found.patterns) + _PATTERN * len(patterns) + _CONFIRMED * len(found.confirmed or ())
+    )
+    if found.apart:
+        return Look(version=found.version, rules=rules, names=found.names, weight=weight)
+    return Look(version=found.version, rules=rules, weight=weight + len(found.names))
+
+
+def _rows(lines: str | None) -> list[Any]:
+    return list(map(json.loads, lines.split("\n"))) if lines else []
+
+
+def _alias(line: str | bytes) -> Alias:
+    pattern, forward, row_id, active, when_disabled, *rank = json.loads(line)
+    return Alias.stored(row_id, pattern, forward, bool(active), when_disabled, *rank)
+
+
+def _lines(postgres: bool, columns: str, where: str) -> str:
+    """A subquery: aliases of a domain as text, a JSON array a line."""
+    if postgres:
+        together = f"string_agg(CAST(json_build_array({columns}) AS text), chr(10))"
+    else:
+        together = f"group_concat(json_array({columns}), char(10))"
+    # Aliases that are skipped are as if they were not there.
+    return f"(SELECT {together} FROM aliases WHERE (is_active OR NOT is_skipped) AND {where})"  # noqa: S608 - ours
+
+
+_ROW = "pattern, forward, id, is_active, when_disabled"
+
+
+@by_dialect
+def _of_domain(postgres: bool) -> TextClause:
+    is_pattern = IS_PATTERN["postgresql" if postgres else "sqlite"]
+    of_it = "domain_id = found.id"
+    patterns = _lines(postgres, f"{_ROW}, rank", f"{of_it} AND {is_pattern}")
+    all_names = _lines(postgres, _ROW, f"{of_it} AND NOT ({is_pattern})")
+    names = _lines(postgres, _ROW, f"{of_it} AND NOT ({is_pattern}) AND pattern IN (:name, :bare)")
+    # Counting stops at the limit, so that it costs nothing to find that there are very many.
+    count = (
+        "(SELECT count(*) FROM (SELECT 1 FROM aliases WHERE domain_id = domains.id LIMIT :more) AS counted)"
+    )
+    return text(
+        f"SELECT version, id, account_id, aliases, {patterns}, "  # noqa: S608 - texts of ours
+        f"CASE WHEN aliases <= :limit THEN {all_names} ELSE {names} END "
+        "FROM (SELECT sequences.value AS version, domains.id AS id, domains.account_id AS account_id, "
+        f"{count} AS aliases FROM sequences LEFT JOIN domains ON domains.name = :domain "
+        "WHERE sequences.name = 'directory') AS found"
+    )
+
+
+@by_dialect
+def _of_names(postgres: bool) -> TextClause:
+    is_pattern = IS_PATTERN["postgresql" if postgres else "sqlite"]
+    where = f"domain_id = :domain_id AND pattern IN (:name, :bare) AND NOT ({is_pattern})"
+    lines = _lines(postgres, _ROW, where)
+    return text(f"SELECT value, {lines} FROM sequences WHERE name = 'directory'")  # noqa: S608 - texts of ours
