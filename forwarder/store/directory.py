@@ -2,15 +2,19 @@
 
 ``rule_set`` serves from the cache, which ``follow`` keeps within POLL of the store: every change of what a domain does
 with mail adds a row to ``changes`` (``touch``) in its own transaction, and caches drop the domains named there.
-Domains that are not hosted here are cached too, so that mail to the rest of the world costs no look-up.
+Domains that are not hosted here are cached too, so that mail to the rest of the world costs no look-up. ``resolve``
+also keeps whole answers, as long as nothing changes anywhere: a busy recipient costs one look into a dictionary.
 
 ``confirmed`` asks the store first whether anything changed, in a read that began after the call: what it then gives is
 true, and a refusal may rest on it. That read is one row by primary key, shared by all who ask at the same moment, so
-that a dictionary attack makes one small read at a time and not one for each guess.
+that a dictionary attack makes one small read at a time and not one for each guess; except in a domain whose aliases are
+too many to be held (``rule_sets``), where a name is a read by key until it is known.
 
 Why the versions suffice: ``touch`` locks the sequence's row until its transaction ends, so versions become visible in
-their order; a rule set is loaded with the version read before its rows, and is loaded again if the cache has seen a
+their order; a rule set is loaded with the version of the same moment, and is loaded again if the cache has seen a
 newer one meanwhile. When rows of ``changes`` that we have not seen are purged, everything is loaded anew.
+
+What is cached takes CAPACITY octets at most, as its makers weigh it; what was used least recently goes first.
 
 How it fails: StoreUnavailable, never None. ``follow`` goes on by itself when the store is back.
 """
@@ -29,16 +33,16 @@ from forwarder.mail.address import Path
 from forwarder.mail.rules import Expansion, RuleSet, expand
 from forwarder.store.bounded import Bounded
 from forwarder.store.engine import Database, StoreUnavailable
-from forwarder.store.rule_sets import Lines, Look, look, look_for_names
+from forwarder.store.rule_sets import Known, Lines, read_domain, read_names
 from forwarder.store.tables import changes, sequences
 
 POLL = 0.5  # seconds
-CAPACITY = 64 * 1024 * 1024  # octets of rules; a quarter of it beside them for names, an eighth for answers
+CAPACITY = 64 * 1024 * 1024  # octets: three quarters for domains, an eighth for names, an eighth for answers
 CHANGES_AT_ONCE = 10_000
 RELOADS = 5
 PLAIN = 4  # steps and destinations of an answer that is kept
-ANSWER = 2500  # octets of memory: such an answer with the address it is for
-NAMES = 400  # octets of memory: the names for an address, their text aside
+ANSWER = 600  # octets of memory: each of them
+NAMES = 330  # octets of memory: the names for an address, their text aside
 
 T = TypeVar("T")
 
@@ -80,10 +84,10 @@ def purge_changes(conn: Connection, older_than: datetime) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Names:
-    """The exact aliases that could answer for one address of a domain whose aliases are not all held."""
+    """The exact aliases that could answer for an address of a domain whose names are not held."""
 
     lines: Lines
-    version: int  # of the rules that they belong to: others must not be put together with them
+    version: int  # of the rules they fit: an answer of two versions was never true
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +111,19 @@ class Directory:
         self._database = database
         self._require_confirmed = require_confirmed
         self._clock = clock
-        self._domains: Bounded[str, Look] = Bounded(capacity)
-        self._names: Bounded[str, _Names] = Bounded(capacity // 4)
+        self._domains: Bounded[str, Known] = Bounded(capacity * 3 // 4)
+        self._names: Bounded[str, _Names] = Bounded(capacity // 8)
         self._answers: Bounded[Path, Expansion] = Bounded(capacity // 8)
         self._position: int | None = None  # every change up to this version is in the cache
-        self._turn = 0  # counts what may have made something untrue that was found before
+        self._turn = 0  # moves when what was found before may no longer be true
         self._loads: dict[str, asyncio.Task[Any]] = {}
         self._looking: asyncio.Task[None] | None = None
         self._next_look: asyncio.Task[None] | None = None
+
+    @property
+    def octets(self) -> int:
+        """Of memory that the caches take, about."""
+        return self._domains.weight + self._names.weight + self._answers.weight
 
     async def rule_set(self, address: Path) -> RuleSet | None:
         """Rules that answer for an address as its domain's do, at most a second old; None: not hosted here."""
@@ -143,10 +152,10 @@ class Directory:
         expansion = await self._expanded(recipient)
         if expansion.trouble is not None:
             await self.catch_up()
-            if self._turn != turn:
-                expansion = await self._expanded(recipient)
-        elif self._turn == turn and len(expansion.steps) + len(expansion.matches) <= PLAIN:
-            self._answers.put(recipient, expansion, ANSWER)
+            return expansion if self._turn == turn else await self._expanded(recipient)
+        size = len(expansion.steps) + len(expansion.matches)
+        if self._turn == turn and size <= PLAIN:
+            self._answers.put(recipient, expansion, size * ANSWER)
         return expansion
 
     async def _expanded(self, recipient: Path) -> Expansion:
@@ -177,7 +186,7 @@ class Directory:
                 failing = False
 
     async def catch_up(self) -> None:
-        """Return after a look at the changes that began after this call; callers share one."""
+        """Return after a look at the changes that began after this call; those who call meanwhile share one."""
         if self._next_look is None:
             self._next_look = asyncio.get_running_loop().create_task(self._look_after(self._looking))
             self._next_look.add_done_callback(_seen)
@@ -200,9 +209,9 @@ class Directory:
             known = self._domains.peek(domain)
             if known is not None and known.version < version:
                 self._domains.forget(domain)
-        if news.domains:  # of one domain or another; answers are made of several
+        if news.domains:
             self._turn += 1
-            self._answers.clear()
+            self._answers.clear()  # of whatever domain: they are made of several
         self._position = news.version
 
     async def _once(self, key: str, load: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -218,34 +227,32 @@ class Directory:
         self._loads.pop(key, None)
         _seen(ended)
 
-    async def _load(self, address: Path) -> Look:
+    async def _load(self, address: Path) -> Known:
         if self._position is None:
             await self.catch_up()
         for _ in range(RELOADS):
-            found = await look(self._database, address, require_confirmed=self._require_confirmed)
-            if found.version >= (self._position or 0):
-                self._domains.put(address.domain, found, found.weight)
-                if found.names is not None:
-                    self._remember_names(address, found.names, found.version)
-                return found
+            known = await read_domain(self._database, address, require_confirmed=self._require_confirmed)
+            if known.version >= (self._position or 0):
+                self._domains.put(address.domain, known, known.weight)
+                if known.names is not None:
+                    self._remember_names(address, known.names, known.version)
+                return known
         self._turn += 1
-        return found  # the directory changes faster than we load: true when it was read, but not to be kept
+        return known  # the directory changes faster than we load: true when it was read, but not to be kept
 
-    async def _load_names(self, address: Path, known: Look) -> RuleSet | None:
-        """The rules for one more address of a domain; ``known.rules`` lack the names."""
+    async def _load_names(self, address: Path, known: Known) -> RuleSet | None:
+        """The rules for one more address of a domain whose names are not held."""
         assert known.rules is not None
-        version, names = await look_for_names(self._database, address, known.rules.domain_id)
+        version, names = await read_names(self._database, address, known.rules.domain_id)
         if version > (self._position or 0):
             await self.catch_up()
         if self._domains.peek(address.domain) is known and version >= known.version:
-            # Nothing was said of the domain since its rules were read, and the names are from that time.
+            # No change of the domain is known of, up to a version that is not before the names': they fit its patterns.
             self._remember_names(address, names, known.version)
             return known.rules.with_names(names)
-        # The domain changed: names of one version must not meet patterns of another.
-        self._turn += 1
-        found = await look(self._database, address, require_confirmed=self._require_confirmed)
+        known = await self._load(address)
         return (
-            found.rules if found.rules is None or found.names is None else found.rules.with_names(found.names)
+            known.rules if known.rules is None or known.names is None else known.rules.with_names(known.names)
         )
 
     def _remember_names(self, address: Path, names: Lines, version: int) -> None:

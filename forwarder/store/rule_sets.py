@@ -1,12 +1,12 @@
-"""Reading the rules of a domain for one address, in one statement that costs the same whatever else the domain has.
+"""Reading what a domain has for one address, in one statement that costs the same whatever else it has.
 
-``look`` reads a domain that is not known yet; ``look_for_names`` reads, of a known one, the two exact aliases that
+``read_domain`` reads a domain that is not known yet; ``read_names`` reads, of a known one, the two exact aliases that
 could answer for another address. Both tell the directory's version of the same moment.
 
 The exact aliases of a domain are read together, since mail for one of them announces mail for others. They stay text
 (``Lines``), a tenth of what objects would take, and only the alias that answers is parsed. Where there are more than
-TOGETHER aliases, or more than ROOM octets of them, the two that could answer are taken by their unique index, and the
-patterns, which every address needs, from an index of their own.
+TOGETHER, or more than ROOM octets of them, the two that could answer are taken by their unique index. The patterns,
+which every address needs, have an index of their own.
 
 What still grows is the cost of patterns: all of a domain's are read and parsed. And where destinations must be
 confirmed, the first look at a domain reads all its aliases: what a capture makes is confirmed only if one names it.
@@ -28,12 +28,12 @@ from forwarder.store.engine import Database
 from forwarder.store.rows import by_dialect, execute
 from forwarder.store.tables import IS_PATTERN
 
-TOGETHER = 256  # aliases
+TOGETHER = 256  # exact aliases
 ROOM = 64 * 1024  # octets: a look-up walks through them
 INLINE = 16 * 1024  # octets of patterns: more are parsed in a thread
-ABSENT = 100  # octets of memory: a domain that is not hosted here
+ABSENT = 60  # octets of memory: a domain that is not hosted here
 _ALL = 2**31 - 2
-_RULE_SET = 1000  # octets of memory: a rule set without its aliases
+_RULE_SET = 600  # octets of memory: a rule set without its aliases
 _PATTERN = 1500  # and what each pattern takes beside its text, parsed and compiled
 _CONFIRMED = 150  # and each confirmed address
 
@@ -70,16 +70,16 @@ class Lines:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """What the store said about the domain of an address."""
+class Known:
+    """What the store said of a domain."""
 
     version: int
     rules: RuleSet | None  # None: not hosted here
-    names: Lines | None = None  # those of the address, where ``rules`` holds no names; None: it holds all
+    names: Lines | None = None  # where ``rules`` holds no names: those of the address asked about
     weight: int = ABSENT  # octets of memory that ``rules`` takes, about
 
 
-async def look(database: Database, address: Path, *, require_confirmed: bool) -> Look:
+async def read_domain(database: Database, address: Path, *, require_confirmed: bool) -> Known:
     """The rules of the domain of an address. Raises StoreUnavailable."""
     found = await database.read(lambda conn: _read(conn, address, require_confirmed))
     # Away from the connection: on PostgreSQL its work is done in the event loop, which must not be held up.
@@ -88,7 +88,7 @@ async def look(database: Database, address: Path, *, require_confirmed: bool) ->
     return _parsed(address, found)
 
 
-async def look_for_names(database: Database, address: Path, domain_id: int) -> tuple[int, Lines]:
+async def read_names(database: Database, address: Path, domain_id: int) -> tuple[int, Lines]:
     """The directory's version, and the exact aliases of a domain that could answer for an address."""
     name, bare = names_for(address.local)
     parameters = {"domain_id": domain_id, "name": name, "bare": bare}
@@ -97,7 +97,7 @@ async def look_for_names(database: Database, address: Path, domain_id: int) -> t
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
+class _Rows:
     version: int
     domain_id: int | None
     account_id: int
@@ -107,7 +107,7 @@ class _Found:
     confirmed: frozenset[str] | None
 
 
-def _read(conn: Connection, address: Path, require_confirmed: bool) -> _Found:
+def _read(conn: Connection, address: Path, require_confirmed: bool) -> _Rows:
     wanted = names_for(address.local)
     limit = _ALL if require_confirmed else TOGETHER
     parameters = {
@@ -123,10 +123,10 @@ def _read(conn: Connection, address: Path, require_confirmed: bool) -> _Found:
     apart = count > limit
     confirmed = None
     if require_confirmed:
-        confirmed = confirmed_of(conn, (row[1] for row in chain(_rows(patterns), _rows(lines))))
+        confirmed = confirmed_of(conn, (row[1] for row in chain(_split(patterns), _split(lines))))
     if not apart and (count > TOGETHER or len(names) > ROOM):
         names, apart = names.only(wanted), True
-    return _Found(
+    return _Rows(
         version=version,
         domain_id=domain_id,
         account_id=account_id,
@@ -137,9 +137,9 @@ def _read(conn: Connection, address: Path, require_confirmed: bool) -> _Found:
     )
 
 
-def _parsed(address: Path, found: _Found) -> Look:
+def _parsed(address: Path, found: _Rows) -> Known:
     if found.domain_id is None:
-        return Look(version=found.version, rules=None)
+        return Known(version=found.version, rules=None)
     patterns = [_alias(line) for line in found.patterns.split("\n") if line]
     rules = RuleSet(
         address.domain,
@@ -154,11 +154,11 @@ def _parsed(address: Path, found: _Found) -> Look:
         _RULE_SET + len(found.patterns) + _PATTERN * len(patterns) + _CONFIRMED * len(found.confirmed or ())
     )
     if found.apart:
-        return Look(version=found.version, rules=rules, names=found.names, weight=weight)
-    return Look(version=found.version, rules=rules, weight=weight + len(found.names))
+        return Known(version=found.version, rules=rules, names=found.names, weight=weight)
+    return Known(version=found.version, rules=rules, weight=weight + len(found.names))
 
 
-def _rows(lines: str | None) -> list[Any]:
+def _split(lines: str | None) -> list[Any]:
     return list(map(json.loads, lines.split("\n"))) if lines else []
 
 
@@ -168,7 +168,7 @@ def _alias(line: str | bytes) -> Alias:
 
 
 def _lines(postgres: bool, columns: str, where: str) -> str:
-    """A subquery: aliases of a domain as text, a JSON array a line."""
+    """A subquery: aliases as text, a JSON array a line."""
     if postgres:
         together = f"string_agg(CAST(json_build_array({columns}) AS text), chr(10))"
     else:
@@ -177,32 +177,34 @@ def _lines(postgres: bool, columns: str, where: str) -> str:
     return f"(SELECT {together} FROM aliases WHERE (is_active OR NOT is_skipped) AND {where})"  # noqa: S608 - ours
 
 
-_ROW = "pattern, forward, id, is_active, when_disabled"
+_COLUMNS = "pattern, forward, id, is_active, when_disabled"
 
 
 @by_dialect
 def _of_domain(postgres: bool) -> TextClause:
     is_pattern = IS_PATTERN["postgresql" if postgres else "sqlite"]
-    of_it = "domain_id = found.id"
-    patterns = _lines(postgres, f"{_ROW}, rank", f"{of_it} AND {is_pattern}")
-    all_names = _lines(postgres, _ROW, f"{of_it} AND NOT ({is_pattern})")
-    names = _lines(postgres, _ROW, f"{of_it} AND NOT ({is_pattern}) AND pattern IN (:name, :bare)")
-    # Counting stops at the limit, so that it costs nothing to find that there are very many.
-    count = (
-        "(SELECT count(*) FROM (SELECT 1 FROM aliases WHERE domain_id = domains.id LIMIT :more) AS counted)"
-    )
-    return text(
-        f"SELECT version, id, account_id, aliases, {patterns}, "  # noqa: S608 - texts of ours
-        f"CASE WHEN aliases <= :limit THEN {all_names} ELSE {names} END "
-        "FROM (SELECT sequences.value AS version, domains.id AS id, domains.account_id AS account_id, "
-        f"{count} AS aliases FROM sequences LEFT JOIN domains ON domains.name = :domain "
-        "WHERE sequences.name = 'directory') AS found"
-    )
+    patterns = _lines(postgres, f"{_COLUMNS}, rank", f"domain_id = found.id AND {is_pattern}")
+    is_name = f"domain_id = found.id AND NOT ({is_pattern})"
+    all_names = _lines(postgres, _COLUMNS, is_name)
+    two_names = _lines(postgres, _COLUMNS, f"{is_name} AND pattern IN (:name, :bare)")
+    # Counting stops at the limit: it costs no more to find that there are very many.
+    return text(f"""
+        SELECT version, id, account_id, names, {patterns},
+            CASE WHEN names <= :limit THEN {all_names} ELSE {two_names} END
+        FROM (
+            SELECT sequences.value AS version, domains.id AS id, domains.account_id AS account_id, (
+                SELECT count(*) FROM (
+                    SELECT 1 FROM aliases WHERE domain_id = domains.id AND NOT ({is_pattern}) LIMIT :more
+                ) AS counted
+            ) AS names
+            FROM sequences LEFT JOIN domains ON domains.name = :domain WHERE sequences.name = 'directory'
+        ) AS found
+    """)  # noqa: S608 - texts of ours
 
 
 @by_dialect
 def _of_names(postgres: bool) -> TextClause:
     is_pattern = IS_PATTERN["postgresql" if postgres else "sqlite"]
-    where = f"domain_id = :domain_id AND pattern IN (:name, :bare) AND NOT ({is_pattern})"
-    lines = _lines(postgres, _ROW, where)
-    return text(f"SELECT value, {lines} FROM sequences WHERE name = 'directory'")  # noqa: S608 - texts of ours
+    is_one = f"domain_id = :domain_id AND NOT ({is_pattern}) AND pattern IN (:name, :bare)"
+    names = _lines(postgres, _COLUMNS, is_one)
+    return text(f"SELECT value, {names} FROM sequences WHERE name = 'directory'")  # noqa: S608 - texts of ours

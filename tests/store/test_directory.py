@@ -149,7 +149,7 @@ async def test_a_change_during_the_load_is_not_lost(stage: Stage) -> None:
     class Slow(Counting):
         async def read(self, work: Any) -> Any:
             result = await super().read(work)
-            if isinstance(result, rule_sets._Found) and not read_rows.is_set():
+            if isinstance(result, rule_sets._Rows) and not read_rows.is_set():
                 read_rows.set()
                 await go_on.wait()
             return result
