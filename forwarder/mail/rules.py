@@ -245,15 +245,13 @@ def _when_disabled(alias: Alias) -> Trouble:
             return Trouble.DISABLED_DEFER
 
 
-def check_cycles(rules: RuleSet, alias: Alias) -> Generator[Path, RuleSet | None, str | None]:
+def check_cycles(domain: str, alias: Alias) -> Generator[Path, RuleSet | None, str | None]:
     """The circle that ``alias`` closes, as a sentence for a person, or None.
 
-    ``rules`` is the rule set of its domain as it will be, with the alias in it and active. For a pattern with captures
-    a stand-in text is followed; what that cannot show is stopped when met, by ``expand``.
+    The rules of its domain are asked for too, as they will be, with the alias in them and active. For a pattern with
+    captures a stand-in text is followed; what that cannot show is stopped when met, by ``expand``.
     """
-    start = (
-        [Path(local=alias.pattern, domain=rules.domain)] if alias.kind is AliasKind.EXACT else _probes(alias)
-    )
+    start = [Path(local=alias.pattern, domain=domain)] if alias.kind is AliasKind.EXACT else _probes(alias)
     done: set[tuple[str, str]] = set()
     lookups = 0
     for root in start:
@@ -275,7 +273,7 @@ def check_cycles(rules: RuleSet, alias: Alias) -> Generator[Path, RuleSet | None
                 return f"this alias would lead in a circle: {_arrows([*circle, address])}"
             if identity in done:
                 continue
-            hosted = rules if address.domain == rules.domain else (yield address)
+            hosted = yield address
             lookups += 1
             if hosted is None or lookups > MAX_LOOKUPS:
                 continue

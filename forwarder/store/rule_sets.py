@@ -81,11 +81,19 @@ class Known:
 
 async def read_domain(database: Database, address: Path, *, require_confirmed: bool) -> Known:
     """The rules of the domain of an address. Raises StoreUnavailable."""
-    found = await database.read(lambda conn: _read(conn, address, require_confirmed))
+    found = await database.read(lambda conn: _read(conn, address, require_confirmed=require_confirmed))
     # Away from the connection: on PostgreSQL its work is done in the event loop, which must not be held up.
     if len(found.patterns) > INLINE:
         return await asyncio.to_thread(_parsed, address, found)
     return _parsed(address, found)
+
+
+def for_address(conn: Connection, address: Path) -> tuple[RuleSet | None, bool]:
+    """Rules that answer for an address, within a transaction; and whether they answer for all of its domain."""
+    known = _parsed(address, _read(conn, address, require_confirmed=False))
+    if known.rules is None or known.names is None:
+        return known.rules, True
+    return known.rules.with_names(known.names), False
 
 
 async def read_names(database: Database, address: Path, domain_id: int) -> tuple[int, Lines]:
@@ -107,7 +115,7 @@ class _Rows:
     confirmed: frozenset[str] | None
 
 
-def _read(conn: Connection, address: Path, require_confirmed: bool) -> _Rows:
+def _read(conn: Connection, address: Path, *, require_confirmed: bool) -> _Rows:
     wanted = names_for(address.local)
     limit = _ALL if require_confirmed else TOGETHER
     parameters = {

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from forwarder.store import rule_sets
 from tests.api.desk import Desk, files
 
 JSON = {"Content-Type": "application/json"}
@@ -227,7 +228,11 @@ async def test_a_destination_that_asks_for_a_group_the_pattern_lacks_is_refused(
     assert [alias["alias"] for alias in listed] == ["(.*)-x"]
 
 
-async def test_an_alias_that_closes_a_circle_is_refused_and_not_stored(desk: Desk) -> None:
+@pytest.mark.parametrize("together", [256, 0], ids=["small", "too large to be read whole"])
+async def test_an_alias_that_closes_a_circle_is_refused_and_not_stored(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    monkeypatch.setattr(rule_sets, "TOGETHER", together)
     await desk.domain("one.com", {"a": "b@two.com"})
     await desk.domain("two.com", {"c": "a@one.com"})
     for fields in (

@@ -585,7 +585,7 @@ def circle(rules: RuleSet, pattern: str, *others: RuleSet) -> str | None:
         for match in (rules.resolve(pattern.replace("*", "q").strip("()")),)
         if isinstance(match, Match)
     )
-    return drive(check_cycles(rules, alias), among(*others))
+    return drive(check_cycles(rules.domain, alias), among(rules, *others))
 
 
 def test_circles_are_found_when_an_alias_is_saved() -> None:

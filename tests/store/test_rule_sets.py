@@ -13,7 +13,7 @@ from forwarder.mail.aliases import Alias, Match, RuleSet, Unknown, names_for
 from forwarder.mail.pattern import AliasKind, classify
 from forwarder.store import rule_sets
 from forwarder.store.engine import Database
-from forwarder.store.rule_sets import Lines, read_domain, read_names
+from forwarder.store.rule_sets import Lines, for_address, read_domain, read_names
 from forwarder.store.straight import run
 from forwarder.store.tables import IS_PATTERN, aliases
 from tests.store.conftest import NOON
@@ -123,6 +123,9 @@ async def test_an_address_is_answered_as_by_the_whole(
         assert (known.names is None) == (bound == "none")
         rules = known.rules if known.names is None else known.rules.with_names(known.names)
         assert rules.resolve(local) == expected, local
+        directly, for_all = await database.read(lambda conn, local=local: for_address(conn, at_pied(local)))
+        assert directly is not None
+        assert (directly.resolve(local), for_all) == (expected, bound == "none"), local
         version, names = await read_names(database, at_pied(local), known.rules.domain_id)
         assert version == known.version
         assert known.rules.with_names(names).resolve(local) == expected, local
