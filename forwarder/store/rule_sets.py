@@ -60,13 +60,13 @@ class Lines:
     def only(self, names: Iterable[str]) -> "Lines":
         """Those of some names."""
         found = filter(None, map(self._line, dict.fromkeys(names)))
-        return Lines(b"\n".join(found).decode())
+        return Lines("\n".join(found))
 
-    def _line(self, name: str) -> bytes:
+    def _line(self, name: str) -> str:
         # JSON writes no end of line inside a text: after one, nothing stands but the name that begins a line.
         begin = b"\n[%b," % _quoted(name).encode("utf-8", "surrogatepass")
         start = self._text.find(begin) + 1
-        return self._text[start : self._text.index(b"\n", start)] if start else b""
+        return self._text[start : self._text.index(b"\n", start)].decode() if start else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +170,7 @@ def _split(lines: str | None) -> list[Any]:
     return list(map(json.loads, lines.split("\n"))) if lines else []
 
 
-def _alias(line: str | bytes) -> Alias:
+def _alias(line: str) -> Alias:
     pattern, forward, row_id, active, when_disabled, *rank = json.loads(line)
     return Alias.stored(row_id, pattern, forward, bool(active), when_disabled, *rank)
 
@@ -195,18 +195,19 @@ def _of_domain(postgres: bool) -> TextClause:
     is_name = f"domain_id = found.id AND NOT ({is_pattern})"
     all_names = _lines(postgres, _COLUMNS, is_name)
     two_names = _lines(postgres, _COLUMNS, f"{is_name} AND pattern IN (:name, :bare)")
-    # Counting stops at the limit: it costs no more to find that there are very many.
+    # Counting stops at the limit: it costs no more to find that there are very many. Materialized: counted once.
     return text(f"""
-        SELECT version, id, account_id, names, {patterns},
-            CASE WHEN names <= :limit THEN {all_names} ELSE {two_names} END
-        FROM (
+        WITH found AS MATERIALIZED (
             SELECT sequences.value AS version, domains.id AS id, domains.account_id AS account_id, (
                 SELECT count(*) FROM (
                     SELECT 1 FROM aliases WHERE domain_id = domains.id AND NOT ({is_pattern}) LIMIT :more
                 ) AS counted
             ) AS names
             FROM sequences LEFT JOIN domains ON domains.name = :domain WHERE sequences.name = 'directory'
-        ) AS found
+        )
+        SELECT version, id, account_id, names, {patterns},
+            CASE WHEN names <= :limit THEN {all_names} ELSE {two_names} END
+        FROM found
     """)  # noqa: S608 - texts of ours
 
 
