@@ -250,10 +250,7 @@ class Directory:
             # No change of the domain is known of, up to a version that is not before the names': they fit its patterns.
             self._remember_names(address, names, known.version)
             return known.rules.with_names(names)
-        known = await self._load(address)
-        return (
-            known.rules if known.rules is None or known.names is None else known.rules.with_names(known.names)
-        )
+        return (await self._load(address)).answering
 
     def _remember_names(self, address: Path, names: Lines, version: int) -> None:
         key = f"{address.key}@{address.domain}"

@@ -78,9 +78,16 @@ class Known:
     names: Lines | None = None  # where ``rules`` holds no names: those of the address asked about
     weight: int = ABSENT  # octets of memory that ``rules`` takes, about
 
+    @property
+    def answering(self) -> RuleSet | None:
+        """Rules that answer for the address asked about."""
+        if self.rules is None or self.names is None:
+            return self.rules
+        return self.rules.with_names(self.names)
+
 
 async def read_domain(database: Database, address: Path, *, require_confirmed: bool) -> Known:
-    """The rules of the domain of an address. Raises StoreUnavailable."""
+    """What the domain of an address has for it. Raises StoreUnavailable."""
     found = await database.read(lambda conn: _read(conn, address, require_confirmed=require_confirmed))
     # Away from the connection: on PostgreSQL its work is done in the event loop, which must not be held up.
     if len(found.patterns) > INLINE:
@@ -91,13 +98,11 @@ async def read_domain(database: Database, address: Path, *, require_confirmed: b
 def for_address(conn: Connection, address: Path) -> tuple[RuleSet | None, bool]:
     """Rules that answer for an address, within a transaction; and whether they answer for all of its domain."""
     known = _parsed(address, _read(conn, address, require_confirmed=False))
-    if known.rules is None or known.names is None:
-        return known.rules, True
-    return known.rules.with_names(known.names), False
+    return known.answering, known.names is None
 
 
 async def read_names(database: Database, address: Path, domain_id: int) -> tuple[int, Lines]:
-    """The directory's version, and the exact aliases of a domain that could answer for an address."""
+    """The directory's version, and the exact aliases that could answer for an address. Raises StoreUnavailable."""
     name, bare = names_for(address.local)
     parameters = {"domain_id": domain_id, "name": name, "bare": bare}
     version, lines = await database.read(lambda conn: execute(conn, _of_names(conn), parameters).fetchone())

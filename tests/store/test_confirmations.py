@@ -10,7 +10,7 @@ from sqlalchemy import select
 from forwarder.mail.address import parse_address
 from forwarder.mail.reply import UNCONFIRMED_DESTINATION
 from forwarder.mail.rules import Expansion, Trouble, refusal
-from forwarder.store import accounts, aliases, confirmations, domains
+from forwarder.store import accounts, aliases, confirmations, domains, rule_sets
 from forwarder.store.confirmations import ASKS_A_DAY, Asked
 from forwarder.store.directory import Directory
 from forwarder.store.domains import Domain
@@ -190,6 +190,23 @@ async def test_an_address_a_capture_made_is_withheld(stage: Stage) -> None:
     await host(database, "pied.example", all="$1@dest.example")
     directory = Directory(database, clock=stage.clock, require_confirmed=True)
     assert await reached(directory, "anybody@pied.example") == ([], Trouble.UNCONFIRMED)
+
+
+@pytest.mark.parametrize("together", [256, 0])
+async def test_an_address_a_capture_made_is_confirmed_where_another_alias_names_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    """Also in a domain too large to be held, whose aliases are read one by one."""
+    monkeypatch.setattr(rule_sets, "TOGETHER", together)
+    database = await stage.database()
+    domain = await host(database, "pied.example", all="$1@dest.example", one="ann@dest.example")
+    directory = Directory(database, clock=stage.clock, require_confirmed=True)
+    asked = await ask(database, domain, "ann@dest.example", "bob@dest.example")
+    for one in asked:
+        assert await confirm(database, one.token)
+    assert await reached(directory, "ann@pied.example") == (["ann@dest.example"], None)
+    assert await reached(directory, "bob@pied.example") == ([], Trouble.UNCONFIRMED)
+    assert await reached(directory, "one@pied.example") == (["ann@dest.example"], None)
 
 
 async def test_requests_nobody_answered_are_purged(database: Database) -> None:
