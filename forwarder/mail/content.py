@@ -50,7 +50,7 @@ MAX_HEAD_FIELDS = 30_000
 MAX_FIELDS = 2000
 MAX_VALUE = 8192  # octets of one field that are looked at
 _COMMENT_DEPTH = 50
-_bare_cr = first_of(rb"\r(?:[^\n]|\z)")
+_bare_cr = first_of(rb"\r(?!\n)", rb"\r(?:[^\n]|\z)")
 _FIELD_START = re.compile(rb"[!-9;-~]+[ \t]*:")
 _ONE_MAILBOX = re.compile(r'(?:"([^"\\]*)"\s*|([^"\\<>(),:;@]*))<([^"\\<>(),:;\s]+)>[ \t]*')
 
