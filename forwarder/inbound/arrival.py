@@ -100,7 +100,7 @@ class Composer:
     """Makes the messages of one service."""
 
     transport: Transport
-    ids: Callable[[], str]
+    ids: Callable[[datetime], str]  # of the moment they are made
     intake: Intake
     first_delay: timedelta  # when to try again what this process leased and did not finish
 
@@ -127,7 +127,7 @@ class Composer:
                     continue
                 leased = not recipient.discarded and self.intake.lease(domain)
                 made[key] = NewDelivery(
-                    id=self.ids(),
+                    id=self.ids(now),
                     kind=kind,
                     domain_id=target.domain_id if target is not None else sender_domain_id,
                     alias=target.alias if target is not None else sender_alias,

@@ -158,7 +158,7 @@ class MxReception:
             self._note_refused_message(session, transaction, seen, refusal)
             return refusal
         deliveries = self._composer.deliveries(transaction, seen, now=now)
-        identifier = rooms.ids()
+        identifier = rooms.ids(now)
         trail = received(session, transaction, hostname=self._hostname, identifier=identifier, now=now)
         content = contents.prepend(content, trail, added)  # what came is let go of
         message = self._composer.message(

@@ -219,7 +219,7 @@ class SubmissionReception:
             sender_domain_id=login.domain.id,
             sender_alias=login.credential.username,
         )
-        identifier = self._rooms.ids()
+        identifier = self._rooms.ids(now)
         trail = received(
             session,
             transaction,

@@ -297,6 +297,7 @@ def parse_literal(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | 
         return None
 
 
+@lru_cache(maxsize=1024)
 def parse_helo(text: str) -> str | None:
     """The argument of HELO or EHLO in canonical form, or None when it is neither a domain nor a literal."""
     literal = parse_literal(text)

@@ -75,7 +75,7 @@ def parse_log_public_id(text: str) -> str | None:
 
 
 class IdSource:
-    """Strictly increasing ids for one process. Calling it gives the next one.
+    """Strictly increasing ids for one process. Calling it gives the next one, made ``now`` if that is known already.
 
     Not for several threads at once: each event loop or thread has its own.
     """
@@ -87,10 +87,10 @@ class IdSource:
         self._drawn: list[int] = []
         self._last = 0
 
-    def __call__(self) -> str:
+    def __call__(self, now: datetime | None = None) -> str:
         # A stopped or stepped-back clock borrows ticks of the future: order matters more than the quarter of a
         # microsecond each tick is.
-        self._last = max(_ticks(self._clock()), self._last + 1)
+        self._last = max(_ticks(now or self._clock()), self._last + 1)
         if not self._drawn:
             self._drawn = list(_NUMBERS.unpack(self._entropy(_NUMBERS.size)))
         return _compose(self._last, self._drawn.pop())

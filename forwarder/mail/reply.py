@@ -59,6 +59,8 @@ class Reply:
         return self._wire
 
     def _encode(self) -> bytes:
+        if self.text.isascii() and self.text.isprintable() and len(self.text) <= _LINE_TEXT:
+            return f"{self.code} {self.enhanced}{' ' if self.enhanced else ''}{self.text}\r\n".encode()
         # RFC 2034 4: the enhanced code begins every line of a multi-line reply.
         enhanced = f"{self.enhanced} " if self.enhanced else ""
         lines = [

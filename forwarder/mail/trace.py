@@ -18,6 +18,7 @@ import hmac
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from forwarder.mail.address import Path
 
@@ -36,6 +37,7 @@ class Passage:
     mark: str
 
 
+@lru_cache(maxsize=4096)  # aliases are few, and each gets much mail
 def mark(secret: bytes, recipient: Path) -> str:
     """16 hex digits that stand for the recipient; the local part counts in lower case, as in our look-ups."""
     identity = f"{recipient.key}@{recipient.domain}".encode()

@@ -261,7 +261,7 @@ class Session:
 
     async def _content(self, parts: Sequence[bytes]) -> Reply:
         buffers: list[bytes | memoryview] = [_stuffed(part) for part in parts]
-        early = await self._early_answer()
+        early = None if self._wire.calm else await self._early_answer()
         if early is not None:
             return early
         buffers.append(_END if parts[-1].endswith(b"\r\n") else b"\r\n" + _END)

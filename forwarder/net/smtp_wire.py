@@ -84,6 +84,11 @@ class Wire(asyncio.Protocol):
         """A reply has come that was not read."""
         return bool(self._replies)
 
+    @property
+    def calm(self) -> bool:
+        """Open, silent, and ready to take more."""
+        return not (self._paused or self._replies) and self._fault is None
+
     async def read(self, count: int, timeout: float) -> list[Reply]:
         """The next replies; ``timeout`` seconds for each of them."""
         if len(self._replies) < count:

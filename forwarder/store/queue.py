@@ -65,7 +65,7 @@ class Queue:
         *,
         worker_id: str,
         local_name: str,
-        ids: Callable[[], str],
+        ids: Callable[[datetime], str],
         clock: Callable[[], datetime],
         alive: Callable[[], bool] = lambda: True,
         if_worker_dies: timedelta = IF_WORKER_DIES,
@@ -164,7 +164,8 @@ class Queue:
         ]
 
     def _settle(self, settlement: Settlement) -> "asyncio.Future[bool]":
-        ended = Ended(settlement, self._ids(), self._clock())
+        now = self._clock()
+        ended = Ended(settlement, self._ids(now), now)
         weight = len(settlement.report.content) if settlement.report else 0
         # Written even if nobody waits any more: what a host has taken must not be sent again.
         return self._database.writer.enlist(self._settling, ended, weight=weight, orphaned=_unheard)

@@ -106,7 +106,7 @@ def composer(intake):
     numbers = iter(range(1000))
     return Composer(
         transport=Transport.SMTP,
-        ids=lambda: f"{next(numbers):032x}",
+        ids=lambda now: f"{next(numbers):032x}",
         intake=intake,
         first_delay=timedelta(minutes=1),
     )
