@@ -30,11 +30,7 @@ class Intake(Protocol):
         """Whether there is room to deliver there now; True makes the delivery leased to this process."""
         ...
 
-    def make_ready(self, message: "NewMessage") -> object:
-        """Do what can be done for a message while it is being committed; for ``hand_over``. Must not raise."""
-        ...
-
-    def hand_over(self, message: "NewMessage", ready: object = None) -> None:
+    def hand_over(self, message: "NewMessage") -> None:
         """Take the leased deliveries of a message that is committed. Must not raise."""
         ...
 
@@ -45,10 +41,7 @@ class StoreOnly:
     def lease(self, destination_domain: str) -> bool:
         return False
 
-    def make_ready(self, message: "NewMessage") -> object:
-        return None
-
-    def hand_over(self, message: "NewMessage", ready: object = None) -> None:
+    def hand_over(self, message: "NewMessage") -> None:
         return None
 
 

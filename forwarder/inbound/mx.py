@@ -171,19 +171,17 @@ class MxReception:
             hostname=client_name(session),
         )
         reach("receive.before-enqueue")
-        stored = rooms.queue.enqueue(message)
-        ready = rooms.intake.make_ready(message)  # beside the commit
-        await stored
+        await rooms.queue.enqueue(message)
         reach("receive.before-reply")
         # After the reply: the dialogue writes it before the loop comes round again.
-        asyncio.get_running_loop().call_soon(self._hand_over, message, ready)
+        asyncio.get_running_loop().call_soon(self._hand_over, message)
         if transaction.reverse_path.is_null:
             self._late_bounces.look_at(content, head)
         return replies.queued_as(identifier)
 
-    def _hand_over(self, message: NewMessage, ready: object) -> None:
+    def _hand_over(self, message: NewMessage) -> None:
         reach("receive.after-reply")
-        self._rooms.intake.hand_over(message, ready)
+        self._rooms.intake.hand_over(message)
 
     def _circling(self, transaction: Transaction, head: bytes) -> Reply | None:
         if contents.count_received(head) > self._max_hops:

@@ -62,10 +62,6 @@ class Courier:
         self._trace_secret = trace_secret
         self._clock = clock
 
-    def make_ready(self, parcel: Parcel, content: bytes) -> None:
-        """Do now, if it is quickly done, what ``carry`` would begin with; never raises."""
-        self._signing.prepare(parcel, content)
-
     async def carry(self, job: Job, content: bytes) -> Carried:
         """Attempt a job once. Only cancellation gets out of here as an exception."""
         try:

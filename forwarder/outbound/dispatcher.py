@@ -85,7 +85,6 @@ class Dispatcher:
             spread=settings.retry.spread,
         )
         self._queue = queue
-        self._courier = courier
         self._clock = clock
         self._size = outbound.window
         self._lanes = Lanes(
@@ -135,24 +134,12 @@ class Dispatcher:
         now = asyncio.get_running_loop().time()
         return self._lanes.has_room(self._lanes.known(site), now, elsewhere=lookups.waiting)
 
-    def make_ready(self, message: NewMessage) -> Parcel:
-        """Sign a message while it is being committed, if nothing else is under way; never raises.
-
-        Then the processor has nothing better to do. Under load it would keep others from joining the group that is
-        about to be committed, and many small groups cost more than few large ones.
-        """
-        parcel = Parcel.of_message(message)
-        idle = not self._window.held
-        if idle and any(new.leased and new.kind is DeliveryKind.SMTP for new in message.deliveries):
-            self._courier.make_ready(parcel, message.content)
-        return parcel
-
-    def hand_over(self, message: NewMessage, ready: object = None) -> None:
-        """Take the leased deliveries of a message that is committed, ``ready`` or not; never raises."""
+    def hand_over(self, message: NewMessage) -> None:
+        """Take the leased deliveries of a message that is committed; never raises."""
         leased = [first_attempt(message, new) for new in message.deliveries if new.leased and not new.discard]
         if not leased:
             return
-        parcel = ready if isinstance(ready, Parcel) else Parcel.of_message(message)
+        parcel = Parcel.of_message(message)
         self._window.admit(parcel, leased, message.content)
         try:
             if self._open:

@@ -20,10 +20,9 @@ and it is delivered from the queue.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
 
 import structlog
 from sqlalchemy import Connection, select
@@ -88,12 +87,8 @@ class Queue:
         )  # settlements that took, or may have, and of which the caller heard an error
         self._giving_back: set[asyncio.Task[None]] = set()
 
-    def enqueue(self, message: NewMessage) -> Coroutine[Any, Any, None]:
-        """Take charge of a message, which is durable when what this returns has been awaited.
-
-        The writer has it from the call on, so that the caller may do something else before it waits. StoreUnavailable,
-        from the one or the other: not taken.
-        """
+    async def enqueue(self, message: NewMessage) -> None:
+        """Take charge of a message; durable on return. StoreUnavailable: not taken."""
         self._check_alive()
         stored = self._database.writer.enlist(
             self._enqueueing,
@@ -101,9 +96,6 @@ class Queue:
             weight=len(message.content),
             orphaned=partial(self._nobody_took, message),
         )
-        return self._taken(message, stored)
-
-    async def _taken(self, message: NewMessage, stored: "asyncio.Future[None]") -> None:
         try:
             await stored
         except CommitUnknown:

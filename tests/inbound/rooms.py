@@ -42,18 +42,12 @@ class Handed:
     def __init__(self) -> None:
         self.takes = False
         self.messages: list[NewMessage] = []
-        self.readied: list[NewMessage] = []  # handed over with what was made of them during the commit
 
     def lease(self, destination_domain: str) -> bool:
         return self.takes
 
-    def make_ready(self, message: NewMessage) -> object:
-        return message.id
-
-    def hand_over(self, message: NewMessage, ready: object = None) -> None:
+    def hand_over(self, message: NewMessage) -> None:
         self.messages.append(message)
-        if ready == message.id:
-            self.readied.append(message)
 
 
 class Engine:

@@ -22,10 +22,7 @@ class Intake:
     def lease(self, domain):
         return domain in self.rooms
 
-    def make_ready(self, message):
-        raise AssertionError
-
-    def hand_over(self, message, ready=None):
+    def hand_over(self, message):
         raise AssertionError
 
 

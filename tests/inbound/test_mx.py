@@ -103,7 +103,6 @@ async def test_a_fresh_delivery_that_has_room_is_handed_over_leased(engine):
     [row] = await engine.deliveries()
     assert (row.state, row.attempts) == ("leased", 1)
     [message] = engine.intake.messages
-    assert engine.intake.readied == [message]
     assert [delivery.id for delivery in message.deliveries] == [row.id]
     assert answers[-1].text.endswith(message.id)
     assert message.content == (await engine.contents())[0]

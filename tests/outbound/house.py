@@ -214,10 +214,8 @@ class House:
             sender_name="Ann",
             deliveries=tuple(new),
         )
-        stored = self.queue.enqueue(message)
-        ready = self.dispatcher.make_ready(message)
-        await stored
-        self.dispatcher.hand_over(message, ready)
+        await self.queue.enqueue(message)
+        self.dispatcher.hand_over(message)
         return [delivery.id for delivery in new]
 
     async def events(self, log_id: str) -> list[tuple[str, int, str]]:

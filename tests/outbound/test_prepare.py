@@ -15,7 +15,7 @@ from forwarder.mail.address import parse_address
 from forwarder.mail.event import Transport
 from forwarder.mail.seal import Algorithm, Signer, generate, load_key
 from forwarder.mail.verification import AuthResult, verify
-from forwarder.outbound.parcel import Carried, Job, Parcel
+from forwarder.outbound.parcel import Parcel
 from forwarder.outbound.prepare import INLINE_HEAD, INLINE_OCTETS, Signing
 from tests.outbound.house import CONTENT, house
 
@@ -74,30 +74,6 @@ async def test_submitted_mail_keeps_its_reverse_path_and_has_its_author_s_signat
         assert verified(message.content, records) == ["rsa", "ed25519"]
         assert message.content.count(b"DKIM-Signature:") == 2
         assert b"X-Forwarded-To" not in message.content
-
-
-async def test_a_message_is_signed_while_it_is_being_committed(tmp_path: Path) -> None:
-    service, _ = keys("forwarder.test", "rsa")
-    async with house(tmp_path, service=service) as rooms:
-        sealed: list[bytes | None] = []
-        courier = rooms.dispatcher._courier
-        carry = courier.carry
-
-        async def watched(job: Job, content: bytes) -> Carried:
-            sealed.append(job.parcel.sealed)
-            return await carry(job, content)
-
-        courier.carry = watched
-        await rooms.accept("bob@dest.test")
-        await rooms.accept("bob@dest.test", in_memory=False)  # claimed later, by whichever worker
-        rooms.dispatcher.wake()
-        await rooms.sink.wait_for(2)
-        first, second = sealed
-        assert first is not None
-        assert first.startswith(b"DKIM-Signature: ")
-        assert second is None
-        for message in rooms.sink.messages:
-            assert message.content.count(b"DKIM-Signature: ") == 1
 
 
 async def test_a_report_is_signed_by_the_service(tmp_path: Path) -> None:
