@@ -18,6 +18,7 @@ Part = Callable[[Bench], Awaitable[list[report.Section]]]
 PARTS: dict[str, Part] = {
     "peers": peers.throughput,
     "latency": peers.light,
+    "interpreter": peers.interpreter,
     "resources": resources.taken,
     "features": variants.features,
     "postgres": variants.postgres,

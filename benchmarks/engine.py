@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,8 @@ class Engine:
 
     ``settings`` are environment forms (``MX__LISTEN`` …) laid over the benchmark's configuration, which does the
     peer's job and no more: aliases, SRS, one RSA-2048 signature by the service, everything to one next hop.
-    ``config`` is the text of config.toml, for what has no environment form.
+    ``config`` is the text of config.toml, for what has no environment form. ``python`` is another interpreter of the
+    same version to run it with.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Engine:
         database_url: str = "",
         settings: Mapping[str, str] | None = None,
         config: str = "",
+        python: str = sys.executable,
     ) -> None:
         self.root, self.port, self.name = root, port, name
         self.api_port = port + 1
@@ -44,6 +47,7 @@ class Engine:
         self.key = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._config = config
+        self._python = python
         self._settings = {
             "HOSTNAME": "mx.fwd.test",
             "DATA_DIR": str(root / "data"),
@@ -141,8 +145,10 @@ class Engine:
         self.command("migrate")
 
     def _command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "forwarder", *words, "--config", str(self.root / "config.toml")]
+        return [self._python, "-m", "forwarder", *words, "--config", str(self.root / "config.toml")]
 
     def _environment(self) -> dict[str, str]:
         forms = {f"FORWARDER_{key}": value for key, value in self._settings.items()}
+        if self._python != sys.executable:  # it has none of the packages
+            forms["PYTHONPATH"] = sysconfig.get_path("platlib")
         return {**os.environ, **forms}

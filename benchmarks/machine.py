@@ -5,6 +5,7 @@ import platform
 import shutil
 import sqlite3
 import ssl
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +26,18 @@ def missing() -> dict[str, str]:
     """The programs that are not here, each with the Debian package that holds it."""
     search = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     return {name: package for name, package in NEEDED.items() if shutil.which(name, path=search) is None}
+
+
+def distributions_python() -> str | None:
+    """The system's own interpreter, where it is not the one that runs this and could run the engine as well."""
+    other = "/usr/bin/python3"
+    if os.path.realpath(sys.base_prefix) == "/usr" or not os.path.exists(other):
+        return None
+    asked = subprocess.run(
+        [other, "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, check=False
+    )
+    same = asked.stdout.split() == [b"%d" % part for part in sys.version_info[:2]]
+    return other if same else None
 
 
 def facts() -> list[tuple[str, str]]:

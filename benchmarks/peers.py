@@ -1,6 +1,6 @@
 """The same job side by side: throughput by workload, latency at light load, and the promises meanwhile."""
 
-from benchmarks import latency, load, proof, report
+from benchmarks import latency, load, machine, proof, report
 from benchmarks.bench import Bench
 from benchmarks.engine import Engine
 from benchmarks.load import INBOUND_PORT, Run, Workload
@@ -58,6 +58,42 @@ async def throughput(bench: Bench) -> list[report.Section]:
         against=full.name,
     )
     return [table, promises]
+
+
+async def interpreter(bench: Bench) -> list[report.Section]:
+    """The engine on the distribution's interpreter, which is built with profile-guided optimisation."""
+    python = machine.distributions_python()
+    if python is None:
+        return []
+    full, _, engine = _subjects(bench)
+    other = Engine(
+        bench.root / "other",
+        port=INBOUND_PORT + 30,
+        name="Forwarder, the distribution's Python",
+        python=python,
+    )
+    runs: list[Run] = []
+    try:
+        full.start()
+        engine.start()
+        other.start()
+        for workload in WORKLOADS[:3]:
+            runs += await load.alternate(
+                (full, engine, other), bench.scaled(workload), rounds=bench.rounds, tell=bench.tell
+            )
+    finally:
+        other.stop()
+        engine.stop()
+        full.stop()
+    return [
+        report.throughput(
+            "Another build of the interpreter",
+            "The Python that runs this benchmark was not built by the distribution; here the same engine runs on the "
+            "distribution's Python of the same version. Ratios are to the full stack.",
+            runs,
+            against=full.name,
+        )
+    ]
 
 
 async def light(bench: Bench) -> list[report.Section]:
