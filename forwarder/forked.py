@@ -7,7 +7,8 @@ Only before the supervisor has a thread or an event loop: afterwards a child wou
 an epoll that is its parent's, handlers and a wake-up descriptor that tell the parent. A worker that replaces a dead one
 is therefore a new interpreter (``forwarder.worker``).
 
-Promises: what the child has of its parent is the modules, the environment, standard error and the lock of the node.
+Promises: what the child has of its parent is the modules, the environment, the standard streams and the lock of the
+node.
 Of pipes it has its own ends alone: a sibling that held the supervisor's end of one would keep a worker from learning
 that the supervisor is gone. It has a session of its own, and it never comes back from ``fork``, whatever happens in it.
 ``random`` and OpenSSL seed themselves anew after a fork, and ids come from ``os.urandom``.
@@ -57,7 +58,8 @@ class Forked:
 
     def send_signal(self, number: int) -> None:
         if self.returncode is None:  # only ``wait`` reaps, so the id is its own until then
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # where SIGCHLD is ignored the kernel reaps
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
@@ -115,7 +117,7 @@ def _live(work: Callable[[], int], let_go: Callable[[], None], mask: Iterable[in
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         status = work()
     except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 1
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:  # it came before the session was our own
         status = 130
     except BaseException:  # noqa: BLE001 - said as the interpreter would say it

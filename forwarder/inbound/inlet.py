@@ -50,6 +50,7 @@ class Inlet:
         "_ended",
         "_held",
         "_loop",
+        "_rings_at",
         "_searched",
         "_stopped",
         "_timer",
@@ -68,6 +69,7 @@ class Inlet:
         self._valve: Valve | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = 0.0  # asked of the timer, uvloop's may not know it
         self._deadline = 0.0
 
     # What the protocol calls.
@@ -172,10 +174,10 @@ class Inlet:
         if self._cut or (stoppable and self._stopped):
             raise Stopped
         self._deadline = deadline
-        if self._timer is None or self._timer.when() > deadline:
+        if self._timer is None or self._rings_at > deadline:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = self._loop.call_at(deadline, self._ring)
+            self._set_timer()
         size = len(self._buffer)
         while len(self._buffer) == size:
             self._waiter = self._loop.create_future()
@@ -200,7 +202,11 @@ class Inlet:
         if self._loop.time() >= self._deadline:
             self._wake()
         else:
-            self._timer = self._loop.call_at(self._deadline, self._ring)
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        self._rings_at = self._deadline
+        self._timer = self._loop.call_at(self._deadline, self._ring)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -92,6 +92,12 @@ class GuardedClient:
         self, url: str, body: bytes, headers: Mapping[str, str], timeout: timedelta
     ) -> tuple[int, str]:
         """The status and the beginning of the answer; ``Blocked`` or ``Unreachable``."""
+        if self._opened is None:  # the library and the authorities take a tenth of a second
+            opened = await asyncio.to_thread(self._open)
+            if self._opened is None:
+                self._opened = opened
+            else:  # another post was first
+                await opened.aclose()
         import httpx
 
         target = _checked(url, allow_private=self._allow_private)

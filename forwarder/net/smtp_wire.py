@@ -72,6 +72,7 @@ class Wire(asyncio.Protocol):
         self._end = 0.0
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = 0.0  # asked of the timer, uvloop's may not know it
         self._paused = False
 
     @property
@@ -235,9 +236,9 @@ class Wire(asyncio.Protocol):
         self._patience = timeout
         self._deadline = self._loop.time() + timeout
         self._end = self._deadline + (PATIENCE - 1) * timeout
-        if self._timer is None or self._timer.when() > self._deadline:
+        if self._timer is None or self._rings_at > self._deadline:
             self._stop_timer()
-            self._timer = self._loop.call_at(self._deadline, self._look_at_the_time)
+            self._set_timer()
         self._waiter = self._loop.create_future()
         try:
             await self._waiter
@@ -250,9 +251,13 @@ class Wire(asyncio.Protocol):
         if self._waiter is None:
             return  # nobody waits; the next wait sets a timer
         if self._loop.time() < self._deadline:
-            self._timer = self._loop.call_at(self._deadline, self._look_at_the_time)
+            self._set_timer()
         else:
             self._fail(Fault.TIMEOUT)
+
+    def _set_timer(self) -> None:
+        self._rings_at = self._deadline
+        self._timer = self._loop.call_at(self._deadline, self._look_at_the_time)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

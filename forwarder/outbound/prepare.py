@@ -112,25 +112,9 @@ class Signing:
 
     async def headers(self, parcel: Parcel, content: bytes) -> bytes:
         """The header lines to prepend to a parcel's content; remembered in the parcel."""
-        if parcel.sealed is None and not self.prepare(parcel, content):
+        if parcel.sealed is None:
             parcel.sealed, parcel.borrows = await self._made(parcel, content)
-        assert parcel.sealed is not None
         return parcel.sealed
-
-    def prepare(self, parcel: Parcel, content: bytes) -> bool:
-        """Seal a parcel here and now, on the event loop, and say whether that was possible.
-
-        It is not when its keys have to be asked for, when it needs a thread, or when this turn of the loop has done
-        its share: then ``headers`` does it. Never raises.
-        """
-        if parcel.sealed is None and parcel.signing_domain is None:
-            try:
-                made = self._at_once(self._order(parcel, content, self._service))
-            except Exception:  # noqa: BLE001 - it will fail again, and tell the one who wants the headers
-                made = None
-            if made is not None:
-                parcel.sealed, parcel.borrows = made
-        return parcel.sealed is not None
 
     def close(self) -> None:
         """Let the threads go; what is being signed is finished first."""

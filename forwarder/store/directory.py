@@ -217,14 +217,15 @@ class Directory:
     async def _once(self, key: str, load: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """What the load brings; those who ask for a key at the same moment share it."""
         task = self._loads.get(key)
-        if task is None:
+        if task is None or task.done():  # what has ended may be older than what was heard since
             task = self._loads[key] = asyncio.get_running_loop().create_task(load())
             task.add_done_callback(lambda ended: self._loaded(key, ended))
         loaded: T = await asyncio.shield(task)
         return loaded
 
     def _loaded(self, key: str, ended: "asyncio.Task[Any]") -> None:
-        self._loads.pop(key, None)
+        if self._loads.get(key) is ended:
+            del self._loads[key]
         _seen(ended)
 
     async def _load(self, address: Path) -> Known:

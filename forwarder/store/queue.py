@@ -101,6 +101,12 @@ class Queue:
         except CommitUnknown:
             self._doubt(message)
             raise
+        except asyncio.CancelledError:
+            # It may have ended in the very turn of the loop in which the caller was cancelled.
+            if stored.done() and not stored.cancelled():
+                error = stored.exception()
+                self._nobody_took(message, Failed(error) if isinstance(error, Exception) else None)
+            raise
 
     async def claim_due(
         self, now: datetime, limit: int, exclude_domains: Collection[str] = ()

@@ -29,8 +29,10 @@ def begin(conn: Connection) -> None:
 
 
 def commit(conn: Connection) -> None:
-    """Make what was written since ``begin`` durable."""
+    """Make what was written since ``begin`` durable. An error, too, when SQLite has ended the transaction by itself."""
     driver: Any = conn.connection.driver_connection
+    if not driver.in_transaction:  # then its commit() would do nothing, and say so to nobody
+        raise _of_driver(conn, "COMMIT", sqlite3.OperationalError("no transaction is open"))
     _end(conn, driver.commit)
 
 

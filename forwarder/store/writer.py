@@ -7,7 +7,8 @@ group costs a handful of statements and one fsync whatever its size.
 Promises. A group that fails because of what one item holds (a constraint, a value the database refuses, any error
 raised by a batch) is rolled back and tried again in halves until the bad item is alone: it fails alone. A group that
 fails because of the database fails as a whole, with StoreUnavailable. A caller that is cancelled never cuts a
-transaction: its item is dropped if it has not been taken yet, else written like the others. An item that nobody could
+transaction: its item is dropped if it has not been taken yet (unless it was enlisted to be made all the same), else
+written like the others. An item that nobody could
 take within WAIT_LIMIT fails and is certain not to be written; an item in a transaction that has not ended by then
 fails with CommitUnknown, since nobody knows how it will end.
 
@@ -177,7 +178,8 @@ class Writer:
     ) -> "asyncio.Future[R]":
         """As ``submit``; the future to await.
 
-        With ``orphaned`` the change is made even when the future was cancelled, and its end is told there instead.
+        With ``orphaned`` the change is made even when the future was cancelled, and its end is told there instead; but
+        not to a caller that is cancelled after the future has its result.
         """
         if self.closing:
             raise StoreUnavailable("the store is closing")

@@ -1,5 +1,6 @@
 """Signatures of outgoing mail, verified by another implementation from the bytes that arrived."""
 
+import asyncio
 import base64
 import threading
 from collections.abc import Iterator, Sequence
@@ -216,27 +217,22 @@ def desk() -> Iterator[Desk]:
 
 async def test_a_small_message_is_prepared_on_the_loop(desk: Desk) -> None:
     one = parcel()
-    assert desk.signing.prepare(one, CONTENT)
-    assert one.sealed is not None
-    assert one.sealed.startswith(b"DKIM-Signature: v=1;")
-    assert await desk.signing.headers(one, CONTENT) is one.sealed
-    assert desk.signing.prepare(one, CONTENT)
+    made = await desk.signing.headers(one, CONTENT)
+    assert made.startswith(b"DKIM-Signature: v=1;")
+    assert await desk.signing.headers(one, CONTENT) is made
     assert Watched.threads == ["MainThread"]
 
 
 async def test_preparing_finds_out_who_borrows_our_name(desk: Desk) -> None:
     forgery = parcel()
-    assert desk.signing.prepare(forgery, b"From: ceo@forwarder.test\r\n\r\npay\r\n")
+    assert await desk.signing.headers(forgery, b"From: ceo@forwarder.test\r\n\r\npay\r\n") == b""
     assert forgery.borrows
-    assert forgery.sealed == b""
 
 
 async def test_a_large_message_is_signed_in_a_thread(desk: Desk) -> None:
     for size, place in ((INLINE_OCTETS, "MainThread"), (INLINE_OCTETS + 1, "signing")):
         content = CONTENT.ljust(size, b"x")
-        one = parcel(content)
-        assert desk.signing.prepare(one, content) is (place == "MainThread")
-        assert b"DKIM-Signature:" in await desk.signing.headers(one, content)
+        assert b"DKIM-Signature:" in await desk.signing.headers(parcel(content), content)
         assert Watched.threads.pop() == place
 
 
@@ -273,10 +269,7 @@ async def test_a_long_key_is_used_in_a_thread(desk: Desk) -> None:
 
 
 async def test_the_keys_of_a_customer_are_waited_for(desk: Desk) -> None:
-    one = parcel(signing_domain="hosted.test")
-    assert not desk.signing.prepare(one, CONTENT)
-    assert one.sealed is None
-    assert b"d=hosted.test;" in await desk.signing.headers(one, CONTENT)
+    assert b"d=hosted.test;" in await desk.signing.headers(parcel(signing_domain="hosted.test"), CONTENT)
     assert Watched.threads == ["MainThread"]
 
 
@@ -284,11 +277,10 @@ async def test_a_turn_of_the_loop_signs_no_more_than_its_share(desk: Desk) -> No
     content = (b"To: " + b"a@x.org,\r\n " * 745 + b"b@x.org\r\n" + CONTENT).ljust(
         16_000, b"x"
     )  # 8 KiB of head: 2.7 ms
-    parcels = [parcel(content) for _ in range(4)]
-    assert [desk.signing.prepare(one, content) for one in parcels] == [True, True, False, False]
-    await desk.signing.headers(parcels[2], content)
-    assert Watched.threads == ["MainThread"] * 2 + ["signing"]
-    assert desk.signing.prepare(parcels[3], content)  # the loop has come round
+    await asyncio.gather(*(desk.signing.headers(parcel(content), content) for _ in range(4)))
+    assert Watched.threads == ["MainThread"] * 2 + ["signing"] * 2
+    await desk.signing.headers(parcel(content), content)  # the loop has come round
+    assert Watched.threads.pop() == "MainThread"
 
 
 async def test_a_key_that_fails_is_told_to_who_wants_the_headers(
@@ -299,7 +291,6 @@ async def test_a_key_that_fails_is_told_to_who_wants_the_headers(
 
     monkeypatch.setattr(Watched, "signature", broken)
     one = parcel()
-    assert not desk.signing.prepare(one, CONTENT)
     with pytest.raises(MemoryError):
         await desk.signing.headers(one, CONTENT)
     assert one.sealed is None

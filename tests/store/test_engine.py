@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
-from forwarder.store import postgresql, sqlite, writer
+from forwarder.store import postgresql, sqlite, straight, writer
 from forwarder.store.engine import CommitUnknown, Database, StoreFull, StoreUnavailable
 from forwarder.store.tables import sequences
 from tests.postgres import Server
@@ -386,3 +386,13 @@ async def test_a_deadlock_hurts_nobody(postgres_url: str) -> None:
     assert list(values) == [2, 2]
     await one.close()
     await two.close()
+
+
+def test_a_commit_without_a_transaction_is_no_commit(sqlite_url: str) -> None:
+    """SQLite ends a transaction by itself when its disk breaks; a COMMIT after that must not pass for one."""
+    engine = sqlite.make_engine(sqlite_url.removeprefix("sqlite:///"), immediate=True, begins=False)
+    with engine.connect() as conn:
+        straight.begin(conn)
+        straight.run_text(conn, "ROLLBACK", ())
+        with pytest.raises(OperationalError):
+            straight.commit(conn)

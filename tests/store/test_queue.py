@@ -12,7 +12,7 @@ from forwarder.mail.event import DeliveryState, Status
 from forwarder.store import workers
 from forwarder.store.engine import Database, StoreUnavailable
 from forwarder.store.tables import deliveries, domains, events, logs, messages
-from tests.store.conftest import NOON, Stage, as_delivery, delivered, hard, soft
+from tests.store.conftest import NOON, Stage, as_delivery, delivered, hard, soft, until
 
 MINUTE = timedelta(minutes=1)
 
@@ -282,6 +282,29 @@ async def test_a_cancelled_caller_leaves_the_message_to_the_queue(stage: Stage) 
     found = await asyncio.wait_for(given_back(), 10)
     assert [row.attempts for row in found] == [0, 0]
     assert [row.next_attempt_at for row in found] == [NOON, NOON]
+
+
+async def test_a_caller_that_is_cancelled_as_its_message_is_stored_leaves_it_to_the_queue(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await stage.worker()
+    message = stage.message("a@dest.example", leased=True, due=MINUTE)
+    task = asyncio.create_task(worker.queue.enqueue(message))
+    resolve = worker.database.writer.resolve
+
+    def and_cancel(results: Any) -> None:
+        resolve(results)
+        task.cancel()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker.database.writer, "resolve", and_cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def given_back() -> bool:
+        return (await rows(worker.database, deliveries))[0].state == DeliveryState.QUEUED
+
+    await until(given_back)
 
 
 async def test_a_settlement_is_written_though_its_caller_is_cancelled(stage: Stage) -> None:
