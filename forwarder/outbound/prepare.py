@@ -38,9 +38,8 @@ from forwarder.outbound.parcel import Parcel
 INLINE_OCTETS = 128 * 1024
 INLINE_HEAD = 16 * 1024  # octets
 INLINE_SIGNATURES = 4  # two algorithms of DKIM, and the two signatures of an ARC set
-TURN = (
-    5.0  # milliseconds, as they are estimated: a look at the clock of the processor costs too much under load
-)
+# Milliseconds, as they are estimated: a look at the clock of the processor costs too much under load.
+TURN = 1.0
 _SIGNATURE = 0.3  # milliseconds
 _KIB_OF_HEAD = 0.3  # milliseconds, when it is made of addresses alone; an ordinary one takes a twentieth
 _BATCH = 16
