@@ -18,14 +18,13 @@ from collections.abc import Callable
 from enum import Enum
 
 from forwarder.inbound.inlet import Expired, Inlet
-from forwarder.mail.scan import literally
+from forwarder.mail.scan import find_dot, literally
 
 END = b"\r\n.\r\n"
 SMALL_BLOCK = 4096  # octets
 RATE_GRACE = 60.0  # seconds before the minimum rate counts: TCP starts slowly, short messages do not matter
 
 _find_end = literally(END)
-_find_stuffed = literally(b"\r\n.")
 # A lone dot between line ends of which one at least is not CRLF: somebody's server takes it for the end of DATA.
 _LOOK_ALIKE = re.compile(rb"(?:\r\n|\r|\n)\x00?\.\x00?(?:\r\n|\r|\n)")
 
@@ -121,7 +120,7 @@ def unstuffed(raw: bytes) -> bytes:
     """RFC 5321 4.5.2: the first dot of a line that begins with one is not part of the text."""
     if raw.startswith(b"."):
         raw = raw[1:]
-    if _find_stuffed(raw) >= 0:
+    if find_dot(raw) >= 0:
         raw = raw.replace(b"\r\n.", b"\r\n")
     return raw
 

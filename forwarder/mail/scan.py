@@ -51,3 +51,6 @@ def _options() -> re2.Options:
     options.log_errors = False
     options.never_capture = True
     return options
+
+
+find_dot = literally(b"\r\n.")  # a line that begins with a dot, or after stuffing with two (RFC 5321 4.5.2)

@@ -89,9 +89,7 @@ class Signer:
     selector: str
     key: PrivateKey
     algorithm: str = field(init=False)  # the ``a=`` value
-    quick: bool = field(
-        init=False
-    )  # a signature takes a fraction of a millisecond; RSA of 4,096 bits takes 2 ms
+    quick: bool = field(init=False)  # well below a millisecond a signature; RSA of 4,096 bits takes 2
 
     def __post_init__(self) -> None:
         bits = self.key.key_size if isinstance(self.key, rsa.RSAPrivateKey) else 0

@@ -35,7 +35,7 @@ from typing import Self
 from forwarder.failpoint import reach
 from forwarder.mail.outcome import Fault, Stage, reply_for
 from forwarder.mail.reply import Reply
-from forwarder.mail.scan import literally
+from forwarder.mail.scan import find_dot
 from forwarder.net.smtp_answers import Features, SessionFault, Transaction, announced, fault_at, over
 from forwarder.net.smtp_wire import PATIENCE, Wire, WireTrouble
 from forwarder.net.tls import TlsMode
@@ -45,7 +45,6 @@ FAREWELL = 2.0  # seconds we wait for the answer to QUIT
 
 __all__ = ["Features", "Session", "SessionFault", "Timeouts", "Transaction"]
 
-_find_dot = literally(b"\r\n.")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _END = b".\r\n"
 
@@ -347,7 +346,7 @@ def _ascii_head(parts: Sequence[bytes]) -> bool:
 
 def _stuffed(part: bytes) -> bytes:
     """Dots at the beginning of lines doubled; the very object when there is none."""
-    if _find_dot(part) >= 0:
+    if find_dot(part) >= 0:
         part = part.replace(b"\r\n.", b"\r\n..")
     return b"." + part if part.startswith(b".") else part
 

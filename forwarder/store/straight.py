@@ -47,9 +47,8 @@ def _end(conn: Connection, act: Callable[[], object]) -> None:
         act()
     except sqlite3.Error as error:
         raise _of_driver(conn, "the end of a transaction", error) from error
-    if (
-        conn.in_transaction()
-    ):  # so SQLAlchemy believes once a statement went through it; SQLite has none any more
+    # SQLAlchemy believes in one since a statement went through it; SQLite has none any more.
+    if conn.in_transaction():
         conn.rollback()
 
 
