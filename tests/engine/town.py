@@ -146,7 +146,7 @@ class Town(House):
         assert self.running is not None
         tasks = self.running.health().tasks
         assert all(tasks.values()), tasks
-        assert self.errors == []
+        assert self.errors == [], self.errors
         assert [*self.sink.violations, *self.origin.violations, *self.well.violations] == []
         assert [*self.sink.trouble, *self.origin.trouble, *self.well.trouble] == []
 

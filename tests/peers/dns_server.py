@@ -249,6 +249,8 @@ class DnsServer:
                 if not answers:
                     await reader.read()
                     return
+                if writer.transport.is_closing():  # the client did not wait; uvloop would raise RuntimeError
+                    return
                 for answer in answers:
                     writer.write(len(answer).to_bytes(2) + answer)
                 await writer.drain()

@@ -388,5 +388,7 @@ class Sink:
         return True
 
     async def _say(self, d: Dialogue, octets: bytes) -> None:
+        if d.writer.transport.is_closing():  # the client is gone; uvloop would raise RuntimeError
+            raise _HangUp
         d.writer.write(octets)
         await d.writer.drain()

@@ -120,6 +120,8 @@ class WebhookServer:
         elif target.path == "/endless":
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 67108864\r\n\r\n")
             for _ in range(1024):
+                if writer.transport.is_closing():  # the client is gone; uvloop would raise RuntimeError
+                    return False
                 writer.write(b"x" * 65_536)
                 await writer.drain()
             return False

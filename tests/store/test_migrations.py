@@ -3,6 +3,7 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,6 +108,13 @@ def test_processes_that_start_together_take_turns(database_url: str) -> None:
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(migrations.upgrade, [database_url] * 4))
     assert migrations.state(database_url) == "current"
+
+
+def test_processes_that_make_the_file_together_take_turns(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        for number in range(40):
+            seen = threads.map(migrations.state, [f"sqlite:///{tmp_path / f'new{number}.db'}"] * 4)
+            assert list(seen) == ["empty"] * 4
 
 
 async def test_other_schemas_are_told_apart(database_url: str) -> None:

@@ -2,7 +2,7 @@
 
 ``upgrade(url)`` runs the revisions in ``versions`` that the database has not seen, in one transaction; a process that
 dies half-way leaves the database as it was. Processes that start together take turns (PostgreSQL: an advisory lock;
-SQLite: the write lock). There is no way down: a backup is the way back.
+SQLite: the turn to write). There is no way down: a backup is the way back.
 
 A new revision: change ``store.tables``, write the file by hand after the form of ``script.py.mako``; the tests compare
 what the revisions build with ``store.tables`` on both databases.
@@ -11,6 +11,7 @@ what the revisions build with ``store.tables`` on both databases.
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -92,7 +93,9 @@ def _guarded(url: str, work: Callable[[Connection], T]) -> T:
 def _on_sqlite(path: str, work: Callable[[Connection], T]) -> T:
     make_private_file(path)
     engine = sqlite.make_engine(path, immediate=True)
-    with engine.connect() as conn, conn.begin():
+    # The turn is taken before the file is opened: of two that make the journal of a new file a WAL at the same time,
+    # SQLite refuses one at once, however long it may wait for a lock.
+    with closing(sqlite.FairLock(path)) as turn, turn.held(), engine.connect() as conn, conn.begin():
         return work(conn)
 
 
