@@ -4,10 +4,14 @@ asyncpg reads the URL itself, as libpq would: several hosts, ``sslmode``, ``targ
 Every connection is told ``synchronous_commit=on``, whatever the server's or the role's default, and to give up
 statements, locks and idle transactions in bounded time.
 
+Lanes run LANES transactions at once, but the second joins only when something has waited JOIN_AFTER for the first to
+end, as it does over a slow network or behind a lock: while commits are quick, two at once make every group smaller, and
+what a group costs is its dozen statements. A group that lost a conflict with another (deadlock, serialization) is tried
+again in halves.
+
 When a connection is lost before COMMIT was sent, the group is certain not to be in force and is tried once more on a
 new connection, so that a restarted server is noticed by nobody. When it is lost after COMMIT was sent, nobody can tell:
-CommitUnknown. Lanes run LANES transactions at once; a group that lost a
-conflict with another (deadlock, serialization) is tried again in halves.
+CommitUnknown.
 """
 
 import asyncio
@@ -27,6 +31,7 @@ from forwarder.store.trouble import CommitUnknown, StoreUnavailable
 from forwarder.store.writer import Failed, Item, Writer, apply_group, halves
 
 LANES = 2
+JOIN_AFTER = 0.01  # seconds
 CONNECT_LIMIT = 5.0  # seconds
 STATEMENT_LIMIT = 8.0
 TRANSACTION_LIMIT = 10.0
@@ -79,15 +84,40 @@ class PostgresWriter(Writer):
         self._engine = engine
         self._signal = asyncio.Semaphore(0)
         self._idle = 0
+        self._joining: asyncio.TimerHandle | None = None
         self._lanes = [self.loop.create_task(self._lane(), name=f"store-lane-{n}") for n in range(LANES)]
 
     def wake(self) -> None:
-        if self._idle:
-            self._idle -= 1
-            self._signal.release()
+        if self._idle == LANES:
+            self._rouse()
+        else:
+            self._watch_the_line()
+
+    def _rouse(self) -> None:
+        self._idle -= 1
+        self._signal.release()
+
+    def _watch_the_line(self) -> None:
+        """Another lane joins when what waits has waited JOIN_AFTER."""
+        since = self.waiting.since
+        if since is not None and self._idle and self._joining is None:
+            self._joining = self.loop.call_later(since + JOIN_AFTER - time.monotonic(), self._join)
+
+    def _join(self) -> None:
+        self._joining = None
+        if self._idle and self._is_overdue():
+            self._rouse()
+        else:
+            self._watch_the_line()
+
+    def _is_overdue(self) -> bool:
+        since = self.waiting.since
+        return since is not None and time.monotonic() >= since + JOIN_AFTER
 
     async def close(self) -> None:
         await super().close()
+        if self._joining is not None:
+            self._joining.cancel()
         for _ in self._lanes:
             self._signal.release()
         await asyncio.wait(self._lanes, timeout=TRANSACTION_LIMIT)
@@ -97,13 +127,18 @@ class PostgresWriter(Writer):
 
     async def _lane(self) -> None:
         while True:
-            while group := self.waiting.take():
+            while self._is_wanted() and (group := self.waiting.take()):
                 await self._round(group)
             if self.closing:
                 return
             self._idle += 1
+            self._watch_the_line()
             await self._signal.acquire()
             await asyncio.sleep(0)  # what else this turn of the event loop submits joins the group
+
+    def _is_wanted(self) -> bool:
+        """Whether the lane that asks should take a group: no other is at work, or that takes too long."""
+        return self.closing or self._idle == LANES - 1 or self._is_overdue()
 
     async def _round(self, group: list[Item]) -> None:
         """Commit one group. Nothing may escape, or nobody would write any more."""

@@ -111,6 +111,12 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._items)
 
+    @property
+    def since(self) -> float | None:
+        """The monotonic time at which the first of them was put; None when nothing waits."""
+        with self._lock:
+            return self._items[0].since if self._items else None
+
     def put(self, item: Item) -> None:
         """Queue up; StoreUnavailable at the bound."""
         with self._lock:

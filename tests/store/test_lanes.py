@@ -1,0 +1,78 @@
+"""When PostgreSQL is given a second transaction beside the first."""
+
+import asyncio
+
+import asyncpg
+import pytest
+from sqlalchemy import select
+
+from forwarder.store import postgresql
+from forwarder.store.engine import Database
+from forwarder.store.postgresql import PostgresWriter
+from forwarder.store.tables import sequences
+from forwarder.store.writer import Item
+from tests.harness import wait_until
+
+
+async def put(database: Database, name: str) -> None:
+    await database.write(lambda conn: conn.execute(sequences.insert().values(name=name, value=0)) and None)
+
+
+async def names(database: Database) -> set[str]:
+    found = await database.read(lambda conn: conn.execute(select(sequences.c.name)).scalars().all())
+    return set(found) - {"directory"}
+
+
+async def test_what_waits_behind_a_lock_is_overtaken(postgres_url: str) -> None:
+    database = await Database.open(postgres_url)
+    await put(database, "locked")
+    change = sequences.update().where(sequences.c.name == "locked").values(value=1)
+    holder = await asyncpg.connect(postgres_url)
+
+    async def one_waits() -> bool:
+        return bool(await holder.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+    async with holder.transaction():
+        await holder.execute("UPDATE sequences SET value = 2 WHERE name = 'locked'")
+        behind = asyncio.create_task(database.write(lambda conn: conn.execute(change) and None))
+        await wait_until(one_waits, what="a change to wait for the lock")
+        async with asyncio.timeout(5):
+            await put(database, "free")
+        assert not behind.done()
+    await behind
+    assert await names(database) == {"locked", "free"}
+    await holder.close()
+    await database.close()
+
+
+async def test_while_commits_are_quick_there_is_one_at_a_time(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql, "JOIN_AFTER", 60.0)
+    transact = PostgresWriter._transact
+    sizes: list[int] = []
+    at_once = most = 0
+
+    async def watched(self: PostgresWriter, part: list[Item]) -> list[object]:
+        nonlocal at_once, most
+        sizes.append(len(part))
+        at_once += 1
+        most = max(most, at_once)
+        try:
+            return await transact(self, part)
+        finally:
+            at_once -= 1
+
+    monkeypatch.setattr(PostgresWriter, "_transact", watched)
+    database = await Database.open(postgres_url)
+
+    async def several(who: int) -> None:
+        await asyncio.sleep(who / 1000)  # they come one by one, some while a commit is under way
+        for turn in range(5):
+            await put(database, f"{who}-{turn}")
+
+    await asyncio.gather(*map(several, range(20)))
+    assert len(await names(database)) == sum(sizes) == 100
+    assert most == 1
+    assert max(sizes) > 1  # what came while one committed went together
+    await database.close()
