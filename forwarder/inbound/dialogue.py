@@ -202,6 +202,8 @@ class Dialogue(Connection):
             if not self._desk.normalize:
                 return replies.SMUGGLING if smuggles(raw) else replies.BARE_NEWLINE
             content = normalize_newlines(content)
+            if len(content) > bounds.size_limit:  # RFC 1870 5 counts a line end as two octets
+                return replies.MESSAGE_TOO_BIG
         if head_too_large(content):
             return replies.BAD_CONTENT.saying("the headers of the message are too large")
         if line_too_long(content, bounds.line_limit):

@@ -58,14 +58,17 @@ class ForwardingQuota:
         for account_id in account_ids:
             block = self._block(account_id)
             if not (block.unlimited or block.left > 0 or await self._refill(account_id, block)):
-                for taken in blocks:
-                    taken.left += 1
-                    taken.given -= 1
+                _give_back(blocks)
                 return False
             block.left -= 1
             block.given += 1
             blocks.append(block)
         return True
+
+    def give_back(self, account_ids: Iterable[int]) -> None:
+        """The message that was counted was not stored after all."""
+        known = (self._blocks.get(account_id) for account_id in account_ids)
+        _give_back(block for block in known if block is not None and block.given > 0)
 
     def _block(self, account_id: int) -> _Block:
         block = self._blocks.get(account_id)
@@ -103,3 +106,10 @@ class ForwardingQuota:
             # The plan may be changed meanwhile.
             block.resets_at = min(block.resets_at, self._clock() + _UNCOUNTED)
             return False
+
+
+def _give_back(blocks: Iterable[_Block]) -> None:
+    for block in blocks:
+        block.left += 1
+        block.given -= 1
+        block.used_up = False

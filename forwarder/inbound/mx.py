@@ -35,6 +35,7 @@ from forwarder.mail.envelope import MailCommand
 from forwarder.mail.event import Transport
 from forwarder.mail.reply import Reply
 from forwarder.store.records import NewMessage
+from forwarder.store.trouble import CommitUnknown, StoreUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -103,6 +104,10 @@ class MxReception:
         found: Recipient | Refused | None = await self._resolution.find(path, relay=False)
         if isinstance(found, Refused) and found.reply.permanent and transaction.reverse_path.is_null:
             found = await self._resolution.sender_of_ours(path) or found
+        others = transaction.recipients  # all alike
+        if isinstance(found, Recipient) and others and others[0].reports_only != found.reports_only:
+            # The one reply after the dot could not take the message for one of them and refuse it for the other.
+            return replies.TOO_MANY_RECIPIENTS
         if isinstance(found, Recipient) and found.account_id and self._quota.used_up(found.account_id):
             way = found.ways[0]
             found = Refused(
@@ -171,7 +176,12 @@ class MxReception:
             hostname=client_name(session),
         )
         reach("receive.before-enqueue")
-        await rooms.queue.enqueue(message)
+        try:
+            await rooms.queue.enqueue(message)
+        except StoreUnavailable as trouble:
+            if not isinstance(trouble, CommitUnknown):  # then it may be stored after all
+                self._quota.give_back(whose)
+            raise
         reach("receive.before-reply")
         # After the reply: the dialogue writes it before the loop comes round again.
         asyncio.get_running_loop().call_soon(self._hand_over, message)

@@ -128,6 +128,9 @@ def _evaluate(known: Known, *, client_address: str, sender: str, helo: str, rece
     try:
         query = _Evaluation(i=client_address, s=sender, h=helo, receiver=receiver)
         query.known = known
+        if sender:  # the library divides at the first @, which may stand in a quoted local part
+            local, _, query.o = sender.rpartition("@")
+            query.l, query.d = local or "postmaster", query.o  # RFC 7208 4.3
         return AuthResult(query.check()[0])
     except _Missing:
         raise

@@ -257,8 +257,9 @@ class RuleSet:
             found = self._table.first(local)
             if found is not None:
                 return _answer(self._regexes[found[0]], None, found[1])
-        # Captures keep the case in which the sender wrote, where folding left the length alone.
-        written = local if len(local) == len(key) else key
+        # Captures keep the case in which the sender wrote, where folding left each character in its place: lower()
+        # only ever adds some, while fold() may also compose what it added away again.
+        written = local if len(local) == len(key) and local.lower() == key else key
         for pieces, alias in self._wildcards:
             taken = star_match(pieces, key)
             if taken is not None:

@@ -79,6 +79,8 @@ def addresses(value: str, *, strict: bool = False) -> list[str]:
     closed = False
     depth = 0
     quoted = False
+    # What is quoted divides no address. Strictly, the address is another one than that with _: no address at all.
+    veil = "\0" if strict else "_"
     characters = iter(value)
     for character in characters:
         place = outside if inside is None else inside
@@ -87,12 +89,12 @@ def addresses(value: str, *, strict: bool = False) -> list[str]:
         if character == "\\" and (quoted or depth):
             escaped = next(characters, "")
             if quoted:
-                place.append(escaped.replace("@", "_"))  # a quoted @ does not divide the address
+                place.append(escaped.replace("@", veil))  # a quoted @ does not divide the address
         elif quoted:
             if character == '"':
                 quoted = False
             else:
-                place.append("_" if character in "@, \t" else character)
+                place.append(veil if character in "@, \t" else character)
         elif character == "(":
             depth += 1
         elif depth:

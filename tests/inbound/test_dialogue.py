@@ -278,6 +278,17 @@ async def test_the_dots_of_stuffing_are_not_of_the_size(serve, lines, code):
         assert answers[-1].code == code
 
 
+@pytest.mark.parametrize(("lines", "code"), [(499, 250), (500, 552)])
+async def test_a_line_end_is_two_octets_of_the_size_however_it_came(serve, lines, code):
+    listening = await serve(size_limit="1000 B", normalize=True)
+    async with connect(listening) as client:
+        await client.ehlo()
+        answers = await client.message(b"a@sender.test", [b"b@here.test"], b"\n" * lines + b"\r\n")
+        assert answers[-1].code == code
+        assert code == 250 or answers[-1].text.startswith("5.3.4")
+    assert [len(content) for _, _, content in listening.messages] == [1000] * (code == 250)
+
+
 async def test_more_mail_at_once_than_memory_is_put_off(serve):
     listening = await serve(size_limit="1000 B")
     memory = listening.server._desk.memory

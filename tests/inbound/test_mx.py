@@ -490,6 +490,16 @@ async def test_trouble_of_the_store_is_temporary_and_tells_nothing(engine, monke
     assert await engine.destinations() == ["person@dest.test"]
 
 
+async def test_a_message_that_is_not_stored_is_not_of_the_quota(engine, monkeypatch):
+    await engine.start(plans={"default": {"daily_quota": 1}})
+    await engine.host("here.test", {"info": "person@dest.test"})
+    with monkeypatch.context() as patch:
+        patch.setattr(type(engine.rooms.queue), "enqueue", Failing(StoreUnavailable()).fail)
+        assert (await engine.send(b"a@sender.test", [b"info@here.test"], MESSAGE))[-1].code == 451
+    codes = [(await engine.send(b"a@sender.test", [b"info@here.test"], MESSAGE))[-1].code for _ in range(2)]
+    assert codes == [250, 452]
+
+
 async def test_a_store_that_is_gone_refuses_nobody_for_good(engine):
     await hosting(engine)
     async with engine.client() as client:

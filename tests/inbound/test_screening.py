@@ -107,6 +107,26 @@ async def test_spf_records(record: bytes, expected: AuthResult) -> None:
     assert await spf({TOP: [b"unrelated", record]}) is expected
 
 
+@pytest.mark.parametrize("local", ["a@b", "@", "a b@c", ""])
+async def test_spf_of_a_quoted_local_part_is_that_of_its_domain(local: str) -> None:
+    sender = Path(local=local, domain="example.org")
+    assert await spf({TOP: [b"v=spf1 ip4:192.0.2.10 -all"]}, sender=sender) is AuthResult.PASS
+    assert await spf({TOP: [b"v=spf1 ip4:198.51.100.1 -all"]}, sender=sender) is AuthResult.FAIL
+
+
+async def test_honest_mail_of_a_quoted_local_part_is_not_refused() -> None:
+    resolver = zone()
+    resolver.records["TXT", "_dmarc.example.org"] = [b"v=DMARC1; p=reject"]
+    screened = await Screening(resolver, authserv_id=OURS, clock=lambda: NOW).examine(
+        client_address=CLIENT,
+        helo="mail.example.org",
+        reverse_path=Path(local="a@b", domain="example.org"),
+        content=b'From: "a@b"@example.org\r\nSubject: x\r\n\r\nHello.\r\n',
+    )
+    assert screened.reply is None
+    assert b"spf=pass smtp.mailfrom=example.org" in screened.headers
+
+
 async def test_spf_follows_what_a_record_points_at() -> None:
     records: dict[tuple[str, str], list[Any]] = {
         TOP: [b"v=spf1 a:a.example.org mx:mx.example.org include:%{d2}.spf.example.com -all"],

@@ -708,6 +708,27 @@ async def test_a_report_comes_back_to_a_sender_without_an_alias(engine, domain):
     assert str((await engine.send(b"", [b"nobody@here.test"], report))[1]).startswith("550 5.1.1")
 
 
+@on_both
+@pytest.mark.parametrize("report_first", [False, True])
+async def test_what_is_no_report_is_not_swallowed_beside_another_recipient(engine, domain, report_first):
+    to = [b"info@here.test", b"ann@here.test"]  # an alias, and a log-in without one
+    answers = await engine.send(b"", to[::-1] if report_first else to, CONTENT)
+    assert [answer.code for answer in answers] == [250, 250, 452, 354, 550 if report_first else 250]
+    assert await engine.destinations() == ["person@dest.test"] * (not report_first)
+    told = [(log.recipient_email, event.status) for log in await engine.logs(domain) for event in log.events]
+    assert ("ann@here.test", Status.DELIVERED) not in told
+
+
+@pytest.mark.parametrize("author", [b'"a b"', b'"a@b"', b'"a,b"', b'"a\\@b"'])
+async def test_a_quoted_address_is_not_the_one_with_underscores(engine, domain, author):
+    await engine.credential(domain, "a_b", PASSWORD, is_limited=True)
+    content = CONTENT.replace(b"Ann <ann@here.test>", author + b"@here.test")
+    answers = await submit(engine, content, sender=b"a_b@here.test", login="a_b@here.test")
+    assert str(answers[-1]).startswith("550 5.")
+    fine = CONTENT.replace(b"Ann <ann@", b'"B, A @ here" <a_b@')
+    assert (await submit(engine, fine, sender=b"a_b@here.test", login="a_b@here.test"))[-1].code == 250
+
+
 async def test_without_a_certificate_there_is_no_submission(engine):
     engine._tls = None
     await engine.start()

@@ -673,3 +673,11 @@ def test_the_place_of_an_alias_is_when_it_is_asked() -> None:
         assert found.alias is expected
         made.remove(found.alias)
     assert asked == [7, 5, 4, 6, 3, 2, 1]
+
+
+def test_what_the_stars_took_is_cut_where_it_stands() -> None:
+    # Folding makes two letters of ß and one of e with its accent: as many as before, each in another place.
+    rules = rule_set(("groß-*", "$1@dest.org"))
+    assert answer(rules, "Groß-Ann") == ("gross-*", ("ann@dest.org",))
+    assert answer(rules, "groß-e\u0301") == ("gross-*", ("é@dest.org",))
+    assert answer(rule_set(("x-*", "$1@dest.org")), "X-Ann") == ("x-*", ("Ann@dest.org",))
