@@ -110,6 +110,9 @@ class GuardedClient:
         except httpx.HTTPError as exc:
             reason = str(exc) or type(exc).__name__
             raise Unreachable(f"{target.host} could not be reached: {reason[:200]}") from exc
+        except (httpx.InvalidURL, ValueError) as exc:
+            # httpx reads where a redirect leads although we do not follow it, and chokes on some places.
+            raise Unreachable(f"{target.host} redirects to what is no URL: {str(exc)[:200]}") from exc
         return response.status_code, await _excerpt(response)
 
     async def close(self) -> None:

@@ -57,11 +57,17 @@ class SessionFault(Exception):
         self.reply = reply
         self.fault = fault  # None: the reply is the peer's
         self.unknown = unknown  # the content went out whole; nobody said what became of it
+        self.answers: tuple[Reply, ...] = ()  # to the first of the RCPTs, before the session was over
 
     @property
     def local(self) -> bool:
         """The reply is our wording, not the peer's."""
         return self.fault is not None
+
+    def refusal(self, index: int) -> Reply | None:
+        """What the peer said to a recipient that it refused before the session was over; a 421 is no such word."""
+        answer = self.answers[index] if index < len(self.answers) else None
+        return None if answer is None or answer.positive or answer.code == 421 else answer
 
     @property
     def scope(self) -> Scope:

@@ -75,6 +75,7 @@ class Session:
         self._data = timeouts.data.total_seconds()
         self._dot = timeouts.dot.total_seconds()
         self._dirty = False  # the peer holds the beginning of a transaction
+        self._answers: Sequence[Reply] = ()  # to the RCPTs of the transaction under way
 
     @classmethod
     async def connect(
@@ -132,10 +133,15 @@ class Session:
         mail = b"MAIL FROM:<" + paths[0] + b">" + self._parameters(size, body8bit, international)
         commands = [mail, *(b"RCPT TO:<" + path + b">" for path in paths[1:])]
         self.sent += 1
+        self._answers = ()
         try:
             if self.features.pipelining:
                 return await self._pipelined(commands, parts)
             return await self._stepwise(commands, parts)
+        except SessionFault as fault:
+            fault.answers = tuple(self._answers)
+            self.abort()
+            raise
         except BaseException:
             self.abort()
             raise
@@ -173,12 +179,21 @@ class Session:
         reply = await self._one(Stage.HELLO, self._command)
         if reply.permanent:  # RFC 5321 4.1.4: a server that does not know EHLO
             self._wire.write([f"HELO {name}\r\n".encode()], expecting=1)
-            reply = await self._one(Stage.HELLO, self._command)
+            reply = await self._after_helo(reply)
             self._demand(250, reply, Stage.HELLO)
             self.features = Features()
             return
         self._demand(250, reply, Stage.HELLO)
         self.features = announced(self._wire.last)
+
+    async def _after_helo(self, refused: Reply) -> Reply:
+        """The answer to HELO; where there is none, what EHLO was refused with was meant for us, not for the command."""
+        try:
+            return await self._one(Stage.HELLO, self._command)
+        except SessionFault as fault:
+            if fault.fault is Fault.LOST and refused.code not in (500, 502):
+                raise SessionFault(Stage.HELLO, refused) from fault
+            raise
 
     async def _start_tls(self, context: ssl.SSLContext, name: str) -> None:
         self._wire.write([b"STARTTLS\r\n"], expecting=1)
@@ -205,8 +220,14 @@ class Session:
         try:
             replies = await self._wire.read(expecting, self._command)
         except WireTrouble as trouble:
-            raise over(_stage_of(len(trouble.replies) - len(reset), len(commands)), trouble) from trouble
+            said = trouble.replies[len(reset) :]
+            if said and not said[0].positive and said[0].code != 421:
+                # Refused, and hung up upon (RFC 7504 lets 521 do so): the refusal counts, not the loss.
+                return Transaction(mail=said[0])
+            self._answers = said[1 : len(commands)]
+            raise over(_stage_of(len(said), len(commands)), trouble) from trouble
         mail, *answers, data = replies[len(reset) :]
+        self._answers = answers
         return await self._go_on(mail, answers, data, parts)
 
     async def _stepwise(self, commands: Sequence[bytes], parts: Sequence[bytes]) -> Transaction:
@@ -217,6 +238,7 @@ class Session:
         end = time() + PATIENCE * self._command
         mail = await self._ask(commands[0], Stage.MAIL)
         answers: list[Reply] = []
+        self._answers = answers
         data = None
         if mail.positive:
             for command in commands[1:]:

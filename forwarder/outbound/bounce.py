@@ -73,7 +73,7 @@ class Bounces:
             reporting_mta=self._hostname,
             sender=self._sender,
             to=to.wire(),
-            failures=[self._failure(verdict, now) for verdict in failed],
+            failures=[self._failure(verdict, failed, now) for verdict in failed],
             original=content,
             arrival_at=parcel.created_at,
             message_id=message_id,
@@ -112,14 +112,11 @@ class Bounces:
             next_attempt_at=leased_until or now,
         )
 
-    def _failure(self, verdict: Verdict, now: datetime) -> FailedRecipient:
+    def _failure(self, verdict: Verdict, failed: Sequence[Verdict], now: datetime) -> FailedRecipient:
         delivery, reply = verdict.delivery, verdict.reply
-        diagnostic = (
-            f"{reply.code} {reply.enhanced} {reply.text}" if reply.enhanced else f"{reply.code} {reply.text}"
-        )
         alias = delivery.recipient.wire()
-        if not self._disclose:
-            diagnostic = concealed(diagnostic, delivery.destination, alias)
+        text = reply.text if self._disclose else _without_destinations(reply.text, verdict, failed)
+        diagnostic = f"{reply.code} {reply.enhanced} {text}" if reply.enhanced else f"{reply.code} {text}"
         return FailedRecipient(
             address=alias,
             status=failed_status(reply.enhanced),
@@ -135,9 +132,26 @@ def failed_status(enhanced: str) -> str:
     return enhanced if _STATUS.fullmatch(enhanced) and enhanced[0] != "2" else "5.0.0"
 
 
+def _without_destinations(text: str, verdict: Verdict, failed: Sequence[Verdict]) -> str:
+    """``concealed`` for all that failed together: a host that refuses the content may name every recipient of it."""
+    own, said = verdict.delivery, text.lower()
+    named = {
+        other.destination: other.recipient.wire()
+        for other in (each.delivery for each in failed)
+        if "://" not in other.destination and other.destination.rpartition("@")[0].lower() in said
+    }
+    named[own.destination] = own.recipient.wire()
+    whole = sorted(named, key=len, reverse=True)  # one may be the end of another
+    for destination in whole:
+        text = _renamed(text, destination, named[destination])
+    for destination in whole:
+        text = concealed(text, destination, named[destination])
+    return text
+
+
 def concealed(text: str, destination: str, alias: str) -> str:
     """Text of a host without the destination it may quote: the address becomes the alias, its parts are hidden."""
-    text = re.sub(re.escape(destination), lambda _: alias, text, flags=re.IGNORECASE)
+    text = _renamed(text, destination, alias)
     is_url = "://" in destination
     if is_url:
         # What a web server answers is not for strangers: many quote the path, which is all the secret a hook has.
@@ -148,3 +162,7 @@ def concealed(text: str, destination: str, alias: str) -> str:
         if len(part) > 2 and part.lower() not in alias.lower():
             text = re.sub(rf"(?<!\w){re.escape(part)}(?!\w)", "[hidden]", text, flags=re.IGNORECASE)
     return text
+
+
+def _renamed(text: str, destination: str, alias: str) -> str:
+    return re.sub(re.escape(destination), lambda _: alias, text, flags=re.IGNORECASE)

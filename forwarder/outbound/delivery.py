@@ -129,7 +129,8 @@ class _Attempt:
         self._waiting = list(deliveries)
         self._verdicts: list[Verdict] = []
         self._reached = False
-        self._may_recover = False  # something so far failed in a way that another hour may mend
+        # Something so far failed in a way that another hour may mend.
+        self._may_recover = not route.complete
         self._last: tuple[Reply, str | None] = (reply_for(Fault.INTERNAL), None)
         self._heard: dict[str, tuple[Reply, str | None]] = {}  # the last word about each delivery
         self._smtputf8 = smtputf8
@@ -201,7 +202,7 @@ class _Attempt:
                 )
             except SessionFault as fault:
                 self._pool.release(self._route, session)
-                self._broken(fault, session, host, more_hosts=more_hosts)
+                self._broken(fault, named, session, host, more_hosts=more_hosts)
                 return False
             except BaseException:
                 self._pool.release(self._route, session)
@@ -251,19 +252,35 @@ class _Attempt:
             self._judge(delivery, Scope.RECIPIENT, reply, host, more_hosts=more_hosts)
         return False
 
-    def _broken(self, fault: SessionFault, session: Session, host: str, *, more_hosts: bool) -> None:
+    def _broken(
+        self,
+        fault: SessionFault,
+        named: Mapping[str, int],
+        session: Session,
+        host: str,
+        *,
+        more_hosts: bool,
+    ) -> None:
+        asked, self._waiting = self._waiting, []
+        lost: list[Delivery] = []
+        for delivery in asked:
+            refusal = fault.refusal(named[delivery.destination])
+            if refusal is None:
+                lost.append(delivery)
+            else:  # was said before the session broke off, and stands
+                self._judge(delivery, Scope.RECIPIENT, refusal, host, more_hosts=more_hosts)
         if fault.unknown:
             # The host may have the message: going on to another one would make a second copy for certain.
             reply = fault.reply
             unknown = reply.saying(f"delivery_unknown: {reply.text}; it will be sent again")
             self._reached = True
-            for delivery in self._waiting:
+            for delivery in lost:
                 self._verdict(delivery, Action.RETRY_LATER, unknown, host)
-            self._waiting = []
             return
         if session.sent == 0:
             self._reached = self._reached or not fault.local
-        self._judge_all(fault.scope, fault.reply, host, more_hosts=more_hosts)
+        for delivery in lost:
+            self._judge(delivery, fault.scope, fault.reply, host, more_hosts=more_hosts)
 
     def _judge_all(self, scope: Scope, reply: Reply, host: str, *, more_hosts: bool) -> None:
         waiting, self._waiting = self._waiting, []

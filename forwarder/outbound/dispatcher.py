@@ -139,7 +139,7 @@ class Dispatcher:
         leased = [first_attempt(message, new) for new in message.deliveries if new.leased and not new.discard]
         if not leased:
             return
-        parcel = Parcel.of_message(message)
+        parcel = self._window.parcel(message.id) or Parcel.of_message(message)
         self._window.admit(parcel, leased, message.content)
         try:
             if self._open:
@@ -319,7 +319,8 @@ class Dispatcher:
         for delivery in claimed:
             known = parcels.get(delivery.message_id)
             if known is None:
-                known = parcels[delivery.message_id] = (Parcel.of_delivery(delivery), [])
+                parcel = self._window.parcel(delivery.message_id) or Parcel.of_delivery(delivery)
+                known = parcels[delivery.message_id] = (parcel, [])
             known[1].append(delivery)
             self._window.admit(known[0], [delivery], None)
         try:

@@ -49,6 +49,8 @@ class Route:
     site: str
     hosts: tuple[MxHost, ...]
     port: int
+    # False: another host could not be looked up just now, and may take what these refuse.
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,11 +104,13 @@ class Router:
             own_addresses=await self._own_addresses(),
             private_allowed=self._outbound.allow_private_destinations,
         )
+        candidates = _us_first(candidates, names, found, policy)
         hosts = usable_hosts(domain, candidates, found, policy)
         if isinstance(hosts, Failure):
             return hosts
         site = " ".join(sorted({name for group in names for name in group}))
-        return Route(site=site, hosts=hosts, port=self._outbound.port)
+        complete = not any(isinstance(found[name], CannotTell) for name in candidates)
+        return Route(site=site, hosts=hosts, port=self._outbound.port, complete=complete)
 
     async def _smarthost(self, smarthost: HostPort) -> Route | Failure:
         try:
@@ -164,6 +168,25 @@ def _without_us(records: Sequence[Mx], own_name: str) -> list[list[str]] | Failu
             break
         groups.append(names)
     return groups or Failure(reply=reply_for(Fault.LOOP))
+
+
+def _us_first(
+    candidates: Sequence[str],
+    groups: Sequence[Sequence[str]],
+    answers: Mapping[str, Answer[str]],
+    policy: Policy,
+) -> list[str]:
+    """Hosts that are we ourselves before the others of their preference, which are then left out with them."""
+    place: dict[str, int] = {}
+    for number, group in enumerate(groups):
+        for name in group:
+            place.setdefault(name, number)
+
+    def is_other(name: str) -> bool:
+        answer = answers[name]
+        return not (isinstance(answer, Found) and policy.own_addresses.intersection(answer.records))
+
+    return sorted(candidates, key=lambda name: (place[name], is_other(name)))
 
 
 def usable_hosts(

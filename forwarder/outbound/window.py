@@ -30,13 +30,19 @@ class Window:
         self._read_many = read_many
         self._loads = Budget(LOADS)
         self._volume = 0
+        self._parcels: dict[str, Parcel] = {}  # by the message, those of which a delivery is held
         self.held: dict[str, int] = {}  # delivery id -> attempt
+
+    def parcel(self, message_id: str) -> Parcel | None:
+        """The parcel of a message, if there is one: its jobs merge, so a message must not have two."""
+        return self._parcels.get(message_id)
 
     def admit(self, parcel: Parcel, deliveries: Sequence[Delivery], content: bytes | None) -> None:
         """Hold these deliveries of a parcel."""
         for delivery in deliveries:
             self.held[delivery.id] = delivery.attempts
         parcel.deliveries += len(deliveries)
+        self._parcels[parcel.message_id] = parcel
         if content is not None:
             self._keep(parcel, content)
 
@@ -45,7 +51,7 @@ class Window:
         wanted: dict[str, Parcel] = {}
         room = CONTENTS - self._volume
         for parcel in parcels:
-            if parcel.size <= _SMALL and parcel.size <= room:
+            if parcel.content is None and parcel.size <= _SMALL and parcel.size <= room:
                 room -= parcel.size
                 wanted[parcel.message_id] = parcel
         if wanted:
@@ -58,9 +64,11 @@ class Window:
             if self.held.get(delivery.id) == delivery.attempts:
                 del self.held[delivery.id]
         parcel.deliveries -= len(deliveries)
-        if parcel.deliveries <= 0 and parcel.content is not None:
-            self._volume -= len(parcel.content)
-            parcel.content = parcel.sealed = None
+        if parcel.deliveries <= 0:
+            self._parcels.pop(parcel.message_id, None)
+            if parcel.content is not None:
+                self._volume -= len(parcel.content)
+                parcel.content = parcel.sealed = None
 
     def forget(self) -> None:
         """All leases are somebody else's: what is held is not ours to send any more (``ours``)."""
@@ -87,6 +95,6 @@ class Window:
         return parcel.content if parcel.content is not None else await self._read(parcel.message_id)
 
     def _keep(self, parcel: Parcel, content: bytes) -> None:
-        if self._volume + len(content) <= CONTENTS:
+        if parcel.content is None and self._volume + len(content) <= CONTENTS:
             self._volume += len(content)
             parcel.content = content

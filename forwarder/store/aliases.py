@@ -2,9 +2,8 @@
 
 Functions of a connection. Patterns and forwards arrive canonical (``mail.rules``); the store only keeps one
 alias of a pattern a domain. Every change is announced with ``directory.touch`` in the same transaction,
-before any row is held. The limit of aliases is one of the account, over all its domains; it is counted with
-the account's row held, so parallel creates cannot pass it, and counting stops at the limit, so a count
-costs at most that many index entries.
+before any row is held. The limit of aliases is one of each domain; it is counted with the account's row held, so
+parallel creates cannot pass it.
 
 An alias is found by its pattern or by its id. A pattern of digits alone is a pattern first.
 
