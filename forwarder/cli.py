@@ -9,7 +9,7 @@ import typer
 
 from forwarder.commands import directory, domain, queue
 from forwarder.commands.checking import check
-from forwarder.commands.frame import command
+from forwarder.commands.frame import command, complain
 from forwarder.commands.logs import show_logs
 from forwarder.commands.routing import route
 from forwarder.commands.serving import demo, migrate, serve
@@ -56,6 +56,14 @@ def options(
 def main() -> None:
     """The console script."""
     try:
-        app()
+        if "--json" not in sys.argv[1:]:
+            app()
+        sys.exit(app(standalone_mode=False))
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        # Wrong use as typer and click say it, under whichever name they are installed.
+        if not hasattr(error, "format_message") or not hasattr(error, "exit_code"):
+            raise
+        complain(error.format_message(), as_json=True)
+        sys.exit(error.exit_code)

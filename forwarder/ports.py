@@ -9,6 +9,7 @@ import socket
 import structlog
 
 from forwarder.config import HostPort, Settings
+from forwarder.node import NodeError
 
 log = structlog.get_logger("ports")
 
@@ -28,6 +29,25 @@ def listening_socket(address: HostPort) -> socket.socket:
         opened.close()
         raise
     return opened
+
+
+def check_free(settings: Settings) -> None:
+    """NodeError when somebody listens on a port of ours: SO_REUSEPORT would share it with another engine, unsaid."""
+    wanted = [*settings.mx.listen, *((settings.api.listen,) if settings.api.listen else ())]
+    if settings.tls.configured:
+        wanted += [*settings.submission.listen, *settings.submission.listen_tls]
+    for address in wanted:
+        if address.port == 0:
+            continue
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                probe.bind((address.host, address.port))
+            except OSError as error:
+                raise NodeError(f"cannot listen on {address}: {refusal(error)}") from error
 
 
 def listenable(settings: Settings) -> Settings:

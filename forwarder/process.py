@@ -26,9 +26,10 @@ from forwarder.config import ConfigError, Settings
 from forwarder.diagnostics import set_up
 from forwarder.keyring import Keyring, KeyringError, open_keyring
 from forwarder.node import NodeError, NodeLock, forget_ports, notify, write_ports
-from forwarder.ports import listenable
+from forwarder.ports import check_free, listenable
 from forwarder.preparation import prepare
 from forwarder.serve import GRACE, Engine, Place
+from forwarder.store.trouble import StoreUnavailable
 
 ORPHAN_GRACE = timedelta(seconds=3)
 COLLECT_AFTER = (
@@ -38,6 +39,19 @@ COLLECT_AFTER = (
 )  # new objects, and turns of each generation: a message makes a few hundred, no cycles
 
 log = structlog.get_logger("process")
+
+
+async def first_of(work: Coroutine[Any, Any, object], ends: asyncio.Event) -> bool:
+    """Whether ``work`` ended before the event came; else it is cancelled. Raises what ``work`` raises."""
+    working, ending = asyncio.create_task(work), asyncio.create_task(ends.wait())
+    await asyncio.wait({working, ending}, return_when=asyncio.FIRST_COMPLETED)
+    ending.cancel()
+    if working.done():
+        await working
+        return True
+    working.cancel()
+    await asyncio.wait({working})
+    return False
 
 
 class Process:
@@ -54,7 +68,6 @@ class Process:
 
     async def run(self, settings: Settings, started: Callable[[Engine], None], keyring: Keyring) -> None:
         """Serve until told to end; ``started`` is called whenever an engine has opened its ports."""
-        self._listen_to_signals()
         engine = Engine(settings, self._next_place(), keyring=keyring)
         await engine.start()
         # What was imported and built lives as long as the process: the collector need not look at it again.
@@ -81,7 +94,12 @@ class Process:
         self._grace = grace
         self._ends.set()
 
-    def _listen_to_signals(self) -> None:
+    async def unless_ended(self, work: Coroutine[Any, Any, object]) -> bool:
+        """Wait for ``work``; False when told to end meanwhile."""
+        return await first_of(work, self._ends)
+
+    def listen_to_signals(self) -> None:
+        """From now on; what comes before ``run`` serves is done as soon as it does."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.end)
         loop.add_signal_handler(signal.SIGINT, self._interrupted)
@@ -109,6 +127,9 @@ class Process:
         except ConfigError as error:
             log.error("the new configuration has mistakes; the old one stays", problems=str(error))
             return engine
+        except Exception:  # nobody foresaw it: no reason to stop serving
+            log.exception("the new configuration cannot be read; the old one stays")
+            return engine
         if settings == engine.settings:
             log.info("the configuration is unchanged")
             return engine
@@ -118,13 +139,18 @@ class Process:
         ):
             log.error("data_dir and database.url cannot change while running; restart for that")
             return engine
+        if settings.workers.processes != engine.settings.workers.processes:
+            log.warning("workers.processes is taken over at the next start; the number of processes stays")
         if self._draining is not None:
             await self._draining
         successor = Engine(settings, self._next_place())
         try:
             await successor.start()
-        except (KeyringError, NodeError, OSError) as error:
+        except (KeyringError, NodeError, OSError, StoreUnavailable) as error:
             log.error("the new configuration cannot be used; the old one stays", reason=str(error))
+            return engine
+        except Exception:  # nobody foresaw it: no reason to stop serving
+            log.exception("the new configuration cannot be used; the old one stays")
             return engine
         set_up(settings)
         started(successor)
@@ -137,16 +163,21 @@ def serve_alone(load: Callable[[], Settings], settings: Settings) -> int:
     """The whole engine in this one process; the exit status."""
 
     async def main() -> None:
+        process = Process(load, Place())
         lock = await _take_lock(settings)
+        process.listen_to_signals()  # not while it waits for the lock, in a thread that nobody could stop
         try:
             keyring = asyncio.create_task(asyncio.to_thread(open_keyring, settings))  # needs no store
-            await prepare(settings)
+            if not await process.unless_ended(prepare(settings)):
+                return
 
             def started(engine: Engine) -> None:
                 write_ports(engine.settings.data_dir, engine.ports)
                 notify("READY=1")
 
-            await Process(load, Place()).run(listenable(settings), started, await keyring)
+            opening = listenable(settings)
+            check_free(opening)
+            await process.run(opening, started, await keyring)
             forget_ports(settings.data_dir)
         finally:
             lock.release()
@@ -161,9 +192,11 @@ def serve_as_worker(
 
     async def main() -> None:
         process = Process(load, place)
+        process.listen_to_signals()
         words = await _stream(hears)
         keyring = await asyncio.to_thread(open_keyring, settings)  # while the supervisor prepares the store
-        if (await words.readline()).strip() != b"go":
+        told = asyncio.create_task(words.readline())
+        if not await process.unless_ended(asyncio.wait_for(told, None)) or told.result().strip() != b"go":
             return
         orphaned = asyncio.create_task(_when_orphaned(words, process))
 

@@ -45,7 +45,7 @@ from forwarder.mail.srs import Srs
 from forwarder.net.dns import Resolver
 from forwarder.net.http import GuardedClient
 from forwarder.net.registered import registered_domain
-from forwarder.net.tls import ServerTls
+from forwarder.net.tls import ServerTls, TlsFilesError
 from forwarder.node import NodeError, NodeLock, forget_ports, node_id, write_ports
 from forwarder.outbound.addressees import Addressees
 from forwarder.outbound.bounce import Bounces
@@ -197,7 +197,10 @@ class Engine:
         srs = Srs(keyring.srs_secrets, domain=settings.srs.domain, max_age_days=settings.srs.max_age_days)
         self.dispatcher = self._outbound(keyring, srs, DomainKeys(database, vault))
         if settings.tls.configured:
-            self._tls = ServerTls(Path(settings.tls.certificate), Path(settings.tls.key))
+            try:
+                self._tls = ServerTls(Path(settings.tls.certificate), Path(settings.tls.key))
+            except TlsFilesError as error:
+                raise StartError(f"{error}; [tls] names PEM files that this user can read") from error
         rooms = Rooms(
             settings=settings,
             database=database,

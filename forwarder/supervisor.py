@@ -35,8 +35,9 @@ from forwarder.forked import Forked, fork
 from forwarder.inbound.limits import clear_region, table_path
 from forwarder.mail.ids import new_id
 from forwarder.node import NodeError, NodeLock, forget_ports, notify, write_ports
-from forwarder.ports import listenable, listening_socket, refusal
+from forwarder.ports import check_free, listenable, listening_socket, refusal
 from forwarder.preparation import prepare
+from forwarder.process import first_of
 from forwarder.process import serve_as_worker as serve_as_worker  # loaded here, shared with every worker
 from forwarder.serve import Place
 from forwarder.worker import work
@@ -117,7 +118,8 @@ class Supervisor:
             if isinstance(worker.process, Forked):
                 await worker.process.adopt()
         try:
-            if not await self._prepared():
+            # The store may wait for a database that is away.
+            if not await first_of(prepare(self._settings), self._ends):
                 return 0
             self._environ.pop("FORWARDER_FAILPOINT", None)  # what a test arms dies once, not its successors
             keepers = [asyncio.create_task(self._keep(worker, lock)) for worker in self._workers]
@@ -134,21 +136,6 @@ class Supervisor:
     def _free_ports(self) -> None:
         for opened in self._reserved:
             opened.close()
-
-    async def _prepared(self) -> bool:
-        """Prepare the store, which may wait for a database that is away; False when told to end meanwhile."""
-        preparing, ending = (
-            asyncio.create_task(prepare(self._settings)),
-            asyncio.create_task(self._ends.wait()),
-        )
-        await asyncio.wait({preparing, ending}, return_when=asyncio.FIRST_COMPLETED)
-        ending.cancel()
-        if preparing.done():
-            await preparing  # raises what went wrong
-            return True
-        preparing.cancel()
-        await asyncio.wait({preparing})
-        return False
 
     def _reserve(self) -> None:
         """Bind every listener's port; the environment tells the workers what port 0 became."""
@@ -256,7 +243,9 @@ def supervise(settings: Settings, *, config_path: str | None, count: int) -> int
     try:
         lock = NodeLock.take(settings.data_dir, waiting=waiting)
         try:
-            supervisor = Supervisor(listenable(settings), config_path=config_path, count=count)
+            opening = listenable(settings)
+            check_free(opening)
+            supervisor = Supervisor(opening, config_path=config_path, count=count)
             supervisor.fork_workers()
             gc.enable()  # what was loaded is frozen: little is left to look at
             return uvloop.run(supervisor.run(lock))

@@ -7,6 +7,7 @@ is a new interpreter, ``python -m forwarder.worker``, started by the supervisor 
 import argparse
 import gc
 import os
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -37,7 +38,7 @@ def main() -> int:
 def work(config: str | None, place: "Place", *, hears: int, says: int) -> int:
     """Serve until told to end; the exit status. ``hears`` and ``says`` are pipes from and to the supervisor."""
     from forwarder import failpoint
-    from forwarder.config import load
+    from forwarder.config import ConfigError, load
     from forwarder.diagnostics import set_up
     from forwarder.process import serve_as_worker
 
@@ -49,7 +50,12 @@ def work(config: str | None, place: "Place", *, hears: int, says: int) -> int:
     def load_settings() -> "Settings":
         return load(config, os.environ)
 
-    settings = load_settings()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
+    try:
+        settings = load_settings()
+    except ConfigError as error:  # a worker that died is replaced after the file was spoiled
+        sys.stderr.write(f"forwarder: no worker can start: the configuration has mistakes:\n{error}\n")
+        return 2
     set_up(settings, process=place.region)
     failpoint.arm(os.environ)
     return serve_as_worker(load_settings, settings, place, hears=hears, says=says)

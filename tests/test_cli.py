@@ -336,3 +336,70 @@ async def test_queue_and_logs_of_a_running_engine(
         assert await run(lambda: cli.json("queue", "drop", again["id"])) == {"changed": 1}
         assert (await run(lambda: cli.json("queue", "list")))["deliveries"] == []
         assert (await house.statuses())[-1] == "HARD-BOUNCE"
+
+
+def test_brackets_in_names_are_no_markup(hosted: Cli) -> None:
+    status, output, errors = hosted("account", "create", '"[/x]"@example.org')
+    assert (status, errors) == (0, "")
+    assert '"[/x]"@example.org' in output
+    assert "fwd_" in output
+    status, output, errors = hosted("credential", "add", "example.com", '"[/x]"')
+    assert (status, errors) == (0, "")
+    assert '"[/x]"@example.com' in output
+
+
+@pytest.mark.parametrize("command", [("account", "list"), ("migrate",), ("route", "a@example.com")])
+def test_a_data_dir_that_cannot_be_made_is_a_sentence(cli: Cli, command: tuple[str, ...]) -> None:
+    (cli.config.parent / "data").touch()
+    assert "data_dir must be writable" in cli.fails(*command)
+
+
+def test_check_survives_a_data_dir_that_cannot_be_made(cli: Cli) -> None:
+    (cli.config.parent / "data").touch()
+    status, output, errors = cli("check")
+    assert (status, errors) == (1, "")
+    assert "✗ database" in output
+
+
+def test_check_looks_at_the_certificate(hosted: Cli) -> None:
+    hosted.write(more='[tls]\ncertificate = "none.pem"\nkey = "none.key"\n')
+    status, output, _ = hosted("check")
+    assert status == 1
+    assert "✗ tls none.pem" in output
+
+
+def test_wrong_use_is_json_too() -> None:
+    for arguments in (["nope", "--json"], ["queue", "list", "--limit", "0", "--json"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "forwarder", *arguments], capture_output=True, text=True, cwd=ROOT
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert json.loads(done.stderr)["error"]
+
+
+def test_follow_shows_what_is_there_once(hosted: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import fields
+
+    from forwarder.commands import logs
+    from forwarder.store.journal import Event, Journal, LogEntry
+
+    def entry(number: int) -> LogEntry:
+        values: dict[str, Any] = {field.name: None for field in fields(LogEntry)}
+        nothing: dict[str, Any] = {field.name: None for field in fields(Event)}
+        event = Event(**nothing)
+        return LogEntry(**(values | {"id": f"{number:032x}", "events": (event,)}))
+
+    monkeypatch.setattr(logs, "_print", lambda one, _out, _as_json: print(int(one.id, 16)))
+    rounds = 0
+
+    async def page(_self: Journal, *_domain: object, limit: int, **_more: object) -> list[LogEntry]:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 3:
+            raise KeyboardInterrupt
+        return [entry(number) for number in range(60, 0, -1)][:limit]
+
+    monkeypatch.setattr(Journal, "page", page)
+    monkeypatch.setattr(logs, "POLL", 0.0)
+    _, output, _ = hosted("logs", "--follow", "--limit", "5")
+    assert output.split() == ["56", "57", "58", "59", "60"]

@@ -322,3 +322,48 @@ def test_a_list_in_the_environment_is_json_or_separated_by_commas(
 ) -> None:
     settings = load(None, {"FORWARDER_HOSTNAME": "mx.example.net", "FORWARDER_MX__LISTEN": text})
     assert [tuple(listener) for listener in settings.mx.listen] == hosts
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:hunter/2@db/mail",
+        "postgresql://me:hunter#2@db/mail",
+        "postgresql://me:hunter?2@db/mail",
+        "postgresql://me:12/hunter@db/mail",
+        "postgresql://me:[hunter@db/mail",
+        "postgresql://me:hunter@db:port/mail",
+        "sqlite:///:memory:",
+    ],
+)
+def test_a_database_url_that_nobody_can_read_is_told_here(tmp_path: Path, url: str) -> None:
+    found = problems(tmp_path, f'hostname = "a"\n[database]\nurl = "{url}"')
+    assert [key for key, _ in found] == ["database.url"]
+    assert "hunter" not in str(found)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:a%2Fb@db/mail",
+        "postgresql://db:5432,other:5433/mail",
+        "postgresql://me@[::1]:5432/mail?ssl=x",
+    ],
+)
+def test_database_urls_that_are_right(tmp_path: Path, url: str) -> None:
+    assert load(written(tmp_path, f'hostname = "a"\n[database]\nurl = "{url}"'), {}).database.url == url
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '[retry]\ngive_up_after = "99999999999d"',
+        '[logs]\nretention = "999999d"',
+        f'[mx]\nsize_limit = "{"9" * 400} GiB"',
+        '[mx]\nlisten = ["127.0.0.1:2525", "127.0.0.1:2525"]',
+        '[mx]\nlisten = ["127.0.0.1:8080"]',
+    ],
+)
+def test_what_overflows_or_clashes_is_a_sentence(tmp_path: Path, line: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be used|write|two listeners"):
+        load(written(tmp_path, f'hostname = "a"\n{line}'), {})

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from forwarder.net.tls import self_signed
 from forwarder.node import NodeError
 from forwarder.serve import running
 from tests.harness import EngineProcess, House, as_environment, wait_until
@@ -247,3 +248,44 @@ def test_the_revision_this_release_needs_is_alembics_head() -> None:
     from forwarder.store import migrations
 
     assert newest_revision() == migrations.newest()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_a_certificate_that_is_gone_leaves_the_old_configuration(house: House, processes: int) -> None:
+    file = house.folder / "config.toml"
+    file.write_text('[mx]\nsize_limit = "1 MiB"\n')
+    certificate, key = self_signed(["mx.test"], house.folder / "own")
+    tls = {"certificate": str(certificate), "key": str(key)}
+    environ = {"FORWARDER_CONFIG": str(file)}
+    async with EngineProcess(house, environ=environ, workers={"processes": processes}, tls=tls) as process:
+        certificate.unlink()
+        file.write_text('[mx]\nsize_limit = "2 MiB"\n')
+        process.process.send_signal(signal.SIGHUP)
+        await wait_until(lambda: process.log().count("the old one stays") == processes)
+        assert "Traceback" not in process.log()
+        assert "SIZE 1048576" in await _features(house.mx_port)
+
+
+async def test_another_engine_on_the_same_ports_is_refused(house: House) -> None:
+    async with EngineProcess(house):
+        values = house.values(mx={"listen": [f"127.0.0.1:{house.mx_port}"]})
+        values["data_dir"] = str(house.folder / "another")
+        values["database"] = {"url": f"sqlite:///{house.folder / 'another' / 'forwarder.db'}"}
+        status, output = await _run(house.folder, as_environment(values))
+    assert status == 1
+    assert "cannot listen" in output
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_signals_are_heard_while_the_start_waits_for_the_database(house: House, processes: int) -> None:
+    away = {"url": "postgresql://nobody@127.0.0.1:1/nothing"}
+    process = EngineProcess(house, workers={"processes": processes}, database=away)
+    starting = asyncio.create_task(process.start())
+    await wait_until(lambda: process.output.exists() and "waits for the database" in process.log())
+    process.process.send_signal(signal.SIGHUP)
+    await asyncio.sleep(0.5)
+    assert process.process.returncode is None
+    process.process.send_signal(signal.SIGTERM)
+    with pytest.raises(AssertionError, match="the start waits for the database"):
+        await starting
+    assert process.process.returncode == 0

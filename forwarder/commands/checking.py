@@ -102,6 +102,7 @@ def _confirmation(settings: "Settings") -> Iterator[Finding]:
 def _ports(settings: "Settings") -> Iterator[Finding]:
     listeners: list[tuple[str, HostPort]] = [("mx", at) for at in settings.mx.listen]
     if settings.tls.configured:
+        yield _certificate(settings)
         listeners += [
             ("submission", at) for at in (*settings.submission.listen, *settings.submission.listen_tls)
         ]
@@ -112,6 +113,18 @@ def _ports(settings: "Settings") -> Iterator[Finding]:
         listeners.append(("api", settings.api.listen))
     for name, at in listeners:
         yield _port(name, at)
+
+
+def _certificate(settings: "Settings") -> Finding:
+    from pathlib import Path
+
+    from forwarder.net.tls import ServerTls, TlsFilesError
+
+    try:
+        ServerTls(Path(settings.tls.certificate), Path(settings.tls.key))
+    except TlsFilesError as error:
+        return Finding(about="tls", grade=Grade.WRONG, text=f"{error}; the engine does not start with them")
+    return Finding(about="tls", grade=Grade.FINE, text=f"{settings.tls.certificate} and its key can be used")
 
 
 def _port(name: str, at: "HostPort") -> Finding:

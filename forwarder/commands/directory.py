@@ -58,10 +58,13 @@ def create_account(
     write(config, create)
 
     def people(out: "Console") -> None:
+        from rich.markup import escape
+
         out.print(
-            f"Account [bold]{address}[/] is made. Its API key, shown this once:\n\n  [bold]{key.secret}[/]\n"
+            f"Account [bold]{escape(address)}[/] is made. Its API key, shown this once:\n\n"
+            f"  [bold]{key.secret}[/]\n"
         )
-        out.print(f"Next: forwarder domain add example.com --account {address}")
+        out.print(f"Next: forwarder domain add example.com --account {address}", markup=False)
 
     answer({"email": address, "api_key": key.secret}, as_json=as_json, people=people)
 
@@ -271,8 +274,11 @@ def add_credential(
     login = write(config, add)
 
     def people(out: "Console") -> None:
+        from rich.markup import escape
+
         out.print(
-            f"Log in as [bold]{login}[/]" + (f" with the password [bold]{password}[/]" if made_here else "")
+            f"Log in as [bold]{escape(login)}[/]"
+            + (f" with the password [bold]{password}[/]" if made_here else "")
         )
         out.print("Servers: port 587 with STARTTLS, or port 465 with TLS.")
 

@@ -122,6 +122,18 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+def make_data_dir(settings: "Settings") -> None:
+    if not settings.database.url.startswith("sqlite"):
+        return
+    try:
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Failure(
+            f"{settings.data_dir} cannot be made ({error.strerror}); "
+            "data_dir must be writable for the user that runs this"
+        ) from None
+
+
 def with_store(config: str | None, work: "Callable[[Database, Settings], Coroutine[Any, Any, T]]") -> T:
     """Run ``work`` over the open database, brought up to date first where ``serve`` would do so too."""
     import asyncio
@@ -130,8 +142,7 @@ def with_store(config: str | None, work: "Callable[[Database, Settings], Corouti
     from forwarder.store.engine import Database
 
     settings = settings_of(config)
-    if settings.database.url.startswith("sqlite"):
-        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_data_dir(settings)
 
     async def main() -> T:
         database = await Database.open(settings.database.url, pool_size=1)
@@ -197,7 +208,10 @@ def table(out: "Console", columns: Sequence[str], rows: Sequence[Sequence[object
     if not rows:
         out.print(empty)
         return
-    drawn = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        # The first names the row, and is what people copy into the next command.
+        drawn.add_column(column, overflow="ellipsis" if number else "fold", no_wrap=number == 0)
     for row in rows:
         drawn.add_row(*(escape(shown(cell)) for cell in row))
     out.print(drawn)

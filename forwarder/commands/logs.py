@@ -31,7 +31,9 @@ def show_logs(
 
     async def work(database: "Database", settings: "Settings") -> None:
         journal, domain_id = await _journal(database, domain)
-        found = await journal.page(domain_id, alias=alias, limit=limit, failures_only=failures)
+        wanted = max(limit, PAGE) if follow else limit
+        known = await journal.page(domain_id, alias=alias, limit=wanted, failures_only=failures)
+        found = known[:limit]
         if as_json and not follow:
             answer([plain(entry) for entry in found], as_json=True, people=lambda out: None)
             return
@@ -41,7 +43,7 @@ def show_logs(
         if not found and not follow:
             out.print("Nothing is logged yet.")
         if follow:
-            seen = {entry.id: len(entry.events) for entry in found}
+            seen = {entry.id: len(entry.events) for entry in known}
             await _follow(journal, domain_id, alias, failures, seen, out, as_json)
 
     try:

@@ -29,7 +29,7 @@ def list_queue(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """List deliveries that wait, the next due first."""
+    """List deliveries that wait, the oldest first."""
     from forwarder.mail.event import DeliveryState
     from forwarder.store import admin
 

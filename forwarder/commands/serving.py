@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from forwarder.commands.frame import AsJson, Config, answer, settings_of
+from forwarder.commands.frame import AsJson, Config, answer, make_data_dir, settings_of
 
 if TYPE_CHECKING:
     from forwarder.config import Settings
@@ -18,6 +18,7 @@ def serve(config: Config = None, as_json: AsJson = False) -> None:
     SIGTERM drains for at most 30 seconds; SIGHUP reloads certificates and configuration.
     """
     import gc
+    import signal
 
     gc.disable()  # until it serves: collecting while modules load is a fifth of the start
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # structlog would load it for tracebacks in colour
@@ -31,6 +32,7 @@ def serve(config: Config = None, as_json: AsJson = False) -> None:
             return loaded.model_copy(update={"logs": loaded.logs.model_copy(update={"format": "json"})})
         return loaded
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     settings = load_settings()
     set_up(settings)
     failpoint.arm(os.environ)
@@ -56,8 +58,7 @@ def migrate(config: Config = None, as_json: AsJson = False) -> None:
     from forwarder.store import migrations
 
     settings = settings_of(config)
-    if settings.database.url.startswith("sqlite"):
-        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_data_dir(settings)
     before = migrations.state(settings.database.url)
     if before == "newer":
         from forwarder.commands.frame import Failure

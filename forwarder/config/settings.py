@@ -173,7 +173,7 @@ class Plan(Section):
     yearly: bool = False
     premium: bool = True
     domains: Count = 10_000
-    aliases: Count = 10_000  # over all domains of the account
+    aliases: Count = 10_000  # of each domain
     credentials: Count = 1000  # per domain
     destinations: Count = 100  # per alias
     redirections: Count = 50
@@ -224,6 +224,17 @@ class Settings(Section):
     plans: Mapping[str, Plan] = Field(default_factory=lambda: {"default": Plan()})
     logs: LogsSection = LogsSection()
     workers: WorkersSection = WorkersSection()
+
+    @model_validator(mode="after")
+    def _one_listener_a_port(self) -> Self:
+        listeners = [*self.mx.listen, *((self.api.listen,) if self.api.listen else ())]
+        if self.tls.configured:
+            listeners += [*self.submission.listen, *self.submission.listen_tls]
+        named = [at for at in listeners if at.port]
+        twice = sorted({str(at) for at in named if named.count(at) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} is asked for by two listeners; give each a port of its own")
+        return self
 
     @model_validator(mode="after")
     def _fill(self) -> Self:

@@ -36,6 +36,9 @@ _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]i?B|kB|B)", re.IGNORECASE)
 _SIZE_UNITS = {"b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": KIB, "mib": MIB, "gib": 1024 * MIB}
 _DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d|w))+")
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|w)")
+_HOST = r"(?:\[[0-9A-Fa-f:.%]+\]|[^\[\]:/?#@,\s]*)(?::[0-9]{1,5})?"
+_POSTGRES = re.compile(rf"postgresql://(?:[^/?#@\[\]]*@)?{_HOST}(?:,{_HOST})*(?:/[^@?#]*)?(?:\?.*)?")
+_LONGEST = 36_500 * 86_400  # seconds
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -57,7 +60,8 @@ def parse_size(value: object) -> int:
         if value.isascii() and value.isdigit():
             return int(value)
         if found := _SIZE.fullmatch(value.strip()):
-            return int(float(found[1]) * _SIZE_UNITS[found[2].lower()])
+            with suppress(OverflowError):
+                return int(float(found[1]) * _SIZE_UNITS[found[2].lower()])
     raise ValueError('write a size with its unit, for example "25 MiB" or "500 kB"')
 
 
@@ -66,7 +70,12 @@ def parse_duration(value: object) -> timedelta:
     if isinstance(value, timedelta):
         return value
     if isinstance(value, str) and _DURATION.fullmatch(text := value.replace(" ", "")):
-        return timedelta(seconds=sum(float(n) * _SECONDS[unit] for n, unit in _DURATION_PART.findall(text)))
+        seconds = sum(float(n) * _SECONDS[unit] for n, unit in _DURATION_PART.findall(text))
+        if seconds > _LONGEST:
+            raise ValueError(
+                'write at most "36500d": times are counted from now on, and a date has four digits'
+            )
+        return timedelta(seconds=seconds)
     raise ValueError('write a duration with its unit (ms, s, m, h, d, w), for example "5m" or "1h30m"')
 
 
@@ -135,7 +144,12 @@ def _database_url(value: object) -> str:
         for found, wanted in (("postgres://", "postgresql://"), ("postgresql+asyncpg://", "postgresql://")):
             if value.startswith(found):
                 value = wanted + value.removeprefix(found)
-        if value == "" or value.startswith("postgresql://") or re.match("sqlite:///.", value):
+        if value.startswith("postgresql://") and not _POSTGRES.fullmatch(value):
+            raise ValueError(
+                'write "postgresql://user:password@host:port/database"; in user and password, characters such as '
+                "/ ? # @ [ ] are percent-encoded: %2F for /"
+            )
+        if value == "" or value.startswith("postgresql://") or re.match("sqlite:///(?!:memory:$).", value):
             return value
     raise ValueError('write "sqlite:///data/forwarder.db" or "postgresql://user:password@host/database"')
 

@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 def sqlite_path(url: str) -> str | None:
     """The file of a ``sqlite:///path`` URL; None for PostgreSQL; ValueError for anything else."""
+    if url.startswith("postgresql"):
+        return None  # asyncpg reads it: several hosts are more than make_url takes
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         if not parsed.database or parsed.database == ":memory:":
@@ -135,8 +137,8 @@ class Database:
 def make_private_file(path: str) -> None:
     """Create the file and its folder if need be, readable by its owner only; SQLite gives its other files the same."""
     folder = os.path.dirname(os.path.abspath(path))
-    os.makedirs(folder, mode=0o700, exist_ok=True)
     try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         os.chmod(path, 0o600)
     except OSError as error:
