@@ -173,7 +173,7 @@ async def test_drain_cuts_what_takes_too_long_and_says_so(tmp_path: Path) -> Non
     async with house(tmp_path, outbound={"dot_timeout": "60s"}) as rooms:
         (delivery,) = await rooms.accept("hang-after-dot@dest.test")
         await rooms.sink.wait_for(1)
-        await rooms.dispatcher.drain(timedelta(seconds=1))
+        await rooms.dispatcher.drain(timedelta(seconds=4))
         events = await rooms.events(delivery)
         assert [status for status, _, _ in events] == ["QUEUED", "SOFT-BOUNCE"]
         assert "went down" in events[-1][2]
