@@ -14,13 +14,13 @@ from forwarder.node import NodeError
 log = structlog.get_logger("ports")
 
 
-def listening_socket(address: HostPort) -> socket.socket:
-    """A bound socket that other processes of ours may bind as well."""
+def listening_socket(address: HostPort, *, shared: bool = True) -> socket.socket:
+    """A bound socket; ``shared``: other processes of ours may bind the port as well."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     opened = socket.socket(family, socket.SOCK_STREAM)
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
         if family == socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         opened.bind((address.host, address.port))
@@ -33,21 +33,13 @@ def listening_socket(address: HostPort) -> socket.socket:
 
 def check_free(settings: Settings) -> None:
     """NodeError when somebody listens on a port of ours: SO_REUSEPORT would share it with another engine, unsaid."""
-    wanted = [*settings.mx.listen, *((settings.api.listen,) if settings.api.listen else ())]
-    if settings.tls.configured:
-        wanted += [*settings.submission.listen, *settings.submission.listen_tls]
-    for address in wanted:
+    for address in settings.listeners:
         if address.port == 0:
             continue
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
-                probe.bind((address.host, address.port))
-            except OSError as error:
-                raise NodeError(f"cannot listen on {address}: {refusal(error)}") from error
+        try:
+            listening_socket(address, shared=False).close()
+        except OSError as error:
+            raise NodeError(f"cannot listen on {address}: {refusal(error)}") from error
 
 
 def listenable(settings: Settings) -> Settings:

@@ -225,12 +225,17 @@ class Settings(Section):
     logs: LogsSection = LogsSection()
     workers: WorkersSection = WorkersSection()
 
-    @model_validator(mode="after")
-    def _one_listener_a_port(self) -> Self:
+    @property
+    def listeners(self) -> list[HostPort]:
+        """What the engine listens on; submission only with a certificate."""
         listeners = [*self.mx.listen, *((self.api.listen,) if self.api.listen else ())]
         if self.tls.configured:
             listeners += [*self.submission.listen, *self.submission.listen_tls]
-        named = [at for at in listeners if at.port]
+        return listeners
+
+    @model_validator(mode="after")
+    def _one_listener_a_port(self) -> Self:
+        named = [at for at in self.listeners if at.port]
         twice = sorted({str(at) for at in named if named.count(at) > 1})
         if twice:
             raise ValueError(f"{', '.join(twice)} is asked for by two listeners; give each a port of its own")
