@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, Text, select, update
+from sqlalchemy import Connection, Integer, Select, Text, Update, bindparam, select, update
+from sqlalchemy.sql import Executable
 
 from forwarder.mail.address import Path
 from forwarder.mail.event import DeliveryKind, DeliveryState, Transport
 from forwarder.store.records import Delivery
-from forwarder.store.rows import Rows, fetch, is_postgres
+from forwarder.store.rows import Rows, by_dialect, execute, fetch, is_postgres, micros
 from forwarder.store.tables import IS_QUEUED, Id, deliveries, messages
 
 _DOMAINS = Rows(domain=Text())
@@ -64,47 +65,72 @@ class Claiming:
         return [claim(conn, item) for item in items]
 
     def _on_postgres(self, conn: Connection, item: Claim) -> list[Delivery]:
-        candidate = _due(conn, item, deliveries.c.id).with_for_update(skip_locked=True).cte("candidate")
-        query = (
-            update(deliveries)
-            .where(deliveries.c.id == candidate.c.id, messages.c.id == deliveries.c.message_id)
-            .values(self._leased(item))
-            .returning(*_COLUMNS)
-        )
-        rows = conn.execute(query, _DOMAINS.values(conn, [(d,) for d in item.exclude_domains]))
-        return [_delivery(row) for row in rows]
+        values = _asked(conn, item) | {"worker_id": self._worker_id, "planned": item.if_worker_dies}
+        return [_delivery(tuple(row)) for row in execute(conn, _claim, values)]
 
     def _on_sqlite(self, conn: Connection, item: Claim) -> list[Delivery]:
-        query = _due(conn, item, *_COLUMNS).join_from(deliveries, messages)
-        rows = fetch(conn, query, _DOMAINS.values(conn, [(d,) for d in item.exclude_domains]))
+        rows = fetch(conn, _found, _asked(conn, item))
         if not rows:
             return []
-        given = _IDS.source(is_postgres(conn))
-        conn.execute(
-            update(deliveries).where(deliveries.c.id.in_(select(given.c.id))).values(self._leased(item)),
-            _IDS.values(conn, [(row[0],) for row in rows]),
-        )
+        values = _IDS.values(conn, [(row[0],) for row in rows])
+        leased = {"worker_id": self._worker_id, "planned": micros(item.if_worker_dies)}
+        execute(conn, _mark, values | leased)
         attempts, planned = 8, 9  # as the update above left them
         return [
             _delivery((*row[:attempts], row[attempts] + 1, item.if_worker_dies, *row[planned + 1 :]))
             for row in rows
         ]
 
-    def _leased(self, item: Claim) -> dict[str, Any]:
-        return {
-            "state": DeliveryState.LEASED.value,
-            "lease_owner": self._worker_id,
-            "attempts": deliveries.c.attempts + 1,
-            "next_attempt_at": item.if_worker_dies,
-        }
+
+def _asked(conn: Connection, item: Claim) -> dict[str, Any]:
+    now = item.now if is_postgres(conn) else micros(item.now)
+    excluded = _DOMAINS.values(conn, [(domain,) for domain in item.exclude_domains])
+    return excluded | {"now": now, "limit": item.limit}
 
 
-def _due(conn: Connection, item: Claim, *columns: Any) -> Select[Any]:
-    excluded = _DOMAINS.source(is_postgres(conn))
-    query = select(*columns).where(IS_QUEUED, deliveries.c.next_attempt_at <= item.now)
-    if item.exclude_domains:
-        query = query.where(deliveries.c.destination_domain.not_in(select(excluded.c.domain)))
-    return query.order_by(deliveries.c.next_attempt_at).limit(item.limit)
+def _due(postgres: bool, *columns: Any) -> Select[Any]:
+    excluded = _DOMAINS.source(postgres)
+    return (
+        select(*columns)
+        .where(
+            IS_QUEUED,
+            deliveries.c.next_attempt_at <= bindparam("now"),
+            deliveries.c.destination_domain.not_in(select(excluded.c.domain)),
+        )
+        .order_by(deliveries.c.next_attempt_at)
+        .limit(bindparam("limit", type_=Integer()))
+    )
+
+
+@by_dialect
+def _found(postgres: bool) -> Select[Any]:
+    return _due(postgres, *_COLUMNS).join_from(deliveries, messages)
+
+
+@by_dialect
+def _mark(postgres: bool) -> Update:
+    given = _IDS.source(postgres)
+    return update(deliveries).where(deliveries.c.id.in_(select(given.c.id))).values(_leased())
+
+
+@by_dialect
+def _claim(postgres: bool) -> Executable:
+    candidate = _due(postgres, deliveries.c.id).with_for_update(skip_locked=True).cte("candidate")
+    return (
+        update(deliveries)
+        .where(deliveries.c.id == candidate.c.id, messages.c.id == deliveries.c.message_id)
+        .values(_leased())
+        .returning(*_COLUMNS)
+    )
+
+
+def _leased() -> dict[str, Any]:
+    return {
+        "state": DeliveryState.LEASED.value,
+        "lease_owner": bindparam("worker_id", type_=Id),
+        "attempts": deliveries.c.attempts + 1,
+        "next_attempt_at": bindparam("planned", type_=deliveries.c.next_attempt_at.type),
+    }
 
 
 def _delivery(row: Sequence[Any]) -> Delivery:

@@ -37,7 +37,7 @@ from forwarder.store.recording import (
     plain_notice,
 )
 from forwarder.store.records import NewEvent
-from forwarder.store.rows import Rows, fetch, insert_many, is_postgres
+from forwarder.store.rows import Rows, by_dialect, fetch, insert_many, is_postgres
 from forwarder.store.tables import Id, events, logs
 
 BEHIND = 1000  # refused logs that may wait to be written
@@ -235,14 +235,18 @@ def _entries(conn: Connection, *, query: Select[Any]) -> list[LogEntry]:
     rows = conn.execute(query).all()
     if not rows:
         return []
-    given = _IDS.source(is_postgres(conn))
-    of_these = select(*_EVENT).where(events.c.log_id.in_(select(given.c.id))).order_by(events.c.id)
     by_log: dict[str, list[Event]] = {}
     # by time, then by id: the clocks of two workers may disagree by more than two steps are apart
-    found = fetch(conn, of_these, _IDS.values(conn, [(row.id,) for row in rows]))
+    found = fetch(conn, _of_these, _IDS.values(conn, [(row.id,) for row in rows]))
     for log_id, *event in sorted(found, key=lambda row: (row[2], row[1])):
         by_log.setdefault(log_id, []).append(_event(event))
     return [_entry(row, tuple(by_log.get(row.id, ()))) for row in rows]
+
+
+@by_dialect
+def _of_these(postgres: bool) -> Select[Any]:
+    given = _IDS.source(postgres)
+    return select(*_EVENT).where(events.c.log_id.in_(select(given.c.id))).order_by(events.c.id)
 
 
 def _event(row: Sequence[Any]) -> Event:

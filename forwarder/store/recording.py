@@ -155,7 +155,7 @@ def mark_failed(conn: Connection, log_ids: Iterable[str]) -> None:
     """Note that these logs have a failure among their events."""
     wanted = [(id_,) for id_ in log_ids]
     if wanted:
-        execute(conn, _mark_failed(conn), _LOG_IDS.values(conn, wanted))
+        execute(conn, _mark_failed, _LOG_IDS.values(conn, wanted))
 
 
 class Recorder:

@@ -170,22 +170,26 @@ class Rows:
         ).subquery("given")
 
 
-def execute(conn: Connection, statement: Executable, parameters: dict[str, Any]) -> Any:
-    """Run a statement of ``by_dialect`` whose parameters are those of its ``Rows``; its cursor or result."""
-    return conn.execute(statement, parameters) if is_postgres(conn) else run(conn, statement, parameters)
+def execute(
+    conn: Connection, statement: Callable[[Connection], Executable], parameters: dict[str, Any]
+) -> Any:
+    """Run a statement of ``by_dialect`` with all its parameters, times as the database stores them; cursor or result.
+
+    Of ``by_dialect``, since what is made of a statement to run it is kept as long as the process lives.
+    """
+    made = statement(conn)
+    return conn.execute(made, parameters) if is_postgres(conn) else run(conn, made, parameters)
 
 
 def fetch(
-    conn: Connection, query: Select[Any], parameters: dict[str, Any], *, lasting: bool = False
+    conn: Connection, query: Callable[[Connection], Select[Any]], parameters: dict[str, Any]
 ) -> list[tuple[Any, ...]]:
-    """All rows of a query, in its order; ``lasting``: it is one of ``by_dialect``, all its parameters are given."""
+    """All rows of a query, in its order; else as ``execute``."""
+    made = query(conn)
     if is_postgres(conn):
-        return [tuple(row) for row in conn.execute(query, parameters)]
-    packed, readers = _packed(query)
-    if lasting:
-        [text] = run(conn, packed, parameters).fetchone()
-    else:
-        text = conn.execute(packed, parameters).scalar_one()
+        return [tuple(row) for row in conn.execute(made, parameters)]
+    packed, readers = _packed(made)
+    [text] = run(conn, packed, parameters).fetchone()
     return [
         tuple(
             value if reader is None or value is None else reader(value)
@@ -195,7 +199,7 @@ def fetch(
     ]
 
 
-@lru_cache(64)
+@cache
 def _packed(query: Select[Any]) -> tuple[Select[Any], list[Callable[[Any], Any] | None]]:
     inner = query.subquery("found")
     array = func.json_group_array(func.json_array(*inner.c), type_=Text())

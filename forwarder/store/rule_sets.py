@@ -105,7 +105,7 @@ async def read_names(database: Database, address: Path, domain_id: int) -> tuple
     """The directory's version, and the exact aliases that could answer for an address. Raises StoreUnavailable."""
     name, bare = names_for(address.local)
     parameters = {"domain_id": domain_id, "name": name, "bare": bare}
-    version, lines = await database.read(lambda conn: execute(conn, _of_names(conn), parameters).fetchone())
+    version, lines = await database.read(lambda conn: execute(conn, _of_names, parameters).fetchone())
     return version, Lines(lines)
 
 
@@ -130,7 +130,7 @@ def _read(conn: Connection, address: Path, *, require_confirmed: bool) -> _Rows:
         "limit": limit,
         "more": limit + 1,
     }
-    row = execute(conn, _of_domain(conn), parameters).fetchone()
+    row = execute(conn, _of_domain, parameters).fetchone()
     version, domain_id, account_id, count, patterns, lines = row
     names = Lines(lines)
     apart = count > limit

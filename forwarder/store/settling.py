@@ -138,7 +138,7 @@ class Releasing:
 
 def already_stored(conn: Connection, ids: Iterable[str]) -> set[str]:
     """Those of these messages that are in the store."""
-    return {id_ for (id_,) in fetch(conn, _stored(conn), _IDS.values(conn, [(id_,) for id_ in ids]))}
+    return {id_ for (id_,) in fetch(conn, _stored, _IDS.values(conn, [(id_,) for id_ in ids]))}
 
 
 @by_dialect
@@ -149,7 +149,7 @@ def _stored(postgres: bool) -> Select[Any]:
 def still_ours(conn: Connection, worker_id: str, ids: Iterable[str]) -> dict[str, int]:
     """The attempt each of these deliveries is leased to the worker for, locked until the transaction ends."""
     values = _IDS.values(conn, [(id_,) for id_ in ids])
-    return dict(fetch(conn, _leases(conn), values | {"worker_id": worker_id}, lasting=True))
+    return dict(fetch(conn, _leases, values | {"worker_id": worker_id}))
 
 
 @by_dialect
@@ -169,7 +169,7 @@ def delete_deliveries(conn: Connection, ids: Iterable[str]) -> None:
     """Delete deliveries by id, whoever holds them."""
     wanted = [(id_,) for id_ in ids]
     if wanted:
-        execute(conn, _deletion(conn), _IDS.values(conn, wanted))
+        execute(conn, _deletion, _IDS.values(conn, wanted))
 
 
 @by_dialect
@@ -180,7 +180,7 @@ def _deletion(postgres: bool) -> Delete:
 def queue_again(conn: Connection, rows: Sequence[tuple[str, datetime | None, int, str | None]]) -> None:
     """Back to queued: id, when due, how many attempts not to count, the reply to remember (None: the old one)."""
     if rows:
-        execute(conn, _return(conn), _RETRIES.values(conn, rows))
+        execute(conn, _return, _RETRIES.values(conn, rows))
 
 
 @by_dialect
@@ -206,7 +206,7 @@ def delete_finished(conn: Connection, message_ids: Iterable[str]) -> None:
         return
     left = _delete_without_deliveries(conn, wanted)
     if left and is_postgres(conn):
-        conn.execute(_message_lock(conn), _IDS.values(conn, [(id_,) for id_ in left]))
+        execute(conn, _message_lock, _IDS.values(conn, [(id_,) for id_ in left]))
         _delete_without_deliveries(conn, left)
 
 
@@ -219,7 +219,7 @@ def _message_lock(postgres: bool) -> Select[Any]:
 
 def _delete_without_deliveries(conn: Connection, wanted: list[str]) -> list[str]:
     """Those that were not deleted; on SQLite, where nobody else writes meanwhile, none are told."""
-    result = execute(conn, _finished(conn), _IDS.values(conn, [(id_,) for id_ in wanted]))
+    result = execute(conn, _finished, _IDS.values(conn, [(id_,) for id_ in wanted]))
     if not is_postgres(conn):
         return []
     gone = set(result.scalars())

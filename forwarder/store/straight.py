@@ -11,7 +11,7 @@ and what comes back is the driver's cursor.
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Connection
@@ -101,7 +101,7 @@ def _of_driver(conn: Connection, text: str, error: sqlite3.Error) -> BaseExcepti
     return DBAPIError.instance(text, None, error, sqlite3.Error, hide_parameters=True, dialect=conn.dialect)
 
 
-@lru_cache(256)
+@cache
 def _compiled(statement: Executable) -> tuple[str, tuple[str, ...], dict[str, Any]]:
     compiled: Any = statement.compile(dialect=_DIALECT)  # type: ignore[attr-defined]
     return compiled.string, tuple(compiled.positiontup or ()), compiled.params
