@@ -5,10 +5,13 @@ is the outbound side as seen from here: inbound and outbound never import each o
 protocol by its shape.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
+
+from forwarder.failpoint import reach
 
 if TYPE_CHECKING:
     from forwarder.config import Settings
@@ -33,6 +36,17 @@ class Intake(Protocol):
     def hand_over(self, message: "NewMessage") -> None:
         """Take the leased deliveries of a message that is committed. Must not raise."""
         ...
+
+
+def hand_over(intake: Intake, message: "NewMessage") -> None:
+    """Hand fresh mail over; in the turn of the loop after the one that wrote its reply.
+
+    A client of this machine, or the thread that sends to another, may have been woken on this very processor: unless
+    we give way, the reply is read when we have signed the message, 0.7 ms later.
+    """
+    os.sched_yield()
+    reach("receive.after-reply")
+    intake.hand_over(message)
 
 
 class StoreOnly:

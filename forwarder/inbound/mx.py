@@ -20,7 +20,7 @@ from forwarder.failpoint import reach
 from forwarder.inbound.arrival import Composer, Facts, client_name, facts, received
 from forwarder.inbound.disk import Disk
 from forwarder.inbound.forwarding_quota import ForwardingQuota
-from forwarder.inbound.intake import Rooms
+from forwarder.inbound.intake import Rooms, hand_over
 from forwarder.inbound.late_bounce import LateBounces
 from forwarder.inbound.reception import COMMAND_LIMIT, Ask
 from forwarder.inbound.refusals import Refusals
@@ -34,7 +34,6 @@ from forwarder.mail.address import Path
 from forwarder.mail.envelope import MailCommand
 from forwarder.mail.event import Transport
 from forwarder.mail.reply import Reply
-from forwarder.store.records import NewMessage
 from forwarder.store.trouble import CommitUnknown, StoreUnavailable
 
 log = structlog.get_logger(__name__)
@@ -184,14 +183,10 @@ class MxReception:
             raise
         reach("receive.before-reply")
         # After the reply: the dialogue writes it before the loop comes round again.
-        asyncio.get_running_loop().call_soon(self._hand_over, message)
+        asyncio.get_running_loop().call_soon(hand_over, rooms.intake, message)
         if transaction.reverse_path.is_null:
             self._late_bounces.look_at(content, head)
         return replies.queued_as(identifier)
-
-    def _hand_over(self, message: NewMessage) -> None:
-        reach("receive.after-reply")
-        self._rooms.intake.hand_over(message)
 
     def _circling(self, transaction: Transaction, head: bytes) -> Reply | None:
         if contents.count_received(head) > self._max_hops:

@@ -21,7 +21,7 @@ from forwarder.inbound.authenticator import Authenticator, Denied
 from forwarder.inbound.authorship import claimed
 from forwarder.inbound.completion import missing_fields, without_blind_copies
 from forwarder.inbound.disk import Disk
-from forwarder.inbound.intake import Rooms
+from forwarder.inbound.intake import Rooms, hand_over
 from forwarder.inbound.quotas import Quotas
 from forwarder.inbound.readiness import Readiness
 from forwarder.inbound.reception import AUTH_LIMIT, Ask
@@ -256,8 +256,7 @@ class SubmissionReception:
         return replies.queued_as(identifier)
 
     def _hand_over(self, message: NewMessage, login: Login) -> None:
-        reach("receive.after-reply")
-        self._rooms.intake.hand_over(message)
+        hand_over(self._rooms.intake, message)
         self._usage.note(login.credential.id)
 
     async def _refusal(self, login: Login, head: bytes) -> Reply | None:
