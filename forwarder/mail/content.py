@@ -14,12 +14,12 @@ them with ``count_fields``, which sees them all.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from forwarder.mail.scan import first as first_of
 from forwarder.mail.words import decode_words, printable
 
 __all__ = [
@@ -50,7 +50,7 @@ MAX_HEAD_FIELDS = 30_000
 MAX_FIELDS = 2000
 MAX_VALUE = 8192  # octets of one field that are looked at
 _COMMENT_DEPTH = 50
-_bare_cr = first_of(rb"\r(?!\n)", rb"\r(?:[^\n]|\z)")
+_BLOCK = 128 * 1024  # octets
 _FIELD_START = re.compile(rb"[!-9;-~]+[ \t]*:")
 _ONE_MAILBOX = re.compile(r'(?:"([^"\\]*)"\s*|([^"\\<>(),:;@]*))<([^"\\<>(),:;\s]+)>[ \t]*')
 
@@ -176,10 +176,13 @@ def malformed_head(head: bytes) -> ContentFault | None:
 
 def bare_newline(content: bytes) -> ContentFault | None:
     """Whether a CR or LF stands alone: the root of SMTP smuggling (RFC 5321 2.3.8)."""
-    # Half the time of counting CRLF: when each CR has its LF, equal numbers leave no LF alone.
-    if _bare_cr(content) < 0 and content.count(b"\r") == content.count(b"\n"):
-        return None
-    return ContentFault.BARE_CR_OR_LF
+    # It notes which line ends it sees, in one pass: half the time of counting CR and LF. The states of a CR at the
+    # end of a block and of the text are its own.
+    seen = io.IncrementalNewlineDecoder(None, translate=False)
+    for start in range(0, len(content), _BLOCK):
+        seen.decode(str(content[start : start + _BLOCK], "latin-1"))
+    seen.decode("", final=True)
+    return None if seen.newlines in (None, "\r\n") else ContentFault.BARE_CR_OR_LF
 
 
 def normalize_newlines(content: bytes) -> bytes:

@@ -89,6 +89,25 @@ def test_newlines_as_a_regular_expression_would_say_it(raw: bytes) -> None:
     assert content.normalize_newlines(raw) == re.sub(rb"\r\n|\r|\n", b"\r\n", raw)
 
 
+@pytest.mark.parametrize("before", [128 * 1024 - 2, 128 * 1024 - 1, 128 * 1024, 256 * 1024 - 1])
+@pytest.mark.parametrize(
+    ("ends", "bare"),
+    [
+        (b"\r\n", False),
+        (b"\r\n\r\n", False),
+        (b"\n", True),
+        (b"\r", True),
+        (b"\rx\r\n", True),
+        (b"\r\n\n", True),
+    ],
+)
+def test_bare_newlines_of_a_long_text_wherever_it_is_cut_in_blocks(
+    before: int, ends: bytes, bare: bool
+) -> None:
+    for text in (b"x" * before + ends, b"x" * before + ends + b"y" * 100):
+        assert (content.bare_newline(text) is not None) is bare
+
+
 @pytest.mark.parametrize(
     ("text", "too_long"),
     [

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forwarder.mail.scan import LARGE, first, literally
+from forwarder.mail.scan import LARGE, literally
 
 LITERALS = (b"\r\n.\r\n", b"\r\n.", b"  ", b" \r", b".", b"$^", b"\xff\0")
 pieces = st.lists(st.sampled_from([b"\r", b"\n", b".", b" ", b"a", b"\xff", b"\0", b"$", b"^"]), max_size=40)
@@ -23,17 +23,6 @@ def test_octets_are_found_where_they_first_stand(literal: bytes, text: bytes, st
     if start <= len(text):
         assert find(text, start) == text.find(literal, start)
     assert find(bytearray(text)) == text.find(literal)
-
-
-@given(text=texts, more=padding)
-def test_the_expressions_mean_the_same(text: bytes, more: int) -> None:
-    text = b"x" * more + text
-    alone = [
-        place
-        for place in range(len(text))
-        if text[place : place + 1] == b"\r" and text[place + 1 : place + 2] != b"\n"
-    ]
-    assert first(rb"\r(?!\n)", rb"\r(?:[^\n]|\z)")(text) == (alone[0] if alone else -1)
 
 
 def test_the_edges() -> None:
