@@ -20,7 +20,7 @@ from forwarder.failpoint import reach
 from forwarder.inbound.arrival import Composer, Facts, client_name, facts, received
 from forwarder.inbound.disk import Disk
 from forwarder.inbound.forwarding_quota import ForwardingQuota
-from forwarder.inbound.intake import Rooms, hand_over
+from forwarder.inbound.intake import HandOver, Rooms
 from forwarder.inbound.late_bounce import LateBounces
 from forwarder.inbound.reception import COMMAND_LIMIT, Ask
 from forwarder.inbound.refusals import Refusals
@@ -62,6 +62,7 @@ class MxReception:
         self._disk = Disk(rooms.settings.data_dir)
         self._max_hops = rooms.settings.mx.max_hops
         self._resolution = Resolution(rooms)
+        self._hand_over = HandOver(rooms.intake)
         self._quota = ForwardingQuota(rooms.database, rooms.settings.plans, clock=rooms.clock)
         self._composer = Composer(
             transport=Transport.SMTP,
@@ -183,7 +184,7 @@ class MxReception:
             raise
         reach("receive.before-reply")
         # After the reply: the dialogue writes it before the loop comes round again.
-        asyncio.get_running_loop().call_soon(hand_over, rooms.intake, message)
+        asyncio.get_running_loop().call_soon(self._hand_over, message)
         if transaction.reverse_path.is_null:
             self._late_bounces.look_at(content, head)
         return replies.queued_as(identifier)

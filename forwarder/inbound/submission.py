@@ -21,7 +21,7 @@ from forwarder.inbound.authenticator import Authenticator, Denied
 from forwarder.inbound.authorship import claimed
 from forwarder.inbound.completion import missing_fields, without_blind_copies
 from forwarder.inbound.disk import Disk
-from forwarder.inbound.intake import Rooms, hand_over
+from forwarder.inbound.intake import HandOver, Rooms
 from forwarder.inbound.quotas import Quotas
 from forwarder.inbound.readiness import Readiness
 from forwarder.inbound.reception import AUTH_LIMIT, Ask
@@ -84,6 +84,7 @@ class SubmissionReception:
         self._readiness = Readiness(rooms.database, rooms.resolver, hostname=settings.hostname)
         self._resolution = Resolution(rooms)
         self._quotas = Quotas(rooms.database, settings.plans, clock=rooms.clock)
+        self._hand_over = HandOver(rooms.intake)
         self._usage = Usage(rooms.database, clock=rooms.clock)
         self._composer = Composer(
             transport=Transport.SUBMISSION,
@@ -252,11 +253,11 @@ class SubmissionReception:
             raise
         reach("receive.before-reply")
         # After the reply: the dialogue writes it before the loop comes round again.
-        asyncio.get_running_loop().call_soon(self._hand_over, message, login)
+        asyncio.get_running_loop().call_soon(self._sent, message, login)
         return replies.queued_as(identifier)
 
-    def _hand_over(self, message: NewMessage, login: Login) -> None:
-        hand_over(self._rooms.intake, message)
+    def _sent(self, message: NewMessage, login: Login) -> None:
+        self._hand_over(message)
         self._usage.note(login.credential.id)
 
     async def _refusal(self, login: Login, head: bytes) -> Reply | None:

@@ -176,8 +176,8 @@ def malformed_head(head: bytes) -> ContentFault | None:
 
 def bare_newline(content: bytes) -> ContentFault | None:
     """Whether a CR or LF stands alone: the root of SMTP smuggling (RFC 5321 2.3.8)."""
-    # It notes which line ends it sees, in one pass: half the time of counting CR and LF. The states of a CR at the
-    # end of a block and of the text are its own.
+    # It notes which line ends it sees, in one pass, with a CR at the end of a block kept in mind: half the time of
+    # looking for a lone CR and counting both.
     seen = io.IncrementalNewlineDecoder(None, translate=False)
     for start in range(0, len(content), _BLOCK):
         seen.decode(str(content[start : start + _BLOCK], "latin-1"))

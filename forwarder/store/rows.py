@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -38,7 +38,7 @@ from forwarder.failpoint import reach
 from forwarder.store.straight import run, run_text
 from forwarder.store.tables import UtcDateTime
 
-S = TypeVar("S")
+S = TypeVar("S", covariant=True)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -119,17 +119,23 @@ def _array_of(column: Column[Any]) -> str:
             return "text[]"
 
 
-def by_dialect(build: Callable[[bool], S]) -> Callable[[Connection], S]:
-    """A statement made once for each dialect, by a function told whether it is PostgreSQL's."""
-    built: dict[bool, S] = {}
+class Lasting(Generic[S]):
+    """A statement for each dialect, as long as the process lives."""
 
-    def statement(conn: Connection) -> S:
+    def __init__(self, build: Callable[[bool], S]) -> None:
+        self._build = build
+        self._built: dict[bool, S] = {}
+
+    def __call__(self, conn: Connection) -> S:
         postgres = is_postgres(conn)
-        if postgres not in built:
-            built[postgres] = build(postgres)
-        return built[postgres]
+        if postgres not in self._built:
+            self._built[postgres] = self._build(postgres)
+        return self._built[postgres]
 
-    return statement
+
+def by_dialect(build: Callable[[bool], S]) -> Lasting[S]:
+    """A statement made once for each dialect, by a function told whether it is PostgreSQL's."""
+    return Lasting(build)
 
 
 class Rows:
@@ -170,20 +176,16 @@ class Rows:
         ).subquery("given")
 
 
-def execute(
-    conn: Connection, statement: Callable[[Connection], Executable], parameters: dict[str, Any]
-) -> Any:
-    """Run a statement of ``by_dialect`` with all its parameters, times as the database stores them; cursor or result.
+def execute(conn: Connection, statement: Lasting[Executable], parameters: dict[str, Any]) -> Any:
+    """Run a statement with all its parameters, times as the database stores them; its cursor or result.
 
-    Of ``by_dialect``, since what is made of a statement to run it is kept as long as the process lives.
+    A lasting one, since what is made of it to run it is kept for ever.
     """
     made = statement(conn)
     return conn.execute(made, parameters) if is_postgres(conn) else run(conn, made, parameters)
 
 
-def fetch(
-    conn: Connection, query: Callable[[Connection], Select[Any]], parameters: dict[str, Any]
-) -> list[tuple[Any, ...]]:
+def fetch(conn: Connection, query: Lasting[Select[Any]], parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
     """All rows of a query, in its order; else as ``execute``."""
     made = query(conn)
     if is_postgres(conn):

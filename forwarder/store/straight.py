@@ -1,6 +1,6 @@
-"""The statements of every message, straight to SQLite's driver.
+"""The statements of every message and of every second, straight to SQLite's driver.
 
-SQLAlchemy looks up, wraps and unwraps each execution for some 50 µs; what a group commit executes is always the same
+SQLAlchemy looks up, wraps and unwraps each execution for some 50 µs; what is executed so often is always the same few
 dozen statements, so they are compiled once and their text is given to the driver as it is. Errors come out as
 SQLAlchemy's all the same, so that callers need not know which way a statement went.
 
@@ -53,7 +53,7 @@ def _end(conn: Connection, act: Callable[[], object]) -> None:
 
 
 def run(conn: Connection, statement: Executable, parameters: Mapping[str, Any]) -> sqlite3.Cursor:
-    """Execute a statement that lives as long as the process."""
+    """Execute a statement that lives as long as the process; KeyError where one of its parameters is missing."""
     text, names, constants = _compiled(statement)
     return run_text(conn, text, [parameters[n] if n in parameters else constants[n] for n in names])
 
@@ -104,4 +104,5 @@ def _of_driver(conn: Connection, text: str, error: sqlite3.Error) -> BaseExcepti
 @cache
 def _compiled(statement: Executable) -> tuple[str, tuple[str, ...], dict[str, Any]]:
     compiled: Any = statement.compile(dialect=_DIALECT)  # type: ignore[attr-defined]
-    return compiled.string, tuple(compiled.positiontup or ()), compiled.params
+    constants = {name: value for name, value in compiled.params.items() if not compiled.binds[name].required}
+    return compiled.string, tuple(compiled.positiontup or ()), constants

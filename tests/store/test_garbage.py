@@ -17,12 +17,17 @@ async def test_looking_for_work_leaves_nothing_for_the_collector(stage: Stage) -
     worker = await stage.worker()
     takeover = workers.Takeover(worker.database, lease=timedelta(seconds=30), every=timedelta(seconds=3))
 
+    await worker.queue.enqueue(stage.message())
+
     async def look() -> None:
-        await worker.queue.claim_due(NOON, 50)
+        for claimed in await worker.queue.claim_due(NOON, 50):
+            assert await worker.queue.release(claimed, next_attempt_at=NOON)
         await worker.queue.claim_due(NOON, 50, ("full.example", "slow.example"))
         await worker.queue.next_due_at()
         await worker.queue.held()
         await takeover.look(NOON)
+        await workers.heartbeat(worker.database, worker.id, now=NOON)
+        await worker.database.ready()
 
     for _ in range(10):  # what is made once is made
         await look()
