@@ -253,10 +253,10 @@ class SubmissionReception:
             raise
         reach("receive.before-reply")
         # After the reply: the dialogue writes it before the loop comes round again.
-        asyncio.get_running_loop().call_soon(self._sent, message, login)
+        asyncio.get_running_loop().call_soon(self._accepted, message, login)
         return replies.queued_as(identifier)
 
-    def _sent(self, message: NewMessage, login: Login) -> None:
+    def _accepted(self, message: NewMessage, login: Login) -> None:
         self._hand_over(message)
         self._usage.note(login.credential.id)
 

@@ -66,7 +66,7 @@ class Claiming:
 
     def _on_postgres(self, conn: Connection, item: Claim) -> list[Delivery]:
         values = _asked(conn, item) | {"worker_id": self._worker_id, "planned": item.if_worker_dies}
-        return [_delivery(tuple(row)) for row in execute(conn, _claim, values)]
+        return [_delivery(row) for row in execute(conn, _claim, values)]
 
     def _on_sqlite(self, conn: Connection, item: Claim) -> list[Delivery]:
         rows = fetch(conn, _found, _asked(conn, item))

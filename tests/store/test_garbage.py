@@ -20,9 +20,9 @@ async def test_looking_for_work_leaves_nothing_for_the_collector(stage: Stage) -
     await worker.queue.enqueue(stage.message())
 
     async def look() -> None:
-        for claimed in await worker.queue.claim_due(NOON, 50):
-            assert await worker.queue.release(claimed, next_attempt_at=NOON)
-        await worker.queue.claim_due(NOON, 50, ("full.example", "slow.example"))
+        (claimed,) = await worker.queue.claim_due(NOON, 50)
+        assert await worker.queue.release(claimed, next_attempt_at=NOON)
+        assert not await worker.queue.claim_due(NOON, 50, ("dest.example", "full.example"))
         await worker.queue.next_due_at()
         await worker.queue.held()
         await takeover.look(NOON)
