@@ -15,14 +15,16 @@ from contextlib import asynccontextmanager
 from benchmarks import fill, latency, load, machine, report
 from benchmarks.bench import Bench
 from benchmarks.engine import Engine
-from benchmarks.load import INBOUND_PORT, SINK_PORT, Workload
+from benchmarks.load import INBOUND_PORT, Workload
 from benchmarks.pulse import felt
+from benchmarks.sink import SINK_PORT, SmtpSink
 from tests.peers.dns_server import DnsServer
 
 BACKLOG = 100_000
 SLOW = 5000
 SECOND_HOST = "127.0.0.2"
 _FRESH_RATE = 10
+_PATIENCE = 600.0  # seconds
 
 
 async def drained(bench: Bench) -> list[report.Section]:
@@ -34,14 +36,14 @@ async def drained(bench: Bench) -> list[report.Section]:
         engine.stop()
         bench.tell(f"filling the queue with {count} due deliveries")
         fill.backlog(fill.database_of(engine.root), count=count, size=4096, destination_domain="bulk.test")
-        sink = await load.sink_for(count, host=SECOND_HOST)
-        bench.tell("draining")
-        began = time.monotonic()
-        ready = await asyncio.to_thread(engine.start, fresh=False)
-        try:
-            row = await _drain(bench, engine, sink, count=count, ready=ready, began=began)
-        finally:
-            await asyncio.to_thread(engine.stop)
+        async with SmtpSink(SECOND_HOST) as sink:
+            bench.tell("draining")
+            began = time.monotonic()
+            ready = await asyncio.to_thread(engine.start, fresh=False)
+            try:
+                row = await _drain(bench, engine, sink, count=count, ready=ready, began=began)
+            finally:
+                await asyncio.to_thread(engine.stop)
     return [
         report.Section(
             f"A backlog of {count:,} due deliveries",
@@ -53,14 +55,17 @@ async def drained(bench: Bench) -> list[report.Section]:
 
 
 async def _drain(
-    bench: Bench, engine: Engine, sink: asyncio.subprocess.Process, *, count: int, ready: float, began: float
+    bench: Bench, engine: Engine, sink: SmtpSink, *, count: int, ready: float, began: float
 ) -> list[tuple[str, ...]]:
     peaks: list[int] = []
     watcher = asyncio.create_task(load.watch_peak(engine, peaks))
     cpu = machine.cpu_seconds(engine.roots())
     async with felt(engine.port) as pulse:
-        fresh = asyncio.create_task(latency.measure_until(engine, rate=_FRESH_RATE, ended=sink))
-        timings = await fresh
+        timings = await latency.measure_until(
+            engine,
+            rate=_FRESH_RATE,
+            ended=lambda: sink.taken >= count or time.monotonic() > began + _PATIENCE,
+        )
     elapsed = time.monotonic() - began
     spent = machine.cpu_seconds(engine.roots()) - cpu
     watcher.cancel()
@@ -68,7 +73,10 @@ async def _drain(
         await watcher
     return [
         ("start to serving", f"{ready:.2f} s"),
-        ("drained, from the start of the engine", f"{count / elapsed:.0f} messages/s"),
+        (
+            "drained, from the start of the engine",
+            f"{count / elapsed:.0f} messages/s" + ("" if sink.taken == count else " (NOT ALL, OR DOUBLED)"),
+        ),
         ("CPU ms/message", f"{spent / count * 1000:.2f}"),
         ("peak memory, all processes", f"{max(peaks, default=0) / 2**20:.0f} MiB"),
         ("fresh mail, end to end: p50 / p95 / p99 ms", latency.three(timings.end_to_end)),
@@ -91,7 +99,7 @@ async def beside_a_dead_host(bench: Bench) -> list[report.Section]:
             bench.tell(f"{count} messages to a host that says nothing")
             flood = Workload(name="slow", messages=count, size=4096, recipient="slow@fwd.test")
             source = await asyncio.create_subprocess_exec(
-                *flood.sources(engine.port)[0], env=load.environment()
+                *flood.sources(engine.port)[0], env=machine.environment()
             )
             meanwhile = await latency.measure(engine, rate=_FRESH_RATE, messages=messages)
             await source.wait()

@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import SINK_PORT, wait_for_port
+from benchmarks.machine import wait_for_port
+from benchmarks.sink import SINK_PORT
 
 ACCOUNT = "owner@owner.test"
 DOMAIN = "fwd.test"

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.load import SINK_PORT, Subject
+from benchmarks.load import Subject
 from benchmarks.report import Section, percentile
+from benchmarks.sink import SINK_PORT
 
 _BODY = b"0123456789abcdef" * 4 + b"\r\n"
 
@@ -132,12 +133,10 @@ async def measure(
 
 
 async def measure_until(
-    subject: Subject, *, rate: float, ended: asyncio.subprocess.Process, patience: float = 30
+    subject: Subject, *, rate: float, ended: Callable[[], bool], patience: float = 30
 ) -> Timings:
-    """The same for as long as a process runs."""
-    return await _measure(
-        subject, rate=rate, goes_on=lambda _: ended.returncode is None, size=4096, patience=patience
-    )
+    """The same until something has ended."""
+    return await _measure(subject, rate=rate, goes_on=lambda _: not ended(), size=4096, patience=patience)
 
 
 async def _measure(

@@ -6,19 +6,16 @@ come with Postfix and are made for this; they cost about a tenth of what is meas
 
 import asyncio
 import contextlib
-import os
-import socket
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from benchmarks import machine
+from benchmarks.sink import SmtpSink
 
-PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 INBOUND_PORT = 2525
-SINK_PORT = 2626
+SETTLED = 0.3  # seconds after the last message: writing down what became of it belongs to the cost
 PEAK_EVERY = 1.0  # seconds: the kernel walks every page table for a figure
 
 
@@ -85,20 +82,6 @@ class Run:
     remarks: list[str] = field(default_factory=list)
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PATH": PATH}
-
-
-def wait_for_port(port: int, *, seconds: float, host: str = "127.0.0.1") -> None:
-    """Return when something listens; RuntimeError when nothing does in time."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
-            return
-        time.sleep(0.02)
-    raise RuntimeError(f"nothing listens on {host}:{port} after {seconds:.0f} s")
-
-
 async def watch_peak(subject: Subject, seen: list[int], *, every: float = PEAK_EVERY) -> None:
     """Task body: the memory of a subject, again and again."""
     while True:
@@ -106,42 +89,30 @@ async def watch_peak(subject: Subject, seen: list[int], *, every: float = PEAK_E
         await asyncio.sleep(every)
 
 
-async def sink_for(messages: int, *, host: str = "127.0.0.1") -> asyncio.subprocess.Process:
-    """smtp-sink, which ends when it has taken that many messages."""
-    sink = await asyncio.create_subprocess_exec(
-        *("smtp-sink", "-u", "nobody", "-M", str(messages), f"{host}:{SINK_PORT}", "1000"),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-    )
-    await asyncio.to_thread(wait_for_port, SINK_PORT, seconds=5, host=host)
-    return sink
-
-
 async def run(subject: Subject, workload: Workload, *, patience: float = 180.0) -> Run:
-    """One run of ``workload`` through ``subject``; what did not arrive in ``patience`` seconds makes it incomplete."""
-    environ = environment()
+    """One run of ``workload`` through ``subject``.
+
+    What did not arrive in ``patience`` seconds makes it incomplete, and so does what arrived twice.
+    """
     total = workload.total
-    sink = await sink_for(total)
     peaks: list[int] = []
-    watcher = asyncio.create_task(watch_peak(subject, peaks))
-    before = machine.cpu_seconds(subject.roots())
-    started = time.monotonic()
-    commands = workload.sources(subject.port)
-    sources = [await asyncio.create_subprocess_exec(*command, env=environ) for command in commands]
-    complete = not any([await source.wait() for source in sources])
-    accepted = time.monotonic() - started
-    try:
-        await asyncio.wait_for(sink.wait(), patience)
-    except TimeoutError:
-        complete = False
-        sink.terminate()
-        await sink.wait()
-    elapsed = time.monotonic() - started
-    await asyncio.sleep(0.3)  # the last settlements belong to the cost
-    spent = machine.cpu_seconds(subject.roots()) - before
-    watcher.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await watcher
+    async with SmtpSink() as sink:
+        watcher = asyncio.create_task(watch_peak(subject, peaks))
+        before = machine.cpu_seconds(subject.roots())
+        started = time.monotonic()
+        commands = workload.sources(subject.port)
+        environ = machine.environment()
+        sources = [await asyncio.create_subprocess_exec(*command, env=environ) for command in commands]
+        complete = not any([await source.wait() for source in sources])
+        accepted = time.monotonic() - started
+        complete = await sink.reach(total, patience=patience) and complete
+        elapsed = time.monotonic() - started
+        await asyncio.sleep(SETTLED)
+        complete = complete and sink.taken == total
+        spent = machine.cpu_seconds(subject.roots()) - before
+        watcher.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watcher
     return Run(
         subject=subject.name,
         workload=workload.name,

@@ -1,12 +1,15 @@
 """What machine this is, what is missing on it, and how much processor time a set of process trees has used."""
 
+import contextlib
 import os
 import platform
 import shutil
+import socket
 import sqlite3
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,13 +22,28 @@ NEEDED = {
     "postsrsd": "postsrsd",
     "openssl": "openssl",
 }
+PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def missing() -> dict[str, str]:
     """The programs that are not here, each with the Debian package that holds it."""
-    search = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    return {name: package for name, package in NEEDED.items() if shutil.which(name, path=search) is None}
+    return {name: package for name, package in NEEDED.items() if shutil.which(name, path=PATH) is None}
+
+
+def environment() -> dict[str, str]:
+    """Ours, with the places where Debian keeps these programs."""
+    return {**os.environ, "PATH": PATH}
+
+
+def wait_for_port(port: int, *, seconds: float, host: str = "127.0.0.1") -> None:
+    """Return when something listens; RuntimeError when nothing does in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
+            return
+        time.sleep(0.02)
+    raise RuntimeError(f"nothing listens on {host}:{port} after {seconds:.0f} s")
 
 
 def distributions_python() -> str | None:

@@ -15,7 +15,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from benchmarks.load import SINK_PORT, environment, wait_for_port
+from benchmarks.machine import environment, wait_for_port
+from benchmarks.sink import SINK_PORT
 
 _SRS_FORWARD, _SRS_REVERSE = 10001, 10002
 

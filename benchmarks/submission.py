@@ -10,10 +10,11 @@ import ssl
 import time
 from functools import cache
 
-from benchmarks import load, machine, report
+from benchmarks import machine, report
 from benchmarks.bench import Bench
 from benchmarks.engine import DOMAIN, Engine
-from benchmarks.load import INBOUND_PORT
+from benchmarks.load import INBOUND_PORT, SETTLED
+from benchmarks.sink import SmtpSink
 from forwarder.net.tls import self_signed
 
 SESSIONS = 20
@@ -82,9 +83,7 @@ def _add_users(engine: Engine) -> None:
 
 async def _messages(engine: Engine, count: int, *, reuse: bool) -> tuple[str, str, str]:
     await _meet()
-    sink = await load.sink_for(count)
     numbers = iter(range(count))
-    cpu, began = machine.cpu_seconds(engine.roots()), time.monotonic()
 
     async def worker(user: int) -> None:
         client = None
@@ -98,18 +97,15 @@ async def _messages(engine: Engine, count: int, *, reuse: bool) -> tuple[str, st
         if client is not None:
             client.close()
 
-    await asyncio.gather(*(worker(n % USERS) for n in range(SESSIONS)))
-    try:
-        await asyncio.wait_for(sink.wait(), 60)
-        complete = "yes"
-    except TimeoutError:
-        sink.terminate()
-        await sink.wait()
-        complete = "NO"
-    elapsed = time.monotonic() - began
-    await asyncio.sleep(0.3)
-    spent = machine.cpu_seconds(engine.roots()) - cpu
-    return f"{count / elapsed:.0f}", f"{spent / count * 1000:.2f}", complete
+    async with SmtpSink() as sink:
+        cpu, began = machine.cpu_seconds(engine.roots()), time.monotonic()
+        await asyncio.gather(*(worker(n % USERS) for n in range(SESSIONS)))
+        complete = await sink.reach(count, patience=60)
+        elapsed = time.monotonic() - began
+        await asyncio.sleep(SETTLED)
+        complete = complete and sink.taken == count
+        spent = machine.cpu_seconds(engine.roots()) - cpu
+    return f"{count / elapsed:.0f}", f"{spent / count * 1000:.2f}", "yes" if complete else "NO"
 
 
 async def _meet() -> None:
