@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from forwarder.failpoint import reach
@@ -41,6 +42,10 @@ class Intake(Protocol):
         """Take the leased deliveries of a message that is committed. Must not raise."""
         ...
 
+    def prepare(self, message: "NewMessage") -> Callable[[], None]:
+        """Do beforehand what can be done of a message that is being committed; its hand-over. Must not raise."""
+        ...
+
 
 class HandOver:
     """Hands fresh mail over, in the turn of the loop after the one that wrote its reply.
@@ -50,17 +55,16 @@ class HandOver:
     for ``CALM`` seconds: else we would wait for others once a message, all sessions of this process with it.
     """
 
-    def __init__(self, intake: Intake) -> None:
-        self._intake = intake
+    def __init__(self) -> None:
         self._last = 0.0
 
-    def __call__(self, message: "NewMessage") -> None:
+    def __call__(self, hand_over: Callable[[], None]) -> None:
         now = time.monotonic()
         if now - self._last > CALM:
             os.sched_yield()
         self._last = now
         reach("receive.after-reply")
-        self._intake.hand_over(message)
+        hand_over()
 
 
 class StoreOnly:
@@ -71,6 +75,9 @@ class StoreOnly:
 
     def hand_over(self, message: "NewMessage") -> None:
         return None
+
+    def prepare(self, message: "NewMessage") -> Callable[[], None]:
+        return partial(self.hand_over, message)
 
 
 def utc_now() -> datetime:

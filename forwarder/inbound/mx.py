@@ -12,7 +12,8 @@ Limits: a message that one of its recipients sees again (``X-Forwarder-Id``) is 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import structlog
 
@@ -34,6 +35,7 @@ from forwarder.mail.address import Path
 from forwarder.mail.envelope import MailCommand
 from forwarder.mail.event import Transport
 from forwarder.mail.reply import Reply
+from forwarder.store.queue import NewMessage
 from forwarder.store.trouble import CommitUnknown, StoreUnavailable
 
 log = structlog.get_logger(__name__)
@@ -62,7 +64,7 @@ class MxReception:
         self._disk = Disk(rooms.settings.data_dir)
         self._max_hops = rooms.settings.mx.max_hops
         self._resolution = Resolution(rooms)
-        self._hand_over = HandOver(rooms.intake)
+        self._hand_over = HandOver()
         self._quota = ForwardingQuota(rooms.database, rooms.settings.plans, clock=rooms.clock)
         self._composer = Composer(
             transport=Transport.SMTP,
@@ -177,17 +179,28 @@ class MxReception:
         )
         reach("receive.before-enqueue")
         try:
-            await rooms.queue.enqueue(message)
+            stored = rooms.queue.enqueue(message)
+            hand_over = self._prepared(message)
+            await stored
         except StoreUnavailable as trouble:
             if not isinstance(trouble, CommitUnknown):  # then it may be stored after all
                 self._quota.give_back(whose)
             raise
         reach("receive.before-reply")
         # After the reply: the dialogue writes it before the loop comes round again.
-        asyncio.get_running_loop().call_soon(self._hand_over, message)
+        asyncio.get_running_loop().call_soon(self._hand_over, hand_over)
         if transaction.reverse_path.is_null:
             self._late_bounces.look_at(content, head)
         return replies.queued_as(identifier)
+
+    def _prepared(self, message: NewMessage) -> Callable[[], None]:
+        """The hand-over of a message that is being stored, prepared where there is time for it.
+
+        Where others are written first the reply has to wait anyway; where none are it would come later for this.
+        """
+        if self._rooms.queue.occupied:
+            return self._rooms.intake.prepare(message)
+        return partial(self._rooms.intake.hand_over, message)
 
     def _circling(self, transaction: Transaction, head: bytes) -> Reply | None:
         if contents.count_received(head) > self._max_hops:

@@ -12,6 +12,7 @@ its places back (``quotas``). Trouble of ours is 4xx.
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 import structlog
 
@@ -84,7 +85,7 @@ class SubmissionReception:
         self._readiness = Readiness(rooms.database, rooms.resolver, hostname=settings.hostname)
         self._resolution = Resolution(rooms)
         self._quotas = Quotas(rooms.database, settings.plans, clock=rooms.clock)
-        self._hand_over = HandOver(rooms.intake)
+        self._hand_over = HandOver()
         self._usage = Usage(rooms.database, clock=rooms.clock)
         self._composer = Composer(
             transport=Transport.SUBMISSION,
@@ -257,7 +258,7 @@ class SubmissionReception:
         return replies.queued_as(identifier)
 
     def _accepted(self, message: NewMessage, login: Login) -> None:
-        self._hand_over(message)
+        self._hand_over(partial(self._rooms.intake.hand_over, message))
         self._usage.note(login.credential.id)
 
     async def _refusal(self, login: Login, head: bytes) -> Reply | None:

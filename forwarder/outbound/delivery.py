@@ -62,6 +62,10 @@ class Courier:
         self._trace_secret = trace_secret
         self._clock = clock
 
+    def prepare(self, parcel: Parcel, content: bytes) -> None:
+        """Sign a message that will be carried, if that is a small thing."""
+        self._signing.prepare(parcel, content)
+
     async def carry(self, job: Job, content: bytes) -> Carried:
         """Attempt a job once. Only cancellation gets out of here as an exception."""
         try:

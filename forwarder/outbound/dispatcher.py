@@ -18,6 +18,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 
@@ -85,6 +86,7 @@ class Dispatcher:
             spread=settings.retry.spread,
         )
         self._queue = queue
+        self._courier = courier
         self._clock = clock
         self._size = outbound.window
         self._lanes = Lanes(
@@ -134,12 +136,24 @@ class Dispatcher:
         now = asyncio.get_running_loop().time()
         return self._lanes.has_room(self._lanes.known(site), now, elsewhere=lookups.waiting)
 
-    def hand_over(self, message: NewMessage) -> None:
+    def prepare(self, message: NewMessage) -> Callable[[], None]:
+        """Sign a message that is being committed; the hand-over to call once it is. Neither raises."""
+        parcel = Parcel.of_message(message)
+        if any(
+            new.leased and new.kind is DeliveryKind.SMTP and not new.discard for new in message.deliveries
+        ):
+            try:
+                self._courier.prepare(parcel, message.content)
+            except Exception:  # noqa: BLE001 - it is tried again with the first attempt, which has an answer to it
+                _log.exception("preparing_failed", message=message.id)
+        return partial(self.hand_over, message, parcel)
+
+    def hand_over(self, message: NewMessage, prepared: Parcel | None = None) -> None:
         """Take the leased deliveries of a message that is committed; never raises."""
         leased = [first_attempt(message, new) for new in message.deliveries if new.leased and not new.discard]
         if not leased:
             return
-        parcel = self._window.parcel(message.id) or Parcel.of_message(message)
+        parcel = self._window.parcel(message.id) or prepared or Parcel.of_message(message)
         self._window.admit(parcel, leased, message.content)
         try:
             if self._open:

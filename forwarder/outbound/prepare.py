@@ -12,7 +12,9 @@ Handing a small message to a thread and back costs a good part of its signature,
 thread only contends with the loop for the interpreter lock; so it is signed where it is. OpenSSL releases the lock for
 the private-key work, in which the store's writer goes on. The loop is held for ``TURN`` at one go, as estimated, and
 the message that exceeds it: what else is ready then goes to the threads, and so does whatever is large or needs much
-private-key work. There, what waits is taken together, up to ``_BATCH`` messages a hand-over.
+private-key work. There, what waits is taken together, up to ``_BATCH`` messages a hand-over. Under load most is signed
+even before it is committed (``prepare``): the turns of the loop in which the store is waited for would be idle, and
+after it all of a group would want to be signed in the same turn.
 
 Nothing about a message makes this fail; a failing ``signers_for`` (the store is away) reaches the caller as it is.
 """
@@ -114,6 +116,13 @@ class Signing:
         if parcel.sealed is None:
             parcel.sealed, parcel.borrows = await self._made(parcel, content)
         return parcel.sealed
+
+    def prepare(self, parcel: Parcel, content: bytes) -> None:
+        """Make what ``headers`` will be asked for, where no key has to be read and the loop has time for it."""
+        if parcel.signing_domain is None and parcel.sealed is None:
+            made = self._at_once(self._order(parcel, content, self._service))
+            if made is not None:
+                parcel.sealed, parcel.borrows = made
 
     def close(self) -> None:
         """Let the threads go; what is being signed is finished first."""

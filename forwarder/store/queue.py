@@ -20,9 +20,10 @@ and it is delivered from the queue.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 
 import structlog
 from sqlalchemy import Connection, select
@@ -87,8 +88,13 @@ class Queue:
         )  # settlements that took, or may have, and of which the caller heard an error
         self._giving_back: set[asyncio.Task[None]] = set()
 
-    async def enqueue(self, message: NewMessage) -> None:
-        """Take charge of a message; durable on return. StoreUnavailable: not taken."""
+    @property
+    def occupied(self) -> bool:
+        """Whether what was enqueued last waits for others to be written first."""
+        return self._database.writer.occupied
+
+    def enqueue(self, message: NewMessage) -> Coroutine[Any, Any, None]:
+        """Take charge of a message; on its way at once, durable when awaited. StoreUnavailable: not taken."""
         self._check_alive()
         stored = self._database.writer.enlist(
             self._enqueueing,
@@ -96,6 +102,9 @@ class Queue:
             weight=len(message.content),
             orphaned=partial(self._nobody_took, message),
         )
+        return self._enqueued(message, stored)
+
+    async def _enqueued(self, message: NewMessage, stored: "asyncio.Future[None]") -> None:
         try:
             await stored
         except CommitUnknown:

@@ -194,6 +194,11 @@ class Writer:
         self.wake()
         return item.future
 
+    @property
+    def occupied(self) -> bool:
+        """Whether what was put last waits for others: a transaction is open, or more than it waits."""
+        return bool(self.running) or len(self.waiting) > 1
+
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Run a function of a connection in the next group."""
         result: T = await self.submit(self._work, work)

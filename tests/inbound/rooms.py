@@ -3,7 +3,9 @@
 import asyncio
 import os
 import secrets
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +44,19 @@ class Handed:
     def __init__(self) -> None:
         self.takes = False
         self.messages: list[NewMessage] = []
+        self.prepared: list[NewMessage] = []
+        self.news = asyncio.Event()  # something was prepared
 
     def lease(self, destination_domain: str) -> bool:
         return self.takes
 
     def hand_over(self, message: NewMessage) -> None:
         self.messages.append(message)
+
+    def prepare(self, message: NewMessage) -> Callable[[], None]:
+        self.prepared.append(message)
+        self.news.set()
+        return partial(self.hand_over, message)
 
 
 class Engine:

@@ -25,6 +25,9 @@ class Intake:
     def hand_over(self, message):
         raise AssertionError
 
+    def prepare(self, message):
+        raise AssertionError
+
 
 def session(client="192.0.2.1", helo="mail.sender.test", **more):
     made = Session(client)

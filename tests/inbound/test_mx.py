@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -106,6 +107,32 @@ async def test_a_fresh_delivery_that_has_room_is_handed_over_leased(engine):
     assert [delivery.id for delivery in message.deliveries] == [row.id]
     assert answers[-1].text.endswith(message.id)
     assert message.content == (await engine.contents())[0]
+
+
+async def test_mail_is_prepared_while_others_are_written_and_not_when_none_are(engine):
+    await hosting(
+        engine, plans={"default": {"daily_quota": 0}}
+    )  # counting a message would be a write as well
+    await engine.send(b"a@sender.test", [b"info@here.test"], MESSAGE)
+    assert engine.intake.prepared == []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(conn):
+        begun.set()
+        assert go_on.wait(10)
+
+    holding = asyncio.create_task(engine.database.write(hold))
+    assert await asyncio.to_thread(begun.wait, 10)
+    sending = asyncio.create_task(engine.send(b"b@sender.test", [b"info@here.test"], MESSAGE))
+    async with asyncio.timeout(10):
+        await engine.intake.news.wait()
+    [early] = engine.intake.prepared
+    assert early.reverse_path.wire() == "b@sender.test"
+    assert len(engine.intake.messages) == 1  # handed over when it is durable, not before
+    go_on.set()
+    await holding
+    assert (await sending)[-1].code == 250
+    assert engine.intake.messages[1] is early
 
 
 async def test_the_null_reverse_path_is_stored_as_such(engine):

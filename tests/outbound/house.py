@@ -163,7 +163,14 @@ class House:
         await self.resolver.close()
         self.signing.close()
 
-    async def accept(
+    async def accept(self, *to: str, **options: Any) -> list[str]:
+        """Take a message as inbound does (``message`` has the options); the ids of its deliveries."""
+        message = self.message(*to, **options)
+        await self.queue.enqueue(message)
+        self.dispatcher.hand_over(message)
+        return [delivery.id for delivery in message.deliveries]
+
+    def message(
         self,
         *to: str,
         sender: str = "ann@origin.test",
@@ -176,8 +183,8 @@ class House:
         in_memory: bool = True,
         domain_id: int | None = None,
         due: timedelta = timedelta(0),
-    ) -> list[str]:
-        """Take a message as inbound does; the ids of its deliveries."""
+    ) -> NewMessage:
+        """A message as inbound makes them, with a delivery to each destination."""
         now = self.now()
         new = []
         for destination in to:
@@ -199,7 +206,7 @@ class House:
                     next_attempt_at=now + (timedelta(minutes=1) if leased else due),
                 )
             )
-        message = NewMessage(
+        return NewMessage(
             id=self.ids(),
             created_at=now,
             transport=transport,
@@ -214,9 +221,6 @@ class House:
             sender_name="Ann",
             deliveries=tuple(new),
         )
-        await self.queue.enqueue(message)
-        self.dispatcher.hand_over(message)
-        return [delivery.id for delivery in new]
 
     async def events(self, log_id: str) -> list[tuple[str, int, str]]:
         query = (

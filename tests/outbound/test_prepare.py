@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from forwarder.mail.address import parse_address
-from forwarder.mail.event import Transport
+from forwarder.mail.event import DeliveryKind, Transport
 from forwarder.mail.seal import Algorithm, Signer, generate, load_key
 from forwarder.mail.verification import AuthResult, verify
 from forwarder.outbound.parcel import Parcel
@@ -227,6 +227,75 @@ async def test_preparing_finds_out_who_borrows_our_name(desk: Desk) -> None:
     forgery = parcel()
     assert await desk.signing.headers(forgery, b"From: ceo@forwarder.test\r\n\r\npay\r\n") == b""
     assert forgery.borrows
+
+
+async def test_what_is_prepared_is_what_is_asked_for_later(desk: Desk) -> None:
+    one = parcel()
+    desk.signing.prepare(one, CONTENT)
+    assert Watched.threads == ["MainThread"]
+    prepared = one.sealed
+    assert prepared is not None
+    assert b"DKIM-Signature:" in prepared
+    assert await desk.signing.headers(one, CONTENT) == prepared
+    assert Watched.threads == ["MainThread"]
+
+
+async def test_preparing_leaves_alone_what_is_large_and_what_needs_a_customer_s_key(desk: Desk) -> None:
+    large = CONTENT.ljust(INLINE_OCTETS + 1, b"x")
+    for one, content in ((parcel(large), large), (parcel(signing_domain="hosted.test"), CONTENT)):
+        desk.signing.prepare(one, content)
+        assert one.sealed is None
+    assert Watched.threads == []
+
+
+async def test_prepared_mail_goes_out_with_the_signature_of_its_preparation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, records = keys("forwarder.test", "rsa")
+    async with house(tmp_path, service=service) as rooms:
+        signed = []
+        sign = rooms.signing._sign
+        monkeypatch.setattr(rooms.signing, "_sign", lambda order: signed.append(1) or sign(order))
+        message = rooms.message("bob@dest.test")
+        stored = rooms.queue.enqueue(message)
+        hand_over = rooms.dispatcher.prepare(message)
+        assert len(signed) == 1
+        await stored
+        hand_over()
+        (arrived,) = await rooms.sink.wait_for(1)
+        assert verified(arrived.content, records) == ["rsa"]
+        assert len(signed) == 1
+
+
+async def test_mail_that_could_not_be_prepared_goes_out_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, records = keys("forwarder.test", "rsa")
+    async with house(tmp_path, service=service) as rooms:
+        sign = rooms.signing._sign
+
+        def fails_once(order: object) -> object:
+            monkeypatch.setattr(rooms.signing, "_sign", sign)
+            raise MemoryError
+
+        monkeypatch.setattr(rooms.signing, "_sign", fails_once)
+        message = rooms.message("bob@dest.test")
+        stored = rooms.queue.enqueue(message)
+        hand_over = rooms.dispatcher.prepare(message)
+        await stored
+        hand_over()
+        (arrived,) = await rooms.sink.wait_for(1)
+        assert verified(arrived.content, records) == ["rsa"]
+
+
+async def test_mail_that_this_process_will_not_send_is_not_signed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, _ = keys("forwarder.test", "rsa")
+    async with house(tmp_path, service=service) as rooms:
+        monkeypatch.setattr(rooms.signing, "_sign", lambda order: pytest.fail("signed for nobody"))
+        rooms.dispatcher.prepare(rooms.message("bob@dest.test", in_memory=False))
+        rooms.dispatcher.prepare(rooms.message("https://hook.test/in", kind=DeliveryKind.WEBHOOK))
 
 
 async def test_a_large_message_is_signed_in_a_thread(desk: Desk) -> None:
