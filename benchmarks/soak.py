@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks import latency, machine, report
 from benchmarks.bench import Bench
+from benchmarks.echo import bare_server
 from benchmarks.engine import Engine
 from benchmarks.load import INBOUND_PORT
 from benchmarks.pulse import felt
@@ -35,7 +36,7 @@ async def soaked(bench: Bench) -> list[report.Section]:
 
         watcher = asyncio.create_task(watch())
         cpu = machine.cpu_seconds(engine.roots())
-        async with felt(engine.port) as pulse:
+        async with bare_server() as port, felt(engine.port) as pulse, felt(port) as control:
             timings = await latency.measure(engine, rate=RATE, messages=messages)
         spent = machine.cpu_seconds(engine.roots()) - cpu
         watcher.cancel()
@@ -52,6 +53,7 @@ async def soaked(bench: Bench) -> list[report.Section]:
                 ("memory at the beginning and at the end", f"{_mib(memory[0])} / {_mib(memory[-1])}"),
                 ("memory slope after warming up", f"{slope(settled) * 3600 / 2**20:+.1f} MiB an hour"),
                 ("loop lag: p50 / p99 / longest ms", pulse.text()),
+                ("the same of a bare server beside it, which is the machine's", control.text()),
                 ("end to end: p50 / p95 / p99 ms", latency.three(timings.end_to_end)),
                 ("CPU ms/message", f"{spent / max(1, timings.sent) * 1000:.2f}"),
             ],
