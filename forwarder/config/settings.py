@@ -51,7 +51,7 @@ class MxSection(Section):
     command_timeout: Duration = timedelta(seconds=300)
     data_timeout: Duration = timedelta(seconds=180)  # between two blocks of DATA
     min_rate: Size = 500  # octets a second that DATA must reach on average; 0: any
-    errors: Count = 20  # replies 5xx before we hang up
+    errors: Count = 20  # replies 5xx since the last message taken before we hang up
     junk_commands: Count = 100  # NOOP, RSET, VRFY, … between two messages before we hang up
 
 

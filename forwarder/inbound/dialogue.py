@@ -186,8 +186,8 @@ class Dialogue(Connection):
         handed = [content]
         del raw, content
         answer = await desk.reception.message(session, transaction, handed.pop())
-        if answer.positive:
-            session.junk = 0
+        if answer.positive:  # as Postfix counts: whoever delivers mail may be mistaken now and then
+            session.junk = session.errors = 0
         return answer
 
     def _checked(self, raw: bytes | Excess) -> bytes | Reply:

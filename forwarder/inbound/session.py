@@ -59,7 +59,7 @@ class Session:
         self.tls = ""  # "TLSv1.3 TLS_AES_256_GCM_SHA384"; empty: in the clear
         self.login: Login | None = None  # submission: as whom it logged in
         self.transaction: Transaction | None = None
-        self.errors = 0
+        self.errors = 0  # refusals since the last message
         self.junk = 0  # commands since the last message that did nothing for one
         self.failed_logins = 0
         self.farewell: Reply | None = None  # said after the next reply, and then the session is over

@@ -385,6 +385,22 @@ async def test_messages_make_up_for_empty_commands(serve):
             assert answers[-1].code == 250
 
 
+async def test_messages_make_up_for_errors(serve):
+    listening = await serve(errors=10)
+    async with connect(listening) as client:
+        await client.ehlo()
+        for _ in range(3):
+            await client.say(b"MAIL FROM:<a@sender.test>\r\n")
+            for _ in range(9):
+                assert (await client.say(b"RCPT TO:<unknown@here.test>\r\n")).code == 550
+            await client.say(b"RCPT TO:<b@here.test>\r\n")
+            await client.say(b"DATA\r\n")
+            assert (await client.say(MESSAGE + b".\r\n")).code == 250
+        for _ in range(9):
+            assert (await client.say(b"XYZZY\r\n")).code == 500
+        assert str(await client.say(b"XYZZY\r\n")).startswith("421 4.7.0")
+
+
 async def test_more_recipients_than_the_limit_wait_for_another_transaction(serve):
     listening = await serve(recipients=100)
     async with connect(listening) as client:
