@@ -197,8 +197,9 @@ async def _server_names(settings: "Settings", resolver: "Resolver") -> list[Find
     from forwarder.net.dns import CannotTell, Found, NotFound
 
     match await resolver.addresses(settings.hostname):
-        case CannotTell(reason=reason):
-            text = f"the DNS cannot tell its addresses ({reason}); check [dns] nameservers and the network"
+        case CannotTell(reason=reason, server=server):
+            what = f"{server}: {reason}" if server else reason
+            text = f"the DNS cannot tell its addresses ({what}); check [dns] nameservers and the network"
             return [Finding(about=settings.hostname, grade=Grade.WRONG, text=text)]
         case NotFound():
             text = "has no address in the DNS; add an A record (and AAAA) with this server's public address"

@@ -52,7 +52,8 @@ class NotFound:
 class CannotTell:
     """Nobody answered usefully; never to be taken for a no."""
 
-    reason: str
+    reason: str  # strangers may read it, in a report or in the log of a message
+    server: str = ""  # of whom the reason tells, for whoever runs this engine
 
 
 Answer = Found[Record] | NotFound | CannotTell

@@ -198,7 +198,7 @@ class Resolver:
             try:
                 message = await ask(self._nameservers, name, kind, deadline=self._deadline)
             except NoAnswer as exc:
-                return CannotTell(reason=str(exc))
+                return CannotTell(reason=str(exc), server=str(exc.server or ""))
             finally:
                 self._slots.release()
             answer = read(message, kind)

@@ -14,6 +14,7 @@ spoofing, no TCP-only or encrypted transports. Run a validating resolver on the 
 """
 
 import asyncio
+import os
 import socket
 from collections.abc import Sequence
 from datetime import timedelta
@@ -36,7 +37,11 @@ _NO_EDNS = (dns.rcode.FORMERR, dns.rcode.NOTIMP, dns.rcode.BADVERS)
 
 
 class NoAnswer(Exception):
-    """Nobody answered usefully; str() says what happened last."""
+    """Nobody answered usefully; str() says what ``server`` did last, without naming it: strangers may be told."""
+
+    def __init__(self, trouble: str, server: HostPort | None = None) -> None:
+        super().__init__(trouble)
+        self.server = server
 
 
 async def ask(
@@ -51,7 +56,7 @@ async def ask(
     tries = min(max(2, len(servers)), TRIES)
     patience = deadline.total_seconds() / tries
     spent: set[HostPort] = set()  # those who answered, uselessly: asking again brings the same
-    trouble = "no name server is known"
+    last = NoAnswer("no name server is known")
     for server in (list(servers) * 2)[:tries]:
         if server in spent:
             continue
@@ -59,17 +64,23 @@ async def ask(
             async with asyncio.timeout(patience):
                 answer = await _exchange(server, name, kind, recursion=recursion)
         except (TimeoutError, dns.exception.Timeout):
-            trouble = f"{server} does not answer"
+            last = NoAnswer("the name server does not answer", server)
         except (OSError, EOFError, dns.exception.DNSException) as exc:
-            trouble = f"{server} cannot be asked ({exc})"
+            last = NoAnswer(f"the name server cannot be asked ({_trouble(exc)})", server)
             spent.add(server)
         else:
             useless = _useless(answer, recursion=recursion)
             if not useless:
                 return answer
-            trouble = f"{server} answers {useless}"
+            last = NoAnswer(f"the name server answers {useless}", server)
             spent.add(server)
-    raise NoAnswer(trouble)
+    raise last
+
+
+def _trouble(error: Exception) -> str:
+    """What went wrong, without the address, which errors of sockets repeat."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number else type(error).__name__
 
 
 def system_nameservers(resolv_conf: Path = Path("/etc/resolv.conf")) -> tuple[HostPort, ...]:

@@ -105,18 +105,28 @@ async def test_cannot_tell_is_never_a_no(dns: DnsServer, resolver: Resolver, fau
     assert len(dns.queries) <= 4
 
 
-async def test_a_silent_server_is_named(dns: DnsServer, resolver: Resolver) -> None:
-    dns.fault("example.test", "timeout")
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [("timeout", "the name server does not answer"), ("servfail", "the name server answers SERVFAIL")],
+)
+async def test_a_useless_server_is_named_beside_the_reason(
+    dns: DnsServer, resolver: Resolver, fault: str, reason: str
+) -> None:
+    dns.fault("example.test", fault)
     answer = await resolver.a("example.test")
     assert isinstance(answer, CannotTell)
-    assert answer.reason == f"127.0.0.1:{dns.port} does not answer"
+    assert (answer.reason, answer.server) == (reason, f"127.0.0.1:{dns.port}")
 
 
 async def test_nobody_listens() -> None:
     async with DnsServer() as server:
         port = server.port
     resolver = Resolver([HostPort("127.0.0.1", port)], deadline=timedelta(seconds=0.2))
-    assert isinstance(await resolver.a("example.test"), CannotTell)
+    answer = await resolver.a("example.test")
+    assert isinstance(answer, CannotTell)
+    assert answer.reason.startswith("the name server ")
+    assert "127.0.0.1" not in answer.reason
+    assert answer.server == f"127.0.0.1:{port}"
 
 
 @pytest.mark.parametrize("fault", ["spoof-then-answer", "wrong-question"])
