@@ -19,6 +19,7 @@ from collections.abc import Mapping
 
 SLEEP = 3.0
 
+# Between the kinds of rows of a message nothing is inserted yet on PostgreSQL, which is given all of them at once.
 POINTS: dict[str, str] = {
     "receive.after-dot": "the content is read; nothing is stored",
     "receive.before-enqueue": "the message is built; nothing is stored",

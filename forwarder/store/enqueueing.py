@@ -21,7 +21,7 @@ from forwarder.store.recording import (
     clean,
 )
 from forwarder.store.records import NewMessage
-from forwarder.store.rows import insert_many, is_postgres, micros
+from forwarder.store.rows import Insert, is_postgres, micros
 from forwarder.store.straight import run_text, write_blob
 from forwarder.store.tables import deliveries, logs, messages
 
@@ -37,29 +37,29 @@ class Enqueueing:
         self._local_name = local_name
 
     def apply(self, conn: Connection, items: Sequence[NewMessage]) -> Sequence[None]:
-        reach("enqueue.before-messages")
         kept = [message for message in items if any(not d.discard for d in message.deliveries)]
         large = [] if is_postgres(conn) else [m for m in kept if len(m.content) > LARGE]
         small = [message for message in kept if message not in large] if large else kept
-        insert_many(conn, messages, MESSAGE_COLUMNS, [_message_row(message) for message in small])
+        reach("enqueue.before-messages")
         for message in large:
             _insert_large(conn, message)
-        reach("enqueue.before-deliveries")
-        insert_many(
+        leaving = [
+            self._delivery_row(message, delivery)
+            for message in kept
+            for delivery in message.deliveries
+            if not delivery.discard
+        ]
+        told = [row for message in items for row in _log_rows(message)]
+        self._recorder.events(
             conn,
-            deliveries,
-            DELIVERY_COLUMNS,
-            [
-                self._delivery_row(message, delivery)
-                for message in kept
-                for delivery in message.deliveries
-                if not delivery.discard
-            ],
+            [event for message in items for event in self._events(message)],
+            behind=(
+                Insert(messages, MESSAGE_COLUMNS, [_message_row(message) for message in small]),
+                Insert(deliveries, DELIVERY_COLUMNS, leaving, "enqueue.before-deliveries"),
+                Insert(logs, LOG_COLUMNS, told, "enqueue.before-logs"),
+            ),
+            failpoint="enqueue.before-events",
         )
-        reach("enqueue.before-logs")
-        insert_many(conn, logs, LOG_COLUMNS, [row for message in items for row in _log_rows(message)])
-        reach("enqueue.before-events")
-        self._recorder.events(conn, [event for message in items for event in self._events(message)])
         return [None] * len(items)
 
     def _delivery_row(self, message: NewMessage, delivery: Any) -> tuple[Any, ...]:

@@ -18,8 +18,7 @@ from sqlalchemy import BigInteger, Connection, Select, Update, select, update
 
 from forwarder.mail.event import DeliveryKind, DeliveryState, Status, Transport
 from forwarder.mail.ids import log_public_id, new_id
-from forwarder.store.rows import Rows, by_dialect, execute, insert_many, is_postgres
-from forwarder.store.straight import run_text
+from forwarder.store.rows import Insert, Rows, by_dialect, execute, insert_and_look, insert_many
 from forwarder.store.tables import Id, deliveries, domains, events, logs, messages
 
 FAILURES = frozenset({Status.REFUSED, Status.SOFT_BOUNCE, Status.HARD_BOUNCE})
@@ -135,12 +134,8 @@ def _mark_failed(postgres: bool) -> Update:
     return update(logs).where(logs.c.id.in_(select(given.c.id)), ~logs.c.failed).values(failed=True)
 
 
-def _any_webhook(conn: Connection) -> bool:
-    """Whether any domain has a webhook: one look into a small index, where most servers find nothing."""
-    text = "SELECT 1 FROM domains WHERE webhook IS NOT NULL LIMIT 1"
-    if is_postgres(conn):
-        return conn.exec_driver_sql(text).first() is not None
-    return run_text(conn, text, ()).fetchone() is not None
+# One look into a small index, where most servers find nothing.
+_ANY_WEBHOOK = "SELECT 1 FROM domains WHERE webhook IS NOT NULL LIMIT 1"
 
 
 @by_dialect
@@ -164,8 +159,15 @@ class Recorder:
     def __init__(self, *, notice: Callable[[Notice], bytes] = plain_notice) -> None:
         self._notice = notice
 
-    def events(self, conn: Connection, recorded: Sequence[Recorded]) -> None:
-        """Insert the events and tell the webhooks of their domains."""
+    def events(
+        self,
+        conn: Connection,
+        recorded: Sequence[Recorded],
+        *,
+        behind: Sequence[Insert] = (),
+        failpoint: str = "",
+    ) -> None:
+        """Insert the events, ``behind`` what they tell of, and tell the webhooks of their domains."""
         rows = [
             (
                 e.log_id,
@@ -180,13 +182,12 @@ class Recorder:
             )
             for e in recorded
         ]
-        insert_many(conn, events, EVENT_COLUMNS, rows)
-        self._tell_webhooks(conn, recorded)
+        told = Insert(events, EVENT_COLUMNS, rows, failpoint)
+        if insert_and_look(conn, (*behind, told), _ANY_WEBHOOK):
+            self._tell_webhooks(conn, recorded)
 
     def _tell_webhooks(self, conn: Connection, recorded: Sequence[Recorded]) -> None:
         concerned = {e.domain_id for e in recorded if e.domain_id is not None}
-        if not concerned or not _any_webhook(conn):
-            return
         found = conn.execute(_webhooks(conn), _DOMAIN_IDS.values(conn, [(id_,) for id_ in concerned]))
         hooks = {row.id: row for row in found}
         if not hooks:

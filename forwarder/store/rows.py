@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -60,6 +60,46 @@ def is_postgres(conn: Connection) -> bool:
     return conn.dialect.name == "postgresql"
 
 
+class Insert(NamedTuple):
+    """Rows for a table; their values are in the order of ``columns``, times as aware datetimes."""
+
+    table: Table
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[Any, ...]]
+    failpoint: str = ""  # reached before it
+
+
+def insert_and_look(conn: Connection, inserts: Iterable[Insert], question: str) -> bool:
+    """INSERT all of it, in this order, and whether the SELECT ``question`` finds anything.
+
+    On PostgreSQL in one statement, since there each is a journey of its own: foreign keys are checked when it ends, and
+    the question sees what was there before it.
+    """
+    wanted = []
+    for insert in inserts:
+        if insert.failpoint:
+            reach(insert.failpoint)
+        if not is_postgres(conn):
+            insert_many(conn, insert.table, insert.columns, insert.rows)
+        elif insert.rows:
+            wanted.append(insert)
+    if not is_postgres(conn):
+        return run_text(conn, question, ()).fetchone() is not None
+    text = _insert_and_look(tuple((insert.table, insert.columns) for insert in wanted), question)
+    values = [list(column) for insert in wanted for column in zip(*insert.rows, strict=True)]
+    return bool(conn.exec_driver_sql(text, tuple(values)).scalar_one())
+
+
+@cache
+def _insert_and_look(kinds: tuple[tuple[Table, tuple[str, ...]], ...], question: str) -> str:
+    clauses: list[str] = []
+    first = 1
+    for table, columns in kinds:
+        clauses.append(f"w{first} AS ({_unnest_insert(table, columns, first)})")
+        first += len(columns)
+    return f"{'WITH ' if clauses else ''}{', '.join(clauses)} SELECT EXISTS({question})"
+
+
 def insert_many(
     conn: Connection, table: Table, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]
 ) -> None:
@@ -98,8 +138,8 @@ def _values_insert(table: Table, columns: tuple[str, ...], size: int) -> str:
 
 
 @cache
-def _unnest_insert(table: Table, columns: tuple[str, ...]) -> str:
-    arrays = ", ".join(f"${n}::{_array_of(table.c[name])}" for n, name in enumerate(columns, 1))
+def _unnest_insert(table: Table, columns: tuple[str, ...], first: int = 1) -> str:
+    arrays = ", ".join(f"${n}::{_array_of(table.c[name])}" for n, name in enumerate(columns, first))
     return f"INSERT INTO {table.name} ({', '.join(columns)}) SELECT * FROM unnest({arrays})"  # noqa: S608 - names of ours
 
 

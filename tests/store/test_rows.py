@@ -1,10 +1,14 @@
 """Statements of the process's whole life, run straight on the driver."""
 
 import pytest
-from sqlalchemy import Select, Text, bindparam, literal, select
+from sqlalchemy import Connection, Select, Text, bindparam, event, literal, select
+from sqlalchemy.exc import IntegrityError
 
 from forwarder.store.engine import Database
-from forwarder.store.rows import by_dialect, execute
+from forwarder.store.recording import DELIVERY_COLUMNS, LOG_COLUMNS, MESSAGE_COLUMNS
+from forwarder.store.rows import Insert, by_dialect, execute, insert_and_look
+from forwarder.store.tables import deliveries, logs, messages
+from tests.store.conftest import NOON
 
 
 @by_dialect
@@ -23,3 +27,42 @@ async def test_a_parameter_that_is_missing_is_an_error_and_not_null(sqlite_url: 
             await database.read(lambda conn: execute(conn, _echo, {}).fetchone())
     finally:
         await database.close()
+
+
+MESSAGE = ("m" * 32, NOON, "smtp", "a@b.example", False, None, 4, b"body")
+WAY = ("x", "x@y.example", "z@w.example", "w.example")
+DELIVERY = ("d" * 32, "m" * 32, "smtp", None, *WAY, "queued", 0, NOON, NOON, None)
+
+
+async def test_rows_of_several_tables_go_in_at_once_and_a_question_with_them(
+    database: Database, store_url: str
+) -> None:
+    statements: list[str] = []
+
+    def work(conn: Connection) -> bool:
+        event.listen(conn, "before_cursor_execute", lambda *given: statements.append(given[2]))
+        return insert_and_look(
+            conn,
+            [
+                Insert(messages, MESSAGE_COLUMNS, [MESSAGE]),
+                Insert(deliveries, DELIVERY_COLUMNS, [DELIVERY]),
+                Insert(logs, LOG_COLUMNS, []),
+            ],
+            "SELECT 1 FROM messages WHERE id < 'm'",
+        )
+
+    assert not await database.write(work)
+    if "postgresql" in store_url:
+        assert len(statements) == 1  # each would be a journey to the server
+    stored = select(messages.c.content, messages.c.created_at, deliveries.c.destination).join_from(
+        messages, deliveries
+    )
+    assert await database.read(lambda conn: conn.execute(stored).all()) == [(b"body", NOON, "z@w.example")]
+    asked = "SELECT 1 FROM messages WHERE id >= 'm'"
+    assert await database.write(lambda conn: insert_and_look(conn, [], asked))
+
+
+async def test_rows_whose_parent_is_missing_are_refused(database: Database) -> None:
+    orphan = Insert(deliveries, DELIVERY_COLUMNS, [DELIVERY])
+    with pytest.raises(IntegrityError):
+        await database.write(lambda conn: insert_and_look(conn, [orphan], "SELECT 1"))
