@@ -75,7 +75,8 @@ async def _drain(
         ("start to serving", f"{ready:.2f} s"),
         (
             "drained, from the start of the engine",
-            f"{count / elapsed:.0f} messages/s" + ("" if sink.taken == count else " (NOT ALL, OR DOUBLED)"),
+            f"{sink.taken / elapsed:.0f} messages/s"
+            + ("" if sink.taken == count else " (NOT ALL, OR DOUBLED)"),
         ),
         ("CPU ms/message", f"{spent / count * 1000:.2f}"),
         ("peak memory, all processes", f"{max(peaks, default=0) / 2**20:.0f} MiB"),

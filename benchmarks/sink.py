@@ -35,7 +35,13 @@ class SmtpSink:
             env=environment(),
             stdout=self._counters,
         )
-        await asyncio.to_thread(wait_for_port, SINK_PORT, seconds=5, host=self._host)
+        try:
+            await asyncio.to_thread(wait_for_port, SINK_PORT, seconds=5, host=self._host)
+            if self._process.returncode is not None:
+                raise RuntimeError(f"smtp-sink cannot listen on {self._host}:{SINK_PORT}; who does?")
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     async def __aexit__(

@@ -53,7 +53,7 @@ async def soaked(bench: Bench) -> list[report.Section]:
                 ("memory at the beginning and at the end", f"{_mib(memory[0])} / {_mib(memory[-1])}"),
                 ("memory slope after warming up", f"{slope(settled) * 3600 / 2**20:+.1f} MiB an hour"),
                 ("loop lag: p50 / p99 / longest ms", pulse.text()),
-                ("the same of a bare server beside it, which is the machine's", control.text()),
+                ("the same of a bare server beside it: the machine's and this client's", control.text()),
                 ("end to end: p50 / p95 / p99 ms", latency.three(timings.end_to_end)),
                 ("CPU ms/message", f"{spent / max(1, timings.sent) * 1000:.2f}"),
             ],

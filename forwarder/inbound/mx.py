@@ -12,7 +12,7 @@ Limits: a message that one of its recipients sees again (``X-Forwarder-Id``) is 
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import structlog
@@ -35,7 +35,6 @@ from forwarder.mail.address import Path
 from forwarder.mail.envelope import MailCommand
 from forwarder.mail.event import Transport
 from forwarder.mail.reply import Reply
-from forwarder.store.queue import NewMessage
 from forwarder.store.trouble import CommitUnknown, StoreUnavailable
 
 log = structlog.get_logger(__name__)
@@ -179,28 +178,19 @@ class MxReception:
         )
         reach("receive.before-enqueue")
         try:
-            stored = rooms.queue.enqueue(message)
-            hand_over = self._prepared(message)
-            await stored
+            prepared = await rooms.queue.enqueue(message, meanwhile=partial(rooms.intake.prepare, message))
         except StoreUnavailable as trouble:
             if not isinstance(trouble, CommitUnknown):  # then it may be stored after all
                 self._quota.give_back(whose)
             raise
         reach("receive.before-reply")
         # After the reply: the dialogue writes it before the loop comes round again.
-        asyncio.get_running_loop().call_soon(self._hand_over, hand_over)
+        asyncio.get_running_loop().call_soon(
+            self._hand_over, prepared or partial(rooms.intake.hand_over, message)
+        )
         if transaction.reverse_path.is_null:
             self._late_bounces.look_at(content, head)
         return replies.queued_as(identifier)
-
-    def _prepared(self, message: NewMessage) -> Callable[[], None]:
-        """The hand-over of a message that is being stored, prepared where there is time for it.
-
-        Where others are written first the reply has to wait anyway; where none are it would come later for this.
-        """
-        if self._rooms.queue.occupied:
-            return self._rooms.intake.prepare(message)
-        return partial(self._rooms.intake.hand_over, message)
 
     def _circling(self, transaction: Transaction, head: bytes) -> Reply | None:
         if contents.count_received(head) > self._max_hops:

@@ -20,10 +20,10 @@ and it is delivered from the queue.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import structlog
 from sqlalchemy import Connection, select
@@ -53,6 +53,7 @@ DOUBT = 30.0  # seconds
 TICK = 2.0
 RELEASE_TRIES = 3
 
+T = TypeVar("T")
 _log = structlog.get_logger("forwarder.store")
 
 
@@ -88,13 +89,12 @@ class Queue:
         )  # settlements that took, or may have, and of which the caller heard an error
         self._giving_back: set[asyncio.Task[None]] = set()
 
-    @property
-    def occupied(self) -> bool:
-        """Whether what was enqueued last waits for others to be written first."""
-        return self._database.writer.occupied
+    async def enqueue(self, message: NewMessage, *, meanwhile: Callable[[], T] | None = None) -> T | None:
+        """Take charge of a message; durable on return. StoreUnavailable: not taken.
 
-    def enqueue(self, message: NewMessage) -> Coroutine[Any, Any, None]:
-        """Take charge of a message; on its way at once, durable when awaited. StoreUnavailable: not taken."""
+        ``meanwhile`` is called where others are written first, so that there is time for it; what it gives is returned.
+        It must not raise.
+        """
         self._check_alive()
         stored = self._database.writer.enlist(
             self._enqueueing,
@@ -102,9 +102,7 @@ class Queue:
             weight=len(message.content),
             orphaned=partial(self._nobody_took, message),
         )
-        return self._enqueued(message, stored)
-
-    async def _enqueued(self, message: NewMessage, stored: "asyncio.Future[None]") -> None:
+        early = meanwhile() if meanwhile is not None and self._database.writer.occupied else None
         try:
             await stored
         except CommitUnknown:
@@ -116,6 +114,7 @@ class Queue:
                 error = stored.exception()
                 self._nobody_took(message, Failed(error) if isinstance(error, Exception) else None)
             raise
+        return early
 
     async def claim_due(
         self, now: datetime, limit: int, exclude_domains: Collection[str] = ()

@@ -116,6 +116,11 @@ class SqliteWriter(Writer):
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
+    @property
+    def occupied(self) -> bool:
+        # Where several wait, the turn is another process's as a rule.
+        return super().occupied or len(self.waiting) > 1
+
     def wake(self) -> None:
         if self._bell.empty():  # else the thread has not looked yet: it will find what was put before this
             self._bell.put(None)

@@ -196,8 +196,8 @@ class Writer:
 
     @property
     def occupied(self) -> bool:
-        """Whether what was put last waits for others: a transaction is open, or more than it waits."""
-        return bool(self.running) or len(self.waiting) > 1
+        """Whether what is put now waits for others to be written."""
+        return bool(self.running)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Run a function of a connection in the next group."""

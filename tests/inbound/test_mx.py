@@ -481,7 +481,7 @@ class Failing:
     def __init__(self, error):
         self.error = error
 
-    async def fail(self, *_):
+    async def fail(self, *_, **__):
         raise self.error
 
     rule_set = confirmed = enqueue = fail
@@ -564,9 +564,9 @@ async def test_the_reply_waits_for_the_commit(engine, monkeypatch):
     go_on = asyncio.Event()
     enqueue = type(engine.rooms.queue).enqueue
 
-    async def slow(queue, message):
+    async def slow(queue, message, **options):
         await go_on.wait()
-        await enqueue(queue, message)
+        return await enqueue(queue, message, **options)
 
     monkeypatch.setattr(type(engine.rooms.queue), "enqueue", slow)
     async with engine.client() as client:

@@ -257,10 +257,9 @@ async def test_prepared_mail_goes_out_with_the_signature_of_its_preparation(
         sign = rooms.signing._sign
         monkeypatch.setattr(rooms.signing, "_sign", lambda order: signed.append(1) or sign(order))
         message = rooms.message("bob@dest.test")
-        stored = rooms.queue.enqueue(message)
         hand_over = rooms.dispatcher.prepare(message)
         assert len(signed) == 1
-        await stored
+        await rooms.queue.enqueue(message)
         hand_over()
         (arrived,) = await rooms.sink.wait_for(1)
         assert verified(arrived.content, records) == ["rsa"]
@@ -280,9 +279,8 @@ async def test_mail_that_could_not_be_prepared_goes_out_all_the_same(
 
         monkeypatch.setattr(rooms.signing, "_sign", fails_once)
         message = rooms.message("bob@dest.test")
-        stored = rooms.queue.enqueue(message)
         hand_over = rooms.dispatcher.prepare(message)
-        await stored
+        await rooms.queue.enqueue(message)
         hand_over()
         (arrived,) = await rooms.sink.wait_for(1)
         assert verified(arrived.content, records) == ["rsa"]

@@ -1,12 +1,13 @@
 """The queue's verbs on both databases: what is durable, what is guarded, what leaves no trace."""
 
 import asyncio
+import threading
 from collections import Counter
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from forwarder.mail.event import DeliveryState, Status
 from forwarder.store import workers
@@ -262,6 +263,28 @@ async def test_two_workers_ending_the_last_deliveries_leave_no_content(stage: St
         took = await asyncio.gather(one.queue.settle(delivered(mine)), two.queue.settle(delivered(yours)))
         assert took == [True, True]
     assert (await sizes(one.database))[:2] == (0, 0)
+
+
+async def test_there_is_time_for_something_else_only_while_others_are_written(stage: Stage) -> None:
+    worker = await stage.worker()
+    assert await worker.queue.enqueue(stage.message(), meanwhile=lambda: "done") is None
+    begun, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def hold(conn: Connection) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        if conn.dialect.name == "sqlite":  # where the writer is a thread
+            assert go_on.wait(10)
+        else:
+            conn.exec_driver_sql("SELECT pg_sleep(0.2)")
+
+    holding = asyncio.create_task(worker.database.write(hold))
+    await asyncio.wait_for(begun.wait(), 10)
+    enqueued = asyncio.create_task(
+        worker.queue.enqueue(stage.message(), meanwhile=lambda: go_on.set() or "done")
+    )
+    assert await asyncio.wait_for(enqueued, 10) == "done"
+    await holding
 
 
 async def test_a_cancelled_caller_leaves_the_message_to_the_queue(stage: Stage) -> None:
