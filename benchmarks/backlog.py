@@ -17,7 +17,7 @@ from benchmarks.bench import Bench
 from benchmarks.engine import Engine
 from benchmarks.load import INBOUND_PORT, Workload
 from benchmarks.pulse import felt
-from benchmarks.sink import SINK_PORT, SmtpSink
+from benchmarks.sink import SINK_PORT, SmtpSink, smtp_sink
 from tests.peers.dns_server import DnsServer
 
 BACKLOG = 100_000
@@ -36,7 +36,7 @@ async def drained(bench: Bench) -> list[report.Section]:
         engine.stop()
         bench.tell(f"filling the queue with {count} due deliveries")
         fill.backlog(fill.database_of(engine.root), count=count, size=4096, destination_domain="bulk.test")
-        async with SmtpSink(SECOND_HOST) as sink:
+        async with smtp_sink(SECOND_HOST) as sink:
             bench.tell("draining")
             began = time.monotonic()
             ready = await asyncio.to_thread(engine.start, fresh=False)

@@ -5,19 +5,15 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from benchmarks.machine import running
+
 
 @asynccontextmanager
 async def bare_server() -> AsyncIterator[int]:
     """Run this module beside the engine; its port."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.echo"), stdout=asyncio.subprocess.PIPE
-    )
-    assert process.stdout is not None
-    try:
+    async with running(sys.executable, "-m", "benchmarks.echo", stdout=asyncio.subprocess.PIPE) as process:
+        assert process.stdout is not None
         yield int(await process.stdout.readline())
-    finally:
-        process.terminate()
-        await process.wait()
 
 
 async def _serve() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from benchmarks import machine
-from benchmarks.sink import SmtpSink
+from benchmarks.sink import smtp_sink
 
 INBOUND_PORT = 2525
 SETTLED = 0.3  # seconds after the last message: writing down what became of it belongs to the cost
@@ -96,7 +96,7 @@ async def run(subject: Subject, workload: Workload, *, patience: float = 180.0) 
     """
     total = workload.total
     peaks: list[int] = []
-    async with SmtpSink() as sink:
+    async with smtp_sink() as sink:
         watcher = asyncio.create_task(watch_peak(subject, peaks))
         before = machine.cpu_seconds(subject.roots())
         started = time.monotonic()

@@ -1,5 +1,6 @@
 """What machine this is, what is missing on it, and how much processor time a set of process trees has used."""
 
+import asyncio
 import contextlib
 import os
 import platform
@@ -10,7 +11,8 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 NEEDED = {
@@ -36,11 +38,29 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": PATH}
 
 
+@asynccontextmanager
+async def running(*command: str, stdout: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A program for as long as the block runs."""
+    process = await asyncio.create_subprocess_exec(*command, env=environment(), stdout=stdout)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()
+
+
+def listens(port: int, host: str) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
+        return True
+    return False
+
+
 def wait_for_port(port: int, *, seconds: float, host: str = "127.0.0.1") -> None:
     """Return when something listens; RuntimeError when nothing does in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
+        if listens(port, host):
             return
         time.sleep(0.02)
     raise RuntimeError(f"nothing listens on {host}:{port} after {seconds:.0f} s")

@@ -1,14 +1,13 @@
 """smtp-sink, for as long as a run lasts, and how much it has taken."""
 
 import asyncio
-import contextlib
 import os
 import re
 import time
-from types import TracebackType
-from typing import Self
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-from benchmarks.machine import environment, wait_for_port
+from benchmarks.machine import listens, running, wait_for_port
 
 SINK_PORT = 2626
 _LOOK_EVERY = 0.01  # seconds
@@ -24,34 +23,9 @@ class SmtpSink:
     one message early; so what one run leaves behind grows with every further one.
     """
 
-    def __init__(self, host: str = "127.0.0.1") -> None:
-        self._host = host
-        self._counters = os.memfd_create("smtp-sink")  # it writes them anew with every message
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def __aenter__(self) -> Self:
-        self._process = await asyncio.create_subprocess_exec(
-            *("smtp-sink", "-c", "-u", "nobody", f"{self._host}:{SINK_PORT}", "1000"),
-            env=environment(),
-            stdout=self._counters,
-        )
-        try:
-            await asyncio.to_thread(wait_for_port, SINK_PORT, seconds=5, host=self._host)
-            if self._process.returncode is not None:
-                raise RuntimeError(f"smtp-sink cannot listen on {self._host}:{SINK_PORT}; who does?")
-        except BaseException as error:
-            await self.__aexit__(type(error), error, error.__traceback__)
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._process is not None
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
-        await self._process.wait()
-        os.close(self._counters)
+    def __init__(self, counters: int) -> None:
+        """``counters``: a file that it writes them to, anew with every message."""
+        self._counters = counters
 
     @property
     def taken(self) -> int:
@@ -68,3 +42,18 @@ class SmtpSink:
                 return False
             await asyncio.sleep(_LOOK_EVERY)
         return True
+
+
+@asynccontextmanager
+async def smtp_sink(host: str = "127.0.0.1") -> AsyncIterator[SmtpSink]:
+    """A sink for as long as the block runs."""
+    if listens(SINK_PORT, host):
+        raise RuntimeError(f"something listens on {host}:{SINK_PORT}, where smtp-sink is to; end it first")
+    counters = os.memfd_create("smtp-sink")
+    try:
+        command = ("smtp-sink", "-c", "-u", "nobody", f"{host}:{SINK_PORT}", "1000")
+        async with running(*command, stdout=counters):
+            await asyncio.to_thread(wait_for_port, SINK_PORT, seconds=5, host=host)
+            yield SmtpSink(counters)
+    finally:
+        os.close(counters)

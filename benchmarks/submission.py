@@ -14,7 +14,7 @@ from benchmarks import machine, report
 from benchmarks.bench import Bench
 from benchmarks.engine import DOMAIN, Engine
 from benchmarks.load import INBOUND_PORT, SETTLED
-from benchmarks.sink import SmtpSink
+from benchmarks.sink import smtp_sink
 from forwarder.net.tls import self_signed
 
 SESSIONS = 20
@@ -97,7 +97,7 @@ async def _messages(engine: Engine, count: int, *, reuse: bool) -> tuple[str, st
         if client is not None:
             client.close()
 
-    async with SmtpSink() as sink:
+    async with smtp_sink() as sink:
         cpu, began = machine.cpu_seconds(engine.roots()), time.monotonic()
         await asyncio.gather(*(worker(n % USERS) for n in range(SESSIONS)))
         complete = await sink.reach(count, patience=60)
