@@ -139,9 +139,7 @@ class Dispatcher:
     def prepare(self, message: NewMessage) -> Callable[[], None]:
         """Sign a message that is being committed; the hand-over to call once it is. Neither raises."""
         parcel = Parcel.of_message(message)
-        if any(
-            new.leased and new.kind is DeliveryKind.SMTP and not new.discard for new in message.deliveries
-        ):
+        if any(new.kind is DeliveryKind.SMTP for new in message.leased):
             try:
                 self._courier.prepare(parcel, message.content)
             except Exception:  # noqa: BLE001 - it is tried again with the first attempt, which has an answer to it
@@ -150,7 +148,7 @@ class Dispatcher:
 
     def hand_over(self, message: NewMessage, prepared: Parcel | None = None) -> None:
         """Take the leased deliveries of a message that is committed; never raises."""
-        leased = [first_attempt(message, new) for new in message.deliveries if new.leased and not new.discard]
+        leased = [first_attempt(message, new) for new in message.leased]
         if not leased:
             return
         parcel = self._window.parcel(message.id) or prepared or Parcel.of_message(message)

@@ -261,9 +261,7 @@ class Queue:
         error = ended.error if isinstance(ended, Failed) else None
         if isinstance(error, CommitUnknown):
             self._doubt(message)
-        leased = {
-            delivery.id: 1 for delivery in message.deliveries if delivery.leased and not delivery.discard
-        }
+        leased = {delivery.id: 1 for delivery in message.leased}
         if error is None and leased:
             task = asyncio.get_running_loop().create_task(self._give_back(leased))
             self._giving_back.add(task)

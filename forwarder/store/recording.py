@@ -168,6 +168,8 @@ class Recorder:
         failpoint: str = "",
     ) -> None:
         """Insert the events, ``behind`` what they tell of, and tell the webhooks of their domains."""
+        if not recorded and not behind:
+            return
         rows = [
             (
                 e.log_id,
@@ -188,6 +190,8 @@ class Recorder:
 
     def _tell_webhooks(self, conn: Connection, recorded: Sequence[Recorded]) -> None:
         concerned = {e.domain_id for e in recorded if e.domain_id is not None}
+        if not concerned:
+            return
         found = conn.execute(_webhooks(conn), _DOMAIN_IDS.values(conn, [(id_,) for id_ in concerned]))
         hooks = {row.id: row for row in found}
         if not hooks:

@@ -67,6 +67,11 @@ class NewMessage:
     sender_name: str | None
     deliveries: tuple[NewDelivery, ...]
 
+    @property
+    def leased(self) -> list[NewDelivery]:
+        """What the process that stores it will deliver itself."""
+        return [delivery for delivery in self.deliveries if delivery.leased and not delivery.discard]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:

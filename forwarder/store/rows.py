@@ -69,22 +69,21 @@ class Insert(NamedTuple):
     failpoint: str = ""  # reached before it
 
 
-def insert_and_look(conn: Connection, inserts: Iterable[Insert], question: str) -> bool:
+def insert_and_look(conn: Connection, inserts: Sequence[Insert], question: str) -> bool:
     """INSERT all of it, in this order, and whether the SELECT ``question`` finds anything.
 
     On PostgreSQL in one statement, since there each is a journey of its own: foreign keys are checked when it ends, and
     the question sees what was there before it.
     """
-    wanted = []
+    postgres = is_postgres(conn)
     for insert in inserts:
         if insert.failpoint:
             reach(insert.failpoint)
-        if not is_postgres(conn):
+        if not postgres:
             insert_many(conn, insert.table, insert.columns, insert.rows)
-        elif insert.rows:
-            wanted.append(insert)
-    if not is_postgres(conn):
+    if not postgres:
         return run_text(conn, question, ()).fetchone() is not None
+    wanted = [insert for insert in inserts if insert.rows]
     text = _insert_and_look(tuple((insert.table, insert.columns) for insert in wanted), question)
     values = [list(column) for insert in wanted for column in zip(*insert.rows, strict=True)]
     return bool(conn.exec_driver_sql(text, tuple(values)).scalar_one())

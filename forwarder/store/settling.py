@@ -98,8 +98,9 @@ class Settling:
                 for item in soft
             ],
         )
+        reach("settle.before-events")
         told = [item for item in taken if item.settlement.delivery.kind is not DeliveryKind.NOTIFY]
-        self._recorder.events(conn, [_recorded(item) for item in told], failpoint="settle.before-events")
+        self._recorder.events(conn, [_recorded(item) for item in told])
         mark_failed(
             conn, [item.settlement.delivery.id for item in told if item.settlement.event.status in FAILURES]
         )

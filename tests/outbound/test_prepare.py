@@ -18,7 +18,7 @@ from forwarder.mail.seal import Algorithm, Signer, generate, load_key
 from forwarder.mail.verification import AuthResult, verify
 from forwarder.outbound.parcel import Parcel
 from forwarder.outbound.prepare import INLINE_HEAD, INLINE_OCTETS, Signing
-from tests.outbound.house import CONTENT, house
+from tests.outbound.house import CONTENT, House, house
 
 # 8 KiB of head: 2.7 ms by the estimate
 LONG_HEAD = (b"To: " + b"a@x.org,\r\n " * 745 + b"b@x.org\r\n" + CONTENT).ljust(16_000, b"x")
@@ -31,6 +31,14 @@ def keys(domain: str, *algorithms: str) -> tuple[list[Signer], dict[bytes, bytes
         signers.append(Signer(domain=domain, selector=algorithm, key=load_key(made.pem)))
         records[f"{algorithm}._domainkey.{domain}.".encode()] = made.record.encode()
     return signers, records
+
+
+def counted(rooms: House, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What is signed from now on."""
+    signed: list[object] = []
+    sign = rooms.signing._sign
+    monkeypatch.setattr(rooms.signing, "_sign", lambda order: signed.append(order) or sign(order))
+    return signed
 
 
 def verified(content: bytes, records: dict[bytes, bytes]) -> list[str]:
@@ -94,9 +102,7 @@ async def test_a_message_to_many_sites_is_signed_once(
 ) -> None:
     service, records = keys("forwarder.test", "rsa")
     async with house(tmp_path, service=service) as rooms:
-        made = []
-        sign = rooms.signing._sign
-        monkeypatch.setattr(rooms.signing, "_sign", lambda order: made.append(1) or sign(order))
+        made = counted(rooms, monkeypatch)
         await rooms.accept("bob@dest.test", "ann@origin.test")
         (one,) = await rooms.sink.wait_for(1)
         (two,) = await rooms.origin.wait_for(1)
@@ -268,9 +274,7 @@ async def test_prepared_mail_goes_out_with_the_signature_of_its_preparation(
 ) -> None:
     service, records = keys("forwarder.test", "rsa")
     async with house(tmp_path, service=service) as rooms:
-        signed = []
-        sign = rooms.signing._sign
-        monkeypatch.setattr(rooms.signing, "_sign", lambda order: signed.append(1) or sign(order))
+        signed = counted(rooms, monkeypatch)
         message = rooms.message("bob@dest.test")
         hand_over = rooms.dispatcher.prepare(message)
         assert len(signed) == 1
@@ -306,9 +310,10 @@ async def test_mail_that_this_process_will_not_send_is_not_signed(
 ) -> None:
     service, _ = keys("forwarder.test", "rsa")
     async with house(tmp_path, service=service) as rooms:
-        monkeypatch.setattr(rooms.signing, "_sign", lambda order: pytest.fail("signed for nobody"))
+        signed = counted(rooms, monkeypatch)
         rooms.dispatcher.prepare(rooms.message("bob@dest.test", in_memory=False))
         rooms.dispatcher.prepare(rooms.message("https://hook.test/in", kind=DeliveryKind.WEBHOOK))
+        assert signed == []
 
 
 async def test_a_large_message_is_signed_in_a_thread(desk: Desk) -> None:
