@@ -1,7 +1,6 @@
 """``python -m benchmarks``: everything into ``benchmarks/results.md``, or one part of it onto the screen."""
 
 import argparse
-import asyncio
 import json
 import os
 import signal
@@ -10,6 +9,8 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
+
+import uvloop
 
 from benchmarks import api, backlog, directory, machine, peers, report, resources, soak, submission, variants
 from benchmarks.bench import Bench
@@ -55,7 +56,7 @@ def main() -> int:
             minutes=options.minutes,
         )
         keep = options.what == "all" and not (options.show or options.json)
-        sections = asyncio.run(_run(parts, bench, keep))
+        sections = uvloop.run(_run(parts, bench, keep))
     if options.json:
         print(json.dumps([section.plain() for section in sections], indent=1))
     elif not keep:

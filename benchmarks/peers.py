@@ -106,7 +106,10 @@ async def light(bench: Bench) -> list[report.Section]:
         bench.tell("latency")
         return [
             await latency.compare(
-                (full, alone, engine), rates=(20, 100), messages=bench.times(400, least=100)
+                (full, alone, engine),
+                rates=(20, 100),
+                messages=bench.times(400, least=100),
+                turns=bench.rounds,
             )
         ]
     finally:
