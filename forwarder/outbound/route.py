@@ -4,10 +4,11 @@
 cannot tell is temporary (4.4.3); what it denies is permanent: no such domain, or no host of it with an address
 (5.1.2), null MX (5.1.10, RFC 7505).
 
-Bounds: ten names are looked up and five hosts tried, six addresses each. Private addresses are left out unless the
-operator allows them, and mail whose hosts have no others is refused (5.4.4). Hosts of the same or a worse preference
-than our own are left out (RFC 5321 5.1); when none remains, mail would loop (5.4.6). Our own are those of our
-hostname and those whose address we listen on, at the port we would dial. Address literals as a domain are refused.
+Bounds: names are looked up ten at a time until one of them exists, fifty at most, and five hosts tried, six addresses
+each. Private addresses are left out unless the operator allows them, and mail whose hosts have no others is refused
+(5.4.4). Hosts of the same or a worse preference than our own are left out (RFC 5321 5.1); when none remains, mail would
+loop (5.4.6). Our own are those of our hostname and those whose address we listen on, at the port we would dial. Address
+literals as a domain are refused.
 
 ``Route.site`` names the set of MX hosts, so that all domains of one provider share connections and concurrency.
 
@@ -29,7 +30,8 @@ from forwarder.mail.reply import Reply
 from forwarder.net.addresses import is_private, literal
 from forwarder.net.dns import Answer, CannotTell, Found, Mx, NotFound, Resolver
 
-NAMES = 10
+NAMES = 10  # at a time
+NAMES_IN_ALL = 50
 HOSTS = 5
 ADDRESSES = 6
 
@@ -97,20 +99,29 @@ class Router:
         if isinstance(names, Failure):
             return names
         # a name that stands there with several preferences counts once, where it is best
-        candidates = list(dict.fromkeys(name for group in names for name in self._shuffled(group)))[:NAMES]
-        found = await self._resolver.addresses_of(candidates)
+        candidates = list(dict.fromkeys(name for group in names for name in self._shuffled(group)))
+        found = await self._addresses_of(candidates[:NAMES_IN_ALL])
         policy = Policy(
             own_name=self._hostname,
             own_addresses=await self._own_addresses(),
             private_allowed=self._outbound.allow_private_destinations,
         )
-        candidates = _us_first(candidates, names, found, policy)
+        candidates = _us_first([name for name in candidates if name in found], names, found, policy)
         hosts = usable_hosts(domain, candidates, found, policy)
         if isinstance(hosts, Failure):
             return hosts
         site = " ".join(sorted({name for group in names for name in group}))
         complete = not any(isinstance(found[name], CannotTell) for name in candidates)
         return Route(site=site, hosts=hosts, port=self._outbound.port, complete=complete)
+
+    async def _addresses_of(self, names: Sequence[str]) -> dict[str, Answer[str]]:
+        """Of ten names, and of ten more while none of them exists: a domain is not without hosts for its first ten."""
+        found: dict[str, Answer[str]] = {}
+        for start in range(0, len(names), NAMES):
+            found |= await self._resolver.addresses_of(names[start : start + NAMES])
+            if not all(isinstance(answer, NotFound) for answer in found.values()):
+                break
+        return found
 
     async def _smarthost(self, smarthost: HostPort) -> Route | Failure:
         try:

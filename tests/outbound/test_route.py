@@ -243,6 +243,22 @@ async def test_twenty_mx_hosts_are_not_all_tried(dns: DnsServer) -> None:
     assert len(dns.queries) <= 21
 
 
+async def test_the_eleventh_mx_when_ten_do_not_exist(dns: DnsServer) -> None:
+    dns.set("example.test", "MX", [(number, f"h{number}.test") for number in range(12)])
+    dns.set("h10.test", "A", ["127.0.0.2"])
+    route = await router(dns).route("example.test")
+    assert isinstance(route, Route)
+    assert [host.name for host in route.hosts] == ["h10.test"]
+
+
+async def test_names_without_end_are_not_all_looked_up(dns: DnsServer) -> None:
+    dns.set("example.test", "MX", [(number, f"h{number}.test") for number in range(80)])
+    dns.set("h79.test", "A", ["127.0.0.2"])
+    assert failure(await router(dns).route("example.test")) == (550, "5.1.2")
+    asked = {name for name, kind, *_ in dns.queries if kind in ("A", "AAAA")}
+    assert len(asked) == 50
+
+
 async def test_private_hosts_in_production(dns: DnsServer) -> None:
     dns.mail_host("example.test", "127.0.0.1", "::1", "10.0.0.1")
     it = router(dns, allow_private_destinations=False)
