@@ -1,6 +1,7 @@
 """Latency at light load: a message every so often, timed at its 250 and at its arrival."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -54,27 +55,29 @@ async def _measure(
     subject: Subject, *, rate: float, goes_on: Callable[[int], bool], size: int, patience: float
 ) -> Timings:
     timings = Timings()
-    async with Sink() as sink:
-        sent = await _send(subject.port, timings, rate=rate, goes_on=goes_on, size=size)
+    mark = secrets.token_hex(4)
+    async with Sink(mark) as sink:
+        sent = await _send(subject.port, timings, mark=mark, rate=rate, goes_on=goes_on, size=size)
         deadline = time.monotonic() + patience
         # the sink is in this process: looking twenty times a second costs nothing
-        while len(sink.at) < timings.sent - timings.refused and time.monotonic() < deadline:  # noqa: ASYNC110
+        while sent.keys() - sink.at.keys() and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
-        timings.end_to_end = [sink.at[number] - sent[number] for number in sink.at]
+        timings.end_to_end = [sink.at[number] - began for number, began in sent.items() if number in sink.at]
         timings.arrived = sink.copies
     return timings
 
 
 async def _send(
-    port: int, timings: Timings, *, rate: float, goes_on: Callable[[int], bool], size: int
+    port: int, timings: Timings, *, mark: str, rate: float, goes_on: Callable[[int], bool], size: int
 ) -> dict[int, float]:
-    """Send on schedule, note what is taken and refused; when each message was begun."""
+    """Send on schedule, note what is taken and refused; when each message that was taken was begun."""
     begun: dict[int, float] = {}
 
     async def one(number: int) -> None:
-        begun[number] = time.monotonic()
+        now = time.monotonic()
         try:
-            timings.accept.append(await send_one(port, number, size=size))
+            timings.accept.append(await send_one(port, number, mark=mark, size=size))
+            begun[number] = now
         except OSError:
             timings.refused += 1
 
@@ -104,8 +107,8 @@ async def compare(
             rows.append((f"{rate:.0f}", name, accepted, arrived, str(timings.missing)))
     return Section(
         "Latency at light load",
-        f"4 KiB, a new connection a message, {turns} alternating runs; milliseconds: p50 / p95 / p99. What the "
-        "measuring itself takes is in all of them; the first line of a rate shows it, with a server that does nothing.",
+        f"4 KiB, a new connection a message, {turns} alternating runs; milliseconds: p50 / p95 / p99. What the client "
+        "itself takes is in all of them: the first line of a rate shows it, with a server that does nothing.",
         ("messages/s", "subject", "accepted", "arrived at the sink", "lost or refused"),
         rows,
     )
@@ -115,7 +118,9 @@ async def _own(rate: float, messages: int) -> list[float]:
     """What a message takes where the server does nothing with it, in seconds."""
     timings = Timings()
     async with smtp_sink():
-        await _send(SINK_PORT, timings, rate=rate, goes_on=lambda number: number < messages, size=4096)
+        await _send(
+            SINK_PORT, timings, mark="own", rate=rate, goes_on=lambda number: number < messages, size=4096
+        )
     return timings.accept
 
 

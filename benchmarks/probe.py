@@ -12,6 +12,7 @@ from typing import cast
 
 from benchmarks.sink import SINK_PORT
 
+PATIENCE = 30.0  # seconds for one message
 _BODY = b"0123456789abcdef" * 4 + b"\r\n"
 _END = b"\r\n.\r\n"
 _SINK_ANSWERS = {
@@ -22,9 +23,11 @@ _SINK_ANSWERS = {
 
 
 class Sink:
-    """Takes everything on SINK_PORT; remembers when each numbered message arrived."""
+    """Takes everything on SINK_PORT; remembers when each numbered message of its run arrived."""
 
-    def __init__(self) -> None:
+    def __init__(self, mark: str) -> None:
+        """``mark``: of the run. A message that an earlier one left behind is not taken for one of this."""
+        self._number = f"X-Number: {mark}-".encode()
         self.at: dict[int, float] = {}
         self.copies: dict[int, list[bytes]] = {}
         self._server: asyncio.Server | None = None
@@ -47,9 +50,9 @@ class Sink:
 
     def _note(self, content: bytes) -> None:
         now = time.monotonic()
-        start = content.find(b"X-Number: ")
+        start = content.find(self._number)
         if start >= 0:
-            number = int(content[start + 10 : content.index(b"\r", start)])
+            number = int(content[start + len(self._number) : content.index(b"\r", start)])
             self.at.setdefault(number, now)
             self.copies.setdefault(number, []).append(content[:-3].replace(b"\r\n..", b"\r\n."))
 
@@ -135,13 +138,15 @@ class _Sending(asyncio.Protocol):
         self._transport.write(command)
 
 
-async def send_one(port: int, number: int, *, size: int, recipient: str = "alias7@fwd.test") -> float:
-    """Send one message on a new connection; seconds until its 250. ConnectionError when it is refused."""
+async def send_one(
+    port: int, number: int, *, mark: str, size: int, recipient: str = "alias7@fwd.test"
+) -> float:
+    """Send one message on a new connection; seconds until its 250. OSError when it is refused or not answered."""
     started = time.monotonic()
     head = (
         f"From: <sender@origin.test>\r\nTo: <{recipient}>\r\nSubject: number {number}\r\n"
         f"Message-ID: <{number}.{started}@origin.test>\r\nDate: Sat, 21 Nov 2026 00:00:00 +0000\r\n"
-        f"X-Number: {number}\r\n\r\n"
+        f"X-Number: {mark}-{number}\r\n\r\n"
     ).encode()
     content = head + _BODY * max(1, (size - len(head)) // len(_BODY))
     steps = (
@@ -152,8 +157,9 @@ async def send_one(port: int, number: int, *, size: int, recipient: str = "alias
         (content + b".\r\n", b"250"),
     )
     loop = asyncio.get_running_loop()
-    transport, sending = await loop.create_connection(lambda: _Sending(steps, started), "127.0.0.1", port)
-    try:
-        return await sending.taken
-    finally:
-        transport.close()
+    async with asyncio.timeout(PATIENCE):
+        transport, sending = await loop.create_connection(lambda: _Sending(steps, started), "127.0.0.1", port)
+        try:
+            return await sending.taken
+        finally:
+            transport.close()

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from api.health import Health
+from forwarder import allocator
 from forwarder.config import HostPort, Settings
 from forwarder.domain_keys import DomainKeys
 from forwarder.failpoint import reach
@@ -290,6 +291,7 @@ class Engine:
         watch.keep("heartbeat", self._pulse.run)
         watch.keep("directory", self.directory.follow)
         watch.keep("queue", self.queue.run)
+        watch.keep("memory", allocator.tidy)
         watch.keep("dispatcher", self.dispatcher.run)
         for chore in chores_of(self.settings, self.database, self.journal, self._recheck_domains):
             turns = partial(keep_house, chore, self.database, owner=self.worker_id, clock=self._clock)

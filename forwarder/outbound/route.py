@@ -4,19 +4,19 @@
 cannot tell is temporary (4.4.3); what it denies is permanent: no such domain, or no host of it with an address
 (5.1.2), null MX (5.1.10, RFC 7505).
 
-Bounds: names are looked up ten at a time until one of them exists, fifty at most, and five hosts tried, six addresses
-each. Private addresses are left out unless the operator allows them, and mail whose hosts have no others is refused
-(5.4.4). Hosts of the same or a worse preference than our own are left out (RFC 5321 5.1); when none remains, mail would
-loop (5.4.6). Our own are those of our hostname and those whose address we listen on, at the port we would dial. Address
-literals as a domain are refused.
+Bounds: names are looked up ten at a time until one of them can be dialled, thirty at most (a domain whose first thirty
+do not exist has no host), and five hosts tried, six addresses each. Private addresses are left out unless the operator
+allows them, and mail whose hosts have no others is refused (5.4.4). Hosts of the same or a worse preference than our
+own are left out (RFC 5321 5.1); when none remains, mail would loop (5.4.6). Our own are those of our hostname and those
+whose address we listen on, at the port we would dial. Address literals as a domain are refused.
 
 ``Route.site`` names the set of MX hosts, so that all domains of one provider share connections and concurrency.
 
 A smarthost takes everything and its address may be private; its trouble is ours and so temporary, whatever the DNS
 says of it.
 
-Limits: no MTA-STS, no DANE. A preference class is shuffled (RFC 5321 5.1), so one message may meet another host than
-the next.
+Limits: no MTA-STS, no DANE. We do not see that a name is ours by its address where it was not looked up. A preference
+class is shuffled (RFC 5321 5.1), so one message may meet another host than the next.
 """
 
 import random
@@ -31,7 +31,7 @@ from forwarder.net.addresses import is_private, literal
 from forwarder.net.dns import Answer, CannotTell, Found, Mx, NotFound, Resolver
 
 NAMES = 10  # at a time
-NAMES_IN_ALL = 50
+NAMES_IN_ALL = 30
 HOSTS = 5
 ADDRESSES = 6
 
@@ -100,12 +100,12 @@ class Router:
             return names
         # a name that stands there with several preferences counts once, where it is best
         candidates = list(dict.fromkeys(name for group in names for name in self._shuffled(group)))
-        found = await self._addresses_of(candidates[:NAMES_IN_ALL])
         policy = Policy(
             own_name=self._hostname,
             own_addresses=await self._own_addresses(),
             private_allowed=self._outbound.allow_private_destinations,
         )
+        found = await self._addresses_of(candidates[:NAMES_IN_ALL], policy)
         candidates = _us_first([name for name in candidates if name in found], names, found, policy)
         hosts = usable_hosts(domain, candidates, found, policy)
         if isinstance(hosts, Failure):
@@ -114,13 +114,16 @@ class Router:
         complete = not any(isinstance(found[name], CannotTell) for name in candidates)
         return Route(site=site, hosts=hosts, port=self._outbound.port, complete=complete)
 
-    async def _addresses_of(self, names: Sequence[str]) -> dict[str, Answer[str]]:
-        """Of ten names, and of ten more while none of them exists: a domain is not without hosts for its first ten."""
+    async def _addresses_of(self, names: Sequence[str], policy: Policy) -> dict[str, Answer[str]]:
+        """Of ten names, and of ten more while none can be dialled: nobody is without hosts for the first ten."""
         found: dict[str, Answer[str]] = {}
         for start in range(0, len(names), NAMES):
-            found |= await self._resolver.addresses_of(names[start : start + NAMES])
-            if not all(isinstance(answer, NotFound) for answer in found.values()):
+            batch = await self._resolver.addresses_of(names[start : start + NAMES])
+            found |= batch
+            if any(_decides(answer, policy) for answer in batch.values()):
                 break
+            if all(isinstance(answer, CannotTell) for answer in batch.values()):
+                break  # the DNS is away: it will not tell more of others
         return found
 
     async def _smarthost(self, smarthost: HostPort) -> Route | Failure:
@@ -230,6 +233,13 @@ def usable_hosts(
     if private:
         return Failure(reply=reply_for(Fault.PRIVATE))
     return Failure(reply=reply_for(Fault.NO_HOST))
+
+
+def _decides(answer: Answer[str], policy: Policy) -> bool:
+    """Whether a host can be dialled, or is we ourselves."""
+    if not isinstance(answer, Found):
+        return False
+    return bool(policy.own_addresses.intersection(answer.records)) or bool(_allowed(answer.records, policy))
 
 
 def _allowed(records: Collection[str], policy: Policy) -> tuple[str, ...]:

@@ -251,12 +251,32 @@ async def test_the_eleventh_mx_when_ten_do_not_exist(dns: DnsServer) -> None:
     assert [host.name for host in route.hosts] == ["h10.test"]
 
 
+async def test_the_eleventh_mx_when_the_first_may_not_be_dialled(dns: DnsServer) -> None:
+    dns.set("example.test", "MX", [(number, f"h{number}.test") for number in range(12)])
+    dns.set("h0.test", "A", ["127.0.0.1"])
+    dns.set("h10.test", "A", ["8.8.8.8"])
+    route = await router(dns, allow_private_destinations=False).route("example.test")
+    assert isinstance(route, Route)
+    assert [host.name for host in route.hosts] == ["h10.test"]
+    assert route.complete
+
+
+async def test_the_eleventh_mx_when_the_first_cannot_be_looked_up(dns: DnsServer) -> None:
+    dns.set("example.test", "MX", [(number, f"h{number}.test") for number in range(12)])
+    dns.fault("h0.test", "servfail")
+    dns.set("h10.test", "A", ["127.0.0.2"])
+    route = await router(dns).route("example.test")
+    assert isinstance(route, Route)
+    assert [host.name for host in route.hosts] == ["h10.test"]
+    assert not route.complete
+
+
 async def test_names_without_end_are_not_all_looked_up(dns: DnsServer) -> None:
     dns.set("example.test", "MX", [(number, f"h{number}.test") for number in range(80)])
     dns.set("h79.test", "A", ["127.0.0.2"])
     assert failure(await router(dns).route("example.test")) == (550, "5.1.2")
     asked = {name for name, kind, *_ in dns.queries if kind in ("A", "AAAA")}
-    assert len(asked) == 50
+    assert len(asked) == 30
 
 
 async def test_private_hosts_in_production(dns: DnsServer) -> None:
