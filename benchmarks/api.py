@@ -26,7 +26,7 @@ Answer = dict[str, Any]
 async def speed(bench: Bench) -> list[report.Section]:
     """Two engines, one with little and one with much in its store, asked in turn; then the second's rates."""
     large = int((10_000_000 if bench.whole else 1_000_000) * min(bench.scale, 1.0))
-    small = 10_000
+    small, times = 10_000, 60 * bench.rounds
     engines = {
         "few": Engine(bench.root / "api-few", port=INBOUND_PORT + 20, config=_PLAN),
         "many": Engine(bench.root / "api-many", port=INBOUND_PORT + 30, config=_PLAN),
@@ -38,7 +38,7 @@ async def speed(bench: Bench) -> list[report.Section]:
             await asyncio.to_thread(engine.start, fresh=False)
         bench.tell("pages and look-ups, from few and from many")
         clients = {label: await _Client.open(engine) for label, engine in engines.items()}
-        costs = await _pages(clients, 60 * bench.rounds)
+        costs = await _pages(clients, times)
         for client in clients.values():
             client.close()
         await asyncio.to_thread(engines["few"].stop)
@@ -46,7 +46,7 @@ async def speed(bench: Bench) -> list[report.Section]:
     finally:
         for engine in engines.values():
             await asyncio.to_thread(engine.stop)
-    return [_costs(costs, small, large, 60 * bench.rounds), rates]
+    return [_costs(costs, small, large, times), rates]
 
 
 def _fill(bench: Bench, engine: Engine, label: str, *, logs: int) -> None:
