@@ -15,6 +15,7 @@ from functools import lru_cache
 from forwarder.inbound.intake import Intake
 from forwarder.inbound.session import Recipient, Session, Transaction
 from forwarder.mail import content as contents
+from forwarder.mail import trace
 from forwarder.mail.address import parse_helo
 from forwarder.mail.destination import Url
 from forwarder.mail.event import DeliveryKind, Transport
@@ -33,23 +34,36 @@ class Facts:
     names: Mapping[str, str]  # of those it is written to, by their addresses in lower case
 
 
-def facts(head: bytes) -> Facts:
+_SHOWN = (b"from", b"to", b"cc", b"subject", b"message-id")
+
+
+def looked_up(head: bytes) -> contents.Fields:
+    """All that is asked of a head on its way in."""
+    return contents.Fields(head, (*_SHOWN, contents.RECEIVED, trace.ID_FIELD))
+
+
+def facts(head: bytes | contents.Fields) -> Facts:
     """Read from the head of the message; never raises."""
-    author = contents.first_raw(head, b"from")
+    fields = head if isinstance(head, contents.Fields) else contents.Fields(head, _SHOWN)
+    author = fields.raw(b"from")
     email, name = contents.mailbox(author) if author is not None else (None, None)
     return Facts(
-        message_id=contents.first(head, b"message-id"),
-        subject=contents.first(head, b"subject"),
+        message_id=fields.text(b"message-id"),
+        subject=fields.text(b"subject"),
         sender_email=email,
         sender_name=name,
-        names=_names(head),
+        names=_names(fields),
     )
 
 
-def _names(head: bytes) -> dict[str, str]:
-    fields = (contents.first_raw(head, field) for field in (b"to", b"cc"))
-    people = (pair for field in fields if field is not None for pair in contents.mailboxes(field))
-    return {email.lower(): name for email, name in people if email is not None and name is not None}
+def _names(fields: contents.Fields) -> dict[str, str]:
+    told: dict[str, str] = {}
+    for field in (b"to", b"cc"):
+        value = fields.raw(field)
+        for email, name in contents.mailboxes(value) if value is not None else ():
+            if email is not None and name is not None:
+                told[email.lower()] = name
+    return told
 
 
 def client_name(session: Session) -> str:

@@ -18,7 +18,7 @@ from functools import partial
 import structlog
 
 from forwarder.failpoint import reach
-from forwarder.inbound.arrival import Composer, Facts, client_name, facts, received
+from forwarder.inbound.arrival import Composer, Facts, client_name, facts, looked_up, received
 from forwarder.inbound.disk import Disk
 from forwarder.inbound.forwarding_quota import ForwardingQuota
 from forwarder.inbound.intake import HandOver, Rooms
@@ -139,8 +139,9 @@ class MxReception:
         rooms = self._rooms
         now = rooms.clock()
         head = contents.split(content)[0]
-        seen = facts(head)
-        refusal = self._circling(transaction, head)
+        fields = looked_up(head)
+        seen = facts(fields)
+        refusal = self._circling(transaction, head, fields)
         if head[:1] in (b" ", b"\t"):  # it would continue the last header that we put before it
             refusal = replies.BAD_CONTENT.saying("the headers of the message begin with a continuation line")
         if all(recipient.reports_only for recipient in transaction.recipients) and not (
@@ -192,10 +193,10 @@ class MxReception:
             self._late_bounces.look_at(content, head)
         return replies.queued_as(identifier)
 
-    def _circling(self, transaction: Transaction, head: bytes) -> Reply | None:
-        if contents.count_received(head) > self._max_hops:
+    def _circling(self, transaction: Transaction, head: bytes, fields: contents.Fields) -> Reply | None:
+        if fields.count(contents.RECEIVED) > self._max_hops:
             return replies.TOO_MANY_HOPS
-        if contents.first_raw(head, trace.ID_FIELD) is None:
+        if not fields.count(trace.ID_FIELD):
             return None
         passages = trace.passages(
             field.value for field in contents.headers(head) if field.name == trace.ID_FIELD

@@ -16,7 +16,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from forwarder.mail.canonical import Canonical, relaxed_field
-from forwarder.mail.seal import SIGNED, Signer, message_signature, sealed, signed_fields
+from forwarder.mail.seal import SIGNED_BY_ARC, Signer, message_signature, sealed, signed_fields
 from forwarder.mail.tags import blank_signature
 from forwarder.mail.verification import (
     Answers,
@@ -30,7 +30,6 @@ from forwarder.mail.verification import (
 
 MAX_SETS = 50
 _AAR, _AMS, _AS = b"arc-authentication-results", b"arc-message-signature", b"arc-seal"
-_SIGNED = (*SIGNED, b"dkim-signature")
 _INSTANCE = re.compile(rb"[ \t\r\n]*i[ \t\r\n]*=[ \t\r\n]*([0-9]{1,3})[ \t\r\n]*;")
 
 
@@ -159,7 +158,7 @@ def seal_arc(
         results.strip().encode("utf-8", "replace").replace(b"; ", b";\r\n\t"),
     )
     first = b"i=%d" % number
-    covered = signed_fields(message, signed=_SIGNED)
+    covered = signed_fields(message, signed=SIGNED_BY_ARC)
     ams = message_signature(b"ARC-Message-Signature", first, message, covered, signer, now=now)
     tags = [
         first + b";",

@@ -16,15 +16,17 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 
 from forwarder.mail.words import decode_words, printable
 
 __all__ = [
     "MAX_LINE",
+    "RECEIVED",
     "ContentFault",
+    "Fields",
     "Header",
     "bare_newline",
     "count_fields",
@@ -44,6 +46,7 @@ __all__ = [
 ]
 
 MAX_LINE = 998  # octets without CRLF, RFC 5322 2.1.1
+RECEIVED = b"received"
 MAX_HEAD = 4 << 20  # octets
 MAX_HEAD_LINES = 150_000
 MAX_HEAD_FIELDS = 30_000
@@ -111,35 +114,50 @@ def _field_end(head: bytes, position: int) -> int:
             return position
 
 
-def _values(head: bytes, name: bytes) -> Iterator[int]:
-    """Where the values of the fields of this name begin: after the colon.
+class Fields:
+    """The fields of a few names in a head: found in one pass over it, each cut out when it is asked for."""
 
-    Twelve times faster than a regular expression that ignores case, and asked for every message.
-    """
-    lowered = b"\n" + head.lower()
-    wanted = b"\n" + name.lower()
-    end = 0
-    while (found := lowered.find(wanted, end)) >= 0:
-        end = found + len(wanted)
-        while lowered[end : end + 1] in (b" ", b"\t"):
-            end += 1
-        if lowered[end : end + 1] == b":":
-            yield end  # the octet put before the head makes up for the colon
+    __slots__ = ("_head", "_values")
+
+    def __init__(self, head: bytes, names: tuple[bytes, ...]) -> None:
+        """``names`` in lower case."""
+        self._head = head
+        # Where the values begin. An expression that ignored case would take twelve times as long.
+        self._values = values = dict[bytes, list[int]]()
+        for field in _beginnings(names).finditer(b"\n" + head.lower()):
+            values.setdefault(field[1], []).append(field.end() - 1)
+
+    def raw(self, name: bytes) -> bytes | None:
+        """What follows the colon in the first field of this name, cut at 8 KiB; None without one."""
+        starts = self._values.get(name)
+        if starts is None:
+            return None
+        bounded = self._head[starts[0] : starts[0] + MAX_VALUE]
+        return bounded[: _field_end(bounded, 0)]
+
+    def text(self, name: bytes) -> str | None:
+        """The same for people: unfolded, RFC 2047 decoded, printable, at most 1 KiB."""
+        raw = self.raw(name)
+        return None if raw is None else printable(decode_words(_unfold(raw)))
+
+    def count(self, name: bytes) -> int:
+        """How many fields of this name the whole head has."""
+        return len(self._values.get(name, ()))
+
+
+@cache
+def _beginnings(names: tuple[bytes, ...]) -> re.Pattern[bytes]:
+    return re.compile(rb"\n(" + b"|".join(map(re.escape, names)) + rb")[ \t]*+:")
 
 
 def first_raw(head: bytes, name: bytes) -> bytes | None:
-    """What follows the colon in the first field of this name, cut at 8 KiB; None without one."""
-    start = next(_values(head, name), None)
-    if start is None:
-        return None
-    bounded = head[start : start + MAX_VALUE]
-    return bounded[: _field_end(bounded, 0)]
+    """``Fields.raw`` of one name."""
+    return Fields(head, (name,)).raw(name)
 
 
 def first(head: bytes, name: bytes) -> str | None:
-    """The first field of this name for people: unfolded, RFC 2047 decoded, printable, at most 1 KiB."""
-    raw = first_raw(head, name)
-    return None if raw is None else printable(decode_words(_unfold(raw)))
+    """``Fields.text`` of one name."""
+    return Fields(head, (name,)).text(name)
 
 
 def _unfold(raw: bytes) -> str:
@@ -148,12 +166,12 @@ def _unfold(raw: bytes) -> str:
 
 def count_fields(head: bytes, name: bytes) -> int:
     """How many fields of this name the whole head has."""
-    return sum(1 for _ in _values(head, name))
+    return Fields(head, (name,)).count(name)
 
 
 def count_received(head: bytes) -> int:
     """The hops the message has made (RFC 5321 6.3)."""
-    return count_fields(head, b"received")
+    return count_fields(head, RECEIVED)
 
 
 def malformed_head(head: bytes) -> ContentFault | None:

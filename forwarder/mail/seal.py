@@ -14,10 +14,12 @@ Limits: of a header that occurs more than 20 times only the lowest 20 are covere
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
+from operator import itemgetter
 from typing import Literal, NamedTuple
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -66,8 +68,12 @@ SIGNED = (
     b"auto-submitted",
     b"feedback-id",
 )
+SIGNED_BY_ARC = (*SIGNED, b"dkim-signature")  # RFC 8617 4.1.2
 MAX_INSTANCES = 20
 LINE_LENGTH = 76
+_LINES = re.compile(rb".{1,%d}" % (LINE_LENGTH - 4))
+_COVERABLE = {name: name for name in (*OVERSIGNED, *SIGNED_BY_ARC)}
+_SELECTION_KEPT = 100  # fields of a header whose selection is remembered
 
 
 class UnusableKeyError(ValueError):
@@ -120,22 +126,43 @@ class Covered(NamedTuple):
     data: bytes  # the canonical fields they select, in that order, each with its CRLF
 
 
-def signed_fields(message: Canonical, *, signed: Iterable[bytes] = SIGNED) -> Covered:
-    """What to sign of a message's header: OVERSIGNED, and ``signed`` as far as present."""
+def signed_fields(message: Canonical, *, signed: tuple[bytes, ...] = SIGNED) -> Covered:
+    """What to sign of a message's header: OVERSIGNED, and ``signed`` (SIGNED or SIGNED_BY_ARC) as far as present."""
+    fields = message.fields
+    present = tuple(map(_COVERABLE.get, map(itemgetter(0), fields)))
+    select = _selected if len(fields) <= _SELECTION_KEPT else _selected.__wrapped__
+    names, places = select(present, signed)
+    lines = [label + relaxed_value(fields[place][1]) for place, label in places]
+    lines.append(b"")
+    return Covered(names, b"\r\n".join(lines))
+
+
+# As with the template below: which fields are signed, and where they stand, is the same for most that a program writes.
+@lru_cache(maxsize=256)
+def _selected(
+    present: tuple[bytes | None, ...], signed: tuple[bytes, ...]
+) -> tuple[tuple[bytes, ...], tuple[tuple[int, bytes], ...]]:
+    """The names for ``h=``, and the places of the fields with what stands before their values.
+
+    ``present``: the names of a header's fields, None for those that no signature covers.
+    """
+    where: dict[bytes, list[int]] = {}
+    for place, name in enumerate(present):
+        if name is not None:
+            where.setdefault(name, []).append(place)
     names: list[bytes] = []
-    lines: list[bytes] = []
+    places: list[tuple[int, bytes]] = []
     for wanted, beyond in ((OVERSIGNED, True), (signed, False)):
         for name in wanted:
-            present = message.by_name.get(name, ())
+            found = where.get(name, [])
             # RFC 6376 5.4.2: instances are taken from the bottom of the header upwards.
-            for raw in present[: -MAX_INSTANCES - 1 : -1]:
+            for place in found[: -MAX_INSTANCES - 1 : -1]:
                 names.append(name)
-                lines.append(name + b":" + relaxed_value(raw))
+                places.append((place, name + b":"))
             # Naming one more than we cover would stand for the next instance, not for "no other".
-            if beyond and len(present) <= MAX_INSTANCES:
+            if beyond and len(found) <= MAX_INSTANCES:
                 names.append(name)
-    lines.append(b"")
-    return Covered(tuple(names), b"\r\n".join(lines))
+    return tuple(names), tuple(places)
 
 
 def message_signature(
@@ -156,11 +183,8 @@ def sealed(header: bytes, tags: Iterable[bytes], data: bytes, signer: Signer) ->
 
 
 def _signed(unsigned: bytes, data: bytes, signer: Signer) -> bytes:
-    signature = signer.signature(data)
-    lines = [
-        signature[start : start + LINE_LENGTH - 4] for start in range(0, len(signature), LINE_LENGTH - 4)
-    ]
-    return unsigned + b"\r\n  " + b"\r\n  ".join(lines) + b"\r\n"
+    lines = _LINES.findall(signer.signature(data))
+    return b"\r\n  ".join((unsigned, *lines)) + b"\r\n"
 
 
 # Senders and their programs are few, and each writes the same headers every time.
