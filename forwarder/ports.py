@@ -5,6 +5,7 @@ that do, so the supervisor may hold the port while its workers serve on it.
 """
 
 import socket
+from itertools import chain
 
 import structlog
 
@@ -33,7 +34,7 @@ def listening_socket(address: HostPort, *, shared: bool = True) -> socket.socket
 
 def check_free(settings: Settings) -> None:
     """NodeError when somebody listens on a port of ours: SO_REUSEPORT would share it with another engine, unsaid."""
-    for address in settings.listeners:
+    for address in chain.from_iterable(settings.listeners.values()):
         if address.port == 0:
             continue
         try:

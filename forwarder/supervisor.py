@@ -46,6 +46,12 @@ FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 30.0
 STEADY_AFTER = 60.0  # seconds of service after which a death counts as the first again
 PATIENCE = 35.0  # seconds: a worker drains for at most 30
+_VARIABLES = {  # what tells the workers where each service listens
+    "mx": "FORWARDER_MX__LISTEN",
+    "api": "FORWARDER_API__LISTEN",
+    "submission": "FORWARDER_SUBMISSION__LISTEN",
+    "submission-tls": "FORWARDER_SUBMISSION__LISTEN_TLS",
+}
 
 log = structlog.get_logger("supervisor")
 
@@ -139,15 +145,7 @@ class Supervisor:
 
     def _reserve(self) -> None:
         """Bind every listener's port; the environment tells the workers what port 0 became."""
-        settings = self._settings
-        wanted: dict[str, tuple[str, tuple[HostPort, ...]]] = {
-            "mx": ("FORWARDER_MX__LISTEN", settings.mx.listen),
-            "api": ("FORWARDER_API__LISTEN", (settings.api.listen,) if settings.api.listen else ()),
-        }
-        if settings.tls.configured:
-            wanted["submission"] = ("FORWARDER_SUBMISSION__LISTEN", settings.submission.listen)
-            wanted["submission-tls"] = ("FORWARDER_SUBMISSION__LISTEN_TLS", settings.submission.listen_tls)
-        for name, (variable, listeners) in wanted.items():
+        for name, listeners in self._settings.listeners.items():
             for listener in listeners:
                 try:
                     opened = listening_socket(listener)
@@ -156,7 +154,7 @@ class Supervisor:
                 self._reserved.append(opened)
                 self._ports.setdefault(name, []).append(opened.getsockname()[:2])
             if any(listener.port == 0 for listener in listeners):
-                self._environ[variable] = ",".join(str(HostPort(*at)) for at in self._ports[name])
+                self._environ[_VARIABLES[name]] = ",".join(str(HostPort(*at)) for at in self._ports[name])
 
     async def _replace(self, worker: Worker, lock: NodeLock) -> None:
         successor_of = worker.worker_id

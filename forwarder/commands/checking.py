@@ -100,19 +100,14 @@ def _confirmation(settings: "Settings") -> Iterator[Finding]:
 
 
 def _ports(settings: "Settings") -> Iterator[Finding]:
-    listeners: list[tuple[str, HostPort]] = [("mx", at) for at in settings.mx.listen]
     if settings.tls.configured:
         yield _certificate(settings)
-        listeners += [
-            ("submission", at) for at in (*settings.submission.listen, *settings.submission.listen_tls)
-        ]
     else:
         text = "no certificate: mail comes in clear, and submission does not listen; set [tls] certificate and key"
         yield Finding(about="tls", grade=Grade.ADVICE, text=text)
-    if settings.api.listen is not None:
-        listeners.append(("api", settings.api.listen))
-    for name, at in listeners:
-        yield _port(name, at)
+    for name, listeners in settings.listeners.items():
+        for at in listeners:
+            yield _port(name, at)
 
 
 def _certificate(settings: "Settings") -> Finding:

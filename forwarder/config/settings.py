@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -226,16 +227,17 @@ class Settings(Section):
     workers: WorkersSection = WorkersSection()
 
     @property
-    def listeners(self) -> list[HostPort]:
-        """What the engine listens on; submission only with a certificate."""
-        listeners = [*self.mx.listen, *((self.api.listen,) if self.api.listen else ())]
+    def listeners(self) -> dict[str, tuple[HostPort, ...]]:
+        """What the engine listens on, by service; submission only with a certificate."""
+        listeners = {"mx": self.mx.listen, "api": (self.api.listen,) if self.api.listen else ()}
         if self.tls.configured:
-            listeners += [*self.submission.listen, *self.submission.listen_tls]
+            listeners["submission"] = self.submission.listen
+            listeners["submission-tls"] = self.submission.listen_tls
         return listeners
 
     @model_validator(mode="after")
     def _one_listener_a_port(self) -> Self:
-        named = [at for at in self.listeners if at.port]
+        named = [at for at in chain.from_iterable(self.listeners.values()) if at.port]
         twice = sorted({str(at) for at in named if named.count(at) > 1})
         if twice:
             raise ValueError(f"{', '.join(twice)} is asked for by two listeners; give each a port of its own")
