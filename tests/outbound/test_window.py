@@ -1,6 +1,7 @@
 """What a process counts as held in memory is what it holds; and a webhook's odd answer is no fault of ours."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,35 @@ async def test_a_message_claimed_in_several_turns_leaves_nothing_behind(tmp_path
         await rooms.accept("first@dest.test")
         await rooms.accept(*(f"user{number}@dest.test" for number in range(600)), in_memory=False)
         await rooms.sink.wait_for(7)
+
+        async def empty() -> bool:
+            return await rooms.counts() == (0, 0) and not rooms.dispatcher.holding()
+
+        await rooms.until(empty)
+        assert rooms.dispatcher._window._volume == 0
+
+
+async def test_a_message_of_which_a_part_was_claimed_already_is_handed_over_to_that_part(
+    tmp_path: Path,
+) -> None:
+    async with house(tmp_path, outbound={"concurrency_per_site": 1}) as rooms:
+        rooms.sink.slowness = 0.5
+        rooms.sink.play("mail", "slow")
+        await rooms.accept("first@dest.test")
+        message = rooms.message("mine@dest.test", "anybodys@dest.test")
+        mine, anybodys = message.deliveries
+        anybodys = replace(anybodys, leased=False, next_attempt_at=rooms.now())
+        message = replace(message, deliveries=(mine, anybodys))
+        hand_over = rooms.dispatcher.prepare(message)
+        await rooms.queue.enqueue(message)
+        rooms.dispatcher.wake()
+        await rooms.until(lambda: anybodys.id in rooms.dispatcher.holding())
+        hand_over()
+        arrived = (await rooms.sink.wait_for(2))[1]
+        assert sorted(arrived.recipients) == [
+            "anybodys@dest.test",
+            "mine@dest.test",
+        ]  # one message, one transaction
 
         async def empty() -> bool:
             return await rooms.counts() == (0, 0) and not rooms.dispatcher.holding()
