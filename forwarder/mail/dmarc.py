@@ -5,15 +5,17 @@ FAIL is only said when everything that could have passed was looked up: trouble 
 refused for it.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from forwarder.mail.author import Author
-from forwarder.mail.tags import TagListError, parse_tags
+from forwarder.mail.tags import MAX_OCTETS
 from forwarder.mail.verification import Answers, AuthResult, SignatureResult
 
 Organisational = Callable[[str], str]
+_VERSION = re.compile(rb"[ \t]*v[ \t]*=[ \t]*DMARC1[ \t]*(?:;|\Z)")
 
 
 class Policy(StrEnum):
@@ -63,17 +65,17 @@ def record_names(author: Author, organisational: Organisational) -> tuple[str, .
     return tuple(f"_dmarc.{domain}" for domain in domains)
 
 
+def published(records: Sequence[bytes]) -> list[bytes]:
+    """Those of the TXT records of a name that are policies: the version comes first (RFC 7489 6.6.3, step 2)."""
+    return [record for record in records if _VERSION.match(record)]
+
+
 def parse_record(records: Sequence[bytes]) -> Record | None:
     """The policy among the TXT records of a name; None when there is none or more than one (RFC 7489 6.6.3)."""
-    found = [record for record in records if record.replace(b" ", b"").startswith(b"v=DMARC1")]
+    found = published(records)
     if len(found) != 1:
         return None
-    try:
-        tags = parse_tags(found[0])
-    except TagListError:
-        return None
-    if tags.get("v") != "DMARC1":
-        return None
+    tags = _readable_tags(found[0])
     policy = _policy(tags.get("p"))
     subdomain_policy = _policy(tags.get("sp", tags.get("p")))
     if policy is None or subdomain_policy is None:
@@ -89,6 +91,19 @@ def parse_record(records: Sequence[bytes]) -> Record | None:
         strict_spf=tags.get("aspf", "r").lower() == "s",
         percent=int(percent) if percent.isascii() and percent.isdigit() and len(percent) <= 3 else 100,
     )
+
+
+def _readable_tags(record: bytes) -> dict[str, str]:
+    """RFC 7489 6.3: what cannot be read is ignored, since a slip in ``rua`` must not switch off ``p=reject``.
+
+    Of a tag given twice the first counts.
+    """
+    tags: dict[str, str] = {}
+    for part in record[:MAX_OCTETS].decode("utf-8", "replace").split(";"):
+        name, equals, text = part.partition("=")
+        if equals:
+            tags.setdefault(name.strip().lower(), text.strip())
+    return tags
 
 
 def evaluate(
@@ -110,9 +125,10 @@ def evaluate(
             return DmarcResult(
                 result=AuthResult.TEMPERROR, domain=author.domain, reason="the policy could not be looked up"
             )
-        record = parse_record(texts)
-        if record is not None:
-            policy = record.subdomain_policy if index else record.policy
+        if published(texts):  # RFC 7489 6.6.3: several, or one that says nothing, end the search too
+            record = parse_record(texts)
+            if record is not None:
+                policy = record.subdomain_policy if index else record.policy
             break
     if record is None:
         return DmarcResult(result=AuthResult.NONE, domain=author.domain)

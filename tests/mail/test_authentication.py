@@ -129,11 +129,36 @@ def test_policy_records() -> None:
     assert read(b"v=DMARC1; p=nonsense; rua=mailto:a@b") == ("none", "none")
     assert read(b"v=DMARC1; p=nonsense") is None
     assert read(b"v=DMARC1") is None
+    assert read(b" v = DMARC1 ;p=reject") == ("reject", "reject")
     assert read(b"v=DMARC10; p=reject") is None
     assert read(b"p=reject; v=DMARC1") is None
     assert read(b"v=spf1 -all") is None
     assert parse_record([b"v=DMARC1; p=reject", b"v=DMARC1; p=none"]) is None
     assert parse_record([]) is None
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [b"; rua=mailto:a@b.test", b" rua=mailto:a@b; rua=mailto:c@d", b" fo", b" =;\xff=\xfe;9=1", b" p=none"],
+)
+def test_a_slip_in_the_rest_of_a_record_does_not_switch_its_policy_off(rest: bytes) -> None:
+    record = parse_record([b"v=DMARC1; p=reject;" + rest])
+    assert record is not None
+    assert record.policy is Policy.REJECT
+
+
+@pytest.mark.parametrize(
+    "records", [(b"v=DMARC1; p=none", b"v=DMARC1; p=quarantine"), (b"v=DMARC1; nothing",)]
+)
+def test_records_of_a_subdomain_that_say_nothing_do_not_send_us_to_its_organisation(
+    records: tuple[bytes, ...],
+) -> None:
+    who = Author(domain="mail.example.org")
+    answers = {"_dmarc.mail.example.org": records, "_dmarc.example.org": (b"v=DMARC1; p=reject",)}
+    found = evaluate(who, answers, spf=None, dkim=(), organisational=registered)
+    assert found.result is AuthResult.NONE
+    unrelated = answers | {"_dmarc.mail.example.org": (b"v=spf1 -all",)}
+    assert evaluate(who, unrelated, spf=None, dkim=(), organisational=registered).result is AuthResult.FAIL
 
 
 def signature(domain: str, result: AuthResult = AuthResult.PASS) -> SignatureResult:
