@@ -235,6 +235,7 @@ class Engine:
             dmarc=wanted.dmarc,
             dmarc_reject=wanted.dmarc_reject,
             arc=self.settings.arc.enabled,
+            own_names=(self.settings.hostname, self.settings.dkim.domain, self.settings.srs.domain),
         )
 
     def _outbound(self, keyring: Keyring, srs: Srs, keys: DomainKeys) -> Dispatcher:

@@ -13,7 +13,7 @@ loop. At most 10 DKIM signatures and one ARC chain of 50 sets are looked at.
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -25,6 +25,7 @@ from forwarder.mail.address import Path
 from forwarder.mail.authentication import (
     Results,
     authentication_results_header,
+    borrowed_spf,
     remove_forged,
     verdict,
 )
@@ -82,7 +83,9 @@ class Screening:
         arc: bool = True,
         time_limit: timedelta = timedelta(seconds=5),
         executor: Executor | None = None,
+        own_names: Sequence[str] = (),
     ) -> None:
+        """``own_names``: in whose organisations this server sends; without any nobody can borrow their SPF."""
         self._resolver = resolver
         self._authserv_id = authserv_id
         self._clock = clock
@@ -94,6 +97,7 @@ class Screening:
         self._time_limit = time_limit.total_seconds()
         self._executor = executor
         self._looks = spf or dkim or dmarc or arc
+        self._own_names = tuple(own_names)
         self._nothing_seen = authentication_results_header(authserv_id, Results())
 
     async def examine(
@@ -112,7 +116,8 @@ class Screening:
             small = small and len(plan.keys) <= FEW_KEYS
             results = await self._run(small, self._judge, plan, answers, spf)
             return Screened(
-                reply=verdict(results, reject=self._reject),
+                reply=verdict(results, reject=self._reject)
+                or borrowed_spf(results, reverse_path, ours=self._ours),
                 headers=authentication_results_header(self._authserv_id, results),
                 content=kept,
                 results=results,
@@ -121,6 +126,9 @@ class Screening:
             # Our fault is not the sender's: the message goes on, and nothing is said about its authenticity.
             log.exception("screening failed")
             return Screened(reply=None, headers=self._nothing_seen, content=kept)
+
+    def _ours(self, domain: str) -> bool:
+        return registered_domain(domain) in map(registered_domain, self._own_names)
 
     async def _run(self, small: bool, work: Callable[..., _T], *arguments: Any) -> _T:
         if small:

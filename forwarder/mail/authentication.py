@@ -7,10 +7,11 @@ that claim to be ours (RFC 8601 section 5).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from forwarder.mail.address import Path
 from forwarder.mail.arc import Chain, ChainStatus
 from forwarder.mail.author import AuthorFault
 from forwarder.mail.canonical import Canonical, relaxed_value
@@ -61,6 +62,24 @@ def verdict(results: Results, *, reject: bool) -> Reply | None:
             f"{dmarc.domain} asks to refuse mail that fails DMARC, as this message does"
         )
     return None
+
+
+def borrowed_spf(results: Results, reverse_path: Path, *, ours: Callable[[str], bool]) -> Reply | None:
+    """The refusal of mail to which our own SPF would lend what it lacks, or None.
+
+    Its author claims to be of our organisation (``ours`` knows its domains), DMARC failed, and that domain asks for
+    caution. An address of its own is all such mail could be sent on with (``outbound.delivery``): sent from here, SPF
+    passes for a reverse-path of the organisation, and for our HELO name where there is none (RFC 7208 2.4), and the
+    next hop would see DMARC pass. ``p=none`` asks nobody for anything, and that mail goes on, marked.
+    """
+    dmarc = results.dmarc
+    if dmarc is None or dmarc.result is not AuthResult.FAIL or dmarc.policy is Policy.NONE:
+        return None
+    if not ours(dmarc.domain) or not (reverse_path.is_null or ours(reverse_path.domain)):
+        return None
+    return POLICY_REFUSAL.saying(
+        f"mail of {dmarc.domain} from outside must pass DMARC, and this message does not"
+    )
 
 
 def authentication_results_header(authserv_id: str, results: Results) -> bytes:

@@ -3,7 +3,8 @@
 What goes out is the stored content, byte for byte, with header lines before it: signatures and seals (``prepare``),
 then our trace (``mail.trace``) on top. The reverse-path of mail from outside becomes an SRS address, so that SPF of
 the next hop looks at our domain; submitted mail keeps its own, a report has the null one. Mail whose author pretends
-to be of our own domain keeps its reverse-path too.
+to be of our own domain keeps its reverse-path too; where that lends it our SPF all the same, reception has refused what
+its domain asks to be careful with (``mail.authentication``).
 
 A kept session of the site is used if there is one, else the hosts are dialled in the route's order until one takes
 the message; trouble with one host or address leads to the next, a judgement about the message or a recipient does

@@ -215,7 +215,7 @@ async def screen(
     client: str = CLIENT,
     sender: Path = SENDER,
     limit: timedelta = timedelta(seconds=5),
-    **options: bool,
+    **options: Any,
 ) -> Screened:
     screening = Screening(resolver, authserv_id=OURS, clock=lambda: NOW, time_limit=limit, **options)
     return await screening.examine(
@@ -259,6 +259,32 @@ async def test_forged_mail_of_a_domain_that_asks_for_nothing_goes_on_marked() ->
     screened = await screen(MESSAGE, resolver, client="203.0.113.9")
     assert screened.reply is None
     assert b"dmarc=fail (p=none) header.from=example.org" in screened.headers
+
+
+@pytest.mark.parametrize("sender", [Path.null(), Path(local="x", domain="mx1.example.org")])
+async def test_mail_that_our_own_spf_would_make_pass_is_refused(sender: Path) -> None:
+    """Sent on from here, mail of our organisation passes SPF: by its reverse-path, or without one by our HELO name."""
+    resolver = zone()
+    resolver.records["TXT", "_dmarc.example.org"] = [b"v=DMARC1; p=quarantine"]
+    resolver.records["TXT", "mx1.example.org"] = [b"v=spf1 a -all"]
+    screened = await screen(
+        MESSAGE, resolver, client="203.0.113.9", sender=sender, own_names=("mx1.example.org",)
+    )
+    assert screened.reply is not None
+    assert (screened.reply.code, screened.reply.enhanced) == (550, "5.7.1")
+    elsewhere = {"sender": Path(local="x", domain="evil.test"), "own_names": ("mx1.example.org",)}
+    for options in (elsewhere, {"sender": sender, "own_names": ("mx1.other.test",)}, {"sender": sender}):
+        assert (await screen(MESSAGE, resolver, client="203.0.113.9", **options)).reply is None
+    proved = await screen(
+        signed(), resolver, client="203.0.113.9", sender=sender, own_names=("mx1.example.org",)
+    )
+    assert proved.reply is None
+    resolver.records["TXT", "_dmarc.example.org"] = [b"v=DMARC1; p=none"]
+    tolerated = await screen(
+        MESSAGE, resolver, client="203.0.113.9", sender=sender, own_names=("mx1.example.org",)
+    )
+    assert tolerated.reply is None
+    assert b"dmarc=fail" in tolerated.headers
 
 
 async def test_the_policy_of_the_organisation_covers_its_subdomains() -> None:
