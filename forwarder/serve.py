@@ -276,7 +276,7 @@ class Engine:
                 hostname=hostname,
                 sender_domain=settings.dkim.domain,
                 disclose_destination=settings.outbound.disclose_destination,
-                addressees=Addressees(srs=srs, resolve=self.directory.resolve, clock=clock),
+                addressees=Addressees(srs=srs, resolve=self.directory.resolve_for, clock=clock),
                 ids=self._ids,
                 clock=clock,
             ),

@@ -88,14 +88,18 @@ def received(
     now: datetime,
     show_client: bool = True,
 ) -> bytes:
-    """The Received field, CRLF included. ``for`` only with one recipient: it would tell each about the others."""
+    """The Received field, CRLF included.
+
+    ``for`` only with one recipient, since it would tell each about the others, and only in ASCII: else it alone might
+    demand SMTPUTF8 of every host on the way.
+    """
     # RFC 3848 and RFC 6531 4.3: E for EHLO, S for TLS, A for AUTH; UTF8 in front where it was asked for.
     flags = ("S" if session.tls else "") + ("A" if session.login is not None else "")
     protocol = f"UTF8SMTP{flags}" if transaction.smtputf8 else f"ESMTP{flags}" if session.extended else "SMTP"
     tls = f" ({session.tls})" if session.tls else ""
     origin = f"from {client_name(session)} ({literal(session.client)})\r\n\t" if show_client else ""
     only = transaction.recipients[0].path if len(transaction.recipients) == 1 else None
-    recipient = f"\r\n\tfor <{only.wire()}>" if only is not None else ""
+    recipient = f"\r\n\tfor <{only.wire()}>" if only is not None and not only.needs_smtputf8 else ""
     line = (
         f"Received: {origin}by {hostname} (Forwarder) with {protocol}{tls}\r\n\tid {identifier}{recipient};\r\n\t"
         f"{_date(now.replace(microsecond=0))}\r\n"

@@ -102,7 +102,7 @@ class MxReception:
         return replies.STORAGE_FULL
 
     async def recipient(self, session: Session, transaction: Transaction, path: Path) -> Reply:
-        found: Recipient | Refused | None = await self._resolution.find(path, relay=False)
+        found: Recipient | Refused | None = await self._resolution.find(path)
         if isinstance(found, Refused) and found.reply.permanent and transaction.reverse_path.is_null:
             found = await self._resolution.sender_of_ours(path) or found
         others = transaction.recipients  # all alike

@@ -20,6 +20,7 @@ from forwarder.mail.reply import Reply
 from forwarder.mail.rules import Target, Trouble, refusal
 from forwarder.mail.srs import SrsFault
 from forwarder.store import credentials
+from forwarder.store.credentials import Login
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +44,20 @@ class Resolution:
         address = rooms.settings.postmaster
         self._postmaster = parse_address(address) if address else None
 
-    async def find(self, path: Path, *, relay: bool) -> Recipient | Refused:
-        """The recipient with its ways. ``relay``: the client may send to domains that are not hosted here."""
+    async def find(self, path: Path, *, sender: Login | None = None) -> Recipient | Refused:
+        """The recipient with its ways. ``sender``: who logged in, and may send to domains that are not hosted here."""
         elsewhere = self._of_this_host(path)
         if isinstance(elsewhere, Reply):
             return Refused(reply=elsewhere)
-        expansion = await self._directory.resolve(elsewhere or path)
+        if elsewhere is None and sender is None:
+            expansion = await self._directory.resolve(path)
+        else:
+            account_id = sender.domain.account_id if sender is not None else None
+            expansion = await self._directory.resolve_ours(elsewhere or path, account_id=account_id)
         trouble = expansion.trouble
         if trouble is None:
             return Recipient(path=path, ways=expansion.matches, account_id=expansion.account_id)
-        if trouble is Trouble.NOT_HOSTED and (relay or elsewhere is not None):
+        if trouble is Trouble.NOT_HOSTED and (sender is not None or elsewhere is not None):
             return Recipient(path=path, ways=(None,), elsewhere=elsewhere or path)
         reply = refusal(trouble)
         if reply is not None:

@@ -162,7 +162,7 @@ class SubmissionReception:
         return replies.SENDER_OK
 
     async def recipient(self, session: Session, transaction: Transaction, path: Path) -> Reply:
-        found = await self._resolution.find(path, relay=True)
+        found = await self._resolution.find(path, sender=session.login)
         if isinstance(found, Recipient):
             transaction.add(found)
             return replies.RECIPIENT_OK

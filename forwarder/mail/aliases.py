@@ -168,7 +168,8 @@ class RuleSet:
     """The aliases of a domain at one version. Immutable.
 
     ``names``: its exact aliases, where they are not among ``aliases``. ``confirmed``: those of their addresses that
-    their owners confirmed (``mailbox_key``); None where none need be.
+    their owners confirmed (``mailbox_key``); None where none need be. ``is_active``: the domain's MX records were found
+    to lead here.
     """
 
     __slots__ = (
@@ -181,6 +182,7 @@ class RuleSet:
         "confirmed",
         "domain",
         "domain_id",
+        "is_active",
         "version",
     )
 
@@ -194,12 +196,14 @@ class RuleSet:
         names: Names | None = None,
         account_id: int = 0,
         confirmed: frozenset[str] | None = None,
+        is_active: bool = False,
     ) -> None:
         self.domain = domain
         self.domain_id = domain_id
         self.version = version
         self.account_id = account_id
         self.confirmed = confirmed
+        self.is_active = is_active
         exact: dict[str, Alias] = {}
         self._catch_all: Alias | None = None
         regexes: list[Alias] = []
@@ -229,6 +233,13 @@ class RuleSet:
         other = copy(self)
         other._names = names  # noqa: SLF001 - nobody else has it yet
         return other
+
+    def answers_to(self, account_id: int | None) -> bool:
+        """Whether mail of an account may take this short way to the domain instead of that by its MX records.
+
+        Anybody may add any domain: until its records lead here it is another's, but for those who added it.
+        """
+        return self.is_active or (account_id is not None and account_id == self.account_id)
 
     def withholds(self, destination: Path, label: str | None, hosted: RuleSet | None) -> bool:
         """Whether an address that an alias of ours leads to must be confirmed by its owner first.

@@ -59,7 +59,7 @@ class Mailbox:
         if local.startswith('"'):
             local = re.sub(r"\\(.)", r"\1", local[1:-1])
         filled = Path(local=_PLACE.sub(taken, local), domain=_PLACE.sub(taken, domain))
-        if missing:
+        if missing or not filled.local:
             return None
         try:
             # Parsed again whole: whatever a sender put into a capture, it is an address or it is nothing.

@@ -153,10 +153,17 @@ class Expansion:
     steps: tuple[Step, ...] = ()
 
 
-def expand(recipient: Path) -> Generator[Path, RuleSet | None, Expansion]:
-    """Follow the aliases of a recipient; yields addresses, is sent the rules of their domains or None."""
+def expand(
+    recipient: Path, *, at_door: bool = True, account_id: int | None = None
+) -> Generator[Path, RuleSet | None, Expansion]:
+    """Follow the aliases of a recipient; yields addresses, is sent the rules of their domains or None.
+
+    ``at_door``: a client names the recipient to us as its MX host. Else the mail is ours to send, for ``account_id``
+    where that is known, and a domain that is only said to be hosted here is none (``RuleSet.answers_to``); the same
+    goes for where an alias leads, by the account of the alias.
+    """
     first_rules = yield recipient
-    if first_rules is None:
+    if first_rules is None or not (at_door or first_rules.answers_to(account_id)):
         step = Step(depth=1, address=recipient, trouble=Trouble.NOT_HOSTED)
         return Expansion(recipient=recipient, trouble=Trouble.NOT_HOSTED, steps=(step,))
     steps: list[Step] = []
@@ -175,6 +182,8 @@ def expand(recipient: Path) -> Generator[Path, RuleSet | None, Expansion]:
             seen.add(identity)
             if isinstance(destination, Path):
                 hosted = yield destination
+                if hosted is not None and not hosted.answers_to(rules.account_id):
+                    hosted = None
                 if rules.confirmed is not None and rules.withholds(destination, step.label, hosted):
                     steps.append(Step(depth=depth + 1, address=destination, trouble=Trouble.UNCONFIRMED))
                     continue
@@ -190,11 +199,7 @@ def expand(recipient: Path) -> Generator[Path, RuleSet | None, Expansion]:
             trouble = Trouble.DISABLED_DEFER
     dead_ends = tuple(step for step in steps if step.trouble is not None)
     if trouble is None and not found:
-        reasons = [step.trouble for step in dead_ends]
-        # What may end well within the hour comes before what is final.
-        trouble = (
-            Trouble.UNCONFIRMED if Trouble.UNCONFIRMED in reasons else reasons[0] if reasons else Trouble.LOOP
-        )
+        trouble = min((step.trouble for step in dead_ends if step.trouble), key=_rank, default=Trouble.LOOP)
     alias = steps[0].alias
     return Expansion(
         recipient=recipient,
@@ -213,6 +218,11 @@ def expand(recipient: Path) -> Generator[Path, RuleSet | None, Expansion]:
         dead_ends=dead_ends,
         steps=tuple(steps),
     )
+
+
+def _rank(trouble: Trouble) -> int:
+    """What may end well within the hour comes before what is final, and a refusal before a discard."""
+    return 0 if trouble is Trouble.UNCONFIRMED else 2 if trouble is Trouble.DISCARD else 1
 
 
 def _identity(destination: Path | Url) -> tuple[str, str]:

@@ -37,17 +37,22 @@ class Addressees:
     """Finds whom to tell."""
 
     def __init__(
-        self, *, srs: Srs, resolve: Callable[[Path], Awaitable[Expansion]], clock: Callable[[], datetime]
+        self,
+        *,
+        srs: Srs,
+        resolve: Callable[[Path, Path], Awaitable[Expansion]],
+        clock: Callable[[], datetime],
     ) -> None:
+        """``resolve``: where an address of ours leads, for the account of the second."""
         self._srs = srs
         self._resolve = resolve
         self._clock = clock
 
-    async def of(self, reverse_path: Path) -> tuple[Addressee, ...]:
-        """At least one; the recipient is the same in all."""
+    async def of(self, reverse_path: Path, behalf: Path) -> tuple[Addressee, ...]:
+        """At least one; the recipient is the same in all. ``behalf``: whose account is trusted with the report."""
         origin = self._srs.reverse(reverse_path, now=self._clock())
         sender = origin if isinstance(origin, Path) else reverse_path
-        expansion = await self._resolve(sender)
+        expansion = await self._resolve(sender, behalf)
         if expansion.matches:
             return tuple(_addressee(sender, target) for target in expansion.matches)
         return (Addressee(recipient=sender, destination=sender.storage(), domain=sender.domain),)

@@ -66,7 +66,10 @@ class Bounces:
             return None
         now = self._clock()
         identifier = self._ids()
-        addressees = await self._addressees.of(parcel.reverse_path)
+        # A log-in was allowed its reverse-path; what came from outside, the owner of the alias has anyway.
+        submitted = parcel.transport is Transport.SUBMISSION
+        behalf = parcel.reverse_path if submitted else failed[0].delivery.recipient
+        addressees = await self._addressees.of(parcel.reverse_path, behalf)
         to = addressees[0].recipient
         message_id = f"<{identifier}@{self._hostname}>"
         report = build_report(

@@ -20,7 +20,7 @@ How it fails: StoreUnavailable, never None. ``follow`` goes on by itself when th
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -45,6 +45,7 @@ ANSWER = 600  # octets of memory: each of them
 NAMES = 330  # octets of memory: the names for an address, their text aside
 
 T = TypeVar("T")
+_Steps = Generator[Path, RuleSet | None, Expansion]
 
 _log = structlog.get_logger("forwarder.store")
 _VERSION = select(sequences.c.value).where(sequences.c.name == "directory")
@@ -144,22 +145,37 @@ class Directory:
         return await self.rule_set(address)
 
     async def resolve(self, recipient: Path) -> Expansion:
-        """Where a recipient leads; a trouble in it is confirmed by the store."""
+        """Where a recipient leads that a client names to us as its MX host; a trouble is confirmed by the store."""
         known = self._answers.get(recipient)
         if known is not None:
             return known
         turn = self._turn
-        expansion = await self._expanded(recipient)
+        expansion = await self._for_certain(expand, recipient)
         if expansion.trouble is not None:
-            await self.catch_up()
-            return expansion if self._turn == turn else await self._expanded(recipient)
+            return expansion
         size = len(expansion.steps) + len(expansion.matches)
         if self._turn == turn and size <= PLAIN:
             self._answers.put(recipient, expansion, size * ANSWER)
         return expansion
 
-    async def _expanded(self, recipient: Path) -> Expansion:
-        steps = expand(recipient)
+    async def resolve_ours(self, recipient: Path, *, account_id: int | None = None) -> Expansion:
+        """The same for mail that is ours to send, for an account where it is known (``rules.expand``)."""
+        return await self._for_certain(partial(expand, at_door=False, account_id=account_id), recipient)
+
+    async def resolve_for(self, recipient: Path, behalf: Path) -> Expansion:
+        """The same for the account of an address that is hosted here, if it is."""
+        rules = await self.rule_set(behalf)
+        return await self.resolve_ours(recipient, account_id=rules.account_id if rules is not None else None)
+
+    async def _for_certain(self, follow: Callable[[Path], _Steps], recipient: Path) -> Expansion:
+        turn = self._turn
+        expansion = await self._expanded(follow(recipient))
+        if expansion.trouble is None:
+            return expansion
+        await self.catch_up()
+        return expansion if self._turn == turn else await self._expanded(follow(recipient))
+
+    async def _expanded(self, steps: _Steps) -> Expansion:
         try:
             address = next(steps)
             while True:

@@ -217,7 +217,7 @@ def record_check(
     Announced only when mail is affected: a check is not a change. None: gone.
     """
     sending_checked_at = now if sending_ready else None
-    if (domain.sending_checked_at is None) != (sending_checked_at is None):
+    if (domain.sending_checked_at is None) != (sending_checked_at is None) or domain.is_active != is_active:
         directory.touch(conn, domain.name, now)
     values = {
         "is_active": is_active,

@@ -118,6 +118,7 @@ class _Rows:
     names: Lines
     apart: bool  # only the names of the address are here
     confirmed: frozenset[str] | None
+    is_active: bool
 
 
 def _read(conn: Connection, address: Path, *, require_confirmed: bool) -> _Rows:
@@ -131,7 +132,7 @@ def _read(conn: Connection, address: Path, *, require_confirmed: bool) -> _Rows:
         "more": limit + 1,
     }
     row = execute(conn, _of_domain, parameters).fetchone()
-    version, domain_id, account_id, count, patterns, lines = row
+    version, domain_id, account_id, is_active, count, patterns, lines = row
     names = Lines(lines)
     apart = count > limit
     confirmed = None
@@ -147,6 +148,7 @@ def _read(conn: Connection, address: Path, *, require_confirmed: bool) -> _Rows:
         names=names,
         apart=apart,
         confirmed=confirmed,
+        is_active=bool(is_active),
     )
 
 
@@ -162,6 +164,7 @@ def _parsed(address: Path, found: _Rows) -> Known:
         names=Lines(None) if found.apart else found.names,
         account_id=found.account_id,
         confirmed=found.confirmed,
+        is_active=found.is_active,
     )
     weight = (
         _RULE_SET + len(found.patterns) + _PATTERN * len(patterns) + _CONFIRMED * len(found.confirmed or ())
@@ -203,14 +206,14 @@ def _of_domain(postgres: bool) -> TextClause:
     # Counting stops at the limit: it costs no more to find that there are very many. Materialized: counted once.
     return text(f"""
         WITH found AS MATERIALIZED (
-            SELECT sequences.value AS version, domains.id AS id, domains.account_id AS account_id, (
+            SELECT sequences.value AS version, domains.id AS id, domains.account_id AS account_id, domains.is_active, (
                 SELECT count(*) FROM (
                     SELECT 1 FROM aliases WHERE domain_id = domains.id AND NOT ({is_pattern}) LIMIT :more
                 ) AS counted
             ) AS names
             FROM sequences LEFT JOIN domains ON domains.name = :domain WHERE sequences.name = 'directory'
         )
-        SELECT version, id, account_id, names, {patterns},
+        SELECT version, id, account_id, is_active, names, {patterns},
             CASE WHEN names <= :limit THEN {all_names} ELSE {two_names} END
         FROM found
     """)  # noqa: S608 - texts of ours

@@ -89,7 +89,8 @@ async def test_a_non_ascii_address_wants_smtputf8_of_everybody_on_the_way(town: 
                 assert answers[-1].code == 250, recipient
         await town.sink.wait_for(2)
         assert sorted(m.recipients[0] for m in town.sink.messages) == ["inbox@dest.test", "jürgen@dest.test"]
-        assert all("SMTPUTF8" in m.mail_parameters for m in town.sink.messages)
+        asked = {m.recipients[0]: "SMTPUTF8" in m.mail_parameters for m in town.sink.messages}
+        assert asked == {"inbox@dest.test": False, "jürgen@dest.test": True}  # only where something needs it
         # One report, at once: another hour does not teach the host.
         (report,) = await town.origin.wait_for(1)
         assert b"\r\nStatus: 5.6.7\r\n" in report.content
@@ -99,6 +100,24 @@ async def test_a_non_ascii_address_wants_smtputf8_of_everybody_on_the_way(town: 
         await town.goes_on()
         await town.settled()
         assert len(town.origin.messages) == 1
+
+
+async def test_a_non_ascii_recipient_is_nothing_to_the_host_it_leads_to(town: Town) -> None:
+    """Not even in our Received field: everything on the way to an ordinary mailbox is ASCII again."""
+    async with town.engine():
+        old = await town.another_sink("127.0.0.4", "old.test", smtputf8=False)
+        await town.alias("jürgen", "plain@old.test")
+        async with town.client() as client:
+            await client.ehlo()
+            answers = await client.message(
+                b"ann@out.test", ["jürgen@example.com".encode()], MAIL, parameters=b" SMTPUTF8"
+            )
+            assert answers[-1].code == 250
+        (message,) = await old.wait_for(1)
+        assert message.recipients == ("plain@old.test",)
+        assert message.content.isascii()
+        await town.settled()
+        assert town.origin.messages == []
 
 
 async def test_domains_are_the_same_in_both_spellings(engine: Town) -> None:

@@ -110,6 +110,21 @@ async def test_every_destination_of_an_alias_gets_one_copy(either: Town) -> None
     await either.goes_on()
 
 
+async def test_no_other_account_gets_mail_by_saying_that_a_domain_is_theirs(engine: Town) -> None:
+    """Neither what an alias forwards there, nor the bounces on their way back to a sender there."""
+    await engine.host("dest.test", {"*": "thief@well.test"}, account="thief@example.org")
+    await engine.host("out.test", {"*": "thief@well.test"}, account="thief@example.org")
+    assert (await engine.send("ann@out.test", "info@example.com", MAIL)).code == 250
+    (message,) = await engine.sink.wait_for(1)
+    assert message.recipients == ("inbox@dest.test",)
+    assert (await engine.send("", message.reverse_path, MAIL)).code == 250
+    (bounce,) = await engine.origin.wait_for(1)
+    assert bounce.recipients == ("ann@out.test",)
+    await engine.settled()
+    assert engine.well.messages == []
+    await engine.goes_on()
+
+
 @pytest.mark.parametrize("sender", ["", "ann@out.test"])
 async def test_the_null_reverse_path_stays_null(engine: Town, sender: str) -> None:
     assert (await engine.send(sender, "info@example.com", MAIL)).code == 250

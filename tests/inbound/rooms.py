@@ -150,7 +150,7 @@ class Engine:
             return await client.message(sender, recipients, content)
 
     async def host(
-        self, name: str, forwards: dict[str, str], *, account: str = "owner@example.org"
+        self, name: str, forwards: dict[str, str], *, account: str = "owner@example.org", active: bool = False
     ) -> domains.Domain:
         """A hosted domain with aliases, in force for this process at once or within a second."""
 
@@ -159,6 +159,16 @@ class Engine:
             made = domains.add(conn, owner.id, name, name, utc_now(), dkim_selector="fwd")
             for pattern, forward in forwards.items():
                 aliases.add(conn, made, pattern, forward, utc_now())
+            if active:
+                domains.record_check(
+                    conn,
+                    made,
+                    utc_now(),
+                    is_active=True,
+                    sending_ready=False,
+                    broken_since=None,
+                    notified_at=None,
+                )
             return made
 
         return await self.database.write(work)

@@ -84,6 +84,18 @@ def test_received_in_full():
     )
 
 
+def test_received_names_no_recipient_beyond_ascii():
+    field = received(
+        session(),
+        transaction(to("jürgen@here.test", target("b@dest.test"))),
+        hostname="mx.test",
+        identifier=ID,
+        now=NOW,
+    )
+    assert field.isascii()
+    assert b" for " not in field
+
+
 @pytest.mark.parametrize(
     ("of_session", "of_transaction", "protocol"),
     [

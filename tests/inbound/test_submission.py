@@ -466,7 +466,9 @@ async def test_bare_newlines_are_normalised_before_anything_is_signed(engine, do
 
 
 async def test_recipients_hosted_here_go_through_their_aliases(engine, domain):
-    other = await engine.host("other.test", {"*": "inbox@dest.test"}, account="other@example.org")
+    other = await engine.host(
+        "other.test", {"*": "inbox@dest.test"}, account="other@example.org", active=True
+    )
     answers = await submit(
         engine, to=(b"info@here.test", b"any@other.test", b"b@else.test", b"nobody@here.test")
     )
@@ -476,6 +478,19 @@ async def test_recipients_hosted_here_go_through_their_aliases(engine, domain):
         ("person@dest.test", "info", domain.id),
         ("inbox@dest.test", "*", other.id),
         ("b@else.test", "ann", domain.id),
+    ]
+
+
+async def test_a_domain_that_somebody_only_says_is_theirs_gets_no_mail_of_others(engine, domain):
+    """Anybody with an account may add any domain; until its MX records lead here its mail goes where they lead."""
+    await engine.host("big.test", {"*": "thief@dest.test"}, account="thief@example.org")
+    mine = await engine.host("mine.test", {"*": "inbox@dest.test"})
+    answers = await submit(engine, to=(b"victim@big.test", b"any@mine.test"))
+    assert [answer.code for answer in answers] == [250, 250, 250, 354, 250]
+    rows = await engine.deliveries()
+    assert [(row.destination, row.alias, row.domain_id) for row in rows] == [
+        ("victim@big.test", "ann", domain.id),
+        ("inbox@dest.test", "*", mine.id),
     ]
 
 

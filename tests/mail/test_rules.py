@@ -324,9 +324,10 @@ def test_captures(others: int) -> None:
     name = "(\\w+)-(?P<who>[a-zé]+)-(z)?"
     assert answer(rules, "Ab-Cd-") == (name, ("Ab.Cd@x.org", "https://h.org/$1"))
     assert answer(rules, "Ab-é-") == (name, ("Ab.é@x.org", "https://h.org/$1"))
-    # What makes no address is unknown: quoting would be needed, or the group took no part.
+    # What makes no address is unknown: nothing stands before the @, or the group took no part.
     assert answer(rules, "r-bob") == ("r-(.*)", ("bob@x.org",))
-    assert answer(rules, "r-") == ("r-(.*)", ('""@x.org',))
+    assert answer(rules, "r-") is None
+    assert answer(rules, "q-") is None
     assert answer(rules, "r-a..b") == ("r-(.*)", ('"a..b"@x.org',))
     assert answer(rules, "o-zy") == ("o-(z)?(.*)", ("zy@x.org",))
     assert answer(rules, "o-y") is None
@@ -475,6 +476,49 @@ def test_expansion_through_hosted_domains() -> None:
     ]
 
 
+def theirs(name: str, *, active: bool, account_id: int = 2) -> RuleSet:
+    """A domain of another account, all of whose mail goes to a thief."""
+    alias = Alias.stored(1, "*", "thief@x.org", True, 550)
+    return RuleSet(name, 9, 1, [alias], account_id=account_id, is_active=active)
+
+
+def test_a_domain_of_others_is_theirs_when_its_records_lead_here() -> None:
+    mine = rule_set(("a", "victim@big.com,me@x.org"))
+    assert ends(expanded("a@d.org", mine, theirs("big.com", active=False))) == ["victim@big.com", "me@x.org"]
+    assert ends(expanded("a@d.org", mine, theirs("big.com", active=True))) == ["me@x.org", "thief@x.org"]
+    # Of one's own account no proof is asked; nor at the door, where a client took us for the domain's MX host.
+    own = theirs("big.com", active=False, account_id=mine.account_id)
+    assert ends(expanded("a@d.org", mine, own)) == ["me@x.org", "thief@x.org"]
+    assert ends(expanded("victim@big.com", theirs("big.com", active=False))) == ["thief@x.org"]
+
+
+def test_whose_alias_leads_on_decides_not_whose_was_asked_first() -> None:
+    mine = rule_set(("a", "b@shared.org"))
+    shared = RuleSet(
+        "shared.org",
+        9,
+        1,
+        [Alias.stored(1, "b", "c@other.org", True, 550)],
+        account_id=2,
+        is_active=True,
+    )
+    assert ends(expanded("a@d.org", mine, shared, theirs("other.org", active=False))) == ["thief@x.org"]
+    stranger = theirs("other.org", active=False, account_id=3)
+    assert ends(expanded("a@d.org", mine, shared, stranger)) == ["c@other.org"]
+
+
+@pytest.mark.parametrize(
+    ("active", "account_id", "followed"),
+    [(True, None, True), (False, None, False), (False, 2, True), (False, 3, False)],
+)
+def test_mail_that_is_ours_to_send(active: bool, account_id: int | None, followed: bool) -> None:
+    steps = expand(parse_address("victim@big.com"), at_door=False, account_id=account_id)
+    expansion = drive(steps, among(theirs("big.com", active=active)))
+    assert (ends(expansion), expansion.trouble) == (
+        (["thief@x.org"], None) if followed else ([], Trouble.NOT_HOSTED)
+    )
+
+
 def test_each_address_is_asked_for_once() -> None:
     asked: list[str] = []
     rules = rule_set(("a", "b@d.org,x@e.org,y@e.org,z@f.org"), ("b", "w@e.org,X@e.org,a@d.org"))
@@ -527,6 +571,18 @@ def test_disabled_aliases(code: int, trouble: Trouble, reply: str | None) -> Non
 def test_a_circle_stops_where_it_closes_and_the_rest_stands() -> None:
     rules = rule_set(("a", "b@d.org,x@x.org"), ("b", "A@d.org,y@y.org"))
     assert ends(expanded("a@d.org", rules)) == ["x@x.org", "y@y.org"]
+
+
+@pytest.mark.parametrize("forward", ["on@d.org,off@d.org", "off@d.org,on@d.org"])
+def test_a_refusal_comes_before_a_discard_in_either_order(forward: str) -> None:
+    aliases = [
+        Alias.stored(1, "a", forward, True, 550),
+        Alias.stored(2, "on", "x@x.org", False, 250),
+        Alias.stored(3, "off", "x@x.org", False, 550),
+    ]
+    assert expanded("a@d.org", RuleSet("d.org", 1, 1, aliases)).trouble is Trouble.DISABLED_REFUSE
+    aliases[2] = Alias.stored(3, "off", "x@x.org", False, 250)
+    assert expanded("a@d.org", RuleSet("d.org", 1, 1, aliases)).trouble is Trouble.DISCARD
 
 
 def test_a_dead_end_beside_others_is_named_and_a_waiting_one_defers_all() -> None:

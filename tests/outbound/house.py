@@ -75,7 +75,7 @@ async def _always() -> None:
     """The worker's leases are its own."""
 
 
-async def _elsewhere(path: Path) -> Expansion:
+async def _elsewhere(path: Path, behalf: Path) -> Expansion:
     """No domain is hosted here."""
     return Expansion(recipient=path, trouble=Trouble.NOT_HOSTED)
 

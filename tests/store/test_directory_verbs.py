@@ -155,6 +155,26 @@ async def test_every_change_of_what_a_domain_does_is_announced(database: Databas
         seen = now
 
 
+async def test_a_check_is_announced_when_it_changes_what_is_done_with_mail(database: Database) -> None:
+    domain = await domain_in(database)
+    before = await version(database)
+
+    async def checked(*, active: bool) -> int:
+        nonlocal domain
+        more: dict[str, Any] = {"sending_ready": False, "broken_since": None, "notified_at": None}
+        found = await database.write(
+            lambda conn: domains.record_check(conn, domain, NOW, is_active=active, **more)
+        )
+        assert found is not None
+        domain = found
+        return await version(database)
+
+    assert await checked(active=False) == before
+    assert await checked(active=True) == before + 1
+    assert await checked(active=True) == before + 1
+    assert await checked(active=False) == before + 2
+
+
 async def test_what_fails_is_not_announced(database: Database) -> None:
     domain = await domain_in(database)
     await database.write(lambda conn: aliases.add(conn, domain, "a", "x@y.org", NOW))
