@@ -157,6 +157,22 @@ class Composer:
                     next_attempt_at=later if leased else now,
                     discard=recipient.discarded,
                 )
+            for step in recipient.dead_ends:
+                way = recipient.ways[0]
+                assert way is not None  # an alias leads there
+                made[recipient.path.key, recipient.path.domain, f"{step.address}"] = NewDelivery(
+                    id=self.ids(now),
+                    kind=DeliveryKind.SMTP,
+                    domain_id=way.domain_id,
+                    alias=way.alias,
+                    recipient=recipient.path,
+                    destination=step.address.storage(),
+                    destination_domain=step.address.domain,
+                    leased=False,
+                    next_attempt_at=now,
+                    discard=True,
+                    dead_end=step.dead_end,
+                )
         return tuple(made.values())
 
     def message(

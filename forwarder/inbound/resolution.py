@@ -56,7 +56,12 @@ class Resolution:
             expansion = await self._directory.resolve_ours(elsewhere or path, account_id=account_id)
         trouble = expansion.trouble
         if trouble is None:
-            return Recipient(path=path, ways=expansion.matches, account_id=expansion.account_id)
+            return Recipient(
+                path=path,
+                ways=expansion.matches,
+                account_id=expansion.account_id,
+                dead_ends=expansion.dead_ends,
+            )
         if trouble is Trouble.NOT_HOSTED and (sender is not None or elsewhere is not None):
             return Recipient(path=path, ways=(None,), elsewhere=elsewhere or path)
         reply = refusal(trouble)

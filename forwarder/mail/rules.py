@@ -119,6 +119,12 @@ class Step:
     leads_to: tuple[Path | Url, ...] = ()
     trouble: Trouble | None = None
 
+    @property
+    def dead_end(self) -> Reply | None:
+        """What is said of a branch that leads nowhere beside others that do not; None: it discards, or leads on."""
+        said = None if self.trouble is None else refusal(self.trouble)
+        return said if said is None or said.permanent else replies.POLICY_REFUSAL.saying(f"{self.trouble}")
+
     def __str__(self) -> str:
         """The look-up as a sentence."""
         who = self.address.display()

@@ -2,7 +2,8 @@
 
 For each message its content, a delivery for each destination (leased to this worker, attempt 1 counted, where the
 dispatcher had room; due otherwise), a log and a QUEUED event for each. A destination that its alias says to discard
-leaves a log with QUEUED and DELIVERED and no delivery; a message with nothing else leaves no content either.
+leaves a log with QUEUED and DELIVERED and no delivery, one where nobody is a log with QUEUED and HARD-BOUNCE; a message
+with nothing else leaves no content either.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from forwarder.store.recording import (
     Recorder,
     clean,
 )
-from forwarder.store.records import NewMessage
+from forwarder.store.records import NewDelivery, NewMessage
 from forwarder.store.rows import Insert, is_postgres, micros
 from forwarder.store.straight import run_text, write_blob
 from forwarder.store.tables import deliveries, logs, messages
@@ -104,20 +105,17 @@ class Enqueueing:
                 )
             )
             if delivery.discard:
-                recorded.append(
-                    Recorded(
-                        *about,
-                        message.id,
-                        at,
-                        Status.DELIVERED,
-                        250,
-                        "Discarded, as the alias says",
-                        local,
-                        local,
-                        to,
-                    )
-                )
+                status, code, said = _end(delivery)
+                recorded.append(Recorded(*about, message.id, at, status, code, said, local, local, to))
         return recorded
+
+
+def _end(delivery: NewDelivery) -> tuple[Status, int, str]:
+    """What the log says of a delivery that ends as it begins."""
+    reply = delivery.dead_end
+    if reply is None:
+        return Status.DELIVERED, 250, "Discarded, as the alias says"
+    return Status.HARD_BOUNCE, reply.code, f"{reply.enhanced} {reply.text}"
 
 
 def _insert_large(conn: Connection, message: NewMessage) -> None:
@@ -163,7 +161,7 @@ def _log_rows(message: NewMessage) -> list[tuple[Any, ...]]:
             clean(delivery.recipient_name),
             delivery.destination,
             None,
-            False,
+            delivery.dead_end is not None,
         )
         for delivery in message.deliveries
         if delivery.kind is not DeliveryKind.NOTIFY

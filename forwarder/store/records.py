@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from forwarder.mail.address import Path
 from forwarder.mail.event import DeliveryKind, Status, Transport
+from forwarder.mail.reply import Reply
 
 
 class Outcome(StrEnum):
@@ -46,7 +47,8 @@ class NewDelivery:
     destination_domain: str
     leased: bool  # attempt 1 is this worker's, from memory; next_attempt_at is then when to try if it dies
     next_attempt_at: datetime
-    discard: bool = False  # the alias says so: logged as DELIVERED, never queued
+    discard: bool = False  # never queued; logged as DELIVERED, since the alias says so, or
+    dead_end: Reply | None = None  # as HARD-BOUNCE: the alias leads there, and nobody is there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

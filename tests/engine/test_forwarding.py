@@ -110,6 +110,24 @@ async def test_every_destination_of_an_alias_gets_one_copy(either: Town) -> None
     await either.goes_on()
 
 
+async def test_the_log_tells_of_destinations_where_nobody_is(either: Town) -> None:
+    """The sender hears nothing, since the mail did arrive; the owner of the alias can see where it did not."""
+    await either.host("two.example", {"off": "x@dest.test"})
+    await either.alias("mixed", "nobody@two.example, other@dest.test")
+    for _ in range(2):
+        assert (await either.send("ann@out.test", "mixed@example.com", MAIL)).code == 250
+    await either.sink.wait_for(2)
+    await either.settled()
+    assert [message.recipients for message in either.sink.messages] == [("other@dest.test",)] * 2
+    events = await either.events_for("mixed@example.com")
+    assert (
+        sorted(status for status, _, _ in events) == ["DELIVERED"] * 2 + ["HARD-BOUNCE"] * 2 + ["QUEUED"] * 4
+    )
+    assert (550, "5.1.1 no such address here") in [(code, text) for _, code, text in events]
+    assert either.origin.messages == []
+    await either.goes_on()
+
+
 async def test_no_other_account_gets_mail_by_saying_that_a_domain_is_theirs(engine: Town) -> None:
     """Neither what an alias forwards there, nor the bounces on their way back to a sender there."""
     await engine.host("dest.test", {"*": "thief@well.test"}, account="thief@example.org")
