@@ -159,7 +159,8 @@ def concealed(text: str, destination: str, alias: str) -> str:
     if is_url:
         # What a web server answers is not for strangers: many quote the path, which is all the secret a hook has.
         text = text.partition(": ")[0]
-    parts = [urlsplit(destination).hostname or ""] if is_url else destination.rpartition("@")[::2]
+    local, _, domain = destination.rpartition("@")
+    parts = [urlsplit(destination).hostname or ""] if is_url else [domain, local, local.partition("+")[0]]
     for part in parts:
         # One or two characters are a part of ordinary words, and tell nobody anything.
         if len(part) > 2 and part.lower() not in alias.lower():
@@ -168,4 +169,11 @@ def concealed(text: str, destination: str, alias: str) -> str:
 
 
 def _renamed(text: str, destination: str, alias: str) -> str:
-    return re.sub(re.escape(destination), lambda _: alias, text, flags=re.IGNORECASE)
+    if "://" not in destination:
+        # Hosts name the mailbox without its label too, and some write its @ for a URL.
+        local, _, domain = destination.rpartition("@")
+        locals_ = "|".join(map(re.escape, dict.fromkeys((local, local.partition("+")[0] or local))))
+        spelled = rf"(?<![\w+.-])(?:{locals_})(?:@|%40){re.escape(domain)}|{re.escape(destination)}"
+    else:
+        spelled = re.escape(destination)
+    return re.sub(spelled, lambda _: alias, text, flags=re.IGNORECASE)

@@ -24,6 +24,21 @@ def test_the_destination_is_not_quoted(text: str, shown: str) -> None:
     assert concealed(text, "bob@private.test", "ann@hosted.test") == shown
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("<me+info@gmail.test>: unknown", "<ann@hosted.test>: unknown"),
+        ("<me@gmail.test>: unknown", "<ann@hosted.test>: unknown"),  # the mailbox without its label
+        ("see https://gmail.test/?to=ME%40gmail.test", "see https://[hidden]/?to=ann@hosted.test"),
+        ("me+info is full", "[hidden] is full"),
+        ("not for me", "not for me"),  # two letters are no secret
+        ("<some@gmail.test>", "<some@[hidden]>"),  # somebody else
+    ],
+)
+def test_the_mailbox_behind_a_label_is_not_quoted(text: str, shown: str) -> None:
+    assert concealed(text, "me+info@gmail.test", "ann@hosted.test") == shown
+
+
 def test_a_webhook_s_url_is_not_quoted() -> None:
     said = "451 4.4.1 hooks.test did not answer within 30 s"
     assert "hooks.test" not in concealed(said, "https://hooks.test/secret", "ann@hosted.test")
