@@ -49,6 +49,8 @@ def of(head: bytes) -> Author:
         (b"From : a@example.org", "example.org"),
         (b"From: a @ example . org", "example.org"),
         (b"From: a@(at)example(dot).org (of)", "example.org"),
+        (b"From: Pied Piper, Inc. <a@example.org>", "example.org"),
+        (b"From: a@example.org, nobody", "example.org"),
     ],
 )
 def test_the_domain_of_the_author(head: bytes, domain: str) -> None:
@@ -64,7 +66,6 @@ def test_the_domain_of_the_author(head: bytes, domain: str) -> None:
         (b"From: a@example.org\r\nFrom: b@evil.example", AuthorFault.SEVERAL),
         (b"From: a@example.org\r\nFrom : a@example.org", AuthorFault.SEVERAL),
         (b"From: a@example.org, b@evil.example", AuthorFault.SEVERAL),
-        (b"From: a@example.org, nobody", AuthorFault.SEVERAL),
         (b"From:", AuthorFault.UNREADABLE),
         (b"From:\r\n \r\n\t", AuthorFault.UNREADABLE),
         (b"From: undisclosed", AuthorFault.UNREADABLE),
