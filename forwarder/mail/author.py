@@ -49,7 +49,9 @@ def author(message: Canonical) -> Author:
         domains = {_domain(address) for address in addresses(value.decode("utf-8", "replace"))}
     except (SignatureError, ValueError):
         return Author(fault=AuthorFault.UNREADABLE)
-    domains.discard("")  # "Pied Piper, Inc. <a@b.example>": words that somebody forgot to quote name no domain
+    domains.discard(
+        ""
+    )  # "Pied Piper, Inc. <a@b.example>": words that somebody forgot to quote name no domain
     if len(domains) > 1:
         return Author(fault=AuthorFault.SEVERAL)
     domain = next(iter(domains), "")

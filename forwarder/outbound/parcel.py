@@ -5,6 +5,7 @@ once, however many sites it goes to. A ``Job`` is the unit of work: all deliveri
 ``Verdict`` is what an attempt found out about one delivery; ``settling`` makes it durable.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,6 +16,14 @@ from forwarder.mail.outcome import Action
 from forwarder.mail.reply import Reply
 from forwarder.outbound.route import Route
 from forwarder.store.queue import Delivery, NewDelivery, NewMessage
+
+
+@dataclass(slots=True, eq=False)
+class Told:
+    """Of which recipients of a message its sender has had a report; one attempt at a time adds to it."""
+
+    recipients: set[Path] = field(default_factory=set)
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +41,7 @@ class Parcel:
     sealed: bytes | None = None  # the signatures and seals to prepend; None: not made yet
     borrows: bool = False  # known once sealed: it claims, unproven, to come from a domain of the service
     deliveries: int = 0  # held here; the parcel goes with the last one
+    told: Told | None = None  # None: nothing has been given up yet
 
     @classmethod
     def of_message(cls, message: NewMessage) -> "Parcel":

@@ -2,7 +2,8 @@
 
 A verdict of DELIVERED ends a delivery; RETRY_LATER plans the next attempt or, once the message is too old, gives up;
 GIVE_UP gives up. Giving up makes one DSN for all recipients of the message that failed in the same attempt, stored in
-the transaction that settles them.
+the transaction that settles them. An alias with thirty dead destinations is one recipient: its sender is told once, as
+long as this process holds the message; the log tells its owner of each.
 
 What a host has accepted must not be forgotten because the store is away: a settlement that cannot be written is tried
 again, first soon, then every few seconds, until it is written or the store says that the lease is somebody else's
@@ -23,7 +24,7 @@ from forwarder.mail.event import DeliveryKind, Status
 from forwarder.mail.outcome import Action, expired
 from forwarder.mail.schedule import RetryPolicy, next_attempt_at
 from forwarder.outbound.bounce import Bounces
-from forwarder.outbound.parcel import Parcel, Verdict
+from forwarder.outbound.parcel import Parcel, Told, Verdict
 from forwarder.store.engine import StoreUnavailable
 from forwarder.store.queue import NewEvent, NewMessage, Outcome, Queue, Settlement
 
@@ -123,27 +124,34 @@ class Settling:
         All in one group: were the first of them settled alone, a death right after it would make the others fail
         once more, and the sender would read of them twice.
         """
-        content = await read(parcel) if parcel.can_be_bounced else None
-        report = await self.persistently(lambda: self._report(parcel, failed, content))
-        written = await self._write([self._hard(verdict, parcel, report) for verdict in failed])
-        if any(written) and report is not None and any(each.leased for each in report.deliveries):
-            self._hand_over(report)
+        told = parcel.told = parcel.told or Told()
+        async with told.turn:
+            news = [verdict for verdict in failed if verdict.delivery.recipient not in told.recipients]
+            content = await read(parcel) if news and parcel.can_be_bounced else None
+            report = await self.persistently(lambda: self._report(parcel, news, content))
+            written = await self._write([self._hard(verdict, parcel, report, told) for verdict in failed])
+            if any(written) and report is not None:
+                told.recipients.update(verdict.delivery.recipient for verdict in news)
+                if any(each.leased for each in report.deliveries):
+                    self._hand_over(report)
 
     async def _report(
-        self, parcel: Parcel, failed: Sequence[Verdict], content: bytes | None
+        self, parcel: Parcel, news: Sequence[Verdict], content: bytes | None
     ) -> NewMessage | None:
-        about = [verdict for verdict in failed if verdict.delivery.kind is not DeliveryKind.NOTIFY]
+        about = [verdict for verdict in news if verdict.delivery.kind is not DeliveryKind.NOTIFY]
         if not about or not parcel.can_be_bounced:
             return None
         now = self._clock()
         due = next_attempt_at(self._policy, created_at=now, attempts=1, now=now, jitter=self._jitter())
         return await self._bounces.report(parcel, about, content or b"", lease=self._lease, due=due)
 
-    def _hard(self, verdict: Verdict, parcel: Parcel, report: NewMessage | None) -> Settlement:
+    def _hard(self, verdict: Verdict, parcel: Parcel, report: NewMessage | None, told: Told) -> Settlement:
         event = self._event(Status.HARD_BOUNCE, verdict)
         if not parcel.can_be_bounced and verdict.delivery.kind is not DeliveryKind.NOTIFY:
             why = "the reverse-path is null" if not parcel.is_report else "this is a report itself"
             event = replace(event, message=f"{event.message} (double_bounce: nobody was told, since {why})")
+        elif verdict.delivery.recipient in told.recipients:
+            event = replace(event, message=f"{event.message} (its sender was told of this recipient before)")
         return Settlement(delivery=verdict.delivery, outcome=Outcome.HARD, event=event, report=report)
 
     def _event(self, status: Status, verdict: Verdict) -> NewEvent:

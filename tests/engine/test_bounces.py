@@ -49,6 +49,25 @@ async def test_a_report_on_a_hostile_refusal(engine: Town) -> None:
     assert await engine.statuses("example.com") == ["QUEUED", "HARD-BOUNCE", "QUEUED", "DELIVERED"]
 
 
+async def test_a_recipient_with_many_dead_destinations_is_reported_once(engine: Town) -> None:
+    """Or whoever knows such an alias could have a stranger sent as many reports as it has destinations."""
+    names = [f"gone{number}.test" for number in range(12)]  # the DNS knows none of them
+    await engine.alias("many", ", ".join(f"x@{name}" for name in names) + ", 550-at-rcpt@dest.test")
+    await engine.alias("other", "y@gone0.test")
+    assert (await engine.send("ann@out.test", ["many@example.com", "other@example.com"], MAIL)).code == 250
+    await engine.settled()
+    about = [fields_of(report)[1] for report in engine.origin.messages]
+    named = [{group["final-recipient"] for group in groups} for groups in about]
+    assert sorted(name for names in named for name in names) == [
+        "rfc822; many@example.com",
+        "rfc822; other@example.com",
+    ]
+    events = await engine.events_for("many@example.com")
+    assert [status for status, _, _ in events].count("HARD-BOUNCE") == 13  # the owner can see each
+    assert sum("was told of this recipient before" in text for _, _, text in events) >= 11
+    await engine.goes_on()
+
+
 async def test_a_report_to_a_sender_hosted_here_goes_where_the_alias_leads(engine: Town) -> None:
     # The usual set-up: mail for the domain comes to us, so that no other host could take the report.
     engine.dns.set("example.com", "MX", [(10, "mx.test")])
