@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import structlog
 
+from tests.commandline import Cli
 from tests.harness import EngineProcess, House
 from tests.postgres import Server
 
@@ -64,3 +65,20 @@ async def engine_process(house: House) -> AsyncIterator[EngineProcess]:
     """``python -m forwarder serve`` with one process, ready; ended by its id."""
     async with EngineProcess(house) as process:
         yield process
+
+
+@pytest.fixture
+def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    for name in ("FORWARDER_CONFIG", "FORWARDER_HOSTNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return Cli(tmp_path, capsys)
+
+
+@pytest.fixture
+def hosted(cli: Cli) -> Cli:
+    """With an account and ``example.com``."""
+    cli.json("account", "create", "you@example.org")
+    cli.json("domain", "add", "example.com", "--account", "you@example.org")
+    return cli

@@ -1,7 +1,8 @@
 """``/domains``: the domains of an account.
 
 A new domain comes with DKIM keys (made in a thread, before the transaction) and with a ``*`` alias to the account's
-own address, as ImprovMX does it. When that alias would lead in a circle, it is there but disabled.
+own address, as ImprovMX does it. When that alias would lead in a circle, it is there but disabled. The names of the
+server itself, and those below them, are nobody's to add.
 """
 
 import asyncio
@@ -59,8 +60,13 @@ async def add(call: Call) -> Json:
     """A new domain."""
     form: NewDomain = call.body
     settings = call.rooms.settings
-    if form.domain == settings.hostname:
-        raise bad_fields({"domain": ["This is the name of this server itself."]})
+    if (own := settings.own_name(form.domain)) is not None:
+        text = (
+            "This is the name of this server itself."
+            if own == form.domain
+            else "This is a name of this server."
+        )
+        raise bad_fields({"domain": [text]})
     selector = settings.dkim.selector
 
     def foresee(conn: Connection) -> None:

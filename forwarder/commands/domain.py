@@ -44,7 +44,15 @@ def add_domain(
     from forwarder.store import accounts, dkim_keys, domains
 
     ascii_name = parse_domain(name)
-    keys = keys_for(settings_of(config), ascii_name)
+    if "." not in ascii_name:
+        raise Failure(f"{name} is no domain; one has at least two parts, such as example.com")
+    loaded = settings_of(config)
+    if (own := loaded.own_name(ascii_name)) is not None:
+        raise Failure(
+            f"{name} cannot be hosted: {own} is a name of this server itself "
+            "(hostname, [srs] domain or [dkim] domain); host a domain that is not one and stands below none"
+        )
+    keys = keys_for(loaded, ascii_name)
 
     def add(conn: "Connection", settings: "Settings") -> "Domain":
         owner = accounts.by_email(conn, account)

@@ -235,6 +235,17 @@ class Settings(Section):
             listeners["submission-tls"] = self.submission.listen_tls
         return listeners
 
+    def own_name(self, domain: str) -> str | None:
+        """The name of this server itself that ``domain`` (lower-case A-labels) is or stands below; None: of none.
+
+        Such names are nobody's to host: their mail and their DNS records are the server's own. What stands above
+        them is free: a server mx1.example.net hosts example.net as any other domain.
+        """
+        for own in (self.hostname, self.srs.domain, self.dkim.domain):
+            if domain == own or domain.endswith(f".{own}"):
+                return own
+        return None
+
     @model_validator(mode="after")
     def _one_listener_a_port(self) -> Self:
         named = [at for at in chain.from_iterable(self.listeners.values()) if at.port]

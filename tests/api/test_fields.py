@@ -75,6 +75,17 @@ async def test_a_domain_is_a_domain_name_and_nothing_else(desk: Desk, value: str
     assert files(tmp_path) == before
 
 
+async def test_the_servers_own_names_are_nobodys_to_add(store_url: str) -> None:
+    sections = {"srs": {"domain": "bounces.forwarder.test"}, "dkim": {"domain": "sign.forwarder.test"}}
+    async with Desk(store_url, **sections) as desk:
+        for own in ("mx.forwarder.test", "bounces.forwarder.test", "sign.forwarder.test"):
+            for name in (own, f"shop.{own}"):
+                answer = await desk.post("/domains", {"domain": name})
+                assert (answer.status_code, list(answer.json()["errors"])) == (400, ["domain"])
+        for name in ("forwarder.test", "xmx.forwarder.test"):
+            assert (await desk.post("/domains", {"domain": name})).status_code == 200
+
+
 @pytest.mark.parametrize(
     "forward",
     [
