@@ -81,7 +81,7 @@ def test_domains(hosted: Cli) -> None:
     assert (shown["account"], shown["aliases"], shown["credentials"]) == ("you@example.org", [], [])
     made = hosted.json("domain", "add", "bücher.example", "--account", "you@example.org")
     assert made["domain"] == "xn--bcher-kva.example"
-    assert hosted.json("domain", "remove", "bücher.example") == {"removed": "xn--bcher-kva.example"}
+    assert hosted.json("domain", "remove", "bücher.example", "--yes") == {"removed": "xn--bcher-kva.example"}
     assert len(hosted.json("domain", "list")) == 1
 
 
@@ -275,9 +275,18 @@ async def test_queue_and_logs_of_a_running_engine(
         await house.send("ann@out.test", "info@example.com", b"Subject: y\r\n\r\nx\r\n")
         await house.wait_for_statuses(*("QUEUED", "SOFT-BOUNCE", "DELIVERED"), "QUEUED", "SOFT-BOUNCE")
         (again,) = (await run(lambda: cli.json("queue", "list")))["deliveries"]
-        assert await run(lambda: cli.json("queue", "drop", again["id"])) == {"changed": 1}
+        assert await run(lambda: cli.json("queue", "drop", again["id"], "--yes")) == {"changed": 1}
         assert (await run(lambda: cli.json("queue", "list")))["deliveries"] == []
         assert (await house.statuses())[-1] == "HARD-BOUNCE"
+
+
+@pytest.mark.parametrize("command", [("domain", "remove", "example.com"), ("queue", "drop", "0" * 32)])
+def test_json_agrees_to_nothing(hosted: Cli, command: tuple[str, ...]) -> None:
+    status, output, errors = hosted(*command, "--json")
+    assert (status, output) == (2, "")
+    assert "--yes" in json.loads(errors)["error"]
+    assert len(hosted.json("domain", "list")) == 1
+    hosted.json(*command, "--yes")
 
 
 def test_brackets_in_names_are_no_markup(hosted: Cli) -> None:

@@ -12,6 +12,7 @@ from forwarder.commands.frame import (
     Failure,
     answer,
     command,
+    confirm,
     now,
     read,
     settings_of,
@@ -186,8 +187,8 @@ def remove_domain(
     """Stop hosting a domain; its aliases, credentials and keys go, its log stays until it is too old."""
     from forwarder.store import domains
 
-    if not yes and not as_json:
-        typer.confirm(f"Remove {name} with its aliases, credentials and DKIM keys?", abort=True)
+    question = f"Remove {name} with its aliases, credentials and DKIM keys?"
+    confirm(question, yes=yes, as_json=as_json)
 
     def remove(conn: "Connection", _settings: "Settings") -> str:
         domain = domain_named(conn, name)

@@ -2,7 +2,8 @@
 
 Exit status: 0 done, 1 it did not work (the sentence says why and what to do), 2 wrong use or configuration. With
 ``--json`` standard output holds exactly one JSON value (``logs --follow``: one a line), and a failure is a JSON object
-``{"error": …}`` on standard error.
+``{"error": …}`` on standard error. ``--json`` asks nothing and agrees to nothing: what asks a person first
+needs ``--yes``.
 """
 
 import functools
@@ -178,6 +179,15 @@ def vault_of(settings: "Settings") -> "Vault":
     from forwarder.store.vault import Vault
 
     return Vault(open_keyring(settings).store_key)
+
+
+def confirm(question: str, *, yes: bool, as_json: bool) -> None:
+    """Go on only after a yes: from ``--yes``, or from the person who is asked."""
+    if yes:
+        return
+    if as_json:
+        raise Failure("this asks before it acts, and with --json nobody is asked; add --yes", status=2)
+    typer.confirm(question, abort=True)
 
 
 def console() -> "Console":

@@ -4,7 +4,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forwarder.commands.frame import AsJson, Config, Failure, answer, command, now, read, table, write
+from forwarder.commands.frame import (
+    AsJson,
+    Config,
+    Failure,
+    answer,
+    command,
+    confirm,
+    now,
+    read,
+    table,
+    write,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -130,8 +141,7 @@ def drop(
     from forwarder.store import admin
 
     chosen = _some(ids)
-    if not yes and not as_json:
-        typer.confirm(f"Drop {len(chosen)} without telling the sender?", abort=True)
+    confirm(f"Drop {len(chosen)} without telling the sender?", yes=yes, as_json=as_json)
     new_id = IdSource(clock=now, entropy=os.urandom)
 
     def work(conn: "Connection", settings: "Settings") -> int:
