@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from forwarder.commands import directory, domain, queue
+from forwarder.commands import account, directory, domain, queue
 from forwarder.commands.checking import check
 from forwarder.commands.frame import command, complain
 from forwarder.commands.logs import show_logs
@@ -29,7 +29,7 @@ command(app, "migrate")(migrate)
 command(app, "route")(route)
 command(app, "logs")(show_logs)
 
-app.add_typer(directory.account, name="account")
+app.add_typer(account.app, name="account")
 app.add_typer(domain.app, name="domain")
 app.add_typer(directory.alias, name="alias")
 app.add_typer(directory.credential, name="credential")

@@ -1,4 +1,4 @@
-"""``forwarder account | domain | alias | credential``: who may use this server, and where mail goes.
+"""``forwarder alias | credential``: where mail goes, and who may send.
 
 Changes are in force within a second in every running process. Limits are those of the account's plan.
 """
@@ -30,65 +30,19 @@ if TYPE_CHECKING:
     from forwarder.store.accounts import Account
     from forwarder.store.domains import Domain
 
-account = typer.Typer(no_args_is_help=True, help="Accounts: who owns domains and holds API keys.")
 alias = typer.Typer(no_args_is_help=True, help="Aliases: where mail for a domain goes.")
 credential = typer.Typer(no_args_is_help=True, help="Credentials: who may send as a domain.")
 
 
-@command(account, "create")
-def create_account(
-    email: Annotated[str, typer.Argument(help="The address of the person.")],
-    plan: Annotated[str, typer.Option(help="The named set of limits in [plans].")] = "default",
-    config: Config = None,
-    as_json: AsJson = False,
-) -> None:
-    """Create an account and print its API key, once."""
+def account_named(conn: "Connection", email: str) -> "Account":
+    """The account of that e-mail address, or a Failure."""
     from forwarder.mail.address import parse_address
     from forwarder.store import accounts
 
-    address = parse_address(email).display()
-    key = accounts.new_key()
-
-    def create(conn: "Connection", settings: "Settings") -> None:
-        if plan not in settings.plans:
-            raise Failure(f"there is no plan {plan!r}; the configuration has {', '.join(settings.plans)}")
-        made = accounts.create(conn, address, plan, now())
-        accounts.add_key(conn, made.id, "first", key.digest, key.prefix, now())
-
-    write(config, create)
-
-    def people(out: "Console") -> None:
-        from rich.markup import escape
-
-        out.print(
-            f"Account [bold]{escape(address)}[/] is made. Its API key, shown this once:\n\n"
-            f"  [bold]{key.secret}[/]\n"
-        )
-        out.print(f"Next: forwarder domain add example.com --account {address}", markup=False)
-
-    answer({"email": address, "api_key": key.secret}, as_json=as_json, people=people)
-
-
-@command(account, "list")
-def list_accounts(config: Config = None, as_json: AsJson = False) -> None:
-    """List all accounts."""
-    from forwarder.store import accounts
-
-    found = read(config, lambda conn, _: accounts.list_accounts(conn))
-    rows = [
-        {"email": a.email, "plan": a.plan, "created_at": a.created_at, "locked_at": a.locked_at}
-        for a in found
-    ]
-    answer(
-        rows,
-        as_json=as_json,
-        people=lambda out: table(
-            out,
-            ("email", "plan", "created", "locked"),
-            [tuple(row.values()) for row in rows],
-            empty="No account yet: forwarder account create you@example.com",
-        ),
-    )
+    found = accounts.by_email(conn, parse_address(email).display())
+    if found is None:
+        raise Failure(f"there is no account {email}; make it with: forwarder account create {email}")
+    return found
 
 
 def domain_named(conn: "Connection", name: str) -> "Domain":

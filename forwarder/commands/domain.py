@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forwarder.commands.directory import domain_named, keys_for, owner_of
+from forwarder.commands.directory import account_named, domain_named, keys_for, owner_of
 from forwarder.commands.frame import (
     AsJson,
     Config,
@@ -42,7 +42,7 @@ def add_domain(
 ) -> None:
     """Host a domain. Its DKIM keys are made here."""
     from forwarder.mail.address import display_domain, parse_domain
-    from forwarder.store import accounts, dkim_keys, domains
+    from forwarder.store import dkim_keys, domains
 
     ascii_name = parse_domain(name)
     if "." not in ascii_name:
@@ -56,9 +56,7 @@ def add_domain(
     keys = keys_for(loaded, ascii_name)
 
     def add(conn: "Connection", settings: "Settings") -> "Domain":
-        owner = accounts.by_email(conn, account)
-        if owner is None:
-            raise Failure(f"there is no account {account}; make it with: forwarder account create {account}")
+        owner = account_named(conn, account)
         plan = settings.plans.get(owner.plan, settings.plans["default"])
         made = domains.add(
             conn,

@@ -6,9 +6,10 @@ only the SHA-256 is stored: the key is 256 random bits, so that no slow hash is 
 be turned back. The key itself is shown once, by whoever made it (``new_key``). A revoked key stays as a
 row, so that its name and last use can be read.
 
-``lock`` takes the account's row until the transaction ends: whoever counts what an account has before
-adding to it calls it first, which makes limits exact under parallel requests. Directory changes are
-announced (``directory.touch``) before the account is locked, everywhere in this order: two transactions
+``set_lock`` is the operator's; whoever reads ``locked_at`` asks the store each time, so that it is in force at once
+everywhere. ``lock`` is another thing: it takes the account's row until the transaction ends. Whoever counts what an
+account has before adding to it calls it first, which makes limits exact under parallel requests. Directory changes are
+announced (``directory.touch``) before the account's row is held, everywhere in this order: two transactions
 that each hold one and want the other would end in a deadlock.
 """
 
@@ -105,6 +106,18 @@ def set_plan(conn: Connection, account_id: int, plan: str) -> bool:
     """Move an account to another named set of limits; False: no such account."""
     changed = conn.execute(update(accounts).where(accounts.c.id == account_id).values(plan=plan))
     return changed.rowcount == 1
+
+
+def set_lock(conn: Connection, account_id: int, locked_at: datetime, reason: str | None) -> bool:
+    """The account only reads and nobody sends for it; ``reason`` is shown to its owner. False: no such account."""
+    values = {"locked_at": locked_at, "lock_reason": reason}
+    return conn.execute(update(accounts).where(accounts.c.id == account_id).values(values)).rowcount == 1
+
+
+def lift_lock(conn: Connection, account_id: int) -> bool:
+    """End what ``set_lock`` began; False: no such account."""
+    values = {"locked_at": None, "lock_reason": None}
+    return conn.execute(update(accounts).where(accounts.c.id == account_id).values(values)).rowcount == 1
 
 
 def lock(conn: Connection, account_id: int) -> bool:

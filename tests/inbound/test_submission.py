@@ -16,7 +16,7 @@ from forwarder.mail import trace
 from forwarder.mail.address import parse_address
 from forwarder.mail.event import Status
 from forwarder.net.dns import CannotTell, Found, NotFound
-from forwarder.store import credentials, dkim_keys, domains, passwords
+from forwarder.store import accounts, credentials, dkim_keys, domains, passwords
 from forwarder.store.passwords import hash_password
 from forwarder.store.trouble import StoreUnavailable
 from tests.inbound.rooms import SECRET, on_both, utc_now
@@ -233,6 +233,23 @@ async def test_an_open_session_ends_with_its_credential(engine, domain):
         assert len(await engine.deliveries()) == 2
         await engine.database.write(lambda conn: domains.remove(conn, domain, utc_now()))
         assert (await sent(client))[0] == "530 5.7.0"
+
+
+async def test_a_locked_account_does_not_send(engine, domain):
+    async def greeted(client):
+        return str((await client.message(b"ann@here.test", [b"b@else.test"], CONTENT))[0])[:9]
+
+    async with engine.client("submission") as client:
+        await opened(client)
+        assert await greeted(client) == "250 2.1.0"
+        await engine.database.write(
+            lambda conn: accounts.set_lock(conn, domain.account_id, utc_now(), "spam")
+        )
+        assert await greeted(client) == "530 5.7.0"
+        assert (await client.login("ann@here.test", PASSWORD)).code == 535
+        await engine.database.write(lambda conn: accounts.lift_lock(conn, domain.account_id))
+        assert (await client.login("ann@here.test", PASSWORD)).code == 235
+        assert await greeted(client) == "250 2.1.0"
 
 
 async def test_the_memory_of_logins_holds_no_password_and_is_bounded_in_time(engine, domain):
