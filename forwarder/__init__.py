@@ -11,8 +11,8 @@ The rooms of the house, from the ground up; each imports only from those above i
     forwarder.outbound  mail on: dispatcher, delivery, routes, connections, bounces, webhooks.
     api                 the REST face; knows the store, not the mail sides.
     forwarder.serve     the roof: builds every room from Settings; nobody imports it but the roof and the commands.
-                        Beside it: process, supervisor, forked and worker (how it lives), node, keyring, ports, schema
-                        (what it stands on), watchdog, pulse, housekeeping, domain_keys, web and
+                        Beside it: process, supervisor, forked and worker (how it lives), node, keyring, custody, ports,
+                        schema (what it stands on), watchdog, pulse, housekeeping, domain_keys, web and
                         web_protocol, diagnostics (what keeps it).
     forwarder.cli       the commands, each in forwarder.commands; forwarder.demo is one of them.
 

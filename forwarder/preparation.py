@@ -1,10 +1,11 @@
-"""What one process of a node does before any serves: the schema, and leases of the node's dead made free."""
+"""What one process of a node does before any serves: the schema, the keys, leases of the node's dead made free."""
 
 from datetime import UTC, datetime
 
 import structlog
 
 from forwarder.config import Settings
+from forwarder.custody import check_keys
 from forwarder.node import node_id
 from forwarder.schema import prepare_schema
 from forwarder.store import workers
@@ -14,10 +15,11 @@ log = structlog.get_logger("serve")
 
 
 async def prepare(settings: Settings) -> None:
-    """Return when the store is ready for the processes of this node; NodeError when a person must decide."""
+    """Return when store and keys are ready for this node's processes; NodeError, KeyringError: a person must decide."""
     database = await Database.open(settings.database.url, pool_size=1)
     try:
         await prepare_schema(database, settings.database.url)
+        await check_keys(database, settings, may_renew=True)
         released = await workers.release_node(database, node_id(settings.data_dir), datetime.now(UTC))
         if released:
             log.info("deliveries of an earlier run are due again", deliveries=released)

@@ -24,7 +24,7 @@ import structlog
 from forwarder import allocator
 from forwarder.config import ConfigError, Settings
 from forwarder.diagnostics import set_up
-from forwarder.keyring import Keyring, KeyringError, open_keyring
+from forwarder.keyring import Keyring, KeyringError, keys_at_hand
 from forwarder.node import NodeError, NodeLock, forget_ports, notify, write_ports
 from forwarder.ports import check_free, listenable
 from forwarder.preparation import prepare
@@ -66,7 +66,9 @@ class Process:
         self._grace = GRACE
         self._draining: asyncio.Task[None] | None = None
 
-    async def run(self, settings: Settings, started: Callable[[Engine], None], keyring: Keyring) -> None:
+    async def run(
+        self, settings: Settings, started: Callable[[Engine], None], keyring: Keyring | None
+    ) -> None:
         """Serve until told to end; ``started`` is called whenever an engine has opened its ports."""
         engine = Engine(settings, self._next_place(), keyring=keyring)
         await engine.start()
@@ -167,7 +169,7 @@ def serve_alone(load: Callable[[], Settings], settings: Settings) -> int:
         lock = await _take_lock(settings)
         process.listen_to_signals()  # not while it waits for the lock, in a thread that nobody could stop
         try:
-            keyring = asyncio.create_task(asyncio.to_thread(open_keyring, settings))  # needs no store
+            keyring = asyncio.create_task(asyncio.to_thread(keys_at_hand, settings))  # needs no store
             if not await process.unless_ended(prepare(settings)):
                 return
 
@@ -194,7 +196,7 @@ def serve_as_worker(
         process = Process(load, place)
         process.listen_to_signals()
         words = await _stream(hears)
-        keyring = await asyncio.to_thread(open_keyring, settings)  # while the supervisor prepares the store
+        keyring = await asyncio.to_thread(keys_at_hand, settings)  # while the supervisor prepares the store
         told = asyncio.create_task(words.readline())
         if not await process.unless_ended(asyncio.wait_for(told, None)) or told.result().strip() != b"go":
             return

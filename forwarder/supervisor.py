@@ -33,6 +33,7 @@ import uvloop
 from forwarder.config import HostPort, Settings
 from forwarder.forked import Forked, fork
 from forwarder.inbound.limits import clear_region, table_path
+from forwarder.keyring import KeyringError
 from forwarder.mail.ids import new_id
 from forwarder.node import NodeError, NodeLock, forget_ports, notify, write_ports
 from forwarder.ports import check_free, listenable, listening_socket, refusal
@@ -249,6 +250,6 @@ def supervise(settings: Settings, *, config_path: str | None, count: int) -> int
             return uvloop.run(supervisor.run(lock))
         finally:
             lock.release()
-    except NodeError as error:
+    except (KeyringError, NodeError) as error:
         log.error("the engine cannot start", reason=str(error))
         return 1

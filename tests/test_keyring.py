@@ -1,4 +1,4 @@
-"""Keys on disk: made once, private, the same for all who come at once."""
+"""Keys on disk: made once, private, the same for all who come at once, and never by those who only open them."""
 
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -7,11 +7,24 @@ from pathlib import Path
 import pytest
 
 from forwarder.config import Settings
-from forwarder.keyring import KeyringError, create_private, open_keyring
+from forwarder.keyring import (
+    Keyring,
+    KeyringError,
+    create_private,
+    keys_at_hand,
+    make_missing_keys,
+    missing_keys,
+    open_keyring,
+)
 
 
 def settings(folder: Path) -> Settings:
     return Settings.model_validate({"hostname": "mx.test", "data_dir": str(folder / "data")})
+
+
+def made(folder: Path) -> Keyring:
+    make_missing_keys(settings(folder))
+    return open_keyring(settings(folder))
 
 
 def mode(path: Path) -> int:
@@ -19,7 +32,7 @@ def mode(path: Path) -> int:
 
 
 def test_keys_are_made_once_and_private(tmp_path: Path) -> None:
-    first = open_keyring(settings(tmp_path))
+    first = made(tmp_path)
     folder = tmp_path / "data" / "keys"
     assert mode(folder) == 0o700
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -32,14 +45,14 @@ def test_keys_are_made_once_and_private(tmp_path: Path) -> None:
     assert [signer.algorithm for signer in first.service] == ["rsa-sha256", "ed25519-sha256"]
     assert [signer.selector for signer in first.service] == ["fwd1", "fwd2"]
     assert len(first.store_key) == 32
-    again = open_keyring(settings(tmp_path))
+    again = made(tmp_path)
     assert (again.srs_secrets, again.store_key) == (first.srs_secrets, first.store_key)
     assert [s.signature(b"x") for s in again.service] == [s.signature(b"x") for s in first.service]
 
 
 def test_all_who_come_at_once_end_with_the_same_keys(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: open_keyring(settings(tmp_path)), range(8)))
+        found = list(pool.map(lambda _: made(tmp_path), range(8)))
     assert len({ring.srs_secrets for ring in found}) == 1
     assert len({ring.store_key for ring in found}) == 1
     assert len({ring.service[0].signature(b"x") for ring in found}) == 1
@@ -54,8 +67,26 @@ def test_a_key_that_is_there_is_never_overwritten(tmp_path: Path) -> None:
     assert [found.name for found in tmp_path.iterdir()] == ["key"]
 
 
+def test_opening_makes_nothing_and_names_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(KeyringError, match=r"lacks srs, dkim-fwd1\.pem, dkim-fwd2\.pem, store\.key"):
+        open_keyring(settings(tmp_path))
+    assert keys_at_hand(settings(tmp_path)) is None
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_key_that_is_missing_is_made_and_the_others_stay(tmp_path: Path) -> None:
+    first = made(tmp_path)
+    (tmp_path / "data" / "keys" / "dkim-fwd2.pem").unlink()
+    assert missing_keys(settings(tmp_path)) == ["dkim-fwd2.pem"]
+    with pytest.raises(KeyringError, match=r"lacks dkim-fwd2\.pem.*or new because \[dkim\]"):
+        open_keyring(settings(tmp_path))
+    again = made(tmp_path)
+    assert (again.srs_secrets, again.store_key) == (first.srs_secrets, first.store_key)
+    assert again.service[0].signature(b"x") == first.service[0].signature(b"x")
+
+
 def test_keys_that_others_may_read_are_tightened(tmp_path: Path) -> None:
-    open_keyring(settings(tmp_path))
+    made(tmp_path)
     folder = tmp_path / "data" / "keys"
     folder.chmod(0o755)
     (folder / "srs").chmod(0o644)
@@ -64,7 +95,7 @@ def test_keys_that_others_may_read_are_tightened(tmp_path: Path) -> None:
 
 
 def test_srs_secrets_rotate_by_a_new_first_line(tmp_path: Path) -> None:
-    (old,) = open_keyring(settings(tmp_path)).srs_secrets
+    (old,) = made(tmp_path).srs_secrets
     path = tmp_path / "data" / "keys" / "srs"
     path.write_bytes(b"n" * 32 + b"\n" + path.read_bytes())
     assert open_keyring(settings(tmp_path)).srs_secrets == (b"n" * 32, old)
@@ -83,7 +114,7 @@ def test_srs_secrets_rotate_by_a_new_first_line(tmp_path: Path) -> None:
 def test_a_broken_key_is_told_with_its_file_and_without_its_content(
     tmp_path: Path, name: str, content: bytes
 ) -> None:
-    open_keyring(settings(tmp_path))
+    made(tmp_path)
     path = tmp_path / "data" / "keys" / name
     path.write_bytes(content)
     with pytest.raises(KeyringError) as caught:
@@ -93,7 +124,7 @@ def test_a_broken_key_is_told_with_its_file_and_without_its_content(
 
 
 def test_a_key_of_the_other_algorithm_is_refused(tmp_path: Path) -> None:
-    open_keyring(settings(tmp_path))
+    made(tmp_path)
     folder = tmp_path / "data" / "keys"
     (folder / "dkim-fwd1.pem").write_bytes((folder / "dkim-fwd2.pem").read_bytes())
     with pytest.raises(KeyringError, match="ed25519"):
@@ -101,5 +132,5 @@ def test_a_key_of_the_other_algorithm_is_refused(tmp_path: Path) -> None:
 
 
 def test_secrets_are_not_in_the_repr(tmp_path: Path) -> None:
-    ring = open_keyring(settings(tmp_path))
+    ring = made(tmp_path)
     assert repr(ring) == "Keyring()"

@@ -48,8 +48,8 @@ def check(config: Config = None, as_json: AsJson = False) -> None:
 
     settings = settings_of(config)
     found = [Finding(about="configuration", grade=Grade.FINE, text=f"is valid; this is {settings.hostname}")]
-    found += [_keys(settings), *_postmaster(settings), *_ports(settings), *_confirmation(settings)]
-    found += asyncio.run(_database_and_dns(settings))
+    found += [*_postmaster(settings), *_ports(settings), *_confirmation(settings)]
+    found += asyncio.run(_keys_database_and_dns(settings))
     ok = not any(finding.grade is Grade.WRONG for finding in found)
 
     def people(out: "Console") -> None:
@@ -65,15 +65,22 @@ def check(config: Config = None, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def _keys(settings: "Settings") -> Finding:
-    from forwarder.keyring import KeyringError, open_keyring
+async def _keys(settings: "Settings", database: "Database | None") -> Finding:
+    """Without a database nobody can tell whether keys that are missing are new or lost."""
+    from forwarder.custody import check_keys
+    from forwarder.keyring import KeyringError, keys_folder, missing_keys, open_keyring
 
     try:
+        if database is not None:
+            await check_keys(database, settings)
+        elif missing := missing_keys(settings):
+            text = f"{keys_folder(settings)} lacks {', '.join(missing)}; look again when the database answers"
+            return Finding(about="keys", grade=Grade.ADVICE, text=text)
         keys = open_keyring(settings)
     except KeyringError as error:
         return Finding(about="keys", grade=Grade.WRONG, text=str(error))
     names = ", ".join(f"{signer.selector} ({signer.algorithm})" for signer in keys.service)
-    return Finding(about="keys", grade=Grade.FINE, text=f"{settings.data_dir / 'keys'} holds {names}")
+    return Finding(about="keys", grade=Grade.FINE, text=f"{keys_folder(settings)} holds {names}")
 
 
 def _postmaster(settings: "Settings") -> Iterator[Finding]:
@@ -144,24 +151,28 @@ def _port(name: str, at: "HostPort") -> Finding:
     return Finding(about=about, grade=Grade.FINE, text="is free; the engine does not run here now")
 
 
-async def _database_and_dns(settings: "Settings") -> list[Finding]:
+async def _keys_database_and_dns(settings: "Settings") -> list[Finding]:
     from forwarder.node import NodeError
     from forwarder.schema import check_schema
     from forwarder.store.engine import Database, StoreUnavailable
+
+    async def unusable(text: str) -> list[Finding]:
+        return [await _keys(settings, None), Finding(about="database", grade=Grade.WRONG, text=text)]
 
     kind = settings.database.url.partition(":")[0]
     try:
         database = await Database.open(settings.database.url, pool_size=1)
     except StoreUnavailable as error:
-        return [Finding(about="database", grade=Grade.WRONG, text=store_trouble(error))]
+        return await unusable(store_trouble(error))
     try:
         await check_schema(database, settings.database.url)
         text = f"{kind} answers and has this release's schema"
-        return [Finding(about="database", grade=Grade.FINE, text=text), *await _dns(settings, database)]
+        fine = Finding(about="database", grade=Grade.FINE, text=text)
+        return [await _keys(settings, database), fine, *await _dns(settings, database)]
     except NodeError as error:
-        return [Finding(about="database", grade=Grade.WRONG, text=str(error))]
+        return await unusable(str(error))
     except StoreUnavailable as error:
-        return [Finding(about="database", grade=Grade.WRONG, text=store_trouble(error))]
+        return await unusable(store_trouble(error))
     finally:
         await database.close()
 

@@ -137,12 +137,15 @@ def make_data_dir(settings: "Settings") -> None:
 
 def with_store(config: str | None, work: "Callable[[Database, Settings], Coroutine[Any, Any, T]]") -> T:
     """Run ``work`` over the open database, brought up to date first where ``serve`` would do so too."""
+    return _over(settings_of(config), work)
+
+
+def _over(settings: "Settings", work: "Callable[[Database, Settings], Coroutine[Any, Any, T]]") -> T:
     import asyncio
 
     from forwarder.schema import check_schema
     from forwarder.store.engine import Database
 
-    settings = settings_of(config)
     make_data_dir(settings)
 
     async def main() -> T:
@@ -175,10 +178,13 @@ def write(config: str | None, work: "Callable[[Connection, Settings], T]") -> T:
 
 
 def vault_of(settings: "Settings") -> "Vault":
-    from forwarder.keyring import open_keyring
+    """The vault; its key is made, or refused, as ``serve`` would."""
+    from forwarder.custody import check_keys
+    from forwarder.keyring import open_store_key
     from forwarder.store.vault import Vault
 
-    return Vault(open_keyring(settings).store_key)
+    _over(settings, check_keys)
+    return Vault(open_store_key(settings))
 
 
 def confirm(question: str, *, yes: bool, as_json: bool) -> None:

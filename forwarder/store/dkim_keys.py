@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, insert, select
+from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from forwarder.store import directory
 from forwarder.store.conflict import AlreadyExists
 from forwarder.store.domains import Domain
-from forwarder.store.tables import dkim_keys
+from forwarder.store.tables import dkim_keys, domains
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +43,23 @@ class DkimKey:
 def add(conn: Connection, domain: Domain, key: NewDkimKey, now: datetime) -> DkimKey:
     """Store a key; AlreadyExists("selector")."""
     directory.touch(conn, domain.name, now)
+    return _insert(conn, domain, key, now)
+
+
+def replace(conn: Connection, domain: Domain, old: DkimKey, key: NewDkimKey, now: datetime) -> bool:
+    """Store ``key`` in place of ``old``; False: that was gone already.
+
+    The record that the DNS has for it is wrong now: nothing is submitted as the domain until the new one is found.
+    """
+    directory.touch(conn, domain.name, now)
+    if not conn.execute(delete(dkim_keys).where(dkim_keys.c.id == old.id)).rowcount:
+        return False
+    conn.execute(update(domains).where(domains.c.id == domain.id).values(sending_checked_at=None))
+    _insert(conn, domain, key, now)
+    return True
+
+
+def _insert(conn: Connection, domain: Domain, key: NewDkimKey, now: datetime) -> DkimKey:
     values = {
         "domain_id": domain.id,
         "selector": key.selector,
@@ -62,6 +79,18 @@ def list_keys(conn: Connection, domain_id: int) -> Sequence[DkimKey]:
     """The keys of a domain in the order of their selectors."""
     query = select(dkim_keys).where(dkim_keys.c.domain_id == domain_id).order_by(dkim_keys.c.selector)
     return [_key(row) for row in conn.execute(query).mappings()]
+
+
+def page(conn: Connection, *, after: int, limit: int) -> Sequence[tuple[str, DkimKey]]:
+    """Keys of all domains with the names of these, in the order of their ids, past the id ``after``."""
+    query = (
+        select(dkim_keys, domains.c.name.label("domain"))
+        .join(domains, domains.c.id == dkim_keys.c.domain_id)
+        .where(dkim_keys.c.id > after)
+        .order_by(dkim_keys.c.id)
+        .limit(limit)
+    )
+    return [(row["domain"], _key(row)) for row in conn.execute(query).mappings()]
 
 
 def _key(row: RowMapping) -> DkimKey:

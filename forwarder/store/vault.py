@@ -3,7 +3,7 @@
 AES-256-GCM with a fresh nonce a seal; the domain and selector are bound in, so that a sealed key moved to another
 row does not open there. ``WrongKey`` when it does not open: the wrong ``store.key``, or a damaged row.
 
-``make_keys`` and ``signer`` are CPU work of some 100 and 30 ms (RSA): call them in a thread.
+``make_key`` (and ``make_keys``) and ``signer`` are CPU work of some 100 and 30 ms (RSA): call them in a thread.
 """
 
 import os
@@ -48,19 +48,19 @@ class Vault:
 
 def make_keys(vault: Vault, domain: str, selector: str) -> tuple[NewDkimKey, ...]:
     """Fresh keys for a domain: ``<selector>1`` is RSA-2048, ``<selector>2`` Ed25519."""
-    made: list[NewDkimKey] = []
-    for number, algorithm in enumerate(ALGORITHMS, start=1):
-        name = f"{selector}{number}"
-        key = seal.generate(algorithm)
-        made.append(
-            NewDkimKey(
-                selector=name,
-                algorithm=algorithm,
-                private_key=vault.seal(key.pem, domain=domain, selector=name),
-                public_record=key.record,
-            )
-        )
-    return tuple(made)
+    numbered = enumerate(ALGORITHMS, start=1)
+    return tuple(make_key(vault, domain, f"{selector}{number}", algorithm) for number, algorithm in numbered)
+
+
+def make_key(vault: Vault, domain: str, selector: str, algorithm: seal.Algorithm) -> NewDkimKey:
+    """One fresh key under exactly this selector."""
+    key = seal.generate(algorithm)
+    return NewDkimKey(
+        selector=selector,
+        algorithm=algorithm,
+        private_key=vault.seal(key.pem, domain=domain, selector=selector),
+        public_record=key.record,
+    )
 
 
 def signer(vault: Vault, domain: str, key: DkimKey) -> seal.Signer:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -68,7 +69,10 @@ class Campaign:
         self.sink.start()
         try:
             if not self._empty:
-                self.members[0].populate()
+                first, *others = self.members
+                first.populate()
+                for node in others:
+                    shutil.copytree(first.folder / "data" / "keys", node.folder / "data" / "keys")
                 for node in self.members:
                     self.restart(node)
         except BaseException:

@@ -1,0 +1,107 @@
+"""Whether the keys on disk are those of the database, asked before anything is served with them.
+
+Keys are made for a fresh installation only: while the database holds no domain. Once it does, keys that are missing
+were lost, or this is another machine of the same database to which they were not copied yet; new ones in their place
+would make bounces to earlier SRS addresses unreadable, signatures wrong, and the domains' sealed keys useless. A
+``store.key`` that does not open every sealed key is refused for the same reason.
+
+Whoever has lost them for good says so with a file ``make-new-keys`` in data_dir: at the next start what is missing is
+made, and so are the keys of domains that do not open, under the selectors they had. Nothing is submitted as such a
+domain until its new DKIM record is found. The file is removed when all of that is durable; until then the next start
+goes on with it.
+
+Limits: every sealed key is opened at every start of a node, some 10 microseconds each; a domain's new RSA key takes
+100 ms.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import cast
+
+import structlog
+from sqlalchemy import Connection
+
+from forwarder.config import Settings
+from forwarder.keyring import (
+    RENEW,
+    KeyringError,
+    keys_folder,
+    lost_keys,
+    make_missing_keys,
+    missing_keys,
+    open_store_key,
+    way_on,
+)
+from forwarder.mail import seal
+from forwarder.store import dkim_keys, domains
+from forwarder.store.dkim_keys import DkimKey, NewDkimKey
+from forwarder.store.engine import Database
+from forwarder.store.vault import Vault, WrongKey, make_key
+
+PAGE = 500  # sealed keys read at once
+
+log = structlog.get_logger("custody")
+
+
+async def check_keys(database: Database, settings: Settings, *, may_renew: bool = False) -> None:
+    """Make the keys right where that is ours to do; KeyringError where it is not; StoreUnavailable.
+
+    ``may_renew``: heed the file ``make-new-keys``.
+    """
+    renew = may_renew and await asyncio.to_thread((settings.data_dir / RENEW).exists)
+    # The database before the disk: a fresh installation has its keys before its first domain, so that whoever sees
+    # a domain and then no keys does not see a start that is under way elsewhere.
+    hosting = await database.read(_hosts_something)
+    missing = await asyncio.to_thread(missing_keys, settings)
+    if missing and hosting and not renew:
+        raise KeyringError(lost_keys(settings, missing))
+    await asyncio.to_thread(make_missing_keys, settings)
+    vault = Vault(await asyncio.to_thread(open_store_key, settings))
+    closed = await _that_do_not_open(database, vault)
+    if closed and not renew:
+        names = sorted({name for name, _ in closed})
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise KeyringError(
+            f"{keys_folder(settings) / 'store.key'} does not open the DKIM keys of {names[0]}{more} in the database; "
+            f"{way_on(settings, 'lost for good')}"
+        )
+    if renew:
+        await _renew(database, vault, closed)
+        (settings.data_dir / RENEW).unlink(missing_ok=True)
+        log.warning("new keys are made; publish the records that `forwarder domain dns NAME` prints")
+
+
+def _hosts_something(conn: Connection) -> bool:
+    return bool(domains.list_domains(conn, limit=1)[0])
+
+
+async def _that_do_not_open(database: Database, vault: Vault) -> list[tuple[str, DkimKey]]:
+    closed: list[tuple[str, DkimKey]] = []
+    after = 0
+    while page := await database.read(partial(dkim_keys.page, after=after, limit=PAGE)):
+        closed += [(name, key) for name, key in page if not _opens(vault, name, key)]
+        after = page[-1][1].id
+    return closed
+
+
+def _opens(vault: Vault, domain: str, key: DkimKey) -> bool:
+    try:
+        vault.open(key.private_key, domain=domain, selector=key.selector)
+    except WrongKey:
+        return False
+    return True
+
+
+async def _renew(database: Database, vault: Vault, closed: Sequence[tuple[str, DkimKey]]) -> None:
+    for name, old in closed:
+        algorithm = cast("seal.Algorithm", old.algorithm)  # the table takes no other
+        new = await asyncio.to_thread(make_key, vault, name, old.selector, algorithm)
+        if await database.write(partial(_replace, name, old, new)):
+            log.warning("a DKIM key that did not open is made anew", domain=name, selector=old.selector)
+
+
+def _replace(name: str, old: DkimKey, new: NewDkimKey, conn: Connection) -> bool:
+    domain = domains.get(conn, name)
+    return domain is not None and dkim_keys.replace(conn, domain, old, new, datetime.now(UTC))

@@ -1,0 +1,245 @@
+"""Keys that are lost, or of another installation: never replaced unasked, by nobody who comes to need them."""
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection
+
+from forwarder.cli import app
+from forwarder.config import Settings
+from forwarder.custody import check_keys
+from forwarder.keyring import RENEW, KeyringError, make_missing_keys, open_store_key
+from forwarder.store import accounts, dkim_keys, domains
+from forwarder.store.dkim_keys import DkimKey
+from forwarder.store.domains import Domain
+from forwarder.store.engine import Database
+from forwarder.store.migrations import upgrade
+from forwarder.store.vault import Vault, make_key, signer
+from tests.harness import EngineProcess, House, put_keys
+
+NOW = datetime(2026, 3, 4, 5, 6, 7, 123456, tzinfo=UTC)
+
+
+class Installation:
+    """A data_dir and a database that hosts what the test puts into it."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.settings = Settings.model_validate(
+            {"hostname": "mx.test", "data_dir": str(folder / "data"), "database": {"url": url}}
+        )
+        self.keys = self.settings.data_dir / "keys"
+        self.database: Database
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator["Installation"]:
+        await asyncio.to_thread(upgrade, self.settings.database.url)
+        put_keys(self.settings)
+        self.database = await Database.open(self.settings.database.url)
+        try:
+            yield self
+        finally:
+            await self.database.close()
+
+    async def host(self, name: str) -> Domain:
+        """A domain that may submit, with one key sealed by the store.key of now."""
+        key = make_key(Vault(open_store_key(self.settings)), name, "fwd2", "ed25519")
+
+        def work(conn: Connection) -> Domain:
+            owner = accounts.by_email(conn, "a@x.org") or accounts.create(conn, "a@x.org", "default", NOW)
+            made = domains.add(conn, owner.id, name, name, NOW, dkim_selector="fwd")
+            dkim_keys.add(conn, made, key, NOW)
+            told = {"is_active": True, "sending_ready": True, "broken_since": None, "notified_at": None}
+            checked = domains.record_check(conn, made, NOW, **told)  # type: ignore[arg-type]
+            assert checked is not None
+            return checked
+
+        return await self.database.write(work)
+
+    async def key_of(self, name: str) -> DkimKey:
+        domain = await self.domain(name)
+        (key,) = await self.database.read(lambda conn: dkim_keys.list_keys(conn, domain.id))
+        return key
+
+    async def domain(self, name: str) -> Domain:
+        found = await self.database.read(lambda conn: domains.get(conn, name))
+        assert found is not None
+        return found
+
+    def on_disk(self) -> Mapping[str, bytes]:
+        return {path.name: path.read_bytes() for path in self.keys.iterdir()} if self.keys.exists() else {}
+
+
+@pytest.fixture
+async def installation(tmp_path: Path, database_url: str) -> AsyncIterator[Installation]:
+    async with Installation(tmp_path, database_url).opened() as opened:
+        yield opened
+
+
+async def test_a_fresh_installation_gets_its_keys_and_keeps_them(installation: Installation) -> None:
+    await check_keys(installation.database, installation.settings)
+    made = installation.on_disk()
+    assert sorted(made) == ["dkim-fwd1.pem", "dkim-fwd2.pem", "srs", "store.key"]
+    await installation.host("one.test")
+    await check_keys(installation.database, installation.settings)
+    assert installation.on_disk() == made
+
+
+@pytest.mark.parametrize("lost", [("srs",), ("store.key",), ("dkim-fwd1.pem",), ("srs", "store.key"), ()])
+async def test_keys_missing_beside_a_domain_are_refused_and_none_is_made(
+    installation: Installation, lost: tuple[str, ...]
+) -> None:
+    await check_keys(installation.database, installation.settings)
+    await installation.host("one.test")
+    if lost:
+        for name in lost:
+            (installation.keys / name).unlink()
+    else:
+        shutil.rmtree(installation.keys)
+    left = installation.on_disk()
+    with pytest.raises(KeyringError) as caught:
+        await check_keys(installation.database, installation.settings, may_renew=True)
+    said = str(caught.value)
+    assert all(name in said for name in lost or ("srs", "store.key", "dkim-fwd1.pem"))
+    assert str(installation.keys) in said
+    assert str(installation.settings.data_dir / RENEW) in said
+    assert installation.on_disk() == left
+    assert installation.keys.exists() is bool(left)
+
+
+async def test_another_store_key_is_refused_with_the_domains_it_does_not_open(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forwarder.custody.PAGE", 1)
+    await check_keys(installation.database, installation.settings)
+    await installation.host("one.test")
+    await installation.host("two.test")
+    (installation.keys / "store.key").write_text("ab" * 32)
+    await installation.host("three.test")  # opens, as domains do that were added since
+    left = installation.on_disk()
+    with pytest.raises(KeyringError, match=r"store\.key does not open the DKIM keys of one\.test and 1 more"):
+        await check_keys(installation.database, installation.settings, may_renew=True)
+    assert installation.on_disk() == left
+
+
+async def test_a_person_may_say_that_they_are_lost(installation: Installation) -> None:
+    await check_keys(installation.database, installation.settings)
+    await installation.host("one.test")
+    before = await installation.key_of("one.test")
+    srs = (installation.keys / "srs").read_bytes()
+    (installation.keys / "store.key").unlink()
+    marker = installation.settings.data_dir / RENEW
+    marker.touch()
+    with pytest.raises(KeyringError):  # commands do not heed it
+        await check_keys(installation.database, installation.settings)
+    await check_keys(installation.database, installation.settings, may_renew=True)
+    assert not marker.exists()
+    assert (installation.keys / "srs").read_bytes() == srs
+    after = await installation.key_of("one.test")
+    assert (after.selector, after.algorithm) == (before.selector, before.algorithm)
+    assert after.id != before.id  # other processes know keys by their ids
+    assert after.public_record != before.public_record
+    made = signer(Vault(open_store_key(installation.settings)), "one.test", after)
+    assert made.selector == "fwd2"
+    assert (await installation.domain("one.test")).sending_checked_at is None
+    await check_keys(installation.database, installation.settings)
+
+
+async def test_keys_that_open_are_not_made_anew(installation: Installation) -> None:
+    await check_keys(installation.database, installation.settings)
+    hosted = await installation.host("one.test")
+    before = await installation.key_of("one.test")
+    (installation.keys / "srs").unlink()
+    (installation.settings.data_dir / RENEW).touch()
+    await check_keys(installation.database, installation.settings, may_renew=True)
+    assert (installation.keys / "srs").exists()
+    assert await installation.key_of("one.test") == before
+    assert await installation.domain("one.test") == hosted
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_the_engine_does_not_start_without_the_keys_of_its_domains(
+    house: House, processes: int
+) -> None:
+    process = EngineProcess(house, workers={"processes": processes})
+    async with process:
+        await house.host("example.com", {"*": "inbox@dest.test"})
+    keys = house.settings.data_dir / "keys"
+    kept = keys.rename(house.folder / "kept")
+    keys.mkdir()
+    put_keys(house.settings)
+    with pytest.raises(AssertionError, match=r"the engine cannot start"):
+        await process.start()
+    assert process.process.returncode == 1
+    assert "lacks srs, store.key" in process.log()
+    assert "Traceback" not in process.log()
+    assert "never retrieved" not in process.log()
+    assert sorted(path.name for path in keys.iterdir()) == ["dkim-fwd1.pem", "dkim-fwd2.pem"]
+    shutil.rmtree(keys)
+    kept.rename(keys)
+    async with process:
+        assert (await house.send("ann@out.test", "info@example.com", b"Subject: x\r\n\r\nx\r\n")).code == 250
+        await house.sink.wait_for(1)
+
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """A command against an installation in ``tmp_path``: its status and what it said."""
+    config = tmp_path / "config.toml"
+    config.write_text(
+        f'hostname = "mx1.example.net"\ndata_dir = "{tmp_path / "data"}"\n[mx]\nlisten = []\n[api]\nlisten = ""\n'
+        '[dns]\nnameservers = ["127.0.0.1:1"]\ntimeout = "100ms"\n'
+    )
+
+    def command(*words: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            app([*words, "--config", str(config)])
+        shown = capsys.readouterr()
+        return int(ended.value.code or 0), shown.out + shown.err
+
+    return command
+
+
+def test_check_tells_lost_keys_from_new_ones(run: Run, tmp_path: Path) -> None:
+    def about_keys() -> tuple[str, str]:
+        _, said = run("check", "--json")
+        found = {finding["about"]: finding for finding in json.loads(said)["findings"]}
+        return found["keys"]["grade"], found["keys"]["text"]
+
+    assert about_keys()[0] == "fine"  # and makes them: nothing is hosted
+    assert run("account", "create", "you@example.org")[0] == 0
+    assert run("domain", "add", "example.com", "--account", "you@example.org")[0] == 0
+    assert about_keys()[0] == "fine"
+    store_key = tmp_path / "data" / "keys" / "store.key"
+    right = store_key.read_bytes()
+    store_key.write_text("ab" * 32)
+    grade, text = about_keys()
+    assert (grade, "does not open the DKIM keys of example.com" in text) == ("wrong", True)
+    store_key.unlink()
+    grade, text = about_keys()
+    assert (grade, "lacks store.key" in text) == ("wrong", True)
+    assert not store_key.exists()
+    status, said = run("domain", "add", "example.org", "--account", "you@example.org")
+    assert (status, "lacks store.key" in said) == (1, True)
+    assert not store_key.exists()
+    store_key.write_bytes(right)
+    assert about_keys()[0] == "fine"
+
+
+def test_check_cannot_tell_while_the_database_does_not_answer(run: Run, tmp_path: Path) -> None:
+    make_missing_keys(Settings.model_validate({"hostname": "mx.test", "data_dir": str(tmp_path / "data")}))
+    config = tmp_path / "config.toml"
+    config.write_text(config.read_text() + '[database]\nurl = "postgresql://me@127.0.0.1:1/mail"\n')
+    assert "✓ keys" in run("check")[1]
+    (tmp_path / "data" / "keys" / "srs").unlink()
+    said = run("check")[1]
+    assert "· keys" in said
+    assert "lacks srs; look again" in said
