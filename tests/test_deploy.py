@@ -1,0 +1,34 @@
+"""What deploy/ says, held against what the engine needs: read, not run."""
+
+import re
+from pathlib import Path
+
+from forwarder.config import Settings
+
+DEPLOY = Path(__file__).parent.parent / "deploy"
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The last stage of the Dockerfile: each instruction and its words, lines joined and comments left out."""
+    text = (DEPLOY / "Dockerfile").read_text().rpartition("\nFROM ")[2]
+    text = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", " ")
+    return [(line.partition(" ")[0], line.partition(" ")[2]) for line in text.splitlines()[1:] if line]
+
+
+def test_the_data_folder_of_the_image_is_its_users_before_it_is_a_volume() -> None:
+    found = instructions()
+    words = dict(found)
+    data = f"{words['WORKDIR']}/{Settings(hostname='mx.test').data_dir}"
+    assert words["VOLUME"] == data
+    made = next(at for at, (kind, said) in enumerate(found) if kind == "RUN" and f"-m 700 {data}" in said)
+    said = found[made][1]
+    assert said.index("useradd") < said.index(f"install -d -o {words['USER']} -g {words['USER']}")
+    order = [kind for kind, _ in found]
+    assert made < order.index("USER")  # only root may give a folder away
+    assert made < order.index("VOLUME")  # what is changed in a volume after its declaration is lost
+
+
+def test_the_containers_mount_their_volume_where_the_image_has_its_data() -> None:
+    compose = (DEPLOY / "compose.yaml").read_text()
+    assert f'volumes: ["engine:{dict(instructions())["VOLUME"]}"]' in compose
+    assert "\n    user:" not in compose  # another than the image's could not write there
