@@ -3,7 +3,10 @@
 Keys are made for a fresh installation only: while the database holds no domain. Once it does, keys that are missing
 were lost, or this is another machine of the same database to which they were not copied yet; new ones in their place
 would make bounces to earlier SRS addresses unreadable, signatures wrong, and the domains' sealed keys useless. A
-``store.key`` that does not open every sealed key is refused for the same reason.
+``store.key`` that does not open every sealed key is as bad.
+
+Commands refuse to work with such keys, and ``forwarder check`` says so. An engine that is to start says so as an error
+in its log, and forwards mail with keys of its own all the same (``serve_with``): a server that is down would lose more.
 
 Whoever has lost them for good says so with a file ``make-new-keys`` in data_dir: at the next start what is missing is
 made, and so are the keys of domains that do not open, under the selectors they had. Nothing is submitted as such a
@@ -45,6 +48,19 @@ PAGE = 500  # sealed keys read at once
 log = structlog.get_logger("custody")
 
 
+class ForeignKeysError(KeyringError):
+    """The keys on disk are not those that the database was used with."""
+
+
+async def serve_with(database: Database, settings: Settings) -> None:
+    """``check_keys`` for an engine that starts: what a person must decide is told, and mail is forwarded meanwhile."""
+    try:
+        await check_keys(database, settings, may_renew=True)
+    except ForeignKeysError as error:
+        log.error("the keys are not those of this database", reason=str(error))
+        await asyncio.to_thread(make_missing_keys, settings)
+
+
 async def check_keys(database: Database, settings: Settings, *, may_renew: bool = False) -> None:
     """Make the keys right where that is ours to do; KeyringError where it is not; StoreUnavailable.
 
@@ -56,14 +72,14 @@ async def check_keys(database: Database, settings: Settings, *, may_renew: bool 
     hosting = await database.read(_hosts_something)
     missing = await asyncio.to_thread(missing_keys, settings)
     if missing and hosting and not renew:
-        raise KeyringError(lost_keys(settings, missing))
+        raise ForeignKeysError(lost_keys(settings, missing))
     await asyncio.to_thread(make_missing_keys, settings)
     vault = Vault(await asyncio.to_thread(open_store_key, settings))
     closed = await _that_do_not_open(database, vault)
     if closed and not renew:
         names = sorted({name for name, _ in closed})
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        raise KeyringError(
+        raise ForeignKeysError(
             f"{keys_folder(settings) / 'store.key'} does not open the DKIM keys of {names[0]}{more} in the database; "
             f"{way_on(settings, 'lost for good')}"
         )

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import structlog
 
 from forwarder.config import Settings
-from forwarder.custody import check_keys
+from forwarder.custody import serve_with
 from forwarder.node import node_id
 from forwarder.schema import prepare_schema
 from forwarder.store import workers
@@ -19,7 +19,7 @@ async def prepare(settings: Settings) -> None:
     database = await Database.open(settings.database.url, pool_size=1)
     try:
         await prepare_schema(database, settings.database.url)
-        await check_keys(database, settings, may_renew=True)
+        await serve_with(database, settings)
         released = await workers.release_node(database, node_id(settings.data_dir), datetime.now(UTC))
         if released:
             log.info("deliveries of an earlier run are due again", deliveries=released)
