@@ -1,9 +1,8 @@
-"""``forwarder alias | credential``: where mail goes, and who may send.
+"""``forwarder alias``: where mail goes; and how commands find the account and the domain that they are told.
 
 Changes are in force within a second in every running process. Limits are those of the account's plan.
 """
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +15,6 @@ from forwarder.commands.frame import (
     command,
     now,
     read,
-    settings_of,
     table,
     vault_of,
     write,
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
     from forwarder.store.domains import Domain
 
 alias = typer.Typer(no_args_is_help=True, help="Aliases: where mail for a domain goes.")
-credential = typer.Typer(no_args_is_help=True, help="Credentials: who may send as a domain.")
 
 
 def account_named(conn: "Connection", email: str) -> "Account":
@@ -185,59 +182,6 @@ def remove_alias(
         as_json=as_json,
         people=lambda out: out.print(f"{removed}@{domain} is removed", markup=False),
     )
-
-
-@command(credential, "add")
-def add_credential(
-    domain: str,
-    username: Annotated[str, typer.Argument(help="The part before the @ of the address to send as.")],
-    password: Annotated[
-        str, typer.Option(help="The password; asked for when a person is there, else made.", metavar="TEXT")
-    ] = "",
-    limited: Annotated[bool, typer.Option(help="May send as its own address only.")] = False,
-    config: Config = None,
-    as_json: AsJson = False,
-) -> None:
-    """Add a log-in for sending as DOMAIN."""
-    import secrets
-
-    from forwarder.mail.address import parse_address
-    from forwarder.store import credentials
-    from forwarder.store.passwords import hash_password
-
-    settings_of(config)  # mistakes of the configuration come before questions
-    parse_address(f"{username}@{domain}")
-    if not password and sys.stdin.isatty() and not as_json:
-        password = typer.prompt(
-            "Password (empty: make one)",
-            default="",
-            hide_input=True,
-            confirmation_prompt=True,
-            show_default=False,
-        )
-    made_here = not password
-    password = password or secrets.token_urlsafe(18)
-    digest = hash_password(password)
-
-    def add(conn: "Connection", settings: "Settings") -> str:
-        hosted = domain_named(conn, domain)
-        _, plan = owner_of(conn, hosted, settings)
-        credentials.add(conn, hosted, username, digest, now(), is_limited=limited, limit=plan.credentials)
-        return f"{username.lower()}@{hosted.name}"
-
-    login = write(config, add)
-
-    def people(out: "Console") -> None:
-        from rich.markup import escape
-
-        out.print(
-            f"Log in as [bold]{escape(login)}[/]"
-            + (f" with the password [bold]{password}[/]" if made_here else "")
-        )
-        out.print("Servers: port 587 with STARTTLS, or port 465 with TLS.")
-
-    value = {"login": login} | ({"password": password} if made_here else {})
-    answer(value, as_json=as_json, people=people)
 
 
 def keys_for(settings: "Settings", name: str) -> Any:

@@ -1,0 +1,88 @@
+"""``forwarder credential``: log-ins are listed, get other passwords and end."""
+
+from pathlib import Path
+
+import pytest
+
+from forwarder.mail.address import parse_address
+from forwarder.store import credentials, passwords
+from forwarder.store.credentials import Login
+from forwarder.store.engine import Database
+from tests.commandline import Cli
+
+
+def login(folder: Path, address: str) -> Login | None:
+    """What submission finds for a log-in name."""
+    import asyncio
+
+    async def look() -> Login | None:
+        database = await Database.open(f"sqlite:///{folder / 'data' / 'forwarder.db'}")
+        path = parse_address(address)
+        try:
+            return await database.read(lambda conn: credentials.for_login(conn, path.key, path.domain))
+        finally:
+            await database.close()
+
+    return asyncio.run(look())
+
+
+def is_password(folder: Path, address: str, password: str) -> bool:
+    found = login(folder, address)
+    return found is not None and passwords.verify(found.credential.password_hash, password)
+
+
+def test_credentials_are_listed_without_their_passwords(hosted: Cli) -> None:
+    assert hosted.json("credential", "list", "example.com") == []
+    assert "No credential yet" in hosted("credential", "list", "example.com")[1]
+    hosted.json("credential", "add", "example.com", "Richard", "--password", "hunter2hunter2")
+    hosted.json("credential", "add", "example.com", "printer", "--limited")
+    listed = hosted.json("credential", "list", "example.com")
+    assert [(row["username"], row["is_limited"], row["usage"]) for row in listed] == [
+        ("richard", False, 0),
+        ("printer", True, 0),
+    ]
+    assert not any("password" in row for row in listed)
+    output = hosted("credential", "list", "example.com")[1]
+    assert "printer" in output
+    assert "argon2" not in output
+
+
+def test_a_password_is_changed(hosted: Cli, tmp_path: Path) -> None:
+    hosted.json("credential", "add", "example.com", "richard", "--password", "hunter2hunter2")
+    given = hosted.json("credential", "password", "example.com", "RICHARD", "--password", "another")
+    assert given == {"login": "richard@example.com"}
+    assert is_password(tmp_path, "richard@example.com", "another")
+    made = hosted.json("credential", "password", "example.com", "richard")
+    assert is_password(tmp_path, "richard@example.com", made["password"])
+    assert not is_password(tmp_path, "richard@example.com", "another")
+
+
+def test_a_credential_is_removed(hosted: Cli, tmp_path: Path) -> None:
+    hosted.json("credential", "add", "example.com", "richard")
+    assert hosted.json("credential", "remove", "example.com", "Richard") == {
+        "removed": "richard",
+        "domain": "example.com",
+    }
+    assert login(tmp_path, "richard@example.com") is None
+    for command in ("remove", "password"):
+        assert "credential list" in hosted.fails("credential", command, "example.com", "richard")
+
+
+@pytest.mark.parametrize("password", ["12345", "x" * 257, "two\nlines"])
+def test_a_password_is_what_the_api_takes(hosted: Cli, password: str) -> None:
+    hosted.json("credential", "add", "example.com", "printer")
+    for command, username in (("add", "richard"), ("password", "printer")):
+        said = hosted.fails("credential", command, "example.com", username, "--password", password)
+        assert "this password cannot be" in said
+        assert password not in said
+    assert len(hosted.json("credential", "list", "example.com")) == 1
+
+
+def test_a_username_is_what_log_ins_look_up(hosted: Cli, tmp_path: Path) -> None:
+    assert hosted.json("credential", "add", "example.com", '"A b"')["login"] == '"a b"@example.com'
+    assert login(tmp_path, '"a B"@example.com') is not None
+    hosted.json("credential", "add", "example.com", "JOSÉ")
+    assert login(tmp_path, "jose\u0301@example.com") is not None
+    assert "before the @" in hosted.fails("credential", "add", "example.com", "richard@example.com")
+    assert [row["username"] for row in hosted.json("credential", "list", "example.com")] == ["a b", "josé"]
+    hosted.json("credential", "remove", "example.com", "a b")
