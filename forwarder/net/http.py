@@ -1,18 +1,19 @@
-"""A guarded HTTP client for webhooks: POST to public addresses, and to nothing else.
+"""A guarded HTTP client for webhooks and policies: POST and GET at public addresses, and at nothing else.
 
 Whoever owns a domain here writes the URL, so the URL is hostile. Promises: only http and https; the host is looked up
 by our own resolver, all its addresses are judged (``net.addresses``), and the connection goes to the very address
 that was judged, so that a second look-up cannot lead elsewhere; one private address among them refuses the host.
 Redirects are not followed, cookies neither kept nor sent, proxies from the environment not used. The certificate of
-https is verified for the host's name. The status comes within the caller's timeout; after it, for two seconds at
-most, no more than 4 KiB of the answer are read: a body that stalls or breaks off changes nothing about the status, and
-a receiver that said 200 must not be posted to again.
+https is verified for the host's name. The status comes within the caller's timeout. After that of a POST, for two
+seconds at most, no more than 4 KiB of the answer are read: a body that stalls or breaks off changes nothing about the
+status, and a receiver that said 200 must not be posted to again. A GET is there for the body, which comes whole within
+the same timeout and the caller's limit, or counts as not come.
 
 How it fails: ``Blocked`` for what we do not do, whatever the hour; ``Unreachable`` for what another hour may mend.
 Any HTTP status is a result, not a failure.
 
-httpx and the authorities' certificates are loaded at the first use: a start would wait for them, and most engines never
-post anything.
+httpx and the authorities' certificates are loaded at the first use: a start would wait for them, and many engines never
+need either.
 
 Limits: a connection per request. Keeping them would need one pool per host name, since a connection is pinned to an
 address and two names at one address must not share a verified connection.
@@ -21,7 +22,9 @@ address and two names at one address must not share a verified connection.
 import asyncio
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -48,6 +51,15 @@ class Blocked(Exception):
 
 class Unreachable(Exception):
     """No answer within bounds; str() is a sentence for a person."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """What a GET brought; the body as it came, in no encoding."""
+
+    status: int
+    media_type: str  # in lower case, without parameters; "" when none was said
+    body: bytes
 
 
 def check_url(url: str, *, allow_private: bool = False) -> None:
@@ -92,33 +104,36 @@ class GuardedClient:
         self, url: str, body: bytes, headers: Mapping[str, str], timeout: timedelta
     ) -> tuple[int, str]:
         """The status and the beginning of the answer; ``Blocked`` or ``Unreachable``."""
-        if self._opened is None:  # the library and the authorities take a tenth of a second
-            opened = await asyncio.to_thread(self._open)
-            if self._opened is None:
-                self._opened = opened
-            else:  # another post was first
-                await opened.aclose()
-        import httpx
-
+        await self._load()
         target = _checked(url, allow_private=self._allow_private)
-        try:
-            async with asyncio.timeout(timeout.total_seconds()):
-                address = await self._address(target.host)
-                response = await self._post(target, address, body, headers)
-        except TimeoutError as exc:
-            raise Unreachable(f"{target.host} did not answer within {timeout.total_seconds():g} s") from exc
-        except httpx.HTTPError as exc:
-            reason = str(exc) or type(exc).__name__
-            raise Unreachable(f"{target.host} could not be reached: {reason[:200]}") from exc
-        except (httpx.InvalidURL, ValueError) as exc:
-            # httpx reads where a redirect leads although we do not follow it, and chokes on some places.
-            raise Unreachable(f"{target.host} redirects to what is no URL: {str(exc)[:200]}") from exc
+        async with _bounded(target, timeout):
+            response = await self._send("POST", target, headers, body)
         return response.status_code, await _excerpt(response)
+
+    async def get(self, url: str, timeout: timedelta, *, limit: int) -> Page:
+        """A page of at most ``limit`` octets; ``Blocked`` or ``Unreachable``."""
+        await self._load()
+        target = _checked(url, allow_private=self._allow_private)
+        async with _bounded(target, timeout):
+            response = await self._send("GET", target, {"Accept-Encoding": "identity"})
+            body = await _beginning(response, limit + 1)
+        if len(body) > limit:
+            raise Unreachable(f"{target.host} said more than {limit} octets")
+        media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        return Page(status=response.status_code, media_type=media_type, body=body)
 
     async def close(self) -> None:
         """Close what is open."""
         if self._opened is not None:
             await self._opened.aclose()
+
+    async def _load(self) -> None:
+        if self._opened is None:  # the library and the authorities take a tenth of a second
+            opened = await asyncio.to_thread(self._open)
+            if self._opened is None:
+                self._opened = opened
+            else:  # another request was first
+                await opened.aclose()
 
     async def _address(self, host: str) -> str:
         address = literal(host)
@@ -136,17 +151,36 @@ class GuardedClient:
             case CannotTell(reason=reason):
                 raise Unreachable(f"{host} could not be looked up: {reason}")
 
-    async def _post(
-        self, target: "httpx.URL", address: str, body: bytes, headers: Mapping[str, str]
+    async def _send(
+        self, method: str, target: "httpx.URL", headers: Mapping[str, str], body: bytes | None = None
     ) -> "httpx.Response":
+        """The status and the header fields; the body is still to come."""
         request = self._client.build_request(
-            "POST",
-            target.copy_with(host=address),
+            method,
+            target.copy_with(host=await self._address(target.host)),
             content=body,
             headers={**headers, "Host": target.netloc.decode("ascii")},
             extensions={"sni_hostname": target.raw_host.decode("ascii")},
         )
         return await self._client.send(request, stream=True)
+
+
+@asynccontextmanager
+async def _bounded(target: "httpx.URL", timeout: timedelta) -> AsyncIterator[None]:
+    """What goes wrong inside, or takes too long, is ``Unreachable``."""
+    import httpx
+
+    try:
+        async with asyncio.timeout(timeout.total_seconds()):
+            yield
+    except TimeoutError as exc:
+        raise Unreachable(f"{target.host} did not answer within {timeout.total_seconds():g} s") from exc
+    except httpx.HTTPError as exc:
+        reason = str(exc) or type(exc).__name__
+        raise Unreachable(f"{target.host} could not be reached: {reason[:200]}") from exc
+    except (httpx.InvalidURL, ValueError) as exc:
+        # httpx reads where a redirect leads although we do not follow it, and chokes on some places.
+        raise Unreachable(f"{target.host} redirects to what is no URL: {str(exc)[:200]}") from exc
 
 
 async def _excerpt(response: "httpx.Response") -> str:
@@ -156,15 +190,23 @@ async def _excerpt(response: "httpx.Response") -> str:
     excerpt = b""
     try:
         async with asyncio.timeout(EXCERPT_TIME):
-            async for block in response.aiter_raw(EXCERPT):
-                excerpt += block
-                if len(excerpt) >= EXCERPT:
-                    break
+            excerpt = await _beginning(response, EXCERPT)
     except (TimeoutError, httpx.HTTPError) as exc:
         _log.debug("webhook_answer_cut", reason=str(exc) or type(exc).__name__)
+    return excerpt.decode("utf-8", "replace")
+
+
+async def _beginning(response: "httpx.Response", limit: int) -> bytes:
+    """At most so many octets of the body; what comes after them is not read."""
+    octets = b""
+    try:
+        async for block in response.aiter_raw(limit):
+            octets += block
+            if len(octets) >= limit:
+                break
     finally:
         await response.aclose()
-    return excerpt[:EXCERPT].decode("utf-8", "replace")
+    return octets[:limit]
 
 
 def _checked(url: str, *, allow_private: bool) -> "httpx.URL":

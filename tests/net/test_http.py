@@ -10,7 +10,7 @@ import pytest
 
 from forwarder.config import HostPort
 from forwarder.net.dns import Resolver
-from forwarder.net.http import Blocked, GuardedClient, Unreachable, check_url
+from forwarder.net.http import Blocked, GuardedClient, Page, Unreachable, check_url
 from forwarder.net.tls import self_signed
 from tests.peers.dns_server import DnsServer
 from tests.peers.webhook_server import WebhookServer
@@ -218,6 +218,65 @@ async def test_the_certificate_is_verified_for_the_name_not_the_address(
             await client.post(f"https://other.example.test:{hooks.port}/", b"{}", {}, SOON)
         assert len(hooks.requests) == 1
         await client.close()
+
+
+# --- GET
+
+
+async def test_a_page(dns: DnsServer, hooks: WebhookServer, client: GuardedClient) -> None:
+    dns.set("pages.example.test", "A", ["127.0.0.1"])
+    hooks.answer(200, {"Content-Type": "Text/Plain; charset=utf-8"}, b"x" * 100)
+    page = await client.get(f"http://pages.example.test:{hooks.port}/x?y=1", SOON, limit=100)
+    assert page == Page(status=200, media_type="text/plain", body=b"x" * 100)
+    (request,) = hooks.requests
+    assert (request.method, request.target, request.body) == ("GET", "/x?y=1", b"")
+    assert request.headers["host"] == f"pages.example.test:{hooks.port}"
+    assert request.headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize("target", ["/status/404", "/redirect?to=http://127.0.0.1/"])
+async def test_any_status_of_a_page_is_a_result(
+    hooks: WebhookServer, client: GuardedClient, target: str
+) -> None:
+    page = await client.get(hooks.at(target), SOON, limit=100)
+    assert (page.status, page.media_type, page.body) == (404 if "404" in target else 302, "", b"")
+    assert len(hooks.requests) == 1
+
+
+async def test_a_page_that_is_not_whole_is_none(hooks: WebhookServer, client: GuardedClient) -> None:
+    hooks.answer(200, body=b"x" * 101)
+    with pytest.raises(Unreachable, match="more than 100 octets"):
+        await client.get(hooks.url, SOON, limit=100)
+    with pytest.raises(Unreachable, match="more than 65536 octets"):
+        await client.get(hooks.at("/endless"), SOON, limit=65_536)
+
+
+@pytest.mark.parametrize("stalls", [True, False])
+async def test_a_page_that_stalls_or_breaks_off_has_not_come(client: GuardedClient, stalls: bool) -> None:
+    over = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegun")
+        await writer.drain()
+        if stalls:
+            await over.wait()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(Unreachable):
+            await client.get(f"http://127.0.0.1:{port}/", timedelta(seconds=0.2), limit=1000)
+        over.set()
+
+
+async def test_a_page_at_a_private_address_is_not_asked_for(dns: DnsServer, hooks: WebhookServer) -> None:
+    dns.set("pages.example.test", "A", ["127.0.0.1"])
+    client = GuardedClient(resolver(dns))
+    with pytest.raises(Blocked, match="private address"):
+        await client.get(f"http://pages.example.test:{hooks.port}/", SOON, limit=100)
+    assert hooks.connections == 0
+    await client.close()
 
 
 async def test_the_environment_names_no_proxy(
