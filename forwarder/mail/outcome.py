@@ -10,6 +10,7 @@ the recipient, or that every host of the site said at its door, ends a delivery.
 Pure; its test is a table. An ``except`` elsewhere that picks between retry and giving up is a bug.
 """
 
+from dataclasses import replace
 from enum import StrEnum
 
 from forwarder.mail.event import Status
@@ -61,6 +62,7 @@ class Fault(StrEnum):
     TLS = "tls"  # the handshake failed
     TLS_REQUIRED = "tls required"  # policy wants TLS and the server offers none
     CERTIFICATE = "certificate"  # policy wants a certificate that the server does not have
+    POLICY = "policy"  # the MTA-STS policy of the domain names none of its MX hosts
     DNS = "dns"  # the resolver cannot tell
     NO_DOMAIN = "no domain"  # NXDOMAIN
     NO_HOST = "no host"  # the domain has neither MX nor address
@@ -102,6 +104,7 @@ _FAULTS: dict[Fault, Reply] = {
             "the host does not offer TLS, which is required",
         ),  # RFC 7817/8461
         (Fault.CERTIFICATE, 451, "4.7.5", "the certificate of the host is not the one required"),
+        (Fault.POLICY, 451, "4.7.5", "the MTA-STS policy of the domain names none of its mail hosts"),
         (Fault.DNS, 451, "4.4.3", "the mail hosts of the domain could not be looked up"),
         (Fault.NO_DOMAIN, 550, "5.1.2", "the domain does not exist"),
         (Fault.NO_HOST, 550, "5.1.2", "the domain has no mail host"),
@@ -120,6 +123,7 @@ _FAULTS: dict[Fault, Reply] = {
     )
 }
 
+_OF_ENCRYPTION = ("4.7.5", "4.7.10")  # of TLS, TLS_REQUIRED, CERTIFICATE and POLICY
 _SITE_STAGES = frozenset({Stage.CONNECT, Stage.HELLO, Stage.STARTTLS, Stage.AUTH, Stage.QUIT})
 
 
@@ -175,5 +179,9 @@ def status_of(action: Action) -> Status:
 
 
 def expired(last: Reply) -> Reply:
-    """What a delivery ends with when its message is too old: our 5.4.7 with the last thing that was said."""
-    return reply_for(Fault.EXPIRED, f"last reply was {last}")
+    """What a delivery ends with when its message is too old: our 5.4.7 with the last thing that was said.
+
+    Where that was about encryption the code goes on saying so: time alone will not mend it (RFC 3463 3.8).
+    """
+    reply = reply_for(Fault.EXPIRED, f"last reply was {last}")
+    return replace(reply, enhanced=f"5{last.enhanced[1:]}") if last.enhanced in _OF_ENCRYPTION else reply

@@ -92,6 +92,7 @@ class Session:
     ) -> Self:
         """Dial, greeting, EHLO, STARTTLS; ``SessionFault``. ``context`` is needed unless ``tls`` is off."""
         timeouts = timeouts or Timeouts()
+        demanded = tls in (TlsMode.REQUIRED, TlsMode.VERIFIED)
         wire = await _dial(address, port, local_address, timeouts.connect.total_seconds())
         session = cls(wire, host, address, port, timeouts)
         try:
@@ -100,8 +101,8 @@ class Session:
             await session._hello(hello)
             if tls is not TlsMode.OFF and session.features.starttls:
                 assert context is not None, "a session with TLS needs a context"
-                await session._start_tls(context, hello)
-            elif tls in (TlsMode.REQUIRED, TlsMode.VERIFIED):
+                await session._start_tls(context, hello, demanded=demanded)
+            elif demanded:
                 raise fault_at(Stage.STARTTLS, Fault.TLS_REQUIRED)
         except BaseException:
             session.abort()
@@ -195,9 +196,13 @@ class Session:
                 raise SessionFault(Stage.HELLO, refused) from fault
             raise
 
-    async def _start_tls(self, context: ssl.SSLContext, name: str) -> None:
+    async def _start_tls(self, context: ssl.SSLContext, name: str, *, demanded: bool) -> None:
         self._wire.write([b"STARTTLS\r\n"], expecting=1)
-        self._demand(220, await self._one(Stage.STARTTLS, self._command), Stage.STARTTLS)
+        reply = await self._one(Stage.STARTTLS, self._command)
+        if demanded and reply.code not in (220, 421):
+            # Also a 5xx, said in clear by whoever it was: it is no judgement on the mail, only no TLS.
+            raise fault_at(Stage.STARTTLS, Fault.TLS_REQUIRED, f"STARTTLS was answered {reply}")
+        self._demand(220, reply, Stage.STARTTLS)
         try:
             self.tls = await self._wire.start_tls(context, self.host, self._command)
         except WireTrouble as trouble:

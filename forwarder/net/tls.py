@@ -6,8 +6,8 @@ scratch context first; when it does not load, the old one stays in use, ``troubl
 is logged once per change. The very first load has no old pair: ``TlsFilesError``.
 
 Sending: opportunistic TLS (RFC 7435) takes any certificate and also weak keys and hashes, since the alternative is
-clear text; ``verify=True`` takes only what the system's authorities vouch for. TLS 1.2 is the least in both directions
-(RFC 8996).
+clear text; ``verify=True`` takes only what the system's authorities vouch for, for the very name that is dialled (what
+MTA-STS demands, RFC 8461 4.2). TLS 1.2 is the least in both directions (RFC 8996).
 
 Limits: one certificate for all names; no DANE. A renewal that writes the certificate first and the key later is seen
 as a bad pair in between: the old one is kept, and the next look finds both.
@@ -77,6 +77,9 @@ def client_context(*, verify: bool) -> ssl.SSLContext:
     """For sessions to MX hosts; costs some 10 ms, so make it once."""
     if verify:
         context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
+        context.hostname_checks_common_name = (
+            False  # RFC 8461 4.2: the name stands among the alternative names
+        )
     else:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
@@ -86,8 +89,10 @@ def client_context(*, verify: bool) -> ssl.SSLContext:
     return context
 
 
-def self_signed(hostnames: Sequence[str], into: Path) -> tuple[Path, Path]:
-    """Write certificate.pem and key.pem (0600), valid for a year, for tests and the demo; their paths."""
+def self_signed(
+    hostnames: Sequence[str], into: Path, *, valid_for: timedelta = timedelta(days=365)
+) -> tuple[Path, Path]:
+    """Write certificate.pem and key.pem (0600), valid since an hour ago, for tests and the demo; their paths."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -102,7 +107,7 @@ def self_signed(hostnames: Sequence[str], into: Path) -> tuple[Path, Path]:
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=365))
+        .not_valid_after(now + valid_for)
         .add_extension(
             x509.SubjectAlternativeName([x509.DNSName(host) for host in hostnames]), critical=False
         )

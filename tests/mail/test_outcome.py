@@ -116,6 +116,10 @@ def test_every_failure_has_a_reply(fault: Fault) -> None:
         (Fault.REFUSED, 451, "4.4.1"),
         (Fault.TIMEOUT, 451, "4.4.2"),
         (Fault.EXPIRED, 554, "5.4.7"),
+        (Fault.TLS, 451, "4.7.5"),
+        (Fault.TLS_REQUIRED, 451, "4.7.10"),
+        (Fault.CERTIFICATE, 451, "4.7.5"),
+        (Fault.POLICY, 451, "4.7.5"),
     ],
 )
 def test_the_codes_of_failures(fault: Fault, code: int, enhanced: str) -> None:
@@ -133,3 +137,18 @@ def test_giving_up_names_the_last_reply() -> None:
     assert str(expired(last)) == (
         "554 5.4.7 could not be delivered for too long, giving up: last reply was 450 4.2.1 busy"
     )
+
+
+@pytest.mark.parametrize(
+    ("last", "enhanced"),
+    [
+        (reply_for(Fault.TLS), "5.7.5"),
+        (reply_for(Fault.TLS_REQUIRED), "5.7.10"),
+        (reply_for(Fault.CERTIFICATE), "5.7.5"),
+        (reply_for(Fault.POLICY), "5.7.5"),
+        (Reply(code=450, enhanced="4.7.1", text="greylisted"), "5.4.7"),
+        (Reply(code=450, enhanced="", text="busy"), "5.4.7"),
+    ],
+)
+def test_giving_up_goes_on_naming_encryption(last: Reply, enhanced: str) -> None:
+    assert (expired(last).code, expired(last).enhanced) == (554, enhanced)

@@ -51,6 +51,19 @@ async def test_required_tls_that_is_not_offered(sink: Sink) -> None:
     assert sink.commands == [b"EHLO mx.example.net"]
 
 
+@pytest.mark.parametrize("mode", [TlsMode.REQUIRED, TlsMode.VERIFIED])
+@pytest.mark.parametrize("part", ["454", "550"])
+async def test_required_tls_that_is_refused_is_temporary(
+    server_tls: ssl.SSLContext, mode: TlsMode, part: str
+) -> None:
+    async with Sink(starttls=server_tls) as sink:
+        sink.play("starttls", part)
+        fault = await fault_of_opening(sink, tls=mode, context=client_context(verify=True))
+        assert (fault.fault, fault.reply.code, fault.reply.enhanced) == (Fault.TLS_REQUIRED, 451, "4.7.10")
+        assert part in fault.reply.text
+        assert [command[:4] for command in sink.commands] == [b"EHLO", b"STAR"]
+
+
 async def test_verified_tls_wants_a_certificate_for_the_name(server_tls: ssl.SSLContext) -> None:
     async with Sink(starttls=server_tls) as sink:
         fault = await fault_of_opening(sink, tls=TlsMode.VERIFIED, context=client_context(verify=True))

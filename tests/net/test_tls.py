@@ -67,6 +67,10 @@ def test_the_first_load_has_to_succeed(tmp_path: Path) -> None:
         ServerTls(tmp_path / "no.pem", tmp_path / "no.key")
 
 
+def test_a_name_that_is_no_alternative_name_does_not_count() -> None:
+    assert client_context(verify=True).hostname_checks_common_name is False
+
+
 def test_old_protocols_are_not_spoken(tmp_path: Path) -> None:
     server = ServerTls(*self_signed(["x.test"], tmp_path)).context()
     for context in (server, client_context(verify=True), client_context(verify=False)):
