@@ -8,7 +8,7 @@ The rooms of the house, from the ground up; each imports only from those above i
     forwarder.store     all SQL and nothing else: group commit, the queue, the directory, the journal.
     forwarder.net       sockets and DNS, no policy: resolver, TLS contexts, one SMTP session, guarded HTTP.
     forwarder.inbound   mail in: the SMTP dialogues of the MX and of submission, limits, screening.
-    forwarder.outbound  mail on: dispatcher, delivery, routes, connections, bounces, webhooks.
+    forwarder.outbound  mail on: dispatcher, delivery, routes, policies of domains, connections, bounces, webhooks.
     api                 the REST face; knows the store, not the mail sides.
     forwarder.serve     the roof: builds every room from Settings; nobody imports it but the roof and the commands.
                         Beside it: process, supervisor, forked and worker (how it lives), node, keyring, custody, ports,

@@ -52,6 +52,7 @@ from forwarder.outbound.addressees import Addressees
 from forwarder.outbound.bounce import Bounces
 from forwarder.outbound.delivery import Courier
 from forwarder.outbound.dispatcher import Dispatcher
+from forwarder.outbound.policies import Policies
 from forwarder.outbound.pool import Pool
 from forwarder.outbound.prepare import Signing
 from forwarder.outbound.route import Router
@@ -254,6 +255,8 @@ class Engine:
         self._closing.push_async_callback(pool.close)
         client = GuardedClient(self.resolver, allow_private=settings.outbound.allow_private_destinations)
         self._closing.push_async_callback(client.close)
+        policies = Policies(self.resolver, client, clock=clock)
+        self._closing.push_async_callback(policies.close)
         courier = Courier(
             pool=pool,
             srs=srs,
@@ -271,7 +274,7 @@ class Engine:
         return Dispatcher(
             queue=self.queue,
             courier=courier,
-            router=Router(self.resolver, settings),
+            router=Router(self.resolver, settings, policies=policies),
             bounces=Bounces(
                 hostname=hostname,
                 sender_domain=settings.dkim.domain,

@@ -116,6 +116,7 @@ class OutboundSection(Section):
     port: Annotated[int, Field(ge=1, le=65535)] = 25
     allow_private_destinations: bool = False
     tls: Literal["opportunistic", "required", "off"] = "opportunistic"
+    mta_sts: bool = True  # domains that enforce a policy (RFC 8461) get mail by it, whatever ``tls`` says
     concurrency: Positive = 200  # sessions at once, per process
     concurrency_per_site: Positive = 20
     window: Positive = 2000  # deliveries held in memory, per process

@@ -7,7 +7,9 @@ timer, not one a session, closes what has been idle for ``idle_timeout``. A sess
 has neither hung up nor said anything meanwhile.
 
 Opportunistic TLS: a host whose handshake fails gets the same message in clear over a new connection, and for ten
-minutes the handshake is not tried with it again. With ``tls = "required"`` nothing goes in clear.
+minutes the handshake is not tried with it again. With ``tls = "required"`` nothing goes in clear. A route that demands
+verified TLS (MTA-STS) gets that whatever the mode and the memory; its site is another than that of a free route to the
+same hosts, so no session of theirs is ever lent to it.
 
 How it fails: ``open`` raises ``SessionFault``; a reused session may still break at its first command (the peer's
 hanging up crossed our MAIL): the caller sees a fault at ``Stage.MAIL`` and opens a new one.
@@ -30,14 +32,20 @@ _MODES = {"off": TlsMode.OFF, "opportunistic": TlsMode.OPPORTUNISTIC, "required"
 
 
 class Pool:
-    """See the module; ``time`` is monotonic seconds."""
+    """See the module; ``time`` is monotonic seconds, ``verifying`` another context than the system's authorities."""
 
     def __init__(
-        self, settings: OutboundSection, *, hello: str, time: Callable[[], float] | None = None
+        self,
+        settings: OutboundSection,
+        *,
+        hello: str,
+        time: Callable[[], float] | None = None,
+        verifying: ssl.SSLContext | None = None,
     ) -> None:
         self._hello = hello
         self._mode = _MODES[settings.tls]
-        self._context: ssl.SSLContext | None = None
+        self._context: ssl.SSLContext | None = None  # takes any certificate
+        self._verifying = verifying
         self._timeouts = Timeouts(
             connect=settings.connect_timeout,
             greeting=settings.greeting_timeout,
@@ -76,7 +84,7 @@ class Pool:
 
     async def open(self, route: Route, host: str, address: str) -> Session:
         """A new session to one address of one host of the route; ``SessionFault``."""
-        mode = self._mode
+        mode = TlsMode.VERIFIED if route.verified else self._mode
         key = (address, route.port)
         if mode is TlsMode.OPPORTUNISTIC and self._tls_is_broken(key):
             mode = TlsMode.OFF
@@ -121,18 +129,27 @@ class Pool:
         await asyncio.gather(*(session.quit() for session in sessions))
 
     async def _connect(self, host: str, address: str, port: int, mode: TlsMode) -> Session:
-        if self._context is None and mode is not TlsMode.OFF:
-            self._context = client_context(verify=mode is TlsMode.VERIFIED)
+        context = None if mode is TlsMode.OFF else await self._context_for(mode)
         return await Session.connect(
             host,
             address,
             port,
             hello=self._hello,
             tls=mode,
-            context=self._context,
+            context=context,
             timeouts=self._timeouts,
             local_address=self._bind_ipv6 if ":" in address else self._bind_ipv4,
         )
+
+    async def _context_for(self, mode: TlsMode) -> ssl.SSLContext:
+        if mode is TlsMode.VERIFIED:
+            if self._verifying is None:  # the authorities take some tens of milliseconds
+                made = await asyncio.to_thread(client_context, verify=True)
+                self._verifying = self._verifying or made
+            return self._verifying
+        if self._context is None:
+            self._context = client_context(verify=False)
+        return self._context
 
     def _tls_is_broken(self, key: tuple[str, int]) -> bool:
         until = self._broken_tls.get(key)

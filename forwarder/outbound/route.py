@@ -1,7 +1,7 @@
 """Where mail for a domain goes: MX hosts in the order to try them (RFC 5321 5.1).
 
-``mail_hosts`` and ``usable_hosts`` decide, over answers of the DNS; ``Router`` asks and hands over. What the DNS
-cannot tell is temporary (4.4.3); what it denies is permanent: no such domain, or no host of it with an address
+``mail_hosts``, ``permitted`` and ``usable_hosts`` decide, over answers of the DNS; ``Router`` asks and hands over. What
+the DNS cannot tell is temporary (4.4.3); what it denies is permanent: no such domain, or no host of it with an address
 (5.1.2), null MX (5.1.10, RFC 7505).
 
 Bounds: names are looked up ten at a time until one of them can be dialled, thirty at most (a domain whose first thirty
@@ -12,23 +12,31 @@ whose address we listen on, at the port we would dial. Address literals as a dom
 
 ``Route.site`` names the set of MX hosts, so that all domains of one provider share connections and concurrency.
 
-A smarthost takes everything and its address may be private; its trouble is ours and so temporary, whatever the DNS
-says of it.
+Where the domain enforces an MTA-STS policy (RFC 8461), hosts that it does not name are left out, and the rest are
+``verified``: spoken to only over TLS with a certificate for their name. When none remains the mail waits (4.7.5): the
+policy may be changed. Such a route has a site of its own.
 
-Limits: no MTA-STS, no DANE. We do not see that a name is ours by its address where it was not looked up. A preference
-class is shuffled (RFC 5321 5.1), so one message may meet another host than the next.
+A smarthost takes everything and its address may be private; its trouble is ours and so temporary, whatever the DNS
+says of it. No policy of the domains is asked for then: it is the smarthost that speaks to their hosts.
+
+Limits: no DANE. What a host says before TLS counts as its word, so a 554 at its door ends a delivery although a policy
+is in force. We do not see that a name is ours by its address where it was not looked up, nor that it is a host which
+the policy left out. A preference class is shuffled (RFC 5321 5.1), so one message may meet another host than the next.
 """
 
+import asyncio
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from forwarder.config import HostPort, Settings
+from forwarder.mail import mta_sts
 from forwarder.mail.outcome import Fault, reply_for
 from forwarder.mail.reply import Reply
 from forwarder.net.addresses import is_private, literal
 from forwarder.net.dns import Answer, CannotTell, Found, Mx, NotFound, Resolver
+from forwarder.outbound.policies import Policies
 
 NAMES = 10  # at a time
 NAMES_IN_ALL = 30
@@ -53,6 +61,8 @@ class Route:
     port: int
     # False: another host could not be looked up just now, and may take what these refuse.
     complete: bool = True
+    # The domain demands TLS with a certificate for the host's name (RFC 8461 4).
+    verified: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +90,15 @@ class Router:
     """Routes by domain; keeps nothing (the resolver caches)."""
 
     def __init__(
-        self, resolver: Resolver, settings: Settings, *, chance: random.Random | None = None
+        self,
+        resolver: Resolver,
+        settings: Settings,
+        *,
+        policies: Policies | None = None,
+        chance: random.Random | None = None,
     ) -> None:
         self._resolver = resolver
+        self._policies = policies if settings.outbound.mta_sts else None
         self._hostname = settings.hostname.lower()
         self._outbound = settings.outbound
         self._listening = {each for each in settings.mx.listen if each.port == settings.outbound.port}
@@ -95,7 +111,10 @@ class Router:
             return await self._smarthost(self._outbound.smarthost)
         if domain.startswith("[") or not domain:
             return Failure(reply=reply_for(Fault.NO_DOMAIN, "mail to address literals is not carried"))
-        names = mail_hosts(domain, await self._resolver.mx(domain), own_name=self._hostname)
+        answer, demands = await self._ask(domain)
+        names = mail_hosts(domain, answer, own_name=self._hostname)
+        if not isinstance(names, Failure):
+            names = permitted(names, demands)
         if isinstance(names, Failure):
             return names
         # a name that stands there with several preferences counts once, where it is best
@@ -110,9 +129,20 @@ class Router:
         hosts = usable_hosts(domain, candidates, found, policy)
         if isinstance(hosts, Failure):
             return hosts
-        site = " ".join(sorted({name for group in names for name in group}))
+        site = _site(names, verified=demands is not None)
         complete = not any(isinstance(found[name], CannotTell) for name in candidates)
-        return Route(site=site, hosts=hosts, port=self._outbound.port, complete=complete)
+        return Route(
+            site=site,
+            hosts=hosts,
+            port=self._outbound.port,
+            complete=complete,
+            verified=demands is not None,
+        )
+
+    async def _ask(self, domain: str) -> tuple[Answer[Mx], mta_sts.Policy | None]:
+        if self._policies is None:
+            return await self._resolver.mx(domain), None
+        return await asyncio.gather(self._resolver.mx(domain), self._policies.in_force(domain))
 
     async def _addresses_of(self, names: Sequence[str], policy: Policy) -> dict[str, Answer[str]]:
         """Of ten names, and of ten more while none can be dialled: nobody is without hosts for the first ten."""
@@ -182,6 +212,24 @@ def _without_us(records: Sequence[Mx], own_name: str) -> list[list[str]] | Failu
             break
         groups.append(names)
     return groups or Failure(reply=reply_for(Fault.LOOP))
+
+
+def permitted(groups: Sequence[Sequence[str]], demands: mta_sts.Policy | None) -> list[list[str]] | Failure:
+    """The names that the policy of the domain allows for; all of them where it demands nothing."""
+    if demands is None:
+        return [list(group) for group in groups]
+    named = [[name for name in group if demands.names(name)] for group in groups]
+    left_out = [name for group in groups for name in group if not demands.names(name)]
+    return [group for group in named if group] or Failure(
+        reply=reply_for(Fault.POLICY, ", ".join(left_out[:HOSTS]))
+    )
+
+
+def _site(groups: Sequence[Sequence[str]], *, verified: bool) -> str:
+    site = " ".join(sorted({name for group in groups for name in group}))
+    return (
+        f"{site} (verified)" if verified else site
+    )  # parentheses come escaped in names: no host is called so
 
 
 def _us_first(

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import os
 import random
+import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -23,10 +24,12 @@ from forwarder.mail.seal import Signer
 from forwarder.mail.srs import Srs
 from forwarder.net.dns import Resolver
 from forwarder.net.http import GuardedClient
+from forwarder.net.tls import client_context
 from forwarder.outbound.addressees import Addressees
 from forwarder.outbound.bounce import Bounces
 from forwarder.outbound.delivery import Courier
 from forwarder.outbound.dispatcher import Dispatcher
+from forwarder.outbound.policies import Policies
 from forwarder.outbound.pool import Pool
 from forwarder.outbound.prepare import Signing
 from forwarder.outbound.route import Router
@@ -71,6 +74,16 @@ def _empty_store() -> bytes:
         return file.read_bytes()
 
 
+def trusting(certificates: Sequence[FilePath]) -> ssl.SSLContext | None:
+    """A context for which these are authorities; None: there are none of the test's."""
+    if not certificates:
+        return None
+    context = client_context(verify=True)
+    for certificate in certificates:
+        context.load_verify_locations(certificate)
+    return context
+
+
 async def _always() -> None:
     """The worker's leases are its own."""
 
@@ -98,7 +111,8 @@ class House:
             database, worker_id=self.worker_id, local_name=settings.hostname, ids=self.ids, clock=self.now
         )
         self.resolver = Resolver(settings.dns.nameservers, clock=self.now, deadline=timedelta(seconds=2))
-        self.pool = Pool(settings.outbound, hello=settings.hostname)
+        trusted = options.get("trusted", ())  # certificate files
+        self.pool = Pool(settings.outbound, hello=settings.hostname, verifying=trusting(trusted))
         self.signers: dict[str, Sequence[Signer]] = {}
         self.signing = Signing(
             service=options.get("service", ()),
@@ -108,7 +122,14 @@ class House:
             threads=2,
             clock=self.now,
         )
-        self.client = GuardedClient(self.resolver, allow_private=settings.outbound.allow_private_destinations)
+        self.client = GuardedClient(
+            self.resolver,
+            allow_private=settings.outbound.allow_private_destinations,
+            verify=trusting(trusted),
+        )
+        self.policies = Policies(
+            self.resolver, self.client, clock=self.now, port=options.get("policy_port", 443)
+        )
         self.srs = Srs([SECRET], domain="srs.forwarder.test")
         self.webhook_keys: dict[int, str] = {}
         courier = Courier(
@@ -129,7 +150,7 @@ class House:
         self.dispatcher = Dispatcher(
             queue=options.get("queue", lambda queue: queue)(self.queue),
             courier=courier,
-            router=Router(self.resolver, settings, chance=random.Random(1)),
+            router=Router(self.resolver, settings, policies=self.policies, chance=random.Random(1)),
             bounces=Bounces(
                 hostname=settings.hostname,
                 sender_domain="forwarder.test",
@@ -159,6 +180,7 @@ class House:
         if self._running is not None:
             await asyncio.wait_for(self._running, 5)
         await self.pool.close()
+        await self.policies.close()
         await self.client.close()
         await self.resolver.close()
         self.signing.close()

@@ -2,14 +2,26 @@
 
 import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from forwarder.config import HostPort, Settings
+from forwarder.mail import mta_sts
 from forwarder.net.dns import CannotTell, Found, Mx, NotFound, Resolver
-from forwarder.outbound.route import Failure, MxHost, Policy, Route, Router, mail_hosts, usable_hosts
+from forwarder.outbound.policies import Policies
+from forwarder.outbound.route import (
+    Failure,
+    MxHost,
+    Policy,
+    Route,
+    Router,
+    mail_hosts,
+    permitted,
+    usable_hosts,
+)
 from tests.peers.dns_server import DnsServer
 
 OWN = "mx1.example.net"
@@ -122,6 +134,26 @@ def test_five_hosts_and_six_addresses_at_most() -> None:
     assert all(len(host.addresses) == 6 for host in hosts)
 
 
+DEMANDS = mta_sts.Policy(
+    mode=mta_sts.Mode.ENFORCE, mx=frozenset({"a.test", "*.net.test"}), max_age=timedelta(days=1)
+)
+
+
+def test_names_that_a_policy_does_not_name_are_left_out() -> None:
+    groups = [["a.test", "b.test"], ["c.test"], ["x.net.test", "x.y.net.test"]]
+    assert permitted(groups, DEMANDS) == [["a.test"], ["x.net.test"]]
+    assert permitted(groups, None) == groups
+
+
+def test_when_a_policy_names_no_host_the_mail_waits_and_the_reply_says_why() -> None:
+    refused = permitted([["b.test", "c.test"], ["d.test"]], DEMANDS)
+    assert failure(refused) == (451, "4.7.5")
+    assert isinstance(refused, Failure)
+    assert refused.reply.text == (
+        "the MTA-STS policy of the domain names none of its mail hosts: b.test, c.test, d.test"
+    )
+
+
 # --- with a DNS server
 
 
@@ -131,7 +163,21 @@ async def dns() -> AsyncIterator[DnsServer]:
         yield server
 
 
-def router(dns: DnsServer, *, listen: str = "127.0.0.1:0", **outbound: Any) -> Router:
+class Demanding(Policies):
+    """Gives a policy for the domains that enforce one, and keeps who was asked about."""
+
+    def __init__(self, **policies: mta_sts.Policy) -> None:
+        self.policies = {f"{name}.test": policy for name, policy in policies.items()}
+        self.asked: list[str] = []
+
+    async def in_force(self, domain: str) -> mta_sts.Policy | None:
+        self.asked.append(domain)
+        return self.policies.get(domain)
+
+
+def router(
+    dns: DnsServer, *, listen: str = "127.0.0.1:0", policies: Policies | None = None, **outbound: Any
+) -> Router:
     settings = Settings.model_validate(
         {
             "hostname": OWN,
@@ -140,7 +186,7 @@ def router(dns: DnsServer, *, listen: str = "127.0.0.1:0", **outbound: Any) -> R
         }
     )
     resolver = Resolver([HostPort(dns.host, dns.port)], deadline=timedelta(seconds=0.4))
-    return Router(resolver, settings, chance=random.Random(1))
+    return Router(resolver, settings, policies=policies, chance=random.Random(1))
 
 
 async def test_a_route(dns: DnsServer) -> None:
@@ -298,6 +344,52 @@ async def test_a_host_that_is_us_under_another_name(dns: DnsServer, listen: str)
 async def test_address_literals_are_refused(dns: DnsServer, domain: str) -> None:
     assert failure(await router(dns).route(domain)) == (550, "5.1.2")
     assert dns.queries == []
+
+
+async def test_a_domain_that_enforces_a_policy_is_a_site_of_its_own(dns: DnsServer) -> None:
+    for number, name in enumerate(("a.test", "b.test"), 1):
+        dns.set(name, "A", [f"127.0.0.{number}"])
+    for domain in ("free.test", "one.test", "both.test"):
+        dns.set(domain, "MX", [(10, "b.test"), (20, "a.test")])
+    both = replace(DEMANDS, mx=frozenset({"a.test", "b.test"}))
+    it = router(dns, policies=Demanding(one=DEMANDS, both=both))
+    routes = [await it.route(domain) for domain in ("free.test", "one.test", "both.test")]
+    assert [
+        (route.site, route.verified, [host.name for host in route.hosts])
+        for route in routes
+        if isinstance(route, Route)
+    ] == [
+        ("a.test b.test", False, ["b.test", "a.test"]),
+        ("a.test (verified)", True, ["a.test"]),
+        ("a.test b.test (verified)", True, ["b.test", "a.test"]),
+    ]
+
+
+async def test_no_name_of_a_host_makes_the_site_of_a_free_route_that_of_a_verified_one(
+    dns: DnsServer,
+) -> None:
+    dns.set("a.test", "A", ["127.0.0.1"])
+    dns.set("one.test", "MX", [(10, "a.test")])
+    dns.set("free.test", "MX", [(10, "a.test"), (20, r"\(verified\)")])
+    it = router(dns, policies=Demanding(one=DEMANDS))
+    free, one = await it.route("free.test"), await it.route("one.test")
+    assert isinstance(free, Route)
+    assert isinstance(one, Route)
+    assert (free.verified, one.verified) == (False, True)
+    assert free.site != one.site
+
+
+async def test_policies_are_asked_for_only_where_they_count(dns: DnsServer) -> None:
+    dns.set("smart.test", "A", ["127.0.0.7"])
+    dns.mail_host("example.test", "127.0.0.1")
+    for options, asked in (
+        ({"smarthost": "smart.test:587"}, []),
+        ({"mta_sts": False}, []),
+        ({}, ["example.test"]),
+    ):
+        policies = Demanding(example=DEMANDS)
+        await router(dns, policies=policies, **options).route("example.test")
+        assert policies.asked == asked
 
 
 async def test_a_smarthost_takes_everything(dns: DnsServer) -> None:

@@ -1,8 +1,9 @@
 """A recording HTTP server on raw streams; it plays the receiver of webhooks.
 
 ``async with WebhookServer() as hooks:`` listens on ``hooks.url`` (ephemeral, loopback). Requests are in
-``hooks.requests``. ``hooks.answer(status, …)`` sets the next answers; a path ``/status/503`` answers 503 by itself,
-``/redirect?to=URL`` answers 302, ``/hang`` never answers, ``/drop`` closes, ``/endless`` answers 64 MiB.
+``hooks.requests``. ``hooks.answer(status, …)`` sets the next answers, ``hooks.pages[path]`` all those of a path;
+a path ``/status/503`` answers 503 by itself, ``/redirect?to=URL`` answers 302, ``/hang`` never answers, ``/drop``
+closes, ``/endless`` answers 64 MiB.
 """
 
 import asyncio
@@ -38,6 +39,9 @@ class WebhookServer:
         self.requests: list[Request] = []
         self.connections = 0
         self.default_status = 200
+        self.pages: dict[
+            str, tuple[int, dict[str, str], bytes]
+        ] = {}  # status, header fields and body by path
         self._tls = tls
         self._answers: deque[tuple[int, dict[str, str], bytes]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -108,6 +112,8 @@ class WebhookServer:
         status, headers, body = self.default_status, dict[str, str](), b""
         if self._answers:
             status, headers, body = self._answers.popleft()
+        elif target.path in self.pages:
+            status, headers, body = self.pages[target.path]
         elif target.path.startswith("/status/"):
             status = int(target.path.removeprefix("/status/"))
         elif target.path == "/redirect":
