@@ -227,9 +227,8 @@ def permitted(groups: Sequence[Sequence[str]], demands: mta_sts.Policy | None) -
 
 def _site(groups: Sequence[Sequence[str]], *, verified: bool) -> str:
     site = " ".join(sorted({name for group in groups for name in group}))
-    return (
-        f"{site} (verified)" if verified else site
-    )  # parentheses come escaped in names: no host is called so
+    # Parentheses come escaped in names of the DNS, so no set of hosts is called like this.
+    return f"{site} (verified)" if verified else site
 
 
 def _us_first(
