@@ -147,11 +147,10 @@ class Policies:
         url = f"https://mta-sts.{domain}:{self._port}/.well-known/mta-sts.txt"
         async with self._fetches:
             page = await self._client.get(url, DEADLINE, limit=MAX_OCTETS)
-        if page.status != 200:  # RFC 8461 3.3: redirects are not followed
+        if page.status != 200:  # RFC 8461 3.3
             raise PolicyError(f"the policy was answered {page.status}")
-        if (
-            page.media_type != "text/plain"
-        ):  # RFC 8461 3.2: what users upload somewhere must not pass for a policy
+        # RFC 8461 3.2: what anybody may put on a site must not pass for its policy
+        if page.media_type != "text/plain":
             raise PolicyError("the policy is not text/plain")
         return parse_policy(page.body)
 
