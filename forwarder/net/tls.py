@@ -77,9 +77,8 @@ def client_context(*, verify: bool) -> ssl.SSLContext:
     """For sessions to MX hosts; costs some 10 ms, so make it once."""
     if verify:
         context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
-        context.hostname_checks_common_name = (
-            False  # RFC 8461 4.2: the name stands among the alternative names
-        )
+        # RFC 8461 4.2: the name stands among the alternative names
+        context.hostname_checks_common_name = False
     else:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
