@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,19 @@ async def test_required_tls_is_never_replaced_by_clear_text(server_tls: ssl.SSLC
             await opened(make(tls="required"), sink)
         assert (raised.value.stage, raised.value.fault) == (Stage.STARTTLS, Fault.TLS)
         assert sink.connections == 1
+
+
+async def test_a_verified_route_wants_what_the_system_s_authorities_vouch_for(
+    server_tls: ssl.SSLContext,
+) -> None:
+    async with Sink(starttls=server_tls) as sink:
+        pool, route = make(), replace(route_to(sink), verified=True)
+        for _ in range(2):
+            with pytest.raises(SessionFault) as raised:
+                await pool.open(route, "mx.test", sink.host)
+            assert (raised.value.stage, raised.value.fault) == (Stage.STARTTLS, Fault.CERTIFICATE)
+        assert (await opened(pool, sink)).tls != ""  # any certificate will do for others
+        assert sink.messages == []
 
 
 async def test_octets_before_the_handshake_do_not_lead_to_clear_text(server_tls: ssl.SSLContext) -> None:
