@@ -258,6 +258,11 @@ async def test_queue_and_logs_of_a_running_engine(
         (waiting,) = listed["deliveries"]
         assert (waiting["destination"], waiting["attempts"]) == ("inbox@dest.test", 1)
         assert listed["counts"]["queued"] == 1
+        assert "The queue is empty" not in (await run(lambda: cli("queue", "list", "--state", "held")))[1]
+        for domain, number in (("DEST.test", 1), ("dest.test", 1), ("other.test", 0), ("127.0.0.1", 0)):
+            shown = await run(lambda name=domain: cli.json("queue", "list", "--domain", name))
+            assert len(shown["deliveries"]) == number
+        assert "None of the 1" in (await run(lambda: cli("queue", "list", "--domain", "other.test")))[1]
         (shown,) = await run(lambda: cli.json("queue", "show", waiting["message_id"]))
         assert shown["id"] == waiting["id"]
         assert await run(lambda: cli.json("queue", "hold", waiting["id"])) == {"changed": 1}
@@ -277,6 +282,7 @@ async def test_queue_and_logs_of_a_running_engine(
         (again,) = (await run(lambda: cli.json("queue", "list")))["deliveries"]
         assert await run(lambda: cli.json("queue", "drop", again["id"], "--yes")) == {"changed": 1}
         assert (await run(lambda: cli.json("queue", "list")))["deliveries"] == []
+        assert "The queue is empty" in (await run(lambda: cli("queue", "list", "--state", "held")))[1]
         assert (await house.statuses())[-1] == "HARD-BOUNCE"
 
 

@@ -44,6 +44,7 @@ def list_queue(
     from forwarder.mail.event import DeliveryState
     from forwarder.store import admin
 
+    to = None if destination_domain is None else _as_stored(destination_domain)
     wanted: DeliveryState | None = None
     if state is not None:
         if state not in ("queued", "leased", "held"):
@@ -51,7 +52,7 @@ def list_queue(
         wanted = DeliveryState(state)
 
     def ask(conn: "Connection", _settings: "Settings") -> tuple[list[Any], dict[Any, int]]:
-        found = admin.list_deliveries(conn, state=wanted, destination_domain=destination_domain, limit=limit)
+        found = admin.list_deliveries(conn, state=wanted, destination_domain=to, limit=limit)
         return found, admin.counts(conn)
 
     found, counts = read(config, ask)
@@ -71,7 +72,9 @@ def list_queue(
             )
             for d in found
         ]
-        table(out, columns, rows, empty="The queue is empty.")
+        waiting = sum(counts.values())
+        nothing = f"None of the {waiting} in the queue matches." if waiting else "The queue is empty."
+        table(out, columns, rows, empty=nothing)
         if found:
             out.print("\n" + ", ".join(f"{number} {name}" for name, number in counts.items()))
 
@@ -148,6 +151,16 @@ def drop(
         return admin.drop(conn, chosen, now=now(), new_id=new_id, local_name=settings.hostname)
 
     _say(write(config, work), "dropped", as_json)
+
+
+def _as_stored(domain: str) -> str:
+    """Lower-case A-labels; what is no domain, such as the address in a webhook's URL, is looked for as it is."""
+    from forwarder.mail.address import AddressError, parse_domain
+
+    try:
+        return parse_domain(domain)
+    except AddressError:
+        return domain.lower()
 
 
 def _some(ids: list[str] | None) -> list[str]:
