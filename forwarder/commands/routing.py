@@ -1,5 +1,10 @@
-"""``forwarder route``: which alias answers for an address, where it leads, and why. Nothing is sent."""
+"""``forwarder route``: which alias answers for an address, where it leads, and why. Nothing is sent.
 
+Asked in the order of the MX (``forwarder.inbound.resolution``): an SRS address of this server, and its postmaster,
+lead to another address first; that one is looked up like any other, and gets the mail when it is not hosted here.
+"""
+
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,7 +15,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from forwarder.config import Settings
+    from forwarder.mail.address import Path
+    from forwarder.mail.rules import Expansion
+    from forwarder.mail.srs import SrsFault
     from forwarder.store.engine import Database
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfThisHost:
+    """An address of this server itself."""
+
+    what: str
+    leads_to: "Path | SrsFault"
 
 
 def route(
@@ -20,37 +36,88 @@ def route(
 ) -> None:
     """Explain where mail for an address would go."""
     from forwarder.mail.address import parse_address
-    from forwarder.mail.rules import Trouble
+    from forwarder.mail.srs import SrsFault
     from forwarder.store.directory import Directory
 
     recipient = parse_address(address)
 
     async def ask(database: "Database", settings: "Settings") -> Any:
+        own = _of_this_host(recipient, settings)
+        asked = recipient if own is None else own.leads_to
+        if isinstance(asked, SrsFault):
+            return _refused(recipient, asked)
         wanted = settings.require_confirmed_destinations
-        return await Directory(database, clock=now, require_confirmed=wanted).resolve(recipient)
+        found = await Directory(database, clock=now, require_confirmed=wanted).resolve(asked)
+        return _explained(recipient, own, found)
 
-    found = with_store(config, ask)
-    targets = [
+    value = with_store(config, ask)
+
+    def people(out: "Console") -> None:
+        for step in value["steps"]:
+            out.print(f"  {step}", markup=False)
+        out.print()
+        columns = ("goes to", "by the alias", "of")
+        rows = [(t["destination"], t["alias"], t["domain"]) for t in value["destinations"]]
+        table(out, columns, rows, empty=f"Nothing would be sent: {value['why']}")
+
+    shown = {key: part for key, part in value.items() if key != "why"}
+    answer(shown, as_json=as_json, people=people)
+
+
+def _of_this_host(recipient: "Path", settings: "Settings") -> OfThisHost | None:
+    """What the address is to this server itself; None when it is somebody's like any other."""
+    from forwarder.keyring import open_keyring
+    from forwarder.mail.address import parse_address
+    from forwarder.mail.srs import Srs, SrsFault
+
+    if recipient.domain == settings.srs.domain:
+        # Only here: looking at keys makes them where there are none.
+        secrets = open_keyring(settings).srs_secrets
+        srs = Srs(secrets, domain=settings.srs.domain, max_age_days=settings.srs.max_age_days)
+        sender = srs.reverse(recipient, now=now())
+        if sender is not SrsFault.NOT_SRS:
+            return OfThisHost(what="an SRS address of this server", leads_to=sender)
+    if recipient.domain == settings.hostname and recipient.key == "postmaster" and settings.postmaster:
+        return OfThisHost(what="the postmaster of this server", leads_to=parse_address(settings.postmaster))
+    return None
+
+
+def _refused(recipient: "Path", fault: "SrsFault") -> dict[str, Any]:
+    return {
+        "recipient": recipient.display(),
+        "accepted": False,
+        "trouble": fault.name,
+        "destinations": [],
+        "unconfirmed": [],
+        "steps": [f"{recipient.display()}: {fault}"],
+        "why": str(fault),
+    }
+
+
+def _explained(recipient: "Path", own: OfThisHost | None, found: "Expansion") -> dict[str, Any]:
+    """What the MX would do with the recipient, and why."""
+    from forwarder.mail.rules import Trouble
+
+    trouble = found.trouble
+    steps = [str(step) for step in found.steps]
+    targets: list[dict[str, str | None]] = [
         {"destination": str(t.destination), "alias": t.alias, "domain": t.domain} for t in found.matches
     ]
-    trouble = None if found.trouble is None else found.trouble.name
-    value = {
+    if own is not None and trouble is Trouble.NOT_HOSTED:
+        # Not a refusal: mail for this server's own addresses goes wherever they lead.
+        trouble = None
+        targets = [{"destination": str(found.recipient), "alias": None, "domain": None}]
+        steps = [f"{found.recipient.display()}: it is delivered there"]
+    if own is not None:
+        steps.insert(0, f"{recipient.display()}: {own.what}; it leads to {found.recipient.display()}")
+    return {
         "recipient": recipient.display(),
-        "accepted": bool(found.matches) or trouble == "DISCARD",
-        "trouble": trouble,
+        "accepted": bool(targets) or trouble is Trouble.DISCARD,
+        "trouble": None if trouble is None else trouble.name,
         "destinations": targets,
         "unconfirmed": [
             step.address.display() for step in found.dead_ends if step.trouble is Trouble.UNCONFIRMED
         ],
-        "steps": [str(step) for step in found.steps],
+        "steps": steps,
+        "why": str(trouble or "no destination"),
     }
-
-    def people(out: "Console") -> None:
-        for step in found.steps:
-            out.print(f"  {step}", markup=False)
-        out.print()
-        columns = ("goes to", "by the alias", "of")
-        rows = [(t["destination"], t["alias"], t["domain"]) for t in targets]
-        table(out, columns, rows, empty=f"Nothing would be sent: {found.trouble or 'no destination'}")
-
-    answer(value, as_json=as_json, people=people)

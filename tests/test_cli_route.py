@@ -1,0 +1,66 @@
+"""``forwarder route`` for the addresses of the server itself."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path as File
+from typing import Any
+
+import pytest
+
+from forwarder.mail.address import Path, parse_address
+from forwarder.mail.srs import Srs
+from tests.commandline import Cli
+
+
+@pytest.fixture
+def bounces(hosted: Cli, tmp_path: File) -> Srs:
+    """What the server rewrites with."""
+    hosted.json("domain", "dns", "example.com")
+    secret = (tmp_path / "data" / "keys" / "srs").read_bytes().strip()
+    return Srs([secret], domain="mx1.example.net")
+
+
+def route(cli: Cli, address: Path | str) -> Any:
+    return cli.json("route", str(address))
+
+
+def test_an_srs_address_leads_to_the_sender(hosted: Cli, bounces: Srs) -> None:
+    address = bounces.forward(parse_address("ann@sender.test"), now=datetime.now(UTC))
+    found = route(hosted, address)
+    assert (found["recipient"], found["accepted"], found["trouble"]) == (str(address), True, None)
+    assert found["destinations"] == [{"destination": "ann@sender.test", "alias": None, "domain": None}]
+    assert found["steps"] == [
+        f"{address}: an SRS address of this server; it leads to ann@sender.test",
+        "ann@sender.test: it is delivered there",
+    ]
+    assert "ann@sender.test" in hosted("route", str(address))[1]
+
+
+def test_what_is_inside_an_srs_address_goes_through_its_aliases(hosted: Cli, bounces: Srs) -> None:
+    hosted.json("alias", "add", "example.com", "richard", "person@dest.test")
+    address = bounces.forward(parse_address("richard@example.com"), now=datetime.now(UTC))
+    found = route(hosted, address)
+    assert [d["destination"] for d in found["destinations"]] == ["person@dest.test"]
+    assert len(found["steps"]) == 2
+    nobody = route(hosted, bounces.forward(parse_address("bob@example.com"), now=datetime.now(UTC)))
+    assert (nobody["accepted"], nobody["trouble"]) == (False, "UNKNOWN")
+
+
+def test_an_srs_address_that_is_not_to_be_trusted_says_why(hosted: Cli, bounces: Srs) -> None:
+    sender = parse_address("ann@sender.test")
+    other = Srs([b"another secret of 16 octets"], domain="mx1.example.net")
+    old = bounces.forward(sender, now=datetime.now(UTC) - timedelta(days=40))
+    for address, trouble in ((other.forward(sender, now=datetime.now(UTC)), "FORGED"), (old, "EXPIRED")):
+        found = route(hosted, address)
+        assert (found["accepted"], found["trouble"], found["destinations"]) == (False, trouble, [])
+    assert "too old" in hosted("route", str(old))[1]
+
+
+def test_the_postmaster_of_the_server(hosted: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert route(hosted, "postmaster@mx1.example.net")["trouble"] == "NOT_HOSTED"
+    monkeypatch.setenv("FORWARDER_POSTMASTER", "root@example.com")
+    hosted.json("alias", "add", "example.com", "root", "person@dest.test")
+    found = route(hosted, "Postmaster@mx1.example.net")
+    assert [d["destination"] for d in found["destinations"]] == ["person@dest.test"]
+    assert "the postmaster of this server; it leads to root@example.com" in found["steps"][0]
+    assert route(hosted, "postmaster@example.com")["trouble"] == "UNKNOWN"
+    assert route(hosted, "root@mx1.example.net")["trouble"] == "NOT_HOSTED"
