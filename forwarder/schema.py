@@ -2,7 +2,8 @@
 
 SQLite is ours alone: it is brought up to date at start. PostgreSQL is set up when it is empty; an older schema is
 left for ``forwarder migrate``, since other nodes may still serve with it. While the store does not answer, the start
-waits and says so.
+waits and says why: at once when that changes, else after 10 tries, after 20 more, and so on up to every 60. What
+waiting cannot mend (an option that nobody knows, a damaged file) ends it.
 
 A database that is up to date, as it nearly always is, is recognised by its revision alone: Alembic takes longer to
 load than everything else that a start asks of the store.
@@ -15,10 +16,12 @@ import structlog
 
 from forwarder.node import NodeError
 from forwarder.store.engine import Database
+from forwarder.store.faults import explain
 from forwarder.store.trouble import StoreUnavailable
 
 RETRY_EVERY = 1.0  # seconds
-SAY_EVERY = 10  # tries
+SAY_AGAIN_AFTER = 10  # tries; doubles up to
+SAY_AT_LEAST_EVERY = 60
 REVISIONS = Path(__file__).parent / "store" / "migrations" / "versions"
 
 log = structlog.get_logger("schema")
@@ -26,15 +29,20 @@ log = structlog.get_logger("schema")
 
 async def prepare_schema(database: Database, url: str) -> None:
     """Return when the schema is right; NodeError when a person must decide. Waits for a store that is away."""
-    tries = 0
+    said, silent, pause = "", 0, SAY_AGAIN_AFTER
     while True:
         try:
             return await check_schema(database, url)
         except StoreUnavailable as error:
-            if tries % SAY_EVERY == 0:
-                log.warning("the start waits for the database", reason=str(error))
-            tries += 1
-            await asyncio.sleep(RETRY_EVERY)
+            trouble = explain(error)
+        if not trouble.passes:
+            raise NodeError(trouble.text)
+        silent += 1
+        if trouble.text != said or silent >= pause:
+            log.warning("the start waits for the database", reason=trouble.text)
+            pause = min(2 * pause, SAY_AT_LEAST_EVERY) if trouble.text == said else SAY_AGAIN_AFTER
+            said, silent = trouble.text, 0
+        await asyncio.sleep(RETRY_EVERY)
 
 
 async def check_schema(database: Database, url: str) -> None:

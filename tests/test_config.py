@@ -334,6 +334,7 @@ def test_a_list_in_the_environment_is_json_or_separated_by_commas(
         "postgresql://me:[hunter@db/mail",
         "postgresql://me:hunter@db:port/mail",
         "sqlite:///:memory:",
+        "sqlite:///data/forwarder.db?timeout=1",
     ],
 )
 def test_a_database_url_that_nobody_can_read_is_told_here(tmp_path: Path, url: str) -> None:

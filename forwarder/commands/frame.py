@@ -100,8 +100,9 @@ def explain(error: Exception) -> tuple[int, str] | None:
 
 def store_trouble(error: Exception) -> str:
     """Without the text of the cause, which may hold the database's password."""
-    cause = f" ({type(error.__cause__).__name__})" if error.__cause__ else ""
-    return f"the database does not answer{cause}; check [database] url, and that it runs"
+    from forwarder.store.faults import explain as explained
+
+    return explained(error).text
 
 
 def complain(sentence: str, *, as_json: bool) -> None:

@@ -149,6 +149,8 @@ def _database_url(value: object) -> str:
                 'write "postgresql://user:password@host:port/database"; in user and password, characters such as '
                 "/ ? # @ [ ] are percent-encoded: %2F for /"
             )
+        if value.startswith("sqlite:") and "?" in value:
+            raise ValueError("SQLite takes no options; leave out the ? and what follows")
         if value == "" or value.startswith("postgresql://") or re.match("sqlite:///(?!:memory:$).", value):
             return value
     raise ValueError('write "sqlite:///data/forwarder.db" or "postgresql://user:password@host/database"')

@@ -87,7 +87,10 @@ class Database:
             engine = postgresql.make_engine(postgres_dsn(url), pool_size=pool_size)
             return cls(dialect="postgresql", path=None, engine=engine)
         await asyncio.to_thread(make_private_file, path)
-        return cls(dialect="sqlite", path=path, engine=None)
+        try:
+            return cls(dialect="sqlite", path=path, engine=None)
+        except OSError as error:
+            raise StoreUnavailable("the files beside the store cannot be opened") from error
 
     async def close(self) -> None:
         """Write what waits, then let go of every connection."""

@@ -1,10 +1,18 @@
 """What an error of a database driver means: trouble of the store, or a refusal of the data.
 
 The one place that reads SQLSTATEs and SQLite's result codes. Unknown means trouble of the store, which is temporary.
+
+``explain`` says what the trouble is to the person who runs the server. The words are ours: those of the driver name
+hosts, users and statements, and are left for the log of this process.
 """
 
+import os
+import socket
 import sqlite3
+import ssl
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
@@ -12,9 +20,63 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from forwarder.store.trouble import StoreFull, StoreUnavailable
 
 _SQLITE_FULL = 13
+_SQLITE_FILE = frozenset({8, 10, 14})  # READONLY, IOERR, CANTOPEN
 _DISK_FULL = "53100"
 _CONFLICTS = frozenset({"40001", "40P01"})  # serialization failure, deadlock: the same again may work
 _LOST = ("08", "57P")  # connection exceptions; the server is shutting down or starting
+_BAD_OPTION = frozenset(
+    {"42704", "22023"}
+)  # of the URL, which go to the server as they are: its name, its value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explained:
+    """What is wrong with the store and what to do, without a name or a secret of it."""
+
+    text: str
+    passes: bool = True  # False: waiting mends nothing
+
+
+_LOGIN = Explained(
+    text="the database refuses the user or the password in [database] url; mend them there, or let the user in "
+    "(ALTER ROLE … PASSWORD, pg_hba.conf)"
+)
+_ABSENT = Explained(
+    text="the server has no database of the name in [database] url; make it with createdb, or name another"
+)
+_FORBIDDEN = Explained(
+    text="the database does not allow its user what the engine needs; make the user in [database] url its owner"
+)
+_OPTION = Explained(
+    text="the database does not know an option after the ? of [database] url, or its value; mend it or leave it out",
+    passes=False,
+)
+_NO_DATABASE = Explained(
+    text="the file that [database] url names is not an SQLite database; name another, or restore it from the backup",
+    passes=False,
+)
+_DAMAGED = Explained(
+    text="the database is damaged; stop whatever uses it and restore it from the backup", passes=False
+)
+_BUSY = Explained(text="the database does not take more connections or work now; see what else uses it")
+_STARTING = Explained(text="the database is starting or shutting down; it has to run for the engine to serve")
+_TLS = Explained(
+    text="the database and the engine do not agree on TLS; check the ssl options in [database] url, its certificate "
+    "files, and what the server offers"
+)
+_CHECK = "check host and port in [database] url, and that it runs"
+_BY_STATE = {
+    "28": _LOGIN,
+    "3D": _ABSENT,
+    "42501": _FORBIDDEN,
+    "42704": _OPTION,
+    "22023": _OPTION,
+    "53": _BUSY,
+    "57P": _STARTING,
+    "XX001": _DAMAGED,
+    "XX002": _DAMAGED,
+}
+_BY_SQLITE_CODE = {5: _BUSY, 6: _BUSY, 11: _DAMAGED, 26: _NO_DATABASE}  # BUSY, LOCKED, CORRUPT, NOTADB
 
 
 def _of_asyncpg(*names: str) -> tuple[Any, ...]:
@@ -62,12 +124,71 @@ def _of_driver(error: DBAPIError) -> StoreUnavailable | None:
     state = sqlstate(error)
     if state == _DISK_FULL:
         return StoreFull()
+    if state in _BAD_OPTION or any(_is_bad_option(one) for one in _causes(error)):
+        return StoreUnavailable()
     if state.startswith(("22", "23")):
         return None
     # asyncpg's own refusal to encode a value is an InterfaceError and a ValueError at once.
     if original is not None and isinstance(original.__cause__, ValueError):
         return None
     return StoreUnavailable()
+
+
+def explain(trouble: BaseException) -> Explained:
+    """What StoreUnavailable stands for; the cause is found in ``__cause__``."""
+    for error in _causes(trouble):
+        if isinstance(error, StoreFull) or _is_full(error):
+            return Explained(text="the disk of the database is full; make room")
+        if _is_bad_option(error):
+            return _OPTION
+        state = sqlstate(error)
+        for length in (5, 3, 2):
+            if state[:length] in _BY_STATE:
+                return _BY_STATE[state[:length]]
+        if isinstance(error, sqlite3.Error):
+            code: int = getattr(error, "sqlite_errorcode", 0)
+            if code & 0xFF in _BY_SQLITE_CODE:
+                return _BY_SQLITE_CODE[code & 0xFF]
+            if code & 0xFF in _SQLITE_FILE:
+                return _file("SQLite cannot open or write it")
+        if isinstance(error, OSError):
+            return _of_system(error)
+    cause = trouble.__cause__
+    named = f" ({type(cause).__name__})" if cause is not None else ""
+    return Explained(text=f"the database does not answer{named}; check [database] url, and that it runs")
+
+
+def _of_system(error: OSError) -> Explained:
+    if isinstance(error, ssl.SSLError) or "SSL" in str(error):
+        return _TLS
+    if isinstance(error, TimeoutError):
+        return Explained(text=f"the database does not answer in time; {_CHECK}")
+    if isinstance(error, socket.gaierror):
+        return Explained(text=f"the database does not answer: its host name is not known; {_CHECK}")
+    why = os.strerror(error.errno) if error.errno else type(error).__name__
+    if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError | FileNotFoundError):
+        return _file(why)
+    return Explained(text=f"the database does not answer: {why}; {_CHECK}")
+
+
+def _file(why: str) -> Explained:
+    text = f"a file that [database] url names cannot be used ({why}); it must be there for the user that runs this"
+    return Explained(text=text)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it came from, outermost first; what SQLAlchemy wraps comes after its wrapper."""
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        yield following
+        following = (following.orig if isinstance(following, DBAPIError) else None) or following.__cause__
+
+
+def _is_bad_option(error: BaseException) -> bool:
+    """asyncpg's own refusal of an option; a ValueError as well, and yet not about data."""
+    return isinstance(error, _of_asyncpg("ClientConfigurationError"))
 
 
 def _is_full(error: BaseException) -> bool:
