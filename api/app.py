@@ -3,7 +3,7 @@
     /v3/…            ImprovMX's API, version 3, with API keys (``api.improvmx``)
     /openapi.json    the same operations as an OpenAPI 3.1 document;  /docs  as a page without outside assets
     /health/live     the process answers;  /health/ready  it can do its work (503: not now, with what is wrong by name)
-    /metrics         for Prometheus, to loopback addresses only
+    /metrics         for Prometheus, to loopback addresses only, and to nobody whom a proxy lets through from elsewhere
     /confirm/…       where owners of addresses agree to get mail (``api.confirmation``), if the settings ask for it
 
 Every answer is JSON but /docs, /metrics and /confirm; every error has the shape of ``api.errors``. No exception leaves
@@ -12,7 +12,7 @@ the application.
 
 import asyncio
 import ipaddress
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -53,6 +53,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
 )
 HEAVY_AT_ONCE = 2
 READY_PATIENCE = 3.0  # seconds
+_OF_PROXIES = frozenset({"forwarded", "via", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"})
 
 _NOTHING = Refusal(404, "There is nothing at this path: not found.")
 
@@ -100,6 +101,9 @@ def build_app(
     async def ready(request: Request) -> Response:
         return await _ready(database, health)
 
+    async def metrics(request: Request) -> Response:
+        return _metrics(request, settings.api.trusted_proxies)
+
     async def otherwise(request: Request) -> Response:
         headers = {"Allow": request.scope["forwarder.allow"], **rooms.rate.idle(clock()).headers(clock())}
         return json_response(Refusal(405, "This path has no such method.").body(), 405, headers=headers)
@@ -116,7 +120,7 @@ def build_app(
         ("/docs", docs),
         ("/health/live", live),
         ("/health/ready", ready),
-        ("/metrics", _metrics),
+        ("/metrics", metrics),
     )
     routes += [("GET", path, _plain(answer)) for path, answer in others]
     if settings.require_confirmed_destinations:
@@ -160,15 +164,25 @@ async def _ready(database: Database, health: Callable[[], Health]) -> Response:
     return json_response(body, 200 if ready else 503)
 
 
-async def _metrics(request: Request) -> Response:
-    client = request.client.host if request.client else ""
-    try:
-        local = ipaddress.ip_address(client).is_loopback
-    except ValueError:
-        local = False
-    if not local:
+def _metrics(request: Request, trusted_proxies: Sequence[str]) -> Response:
+    if not _is_local(request, trusted_proxies):
         return json_response(_NOTHING.body(), 404)
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _is_local(request: Request, trusted_proxies: Sequence[str]) -> bool:
+    """Whether the request was made on this machine, as far as its headers tell.
+
+    A proxy on this machine has a loopback address itself. What a trusted one says in X-Forwarded-For has taken the
+    place of its address before this; what others say, and says in other headers, only shows that there is a proxy.
+    """
+    try:
+        client = ipaddress.ip_address(request.client.host if request.client else "")
+    except ValueError:
+        return False
+    if "x-forwarded-for" in request.headers:
+        return client.is_loopback and any(client in ipaddress.ip_network(one) for one in trusted_proxies)
+    return client.is_loopback and not _OF_PROXIES & set(request.headers)
 
 
 def _no_ids() -> str:

@@ -327,6 +327,54 @@ def test_a_list_in_the_environment_is_json_or_separated_by_commas(
 @pytest.mark.parametrize(
     "url",
     [
+        *(
+            "mail.example.net",
+            "ftp://mail.example.net",
+            "https://",
+            "https://a b",
+            "https://a/?x=1",
+            "https://a/#x",
+        ),
+        *("https://me:hunter2@mail.example.net", "https://mail.example.net:port", "https//mail.example.net"),
+    ],
+)
+def test_a_public_url_that_leads_nowhere_is_told_here(tmp_path: Path, url: str) -> None:
+    ((key, reason),) = problems(tmp_path, f'hostname = "a"\n[api]\npublic_url = "{url}"')
+    assert key == "api.public_url"
+    assert "https://mail.example.net" in reason
+    assert "hunter2" not in reason
+
+
+def test_public_urls_that_are_right(tmp_path: Path) -> None:
+    for url in (
+        "",
+        "http://10.0.0.1:8080",
+        "https://mail.example.net/forward/",
+        "https://[2001:db8::1]:8443",
+    ):
+        given = written(tmp_path, f'hostname = "a"\n[api]\npublic_url = "{url}"')
+        assert load(given, {}).api.public_url == url
+
+
+@pytest.mark.parametrize(
+    "proxies", ['["*"]', '["proxy.example.net"]', '["10.0.0.1/8"]', '["127.0.0.1", ""]', "[1]"]
+)
+def test_a_proxy_is_an_address_or_a_network(tmp_path: Path, proxies: str) -> None:
+    ((key, reason),) = problems(tmp_path, f'hostname = "a"\n[api]\ntrusted_proxies = {proxies}')
+    assert key == "api.trusted_proxies"
+    assert "10.0.0.0/8" in reason
+
+
+def test_proxies_that_are_right(tmp_path: Path) -> None:
+    given = written(tmp_path, 'hostname = "a"\n[api]\ntrusted_proxies = ["127.0.0.1", "2001:DB8::/32"]')
+    assert load(given, {}).api.trusted_proxies == ("127.0.0.1", "2001:db8::/32")
+    environ = {"FORWARDER_HOSTNAME": "a", "FORWARDER_API__TRUSTED_PROXIES": "10.0.0.0/8, ::1"}
+    assert load(None, environ).api.trusted_proxies == ("10.0.0.0/8", "::1")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
         "postgresql://me:hunter/2@db/mail",
         "postgresql://me:hunter#2@db/mail",
         "postgresql://me:hunter?2@db/mail",

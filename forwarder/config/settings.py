@@ -23,9 +23,10 @@ from forwarder.config.units import (
     OptionalEndpoint,
     OptionalHostName,
     Positive,
+    Proxies,
+    PublicUrl,
     Size,
     SomeTime,
-    Texts,
     split_list,
 )
 
@@ -97,11 +98,11 @@ class TlsSection(Section):
 
 class ApiSection(Section):
     listen: OptionalEndpoint = HostPort("127.0.0.1", 8080)  # "": no API
-    public_url: str = ""  # how people reach it, for links in answers; empty: http://<listen>
+    public_url: PublicUrl = ""  # how people reach it, for links in answers; empty: http://<listen>
     body_limit: Size = 1 * MIB
     rate: Count = 600  # requests a minute per account, all processes together; 0: no limit
     failures_per_minute: Count = 60  # wrong keys per client address; 0: no limit
-    trusted_proxies: Texts = ()  # may say X-Forwarded-For
+    trusted_proxies: Proxies = ()  # addresses and networks that may say X-Forwarded-For
     recheck_every: Duration = timedelta(hours=12)  # each domain's DNS is asked again; "0s": never
 
 

@@ -38,6 +38,7 @@ _DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d|w))+")
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|w)")
 _HOST = r"(?:\[[0-9A-Fa-f:.%]+\]|[^\[\]:/?#@,\s]*)(?::[0-9]{1,5})?"
 _POSTGRES = re.compile(rf"postgresql://(?:[^/?#@\[\]]*@)?{_HOST}(?:,{_HOST})*(?:/[^@?#]*)?(?:\?.*)?")
+_PUBLIC_URL = re.compile(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[^\[\]:/?#@\s]+)(?::[0-9]{1,5})?(?:/[^?#\s]*)?")
 _LONGEST = 36_500 * 86_400  # seconds
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -139,6 +140,20 @@ def _hostname_or_empty(value: object) -> str:
     return "" if value == "" else _hostname(value)
 
 
+def _public_url(value: object) -> str:
+    """Paths are put behind it: nothing may come after its own."""
+    if isinstance(value, str) and (value == "" or _PUBLIC_URL.fullmatch(value)):
+        return value
+    raise ValueError('write how people reach the API, for example "https://mail.example.net", or nothing')
+
+
+def _proxy(value: object) -> str:
+    with suppress(ValueError):
+        if isinstance(value, str):
+            return str(ipaddress.ip_network(value) if "/" in value else ipaddress.ip_address(value))
+    raise ValueError('write the address or network of a proxy, for example "127.0.0.1" or "10.0.0.0/8"')
+
+
 def _database_url(value: object) -> str:
     if isinstance(value, str):
         for found, wanted in (("postgres://", "postgresql://"), ("postgresql+asyncpg://", "postgresql://")):
@@ -171,5 +186,6 @@ OptionalAddress = Annotated[str, BeforeValidator(_address_or_empty)]
 OptionalHostName = Annotated[str, BeforeValidator(_hostname_or_empty)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
-Texts = Annotated[tuple[str, ...], BeforeValidator(split_list)]
+Proxies = Annotated[tuple[Annotated[str, BeforeValidator(_proxy)], ...], BeforeValidator(split_list)]
+PublicUrl = Annotated[str, BeforeValidator(_public_url)]
 DatabaseUrl = Annotated[str, BeforeValidator(_database_url)]

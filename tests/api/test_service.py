@@ -106,6 +106,39 @@ async def test_metrics_are_for_loopback_only(desk: Desk) -> None:
         assert (await client.get("/metrics")).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("trusted", "headers", "status"),
+    [
+        ((), {"X-Forwarded-For": "203.0.113.9"}, 404),
+        ((), {"X-Forwarded-For": "127.0.0.1"}, 404),
+        ((), {"Forwarded": "for=127.0.0.1"}, 404),
+        ((), {"X-Real-IP": "203.0.113.9"}, 404),
+        ((), {"Via": "1.1 proxy"}, 404),
+        (("127.0.0.0/8",), {}, 200),
+        (("127.0.0.1",), {"X-Forwarded-For": "203.0.113.9"}, 404),
+        (("127.0.0.1",), {"X-Forwarded-For": "127.0.0.1, 203.0.113.9"}, 404),
+        (("127.0.0.1",), {"X-Forwarded-For": "127.0.0.1"}, 200),
+        (("127.0.0.1",), {"Forwarded": "for=127.0.0.1"}, 404),
+        (("10.0.0.0/8",), {"X-Forwarded-For": "127.0.0.1"}, 404),
+        (("127.0.0.1", "10.0.0.0/8"), {"X-Forwarded-For": "10.0.0.5"}, 404),
+    ],
+)
+async def test_metrics_are_not_for_those_whom_a_proxy_lets_through(
+    store_url: str, trusted: tuple[str, ...], headers: dict[str, str], status: int
+) -> None:
+    async with Desk(store_url, api={"trusted_proxies": list(trusted)}) as desk:
+        server = WebServer(desk.app, listen=HostPort("127.0.0.1", 0), trusted_proxies=trusted)
+        await server.start()
+        try:
+            host, port = server.addresses[0]
+            async with httpx.AsyncClient(trust_env=False) as client:
+                answer = await client.get(f"http://{host}:{port}/metrics", headers=headers)
+        finally:
+            await server.stop()
+    assert answer.status_code == status
+    assert ("python_info" in answer.text) is (status == 200)
+
+
 async def test_a_method_a_path_does_not_have_is_405_with_those_it_has(desk: Desk) -> None:
     answer = await desk.http.patch("/domains/piedpiper.com")
     assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE, GET, HEAD, PUT")
