@@ -47,7 +47,8 @@ def route(
         if isinstance(asked, SrsFault):
             return _refused(recipient, asked)
         wanted = settings.require_confirmed_destinations
-        found = await Directory(database, clock=now, require_confirmed=wanted).resolve(asked)
+        directory = Directory(database, clock=now, require_confirmed=wanted)
+        found = await (directory.resolve(asked) if own is None else directory.resolve_ours(asked))
         return _explained(recipient, own, found)
 
     value = with_store(config, ask)
