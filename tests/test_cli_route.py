@@ -1,13 +1,17 @@
 """``forwarder route`` for the addresses of the server itself."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path as File
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 
 from forwarder.mail.address import Path, parse_address
 from forwarder.mail.srs import Srs
+from forwarder.store import domains
+from forwarder.store.engine import Database
 from tests.commandline import Cli
 
 
@@ -17,6 +21,34 @@ def bounces(hosted: Cli, tmp_path: File) -> Srs:
     hosted.json("domain", "dns", "example.com")
     secret = (tmp_path / "data" / "keys" / "srs").read_bytes().strip()
     return Srs([secret], domain="mx1.example.net")
+
+
+def lead_here(folder: File) -> None:
+    """The MX record of ``example.com`` is found to lead here: only then are its aliases heeded for mail of our own."""
+
+    async def record() -> None:
+        database = await Database.open(f"sqlite:///{folder / 'data' / 'forwarder.db'}")
+        now = datetime.now(UTC)
+
+        def found(conn: Connection) -> None:
+            domain = domains.get(conn, "example.com")
+            assert domain is not None
+            domains.record_check(
+                conn,
+                domain,
+                now,
+                is_active=True,
+                sending_ready=False,
+                broken_since=None,
+                notified_at=None,
+            )
+
+        try:
+            await database.write(found)
+        finally:
+            await database.close()
+
+    asyncio.run(record())
 
 
 def route(cli: Cli, address: Path | str) -> Any:
@@ -35,9 +67,13 @@ def test_an_srs_address_leads_to_the_sender(hosted: Cli, bounces: Srs) -> None:
     assert "ann@sender.test" in hosted("route", str(address))[1]
 
 
-def test_what_is_inside_an_srs_address_goes_through_its_aliases(hosted: Cli, bounces: Srs) -> None:
+def test_what_is_inside_an_srs_address_goes_through_its_aliases(
+    hosted: Cli, bounces: Srs, tmp_path: File
+) -> None:
     hosted.json("alias", "add", "example.com", "richard", "person@dest.test")
     address = bounces.forward(parse_address("richard@example.com"), now=datetime.now(UTC))
+    assert [d["destination"] for d in route(hosted, address)["destinations"]] == ["richard@example.com"]
+    lead_here(tmp_path)
     found = route(hosted, address)
     assert [d["destination"] for d in found["destinations"]] == ["person@dest.test"]
     assert len(found["steps"]) == 2
@@ -55,7 +91,8 @@ def test_an_srs_address_that_is_not_to_be_trusted_says_why(hosted: Cli, bounces:
     assert "too old" in hosted("route", str(old))[1]
 
 
-def test_the_postmaster_of_the_server(hosted: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_postmaster_of_the_server(hosted: Cli, tmp_path: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    lead_here(tmp_path)
     assert route(hosted, "postmaster@mx1.example.net")["trouble"] == "NOT_HOSTED"
     monkeypatch.setenv("FORWARDER_POSTMASTER", "root@example.com")
     hosted.json("alias", "add", "example.com", "root", "person@dest.test")
