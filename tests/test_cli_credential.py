@@ -86,3 +86,4 @@ def test_a_username_is_what_log_ins_look_up(hosted: Cli, tmp_path: Path) -> None
     assert "before the @" in hosted.fails("credential", "add", "example.com", "richard@example.com")
     assert [row["username"] for row in hosted.json("credential", "list", "example.com")] == ["a b", "josé"]
     hosted.json("credential", "remove", "example.com", "a b")
+    hosted.json("credential", "remove", "example.com", "JOSE\u0301")
