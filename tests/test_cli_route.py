@@ -101,3 +101,12 @@ def test_the_postmaster_of_the_server(hosted: Cli, tmp_path: File, monkeypatch: 
     assert "the postmaster of this server; it leads to root@example.com" in found["steps"][0]
     assert route(hosted, "postmaster@example.com")["trouble"] == "UNKNOWN"
     assert route(hosted, "root@mx1.example.net")["trouble"] == "NOT_HOSTED"
+
+
+def test_the_postmaster_can_be_asked_about_without_keys(
+    hosted: Cli, tmp_path: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORWARDER_POSTMASTER", "root@else.test")
+    (tmp_path / "data" / "keys" / "srs").unlink()
+    assert route(hosted, "postmaster@mx1.example.net")["accepted"] is True
+    assert "srs" in hosted.fails("route", "SRS0=aaaaaaaa=AA=x.org=a@mx1.example.net")

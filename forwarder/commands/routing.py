@@ -71,15 +71,15 @@ def _of_this_host(recipient: "Path", settings: "Settings") -> OfThisHost | None:
     from forwarder.mail.address import parse_address
     from forwarder.mail.srs import Srs, SrsFault
 
+    if recipient.domain == settings.hostname and recipient.key == "postmaster" and settings.postmaster:
+        return OfThisHost(what="the postmaster of this server", leads_to=parse_address(settings.postmaster))
     if recipient.domain == settings.srs.domain:
-        # Only here: looking at keys makes them where there are none.
+        # Only here: no other address needs the keys, and it may be asked about where they are not.
         secrets = open_keyring(settings).srs_secrets
         srs = Srs(secrets, domain=settings.srs.domain, max_age_days=settings.srs.max_age_days)
         sender = srs.reverse(recipient, now=now())
         if sender is not SrsFault.NOT_SRS:
             return OfThisHost(what="an SRS address of this server", leads_to=sender)
-    if recipient.domain == settings.hostname and recipient.key == "postmaster" and settings.postmaster:
-        return OfThisHost(what="the postmaster of this server", leads_to=parse_address(settings.postmaster))
     return None
 
 
