@@ -4,7 +4,9 @@
 that do, so the supervisor may hold the port while its workers serve on it.
 """
 
+import ipaddress
 import socket
+from collections.abc import Collection
 from itertools import chain
 
 import structlog
@@ -32,15 +34,29 @@ def listening_socket(address: HostPort, *, shared: bool = True) -> socket.socket
     return opened
 
 
-def check_free(settings: Settings) -> None:
-    """NodeError when somebody listens on a port of ours: SO_REUSEPORT would share it with another engine, unsaid."""
+def check_free(settings: Settings, *, ours: Collection[HostPort] = ()) -> None:
+    """NodeError when somebody listens on a port of ours: SO_REUSEPORT would share it with another engine, unsaid.
+
+    ``ours`` is what this node has open already. What overlaps with that cannot be asked for and is taken to be free.
+    """
     for address in chain.from_iterable(settings.listeners.values()):
-        if address.port == 0:
+        if address.port == 0 or any(overlap(address, own) for own in ours):
             continue
         try:
             listening_socket(address, shared=False).close()
         except OSError as error:
             raise NodeError(f"cannot listen on {address}: {refusal(error)}") from error
+
+
+def overlap(one: HostPort, other: HostPort) -> bool:
+    """Whether a socket bound to one is, or for a name may be, in the way of the other; ``[::]`` is IPv6 only here."""
+    if one.port != other.port or (":" in one.host) != (":" in other.host):
+        return False
+    try:
+        first, second = ipaddress.ip_address(one.host), ipaddress.ip_address(other.host)
+    except ValueError:
+        return True
+    return first == second or first.is_unspecified or second.is_unspecified
 
 
 def listenable(settings: Settings) -> Settings:

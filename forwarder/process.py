@@ -1,9 +1,9 @@
 """The life of one serving process: its engine, its signals, a new configuration in place of the old one.
 
 SIGTERM and SIGINT drain and end with exit status 0; a second SIGINT (Ctrl-C, by an impatient person) ends at once.
-SIGHUP loads certificates and the configuration again: what is wrong with a new configuration is said, and the old one
-stays. A changed configuration is taken over without a gap: a second engine opens the same ports beside the first,
-which then drains.
+SIGHUP loads certificates and the configuration again: what is wrong with a new configuration, a port that another
+program listens on included, is said, and the old one stays. A changed configuration is taken over without a gap: a
+second engine opens the same ports beside the first, which then drains.
 
 A worker of a supervisor reads a pipe: ``go`` starts it, the end of the stream means that the supervisor is gone, and
 then it drains in a few seconds, so that the next supervisor finds the door open. It answers ``ready`` on another.
@@ -22,7 +22,7 @@ from typing import Any
 import structlog
 
 from forwarder import allocator
-from forwarder.config import ConfigError, Settings
+from forwarder.config import ConfigError, HostPort, Settings
 from forwarder.diagnostics import set_up
 from forwarder.keyring import Keyring, KeyringError, keys_at_hand
 from forwarder.node import NodeError, NodeLock, forget_ports, notify, write_ports
@@ -147,6 +147,10 @@ class Process:
             await self._draining
         successor = Engine(settings, self._next_place())
         try:
+            # Of several, the supervisor has asked: here, who comes second would find its sibling.
+            if self._place.regions == 1:
+                ours = [HostPort(*at) for found in engine.ports.values() for at in found]
+                check_free(settings, ours=ours)
             await successor.start()
         except (KeyringError, NodeError, OSError, StoreUnavailable) as error:
             log.error("the new configuration cannot be used; the old one stays", reason=str(error))

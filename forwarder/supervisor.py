@@ -14,7 +14,9 @@ A worker that dies is said so and replaced, at once the first time and then with
 seconds; its successor frees the leases of the dead at its start. A worker that dies before it ever served, while the
 engine starts, ends the engine: the cause is in its last line.
 
-SIGTERM and SIGHUP go to every worker. The supervisor never touches mail.
+SIGTERM goes to every worker. So does SIGHUP, unless the new configuration names a port that another program listens on:
+the workers, who share theirs, would share that one too, and could not tell it from a sibling's. Ports that a new
+configuration does not name any more stay reserved until the end. The supervisor never touches mail.
 """
 
 import asyncio
@@ -24,19 +26,21 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from itertools import chain
 
 import structlog
 import uvloop
 
-from forwarder.config import HostPort, Settings
+from forwarder.config import ConfigError, HostPort, Settings, load
 from forwarder.forked import Forked, fork
 from forwarder.inbound.limits import clear_region, table_path
 from forwarder.keyring import KeyringError
 from forwarder.mail.ids import new_id
 from forwarder.node import NodeError, NodeLock, forget_ports, notify, write_ports
-from forwarder.ports import check_free, listenable, listening_socket, refusal
+from forwarder.ports import check_free, listenable, listening_socket, overlap, refusal
 from forwarder.preparation import prepare
 from forwarder.process import first_of
 from forwarder.process import serve_as_worker as serve_as_worker  # loaded here, shared with every worker
@@ -120,7 +124,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ends.set)
-        loop.add_signal_handler(signal.SIGHUP, self._pass_on, signal.SIGHUP)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         for worker in self._workers:
             if isinstance(worker.process, Forked):
                 await worker.process.adopt()
@@ -148,14 +152,27 @@ class Supervisor:
         """Bind every listener's port; the environment tells the workers what port 0 became."""
         for name, listeners in self._settings.listeners.items():
             for listener in listeners:
-                try:
-                    opened = listening_socket(listener)
-                except OSError as error:
-                    raise NodeError(f"cannot listen on {listener}: {refusal(error)}") from error
-                self._reserved.append(opened)
+                opened = self._hold(listener)
                 self._ports.setdefault(name, []).append(opened.getsockname()[:2])
             if any(listener.port == 0 for listener in listeners):
                 self._environ[_VARIABLES[name]] = ",".join(str(HostPort(*at)) for at in self._ports[name])
+
+    def _reserve_new(self, settings: Settings) -> None:
+        held = self._held()
+        for listener in chain.from_iterable(settings.listeners.values()):
+            if listener.port and not any(overlap(listener, own) for own in held):
+                self._hold(listener)
+
+    def _hold(self, listener: HostPort) -> socket.socket:
+        try:
+            opened = listening_socket(listener)
+        except OSError as error:
+            raise NodeError(f"cannot listen on {listener}: {refusal(error)}") from error
+        self._reserved.append(opened)
+        return opened
+
+    def _held(self) -> list[HostPort]:
+        return [HostPort(*opened.getsockname()[:2]) for opened in self._reserved]
 
     async def _replace(self, worker: Worker, lock: NodeLock) -> None:
         successor_of = worker.worker_id
@@ -212,6 +229,20 @@ class Supervisor:
             await asyncio.sleep(worker.pause)
             worker.pause = min(max(worker.pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
             await self._replace(worker, lock)
+
+    def _reload(self) -> None:
+        """Pass SIGHUP on when the ports that are new can be had."""
+        try:
+            with suppress(ConfigError):  # every worker says it
+                settings = listenable(load(self._config_path, self._environ))
+                check_free(settings, ours=self._held())
+                self._reserve_new(settings)
+        except NodeError as error:
+            log.error("the new configuration cannot be used; the old one stays", reason=str(error))
+            return
+        except Exception:  # nobody foresaw it: the workers have the same before them
+            log.exception("the new configuration cannot be read")
+        self._pass_on(signal.SIGHUP)
 
     def _pass_on(self, number: signal.Signals) -> None:
         for worker in self._workers:

@@ -11,8 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from forwarder.config import HostPort
 from forwarder.net.tls import self_signed
 from forwarder.node import NodeError
+from forwarder.ports import listening_socket
 from forwarder.serve import running
 from tests.harness import EngineProcess, House, as_environment, wait_until
 from tests.peers.client import Client, Closed
@@ -274,6 +276,50 @@ async def test_another_engine_on_the_same_ports_is_refused(house: House) -> None
         status, output = await _run(house.folder, as_environment(values))
     assert status == 1
     assert "cannot listen" in output
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_a_new_listener_where_another_program_listens_leaves_the_old_configuration(
+    house: House, processes: int
+) -> None:
+    file = house.folder / "config.toml"
+    with (
+        listening_socket(HostPort("127.0.0.1", 0)) as first,
+        listening_socket(HostPort("127.0.0.1", 0)) as it,
+    ):
+        old, new = first.getsockname()[1], it.getsockname()[1]
+
+    def configure(listen: str, size: int = 1) -> None:
+        file.write_text(f'[api]\nlisten = "{listen}"\n[mx]\nsize_limit = "{size} MiB"\n')
+
+    async def answers(port: int) -> bool:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            return (await client.get(f"http://127.0.0.1:{port}/health/live")).status_code == 200
+
+    process = EngineProcess(house, environ={"FORWARDER_CONFIG": str(file)}, workers={"processes": processes})
+    del process.values["api"]["listen"]  # the environment would win
+    configure(f"127.0.0.1:{old}")
+
+    async def reload(sign: str, count: int) -> None:
+        process.process.send_signal(signal.SIGHUP)
+        await wait_until(lambda: process.log().count(sign) == count)
+
+    async with process:
+        with listening_socket(HostPort("127.0.0.1", new)) as other:  # which would share its port
+            other.listen()
+            configure(f"127.0.0.1:{new}")
+            await reload("the old one stays", 1)
+        assert f"cannot listen on 127.0.0.1:{new}" in process.log()
+        assert "in force" not in process.log()
+        assert await answers(old)
+        await reload("in force", processes)
+        assert await answers(new)
+        configure(f"127.0.0.1:{new}", 2)  # its own listener is no other program's
+        await reload("in force", 2 * processes)
+        configure(f"0.0.0.0:{new}", 2)  # nor is what overlaps with it
+        await reload("in force", 3 * processes)
+        assert await answers(new)
+        assert process.log().count("the old one stays") == 1
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from forwarder import supervisor
-from forwarder.config import Settings
+from forwarder.config import HostPort, Settings
 from forwarder.node import NodeLock
+from forwarder.ports import listening_socket
 from tests.harness import EngineProcess, House, wait_until
 from tests.peers.client import Closed
 
@@ -208,3 +209,25 @@ async def test_what_is_armed_reaches_the_first_workers_and_not_their_successors(
         assert set(children(pair)) != set(first)
         assert await pair.end() == 0
     assert '"status": -9' in pair.log()
+
+
+async def test_a_worker_that_reloads_late_shares_the_new_port_of_its_sibling(house: House) -> None:
+    file = house.folder / "config.toml"
+    with (
+        listening_socket(HostPort("127.0.0.1", 0)) as first,
+        listening_socket(HostPort("127.0.0.1", 0)) as it,
+    ):
+        old, new = first.getsockname()[1], it.getsockname()[1]
+    file.write_text(f'[api]\nlisten = "127.0.0.1:{old}"\n')
+    process = EngineProcess(house, environ={"FORWARDER_CONFIG": str(file)}, workers={"processes": 2})
+    del process.values["api"]["listen"]  # the environment would win
+    async with process:
+        late, _ = children(process)
+        os.kill(late, signal.SIGSTOP)
+        try:
+            file.write_text(f'[api]\nlisten = "127.0.0.1:{new}"\n')
+            process.process.send_signal(signal.SIGHUP)
+            await wait_until(lambda: process.log().count("in force") == 1)
+        finally:
+            os.kill(late, signal.SIGCONT)
+        await wait_until(lambda: process.log().count("in force") == 2)

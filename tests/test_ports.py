@@ -1,0 +1,57 @@
+"""Which addresses can be had: what others listen on cannot, what is ours already is not asked for again."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from forwarder.config import HostPort, Settings
+from forwarder.node import NodeError
+from forwarder.ports import check_free, listening_socket
+
+
+def asking_for(*listen: HostPort) -> Settings:
+    values = {"hostname": "mx.test", "mx": {"listen": list(listen)}, "api": {"listen": ""}}
+    return Settings.model_validate(values)
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """The port of a listener on 127.0.0.1 that would share it."""
+    with listening_socket(HostPort("127.0.0.1", 0)) as opened:
+        opened.listen()
+        yield opened.getsockname()[1]
+
+
+def test_a_port_that_somebody_listens_on_is_refused_though_it_would_be_shared(taken: int) -> None:
+    with listening_socket(HostPort("127.0.0.1", taken)):
+        pass  # it would
+    with pytest.raises(NodeError, match=f"cannot listen on 127.0.0.1:{taken}"):
+        check_free(asking_for(HostPort("127.0.0.1", taken)))
+
+
+@pytest.mark.parametrize(
+    ("host", "own", "free"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("0.0.0.0", "127.0.0.1", True),
+        ("127.0.0.1", "0.0.0.0", True),
+        ("localhost", "127.0.0.1", True),
+        ("127.0.0.1", "127.0.0.2", False),
+        ("127.0.0.1", "::", False),
+    ],
+)
+def test_what_overlaps_with_ours_is_not_asked_for(taken: int, host: str, own: str, free: bool) -> None:
+    wanted, ours = asking_for(HostPort(host, taken)), [HostPort(own, taken)]
+    if free:
+        check_free(wanted, ours=ours)
+    else:
+        with pytest.raises(NodeError):
+            check_free(wanted, ours=ours)
+
+
+def test_another_port_of_ours_says_nothing(taken: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(NodeError):
+        check_free(
+            asking_for(HostPort("127.0.0.1", taken)), ours=[HostPort("127.0.0.1", other.getsockname()[1])]
+        )
