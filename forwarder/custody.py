@@ -13,7 +13,7 @@ made, and so are the keys of domains that do not open, under the selectors they 
 domain until its new DKIM record is found. The file is removed when all of that is durable; until then the next start
 goes on with it.
 
-Limits: every sealed key is opened at every start of a node, some 10 microseconds each; a domain's new RSA key takes
+Limits: every sealed key is opened at every start of a node, some 25 microseconds each; a domain's new RSA key takes
 100 ms.
 """
 

@@ -93,16 +93,17 @@ def lost_keys(settings: Settings, missing: Sequence[str]) -> str:
     if all(name.endswith(".pem") for name in missing):
         renewed += ", or new because [dkim] selector or algorithms changed"
     return (
-        f"{keys_folder(settings)} lacks {', '.join(missing)}, and keys are made by themselves only while the database "
-        f"holds no domain; {way_on(settings, renewed)}"
+        f"{keys_folder(settings).absolute()} lacks {', '.join(missing)}, and keys are made by themselves only while "
+        f"the database holds no domain; {way_on(settings, renewed)}"
     )
 
 
 def way_on(settings: Settings, renewed: str) -> str:
     """How keys come back, and how new ones are made on purpose."""
+    marker = (settings.data_dir / RENEW).absolute()
     return (
-        f"restore {keys_folder(settings)} from the backup, or copy it from another machine with this database. If "
-        f"they are {renewed}: touch {settings.data_dir / RENEW}, start again, and publish the DKIM records that "
+        f"restore {keys_folder(settings).absolute()} from the backup, or copy it from another machine with this "
+        f"database. If they are {renewed}: touch {marker}, start again, and publish the DKIM records that "
         "`forwarder domain dns NAME` prints"
     )
 

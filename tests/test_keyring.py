@@ -12,6 +12,7 @@ from forwarder.keyring import (
     KeyringError,
     create_private,
     keys_at_hand,
+    lost_keys,
     make_missing_keys,
     missing_keys,
     open_keyring,
@@ -72,6 +73,16 @@ def test_opening_makes_nothing_and_names_what_is_missing(tmp_path: Path) -> None
         open_keyring(settings(tmp_path))
     assert keys_at_hand(settings(tmp_path)) is None
     assert not (tmp_path / "data").exists()
+
+
+def test_what_to_do_about_lost_keys_names_whole_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a service runs in a folder that the person who reads its log is not in
+    said = lost_keys(Settings.model_validate({"hostname": "mx.test", "data_dir": "data"}), ["srs"])
+    assert said.startswith(f"{tmp_path}/data/keys lacks srs")
+    assert f"restore {tmp_path}/data/keys from" in said
+    assert f"touch {tmp_path}/data/make-new-keys," in said
 
 
 def test_a_key_that_is_missing_is_made_and_the_others_stay(tmp_path: Path) -> None:
