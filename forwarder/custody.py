@@ -5,8 +5,8 @@ were lost, or this is another machine of the same database to which they were no
 would make bounces to earlier SRS addresses unreadable, signatures wrong, and the domains' sealed keys useless. A
 ``store.key`` that does not open every sealed key is as bad.
 
-Commands refuse to work with such keys, and ``forwarder check`` says so. An engine that is to start says so as an error
-in its log, and forwards mail with keys of its own all the same (``serve_with``): a server that is down would lose more.
+Commands refuse to work with such keys, and ``forwarder check`` says so. An engine warns at each start, and forwards
+mail with keys of its own all the same (``serve_with``): a server that is down would lose more.
 
 Whoever has lost them for good says so with a file ``make-new-keys`` in data_dir: at the next start what is missing is
 made, and so are the keys of domains that do not open, under the selectors they had. Nothing is submitted as such a
@@ -57,7 +57,7 @@ async def serve_with(database: Database, settings: Settings) -> None:
     try:
         await check_keys(database, settings, may_renew=True)
     except ForeignKeysError as error:
-        log.error("the keys are not those of this database", reason=str(error))
+        log.warning("the keys are not those of this database", reason=str(error))
         await asyncio.to_thread(make_missing_keys, settings)
 
 
