@@ -5,8 +5,10 @@ were lost, or this is another machine of the same database to which they were no
 would make bounces to earlier SRS addresses unreadable, signatures wrong, and the domains' sealed keys useless. A
 ``store.key`` that does not open every sealed key is as bad.
 
-Commands refuse to work with such keys, and ``forwarder check`` says so. An engine warns at each start, and forwards
-mail with keys of its own all the same (``serve_with``): a server that is down would lose more.
+Commands refuse to work with such keys, and ``forwarder check`` says so. An engine warns, makes what is missing, and
+forwards mail all the same (``serve_with``): a server that is down would lose more. Of a ``store.key`` that is not the
+right one it warns at each start; of SRS secrets and keys of the service, which nothing in the database tells apart from
+others, only at the start that makes them.
 
 Whoever has lost them for good says so with a file ``make-new-keys`` in data_dir: at the next start what is missing is
 made, and so are the keys of domains that do not open, under the selectors they had. Nothing is submitted as such a

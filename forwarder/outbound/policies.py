@@ -107,6 +107,7 @@ class Policies:
             await self._renew(domain)
         except Exception:  # noqa: BLE001 - our own trouble must not take the policy that is kept from anybody
             _log.exception("policy_not_renewed", domain=domain)
+            self._note(domain, self._clock(), UNFETCHED, "an error of ours")
 
     async def _renew(self, domain: str) -> None:
         now = self._clock()

@@ -124,7 +124,8 @@ def _of_driver(error: DBAPIError) -> StoreUnavailable | None:
     state = sqlstate(error)
     if state == _DISK_FULL:
         return StoreFull()
-    if state in _BAD_OPTION or any(_is_bad_option(one) for one in _causes(error)):
+    connecting = error.statement is None  # of a statement, such a code is about its values
+    if (connecting and state in _BAD_OPTION) or any(_is_bad_option(one) for one in _causes(error)):
         return StoreUnavailable()
     if state.startswith(("22", "23")):
         return None
