@@ -77,12 +77,7 @@ class Call:
     @property
     def plan(self) -> Plan:
         """The limits of the account."""
-        return plan_of(self.rooms.settings, self.account)
-
-
-def plan_of(settings: Settings, account: Account) -> Plan:
-    """The account's plan; ``default`` when its own is no longer in the settings."""
-    return settings.plans.get(account.plan, settings.plans["default"])
+        return self.rooms.settings.plan(self.account.plan)
 
 
 Handler = Callable[[Call], Awaitable[Mapping[str, Any]]]
@@ -169,7 +164,7 @@ async def _admit(rooms: Rooms, operation: Operation, request: Request, headers: 
 def _bounds(settings: Settings, account: Account) -> Bounds:
     return Bounds(
         allow_private=settings.outbound.allow_private_destinations,
-        destinations=plan_of(settings, account).destinations,
+        destinations=settings.plan(account.plan).destinations,
     )
 
 

@@ -236,7 +236,7 @@ class Engine:
             dmarc=wanted.dmarc,
             dmarc_reject=wanted.dmarc_reject,
             arc=self.settings.arc.enabled,
-            own_names=(self.settings.hostname, self.settings.dkim.domain, self.settings.srs.domain),
+            own_names=self.settings.own_names,
         )
 
     def _outbound(self, keyring: Keyring, srs: Srs, keys: DomainKeys) -> Dispatcher:

@@ -179,7 +179,7 @@ def add_key(
 
     def add(conn: "Connection", settings: "Settings") -> "tuple[str, ApiKey]":
         owner = account_named(conn, email)
-        limit = settings.plans.get(owner.plan, settings.plans["default"]).api
+        limit = settings.plan(owner.plan).api
         made = accounts.add_key(conn, owner.id, name, new.digest, new.prefix, now(), limit=limit)
         return owner.email, made
 

@@ -60,7 +60,7 @@ def owner_of(conn: "Connection", domain: "Domain", settings: "Settings") -> tupl
     owner = accounts.get(conn, domain.account_id)
     if owner is None:
         raise Failure(f"the account of {domain.name} is gone")
-    return owner, settings.plans.get(owner.plan, settings.plans["default"])
+    return owner, settings.plan(owner.plan)
 
 
 @command(alias, "add")

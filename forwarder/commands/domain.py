@@ -57,7 +57,7 @@ def add_domain(
 
     def add(conn: "Connection", settings: "Settings") -> "Domain":
         owner = account_named(conn, account)
-        plan = settings.plans.get(owner.plan, settings.plans["default"])
+        plan = settings.plan(owner.plan)
         made = domains.add(
             conn,
             owner.id,

@@ -237,13 +237,22 @@ class Settings(Section):
             listeners["submission-tls"] = self.submission.listen_tls
         return listeners
 
+    def plan(self, name: str) -> Plan:
+        """The limits of that name; the default ones where the configuration has it no more."""
+        return self.plans.get(name, self.plans["default"])
+
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """What this server itself is called: its host, and the domains of its return addresses and signatures."""
+        return (self.hostname, self.srs.domain, self.dkim.domain)
+
     def own_name(self, domain: str) -> str | None:
         """The name of this server itself that ``domain`` (lower-case A-labels) is or stands below; None: of none.
 
         Such names are nobody's to host: their mail and their DNS records are the server's own. What stands above
         them is free: a server mx1.example.net hosts example.net as any other domain.
         """
-        for own in (self.hostname, self.srs.domain, self.dkim.domain):
+        for own in self.own_names:
             if domain == own or domain.endswith(f".{own}"):
                 return own
         return None

@@ -49,9 +49,8 @@ def author(message: Canonical) -> Author:
         domains = {_domain(address) for address in addresses(value.decode("utf-8", "replace"))}
     except (SignatureError, ValueError):
         return Author(fault=AuthorFault.UNREADABLE)
-    domains.discard(
-        ""
-    )  # "Pied Piper, Inc. <a@b.example>": words that somebody forgot to quote name no domain
+    # "Pied Piper, Inc. <a@b.example>": words that somebody forgot to quote name no domain.
+    domains.discard("")
     if len(domains) > 1:
         return Author(fault=AuthorFault.SEVERAL)
     domain = next(iter(domains), "")

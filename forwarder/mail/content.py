@@ -18,7 +18,7 @@ import io
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import lru_cache
 
 from forwarder.mail.words import decode_words, printable
 
@@ -145,7 +145,7 @@ class Fields:
         return len(self._values.get(name, ()))
 
 
-@cache
+@lru_cache(maxsize=64)
 def _beginnings(names: tuple[bytes, ...]) -> re.Pattern[bytes]:
     return re.compile(rb"\n(" + b"|".join(map(re.escape, names)) + rb")[ \t]*+:")
 
