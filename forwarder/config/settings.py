@@ -118,6 +118,7 @@ class OutboundSection(Section):
     allow_private_destinations: bool = False
     tls: Literal["opportunistic", "required", "off"] = "opportunistic"
     mta_sts: bool = True  # domains that enforce a policy (RFC 8461) get mail by it, whatever ``tls`` says
+    dane: bool = True  # hosts with TLSA records in signed zones (RFC 7672) get mail by them; likewise
     concurrency: Positive = 200  # sessions at once, per process
     concurrency_per_site: Positive = 20
     window: Positive = 2000  # deliveries held in memory, per process

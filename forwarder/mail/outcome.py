@@ -61,7 +61,7 @@ class Fault(StrEnum):
     PROTOCOL = "protocol"  # what came is not SMTP, or too much of it
     TLS = "tls"  # the handshake failed
     TLS_REQUIRED = "tls required"  # policy wants TLS and the server offers none
-    CERTIFICATE = "certificate"  # policy wants a certificate that the server does not have
+    CERTIFICATE = "certificate"  # MTA-STS or DANE wants a certificate that the host does not have
     POLICY = "policy"  # the MTA-STS policy of the domain names none of its MX hosts
     DNS = "dns"  # the resolver cannot tell
     NO_DOMAIN = "no domain"  # NXDOMAIN

@@ -46,3 +46,10 @@ def _options() -> re2.Options:
 
 
 find_dot = literally(b"\r\n.")  # a line that begins with a dot, or after stuffing with two (RFC 5321 4.5.2)
+
+
+def stuffed(lines: bytes) -> bytes:
+    """Dots at the beginning of lines doubled (RFC 5321 4.5.2); the very object when there is none."""
+    if find_dot(lines) >= 0:
+        lines = lines.replace(b"\r\n.", b"\r\n..")
+    return b"." + lines if lines.startswith(b".") else lines

@@ -2,6 +2,9 @@
 
 Pure. ``read`` follows the chain of aliases within a message; where the chain leaves it, the name to ask for next is
 the result. Lifetimes are bounded here, so that nobody else has to.
+
+``secure``: the name server says that it validated the answer (AD, RFC 4035 3.2.3). It is as true as the way to that
+server is safe; who forges it can only make us demand more than we would.
 """
 
 from dataclasses import dataclass, field
@@ -10,11 +13,14 @@ from itertools import zip_longest
 from typing import Any, Generic, TypeVar, cast
 
 import dns.exception
+import dns.flags
 import dns.message
 import dns.name
 import dns.rcode
 import dns.rdata
 import dns.rdatatype
+
+from forwarder.mail.dane import Tlsa
 
 MIN_TTL = timedelta(seconds=1)
 MAX_TTL = timedelta(hours=1)
@@ -38,6 +44,7 @@ class Found(Generic[Record]):
 
     records: tuple[Record, ...]
     ttl: timedelta
+    secure: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +53,7 @@ class NotFound:
 
     nxdomain: bool
     ttl: timedelta = field(default=MIN_TTL, compare=False)
+    secure: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,19 +76,20 @@ def read(message: dns.message.QueryMessage, kind: dns.rdatatype.RdataType) -> An
     except dns.exception.DNSException as exc:
         return CannotTell(reason=f"the answer contradicts itself ({type(exc).__name__})")
     ttl = timedelta(seconds=result.minimum_ttl)
+    secure = bool(message.flags & dns.flags.AD)
     if result.answer is not None:
         records = tuple(_record(rdata, kind) for rdata in result.answer)
-        return Found(records=records, ttl=max(MIN_TTL, min(ttl, MAX_TTL)))
+        return Found(records=records, ttl=max(MIN_TTL, min(ttl, MAX_TTL)), secure=secure)
     nxdomain = message.rcode() == dns.rcode.NXDOMAIN
     authority = any(rrset.rdtype == dns.rdatatype.SOA for rrset in message.authority)
     if result.cnames and not nxdomain and not authority:
         return result.canonical_name
     if not authority:  # RFC 2308 5: without an SOA a negative answer should not be kept
         ttl = MIN_TTL
-    return NotFound(nxdomain=nxdomain, ttl=max(MIN_TTL, min(ttl, MAX_NEGATIVE_TTL)))
+    return NotFound(nxdomain=nxdomain, ttl=max(MIN_TTL, min(ttl, MAX_NEGATIVE_TTL)), secure=secure)
 
 
-def _record(rdata: dns.rdata.Rdata, kind: dns.rdatatype.RdataType) -> Mx | str | bytes:
+def _record(rdata: dns.rdata.Rdata, kind: dns.rdatatype.RdataType) -> Mx | Tlsa | str | bytes:
     fields = cast(Any, rdata)  # dnspython types rdata by class at run time
     match kind:
         case dns.rdatatype.MX:
@@ -89,6 +98,8 @@ def _record(rdata: dns.rdata.Rdata, kind: dns.rdatatype.RdataType) -> Mx | str |
             return b"".join(fields.strings)
         case dns.rdatatype.A | dns.rdatatype.AAAA:
             return cast(str, fields.address)
+        case dns.rdatatype.TLSA:
+            return Tlsa(fields.usage, fields.selector, fields.mtype, fields.cert)
         case _:
             return _text(fields.target)
 
@@ -102,7 +113,7 @@ def merged(first: Answer[_T], second: Answer[_T]) -> Answer[_T]:
         case Found(), Found():
             pairs = zip_longest(first.records, second.records)
             both = tuple(record for pair in pairs for record in pair if record is not None)
-            return Found(records=both, ttl=min(first.ttl, second.ttl))
+            return Found(records=both, ttl=min(first.ttl, second.ttl), secure=first.secure and second.secure)
         case (Found() as one, _) | (_, Found() as one):
             return one
         case (CannotTell() as one, _) | (_, CannotTell() as one):

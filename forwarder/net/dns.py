@@ -18,12 +18,13 @@ Limits: see ``forwarder.net.nameservers``.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any
 
 import dns.exception
+import dns.flags
 import dns.message
 import dns.name
 import dns.rcode
@@ -32,6 +33,7 @@ import dns.rdatatype
 import dns.reversename
 
 from forwarder.config import HostPort
+from forwarder.mail.dane import Tlsa
 from forwarder.net.addresses import is_private
 from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound, merged, read
 from forwarder.net.nameservers import NoAnswer, ask, system_nameservers
@@ -99,6 +101,10 @@ class Resolver:
     async def cname(self, name: str, *, fresh: bool = False) -> Answer[str]:
         """What this very name is an alias of."""
         return await self._look_up(name, dns.rdatatype.CNAME, fresh=fresh)
+
+    async def tlsa(self, host: str, port: int, *, fresh: bool = False) -> Answer[Tlsa]:
+        """What a TCP service of a host shows by TLS (RFC 6698 3)."""
+        return await self._look_up(f"_{port}._tcp.{host}", dns.rdatatype.TLSA, fresh=fresh)
 
     async def ptr(self, address: str) -> Answer[str]:
         """The names of an address; ValueError when it is none."""
@@ -189,6 +195,7 @@ class Resolver:
         except (dns.exception.DNSException, UnicodeError):
             return NotFound(nxdomain=True)  # no zone can hold it
         seen = {name}
+        secure = True
         for _ in range(ALIASES):
             try:
                 async with asyncio.timeout(self._deadline.total_seconds()):
@@ -202,8 +209,9 @@ class Resolver:
             finally:
                 self._slots.release()
             answer = read(message, kind)
+            secure = secure and bool(message.flags & dns.flags.AD)
             if not isinstance(answer, dns.name.Name):
-                return answer
+                return answer if secure or isinstance(answer, CannotTell) else replace(answer, secure=False)
             if answer in seen:
                 return CannotTell(reason=f"{text} is an alias that leads back to itself")
             seen.add(answer)

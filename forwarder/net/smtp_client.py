@@ -29,13 +29,14 @@ import re
 import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Self
 
 from forwarder.failpoint import reach
+from forwarder.mail.dane import Tlsa, authenticated
 from forwarder.mail.outcome import Fault, Stage, reply_for
 from forwarder.mail.reply import Reply
-from forwarder.mail.scan import find_dot
+from forwarder.mail.scan import stuffed
 from forwarder.net.smtp_answers import Features, SessionFault, Transaction, announced, fault_at, over
 from forwarder.net.smtp_wire import PATIENCE, Wire, WireTrouble
 from forwarder.net.tls import TlsMode
@@ -87,10 +88,14 @@ class Session:
         hello: str,
         tls: TlsMode = TlsMode.OPPORTUNISTIC,
         context: ssl.SSLContext | None = None,
+        tlsa: Sequence[Tlsa] = (),
         timeouts: Timeouts | None = None,
         local_address: str = "",
     ) -> Self:
-        """Dial, greeting, EHLO, STARTTLS; ``SessionFault``. ``context`` is needed unless ``tls`` is off."""
+        """Dial, greeting, EHLO, STARTTLS; ``SessionFault``. ``context`` is needed unless ``tls`` is off.
+
+        With ``tlsa`` the host's certificate must be one that these records mean; TLS has to be demanded then.
+        """
         timeouts = timeouts or Timeouts()
         demanded = tls in (TlsMode.REQUIRED, TlsMode.VERIFIED)
         wire = await _dial(address, port, local_address, timeouts.connect.total_seconds())
@@ -101,7 +106,7 @@ class Session:
             await session._hello(hello)
             if tls is not TlsMode.OFF and session.features.starttls:
                 assert context is not None, "a session with TLS needs a context"
-                await session._start_tls(context, hello, demanded=demanded)
+                await session._start_tls(context, hello, demanded=demanded, tlsa=tlsa)
             elif demanded:
                 raise fault_at(Stage.STARTTLS, Fault.TLS_REQUIRED)
         except BaseException:
@@ -196,7 +201,9 @@ class Session:
                 raise SessionFault(Stage.HELLO, refused) from fault
             raise
 
-    async def _start_tls(self, context: ssl.SSLContext, name: str, *, demanded: bool) -> None:
+    async def _start_tls(
+        self, context: ssl.SSLContext, name: str, *, demanded: bool, tlsa: Sequence[Tlsa]
+    ) -> None:
         self._wire.write([b"STARTTLS\r\n"], expecting=1)
         reply = await self._one(Stage.STARTTLS, self._command)
         if demanded and reply.code not in (220, 421):
@@ -207,6 +214,8 @@ class Session:
             self.tls = await self._wire.start_tls(context, self.host, self._command)
         except WireTrouble as trouble:
             raise over(Stage.STARTTLS, trouble) from trouble
+        if tlsa and not authenticated(tlsa, self._wire.certificates, host=self.host, now=datetime.now(UTC)):
+            raise fault_at(Stage.STARTTLS, Fault.CERTIFICATE, "its TLSA records do not mean it")
         await self._hello(name)  # RFC 3207 4.2: what was announced in clear is forgotten
 
     # --- a transaction
@@ -286,7 +295,7 @@ class Session:
         return Transaction(mail=mail, recipients=tuple(answers), final=final)
 
     async def _content(self, parts: Sequence[bytes]) -> Reply:
-        buffers: list[bytes | memoryview] = [_stuffed(part) for part in parts]
+        buffers: list[bytes | memoryview] = [stuffed(part) for part in parts]
         early = None if self._wire.calm else await self._early_answer()
         if early is not None:
             return early
@@ -369,13 +378,6 @@ def _ascii_head(parts: Sequence[bytes]) -> bool:
         if end:
             return True
     return True
-
-
-def _stuffed(part: bytes) -> bytes:
-    """Dots at the beginning of lines doubled; the very object when there is none."""
-    if find_dot(part) >= 0:
-        part = part.replace(b"\r\n.", b"\r\n..")
-    return b"." + part if part.startswith(b".") else part
 
 
 def _blocks(buffer: bytes | memoryview) -> Iterator[memoryview]:

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 
 from forwarder.mail.outcome import Fault
 from forwarder.mail.reply import Reply, parse_reply
+from forwarder.net.tls import shown
 
 LINE = 4096  # octets; RFC 5321 4.5.3.1.5 asks for 512, real servers say more
 REPLY = 64 * 1024
@@ -113,6 +114,11 @@ class Wire(asyncio.Protocol):
         # not writelines: in asyncio's own transport (seen with Python 3.13.0) it never pauses the writer
         for buffer in buffers:
             self._transport.write(buffer)
+
+    @property
+    def certificates(self) -> list[bytes]:
+        """What the peer has shown in the handshake, in DER, its own first."""
+        return shown(self._transport.get_extra_info("ssl_object"))
 
     async def drain(self, timeout: float) -> None:
         """Until the peer has taken enough of what was written, or answers it."""

@@ -7,12 +7,14 @@ is logged once per change. The very first load has no old pair: ``TlsFilesError`
 
 Sending: opportunistic TLS (RFC 7435) takes any certificate and also weak keys and hashes, since the alternative is
 clear text; ``verify=True`` takes only what the system's authorities vouch for, for the very name that is dialled (what
-MTA-STS demands, RFC 8461 4.2). TLS 1.2 is the least in both directions (RFC 8996).
+MTA-STS demands, RFC 8461 4.2). Where certificates are judged by the host's TLSA records, ``shown`` are those to judge.
+TLS 1.2 is the least in both directions (RFC 8996).
 
-Limits: one certificate for all names; no DANE. A renewal that writes the certificate first and the key later is seen
+Limits: one certificate for all names. A renewal that writes the certificate first and the key later is seen
 as a bad pair in between: the old one is kept, and the next look finds both.
 """
 
+import _ssl
 import os
 import ssl
 from collections.abc import Sequence
@@ -73,8 +75,8 @@ class ServerTls:
         return True
 
 
-def client_context(*, verify: bool) -> ssl.SSLContext:
-    """For sessions to MX hosts; costs some 10 ms, so make it once."""
+def client_context(*, verify: bool, weak: bool = True) -> ssl.SSLContext:
+    """For sessions to MX hosts; costs some 10 ms, so make it once. ``weak``: what does not verify may be weak too."""
     if verify:
         context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
         # RFC 8461 4.2: the name stands among the alternative names
@@ -83,9 +85,19 @@ def client_context(*, verify: bool) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-        context.set_ciphers("DEFAULT:@SECLEVEL=0")  # weak beats none: the alternative is clear text
+        if weak:
+            context.set_ciphers("DEFAULT:@SECLEVEL=0")  # weak beats none: the alternative is clear text
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
+
+
+def shown(connection: ssl.SSLObject) -> list[bytes]:
+    """The certificates that a server has shown, in DER, its own first; unverified."""
+    own = getattr(connection, "get_unverified_chain", None)
+    if own is not None:  # since Python 3.13
+        return list(own())
+    chain = connection._sslobj.get_unverified_chain()  # type: ignore[attr-defined]  # noqa: SLF001
+    return [each.public_bytes(_ssl.ENCODING_DER) for each in chain or ()]
 
 
 def self_signed(

@@ -33,7 +33,7 @@ from forwarder.net.smtp_client import Session, SessionFault, Transaction
 from forwarder.outbound.parcel import Carried, Job, Parcel, Verdict
 from forwarder.outbound.pool import Pool
 from forwarder.outbound.prepare import Signing
-from forwarder.outbound.route import Route
+from forwarder.outbound.route import MxHost, Route
 from forwarder.outbound.webhook import Webhooks
 from forwarder.store.queue import Delivery
 
@@ -155,17 +155,17 @@ class _Attempt:
         for place, (host, address) in enumerate(dials):
             if not self._waiting:
                 return
-            if host in skipped:
+            if host.name in skipped:
                 continue
             more = place + 1 < len(dials)
             try:
                 session = await self._pool.open(self._route, host, address)
             except SessionFault as fault:
-                self._judge_all(Scope.SITE, fault.reply, host, more_hosts=more)
+                self._judge_all(Scope.SITE, fault.reply, host.name, more_hosts=more)
                 continue
-            skipped.add(host)
-            more = any(other not in skipped for other, _ in dials[place + 1 :])
-            await self._send(session, host, more_hosts=more)
+            skipped.add(host.name)
+            more = any(other.name not in skipped for other, _ in dials[place + 1 :])
+            await self._send(session, host.name, more_hosts=more)
 
     def carried(self) -> Carried:
         """What came of it; whoever is left after the last host waits for the next attempt."""
@@ -179,14 +179,14 @@ class _Attempt:
             verdicts=self._verdicts, reached=self._reached, trouble=None if self._reached else self._last[0]
         )
 
-    def _dials(self) -> Iterator[tuple[str, str]]:
+    def _dials(self) -> Iterator[tuple[MxHost, str]]:
         left = _DIALS
         for host in self._route.hosts:
             for address in host.addresses:
                 if not left:
                     return
                 left -= 1
-                yield host.name, address
+                yield host, address
 
     async def _send(self, session: Session, host: str, *, more_hosts: bool, kept: bool = False) -> bool:
         """Transactions over one session until the host has judged everyone who waits; False: it broke off."""

@@ -8,8 +8,8 @@ has neither hung up nor said anything meanwhile.
 
 Opportunistic TLS: a host whose handshake fails gets the same message in clear over a new connection, and for ten
 minutes the handshake is not tried with it again. With ``tls = "required"`` nothing goes in clear. A route that demands
-verified TLS (MTA-STS) gets that whatever the mode and the memory; its site is another than that of a free route to the
-same hosts, so no session of theirs is ever lent to it.
+verified TLS (MTA-STS), and a host that has TLSA records (DANE), get it whatever the mode and the memory; such a route's
+site is another than that of a free route to the same hosts, so no session of theirs is ever lent to it.
 
 How it fails: ``open`` raises ``SessionFault``; a reused session may still break at its first command (the peer's
 hanging up crossed our MAIL): the caller sees a fault at ``Stage.MAIL`` and opens a new one.
@@ -24,7 +24,7 @@ from forwarder.config import OutboundSection
 from forwarder.mail.outcome import Fault, Stage
 from forwarder.net.smtp_client import Session, SessionFault, Timeouts
 from forwarder.net.tls import TlsMode, client_context
-from forwarder.outbound.route import Route
+from forwarder.outbound.route import MxHost, Route
 
 BROKEN_TLS = 600.0  # seconds
 BROKEN_TLS_HOSTS = 10_000
@@ -44,8 +44,8 @@ class Pool:
     ) -> None:
         self._hello = hello
         self._mode = _MODES[settings.tls]
-        self._context: ssl.SSLContext | None = None  # takes any certificate
         self._verifying = verifying
+        self._unverifying: dict[bool, ssl.SSLContext] = {}  # by whether they take what is weak
         self._timeouts = Timeouts(
             connect=settings.connect_timeout,
             greeting=settings.greeting_timeout,
@@ -82,9 +82,9 @@ class Pool:
             session.abort()
         return None
 
-    async def open(self, route: Route, host: str, address: str) -> Session:
+    async def open(self, route: Route, host: MxHost, address: str) -> Session:
         """A new session to one address of one host of the route; ``SessionFault``."""
-        mode = TlsMode.VERIFIED if route.verified else self._mode
+        mode = self._mode_for(route, host)
         key = (address, route.port)
         if mode is TlsMode.OPPORTUNISTIC and self._tls_is_broken(key):
             mode = TlsMode.OFF
@@ -128,28 +128,34 @@ class Pool:
         self._by_site.clear()
         await asyncio.gather(*(session.quit() for session in sessions))
 
-    async def _connect(self, host: str, address: str, port: int, mode: TlsMode) -> Session:
-        context = None if mode is TlsMode.OFF else await self._context_for(mode)
+    def _mode_for(self, route: Route, host: MxHost) -> TlsMode:
+        if route.verified:
+            return TlsMode.VERIFIED
+        return self._mode if host.tlsa is None else TlsMode.REQUIRED
+
+    async def _connect(self, host: MxHost, address: str, port: int, mode: TlsMode) -> Session:
+        context = None if mode is TlsMode.OFF else await self._context_for(mode, weak=not host.tlsa)
         return await Session.connect(
-            host,
+            host.name,
             address,
             port,
             hello=self._hello,
             tls=mode,
             context=context,
+            tlsa=host.tlsa or (),
             timeouts=self._timeouts,
             local_address=self._bind_ipv6 if ":" in address else self._bind_ipv4,
         )
 
-    async def _context_for(self, mode: TlsMode) -> ssl.SSLContext:
+    async def _context_for(self, mode: TlsMode, *, weak: bool) -> ssl.SSLContext:
         if mode is TlsMode.VERIFIED:
             if self._verifying is None:  # the authorities take some tens of milliseconds
                 made = await asyncio.to_thread(client_context, verify=True)
                 self._verifying = self._verifying or made
             return self._verifying
-        if self._context is None:
-            self._context = client_context(verify=False)
-        return self._context
+        if weak not in self._unverifying:
+            self._unverifying[weak] = client_context(verify=False, weak=weak)
+        return self._unverifying[weak]
 
     def _tls_is_broken(self, key: tuple[str, int]) -> bool:
         until = self._broken_tls.get(key)

@@ -16,22 +16,29 @@ Where the domain enforces an MTA-STS policy (RFC 8461), hosts that it does not n
 ``verified``: spoken to only over TLS with a certificate for their name. When none remains the mail waits (4.7.5): the
 policy may be changed. Such a route has a site of its own.
 
+Where the name server says that it validated the MX records and the addresses of a host, and the host has TLSA records
+likewise (DANE, RFC 7672), it is spoken to only over TLS, and only when its certificate is one that they mean; records
+none of which we can use demand TLS alone (2.2). A host whose TLSA records cannot be looked up is left out (2.1.2). Both
+hold where both apply: DANE does not excuse from a policy, nor the other way round (RFC 8461 2).
+
 A smarthost takes everything and its address may be private; its trouble is ours and so temporary, whatever the DNS
 says of it. No policy of the domains is asked for then: it is the smarthost that speaks to their hosts.
 
-Limits: no DANE. What a host says before TLS counts as its word, so a 554 at its door ends a delivery although a policy
-is in force. We do not see that a name is ours by its address where it was not looked up, nor that it is a host which
-the policy left out. A preference class is shuffled (RFC 5321 5.1), so one message may meet another host than the next.
+Limits: DANE needs a validating resolver; the name an MX host is an alias of is not asked for TLSA records. What a host
+says before TLS counts as its word, so a 554 at its door ends a delivery although a policy is in force. We do not see
+that a name is ours by its address where it was not looked up, nor that it is a host which the policy left out. A
+preference class is shuffled (RFC 5321 5.1), so one message may meet another host than the next.
 """
 
 import asyncio
 import random
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from forwarder.config import HostPort, Settings
 from forwarder.mail import mta_sts
+from forwarder.mail.dane import Tlsa, usable
 from forwarder.mail.outcome import Fault, reply_for
 from forwarder.mail.reply import Reply
 from forwarder.net.addresses import is_private, literal
@@ -50,6 +57,8 @@ class MxHost:
 
     name: str
     addresses: tuple[str, ...]
+    # What its certificate has to match; empty: TLS is demanded, with any; None: DANE does not apply to it.
+    tlsa: tuple[Tlsa, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,13 +138,15 @@ class Router:
         hosts = usable_hosts(domain, candidates, found, policy)
         if isinstance(hosts, Failure):
             return hosts
-        site = _site(names, verified=demands is not None)
         complete = not any(isinstance(found[name], CannotTell) for name in candidates)
+        hosts, unknown = bound(hosts, await self._tlsa_of(hosts, answer, found))
+        if not hosts:
+            return Failure(reply=reply_for(Fault.DNS, unknown))
         return Route(
-            site=site,
+            site=_site(names, hosts, verified=demands is not None),
             hosts=hosts,
             port=self._outbound.port,
-            complete=complete,
+            complete=complete and not unknown,
             verified=demands is not None,
         )
 
@@ -155,6 +166,16 @@ class Router:
             if all(isinstance(answer, CannotTell) for answer in batch.values()):
                 break  # the DNS is away: it will not tell more of others
         return found
+
+    async def _tlsa_of(
+        self, hosts: Sequence[MxHost], mx: Answer[Mx], found: Mapping[str, Answer[str]]
+    ) -> dict[str, Answer[Tlsa]]:
+        """The TLSA records of those hosts that signed zones lead to."""
+        if not self._outbound.dane or isinstance(mx, CannotTell) or not mx.secure:
+            return {}
+        names = [host.name for host in hosts if _is_secure(found[host.name])]
+        answers = await asyncio.gather(*(self._resolver.tlsa(name, self._outbound.port) for name in names))
+        return dict(zip(names, answers, strict=True))
 
     async def _smarthost(self, smarthost: HostPort) -> Route | Failure:
         try:
@@ -225,10 +246,31 @@ def permitted(groups: Sequence[Sequence[str]], demands: mta_sts.Policy | None) -
     )
 
 
-def _site(groups: Sequence[Sequence[str]], *, verified: bool) -> str:
+def bound(hosts: Sequence[MxHost], answers: Mapping[str, Answer[Tlsa]]) -> tuple[tuple[MxHost, ...], str]:
+    """The hosts with what DANE demands of them, and why some are left out; "": none is."""
+    kept: list[MxHost] = []
+    unknown = ""
+    for host in hosts:
+        match answers.get(host.name):
+            case CannotTell(reason=reason):
+                unknown = unknown or reason
+            case Found(records=records, secure=True):
+                kept.append(replace(host, tlsa=tuple(filter(usable, records))))
+            case _:
+                kept.append(host)
+    return tuple(kept), unknown
+
+
+def _is_secure(answer: Answer[str]) -> bool:
+    return isinstance(answer, Found) and answer.secure
+
+
+def _site(groups: Sequence[Sequence[str]], hosts: Sequence[MxHost], *, verified: bool) -> str:
     site = " ".join(sorted({name for group in groups for name in group}))
     # Parentheses come escaped in names of the DNS, so no set of hosts is called like this.
-    return f"{site} (verified)" if verified else site
+    if verified:
+        site += " (verified)"
+    return site if all(host.tlsa is None for host in hosts) else f"{site} (DANE)"
 
 
 def _us_first(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from forwarder.config import HostPort
+from forwarder.mail.dane import Tlsa
 from forwarder.net.dns import Answer, CannotTell, Found, Mx, NotFound, Resolver
 from forwarder.net.nameservers import system_nameservers
 from tests.peers.dns_server import DnsServer
@@ -187,6 +188,47 @@ async def test_a_loop_of_aliases_ends(chase: bool, clock: Clock) -> None:
         resolver = Resolver([HostPort(dns.host, dns.port)], clock=clock)
         assert isinstance(await resolver.mx("a.test"), CannotTell)
         assert len(dns.queries) <= 20
+
+
+@pytest.mark.parametrize("unsigned", ["", "www.test", "example.test"])
+async def test_an_answer_is_secure_when_all_of_its_chain_is(unsigned: str, clock: Clock) -> None:
+    async with DnsServer(chase=False) as dns:
+        dns.signed = lambda name: name != unsigned
+        dns.set("www.test", "CNAME", ["example.test"])
+        dns.set("example.test", "A", ["192.0.2.1"])
+        resolver = Resolver([HostPort(dns.host, dns.port)], clock=clock)
+        answer = await resolver.a("www.test")
+        assert isinstance(answer, Found)
+        assert answer.secure is (unsigned == "")
+        nothing = await resolver.mx("www.test")
+        assert isinstance(nothing, NotFound)
+        assert nothing.secure is (unsigned == "")
+        await resolver.close()
+
+
+@pytest.mark.parametrize("unsigned", ["", "A", "AAAA"])
+async def test_addresses_are_secure_when_both_families_are(unsigned: str, clock: Clock) -> None:
+    async with DnsServer() as dns:
+        dns.set("mx.test", "A", ["192.0.2.1"])
+        dns.set("mx.test", "AAAA", ["2001:db8::1"])
+        dns.signed = lambda name: dns.queries[-1].kind != unsigned
+        resolver = Resolver([HostPort(dns.host, dns.port)], clock=clock)
+        for _ in range(2):  # asked, and from the cache
+            answer = await resolver.addresses("mx.test")
+            assert isinstance(answer, Found)
+            assert answer.secure is (unsigned == "")
+        await resolver.close()
+
+
+async def test_tlsa_records(clock: Clock) -> None:
+    async with DnsServer() as dns:
+        dns.set("_25._tcp.mx.test", "TLSA", ["3 1 1 " + "ab" * 32, "2 0 0 0102"])
+        resolver = Resolver([HostPort(dns.host, dns.port)], clock=clock)
+        answer = await resolver.tlsa("mx.test", 25)
+        assert isinstance(answer, Found)
+        assert set(answer.records) == {Tlsa(3, 1, 1, b"\xab" * 32), Tlsa(2, 0, 0, b"\1\2")}
+        assert not answer.secure
+        await resolver.close()
 
 
 async def test_a_long_chain_of_aliases_ends(clock: Clock) -> None:

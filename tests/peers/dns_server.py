@@ -18,7 +18,7 @@ the query carries EDNS), slow (the answer after ``dns.slowness`` seconds). The n
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -57,6 +57,9 @@ class DnsServer:
         self.ttl = ttl  # of positive and negative answers alike
         self.chase = chase  # follow CNAMEs ourselves; False: only the one record is given
         self.authoritative = False  # set the AA bit, as a zone's own server does
+        self.signed: Callable[[str], bool] = lambda name: (
+            False
+        )  # whose answers were validated (AD), where one asks
         self.slowness = 0.2
         self.queries: list[Query] = []
         self._records: dict[tuple[str, str], list[str]] = {}
@@ -163,6 +166,8 @@ class DnsServer:
         right = dns.message.make_response(query, recursion_available=True)
         if self.authoritative:
             right.flags |= dns.flags.AA
+        if query.flags & dns.flags.AD and self.signed(name):
+            right.flags |= dns.flags.AD
         self._fill(right, question.name, kind)
         payload = query.payload if query.edns >= 0 else 512
         match self._fault(name, kind):

@@ -1,0 +1,169 @@
+"""DANE for SMTP (RFC 7672): whether the certificates that a host shows are those its TLSA records mean.
+
+``usable`` says which records count at all; ``authenticated`` judges a chain by them. Pure: ``outbound.route`` asks for
+the records, ``net.smtp_client`` shows the chain.
+
+A record of usage DANE-EE(3) names the host's own certificate or key, and nothing else of that certificate counts,
+neither its names nor its dates (RFC 7672 3.1.1). One of usage DANE-TA(2) names an authority: it must be among the
+certificates shown, or stand in the record itself, and must have issued the host's, which must be in date and bear the
+host's name (3.1.2). The PKIX usages are not for SMTP (3.1.3).
+
+How it fails: ``authenticated`` says False, whatever the octets of the records and the certificates are.
+
+Limits: the host's name is the only one accepted, not the domain that the mail is for (3.2.2); a DANE-TA record that
+holds a bare key (2 1 0) finds only authorities that are shown.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum
+
+from cryptography import x509
+from cryptography.x509.verification import Criticality, ExtensionPolicy, Policy, PolicyBuilder, Store
+from cryptography.x509.verification import VerificationError as NotVerified
+
+_DANE_TA, _DANE_EE = 2, 3
+_WHOLE, _KEY = 0, 1  # the selectors
+_EXACT, _SHA256, _SHA512 = 0, 1, 2  # the matching types
+_DIGESTS: dict[int, Callable[[bytes], bytes]] = {
+    _SHA256: lambda octets: hashlib.sha256(octets).digest(),
+    _SHA512: lambda octets: hashlib.sha512(octets).digest(),
+}
+_LENGTHS = {_SHA256: 32, _SHA512: 64}
+
+
+class _Tag(IntEnum):
+    """ASN.1 tags of a certificate (X.690 8.1.2, RFC 5280 4.1)."""
+
+    SEQUENCE = 0x30
+    VERSION = 0xA0
+
+
+@dataclass(frozen=True, slots=True)
+class Tlsa:
+    """One TLSA record (RFC 6698 2.1)."""
+
+    usage: int
+    selector: int
+    matching: int
+    data: bytes
+
+
+def usable(record: Tlsa) -> bool:
+    """Whether a record can authenticate a mail host (RFC 7672 3.1)."""
+    return (
+        record.usage in (_DANE_TA, _DANE_EE)
+        and record.selector in (_WHOLE, _KEY)
+        and (
+            bool(record.data)
+            if record.matching == _EXACT
+            else _LENGTHS.get(record.matching) == len(record.data)
+        )
+    )
+
+
+def authenticated(records: Sequence[Tlsa], chain: Sequence[bytes], *, host: str, now: datetime) -> bool:
+    """Whether a chain of DER certificates, the host's own first, is one that a usable record means."""
+    if not chain:
+        return False
+    return any(
+        _matches(record, chain[0]) if record.usage == _DANE_EE else _issued_under(record, chain, host, now)
+        for record in _strongest([record for record in records if usable(record)])
+    )
+
+
+def _strongest(records: Sequence[Tlsa]) -> Iterator[Tlsa]:
+    """Without the digests beside which a stronger one stands for the same purpose (RFC 7671 9)."""
+    best: dict[tuple[int, int], int] = {}
+    for record in records:
+        purpose = record.usage, record.selector
+        best[purpose] = max(best.get(purpose, _EXACT), record.matching)
+    for record in records:
+        if record.matching in (_EXACT, best[record.usage, record.selector]):
+            yield record
+
+
+def _matches(record: Tlsa, certificate: bytes) -> bool:
+    selected = certificate if record.selector == _WHOLE else _public_key_info(certificate)
+    if selected is None:
+        return False
+    digest = _DIGESTS.get(record.matching)
+    return record.data == (digest(selected) if digest is not None else selected)
+
+
+def _issued_under(record: Tlsa, chain: Sequence[bytes], host: str, now: datetime) -> bool:
+    authorities = [each for each in chain[1:] if _matches(record, each)]
+    if record.selector == _WHOLE and record.matching == _EXACT:
+        authorities.append(record.data)
+    if not authorities:
+        return False
+    try:
+        store = Store([x509.load_der_x509_certificate(each) for each in authorities])
+        others = [x509.load_der_x509_certificate(each) for each in chain]
+        verifier = (
+            PolicyBuilder()
+            .store(store)
+            .time(now)
+            .extension_policies(ca_policy=_of_authorities(), ee_policy=_of_hosts())
+            .build_server_verifier(x509.DNSName(host))
+        )
+        verifier.verify(others[0], others[1:])
+    except (NotVerified, ValueError, x509.UnsupportedGeneralNameType):
+        return False
+    return True
+
+
+def _of_authorities() -> ExtensionPolicy:
+    """Issuers of a private authority: they must be one (RFC 5280 4.2.1.9), and need not look like one of the Web's."""
+    return ExtensionPolicy.permit_all().require_present(
+        x509.BasicConstraints, Criticality.AGNOSTIC, _is_authority
+    )
+
+
+def _is_authority(policy: Policy, certificate: x509.Certificate, found: x509.BasicConstraints) -> None:
+    if not found.ca:
+        raise ValueError("not an authority")
+
+
+def _of_hosts() -> ExtensionPolicy:
+    return ExtensionPolicy.permit_all().require_present(
+        x509.SubjectAlternativeName, Criticality.AGNOSTIC, None
+    )
+
+
+def _public_key_info(certificate: bytes) -> bytes | None:
+    """The octets of the SubjectPublicKeyInfo, as they stand in the certificate (RFC 5280 4.1)."""
+    try:
+        outer = _inside(certificate, 0)
+        at, end = _inside(certificate, outer[0])
+        # version (where it is said), serial number, algorithm, issuer, validity, subject
+        for _ in range(5 + (certificate[at] == _Tag.VERSION)):
+            at = _bounds(certificate, at, end)[1]
+        if certificate[at] != _Tag.SEQUENCE:
+            return None
+        return certificate[at : _bounds(certificate, at, end)[1]]
+    except (IndexError, ValueError):
+        return None
+
+
+def _inside(octets: bytes, at: int) -> tuple[int, int]:
+    if octets[at] != _Tag.SEQUENCE:
+        raise ValueError("not a sequence")
+    return _bounds(octets, at, len(octets))
+
+
+def _bounds(octets: bytes, at: int, limit: int) -> tuple[int, int]:
+    """Where the content of the element at a place begins and ends (X.690 8.1.3); ValueError, IndexError."""
+    length = octets[at + 1]
+    start = at + 2
+    if length & 0x80:
+        size = length & 0x7F
+        if not 1 <= size <= 4:
+            raise ValueError("a length that no certificate has")
+        length = int.from_bytes(octets[start : start + size])
+        start += size
+    if start + length > limit:
+        raise ValueError("an element that is cut short")
+    return start, start + length

@@ -1,0 +1,210 @@
+"""Which chains the TLSA records of a host mean. Certificates are made here; digests are taken by ``hashlib``."""
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forwarder.mail.dane import Tlsa, authenticated, usable
+
+NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
+Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+
+
+class Certificate(NamedTuple):
+    parsed: x509.Certificate
+    key: Key
+
+    @property
+    def der(self) -> bytes:
+        return self.parsed.public_bytes(Encoding.DER)
+
+    @property
+    def public_key(self) -> bytes:
+        return self.parsed.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def made(
+    name: str,
+    *,
+    by: Certificate | None = None,
+    ca: bool | None = None,
+    names: tuple[str, ...] = (),
+    ends: timedelta = timedelta(days=30),
+    key: Key | None = None,
+    rsa_padding: padding.PSS | None = None,
+) -> Certificate:
+    key = key or ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(by.parsed.subject if by else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(NOW - timedelta(days=90))
+        .not_valid_after(NOW + ends)
+    )
+    if ca is not None:
+        builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+    if names:
+        alternatives = x509.SubjectAlternativeName([x509.DNSName(each) for each in names])
+        builder = builder.add_extension(alternatives, critical=False)
+    return Certificate(builder.sign(by.key if by else key, hashes.SHA256(), rsa_padding=rsa_padding), key)
+
+
+ROOT = made("root", ca=True)
+AUTHORITY = made("authority", by=ROOT, ca=True)
+HOST = made("host", by=AUTHORITY, names=("mx.dest.test",))
+CHAIN = [HOST.der, AUTHORITY.der]
+
+
+def sha256(octets: bytes) -> bytes:
+    return hashlib.sha256(octets).digest()
+
+
+def sha512(octets: bytes) -> bytes:
+    return hashlib.sha512(octets).digest()
+
+
+def means(
+    *records: Tlsa, chain: list[bytes] | None = None, host: str = "mx.dest.test", now: datetime = NOW
+) -> bool:
+    return authenticated(records, CHAIN if chain is None else chain, host=host, now=now)
+
+
+def ta(certificate: Certificate) -> Tlsa:
+    """2 1 1, what authorities recommend."""
+    return Tlsa(2, 1, 1, sha256(certificate.public_key))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Tlsa(3, 0, 0, HOST.der),
+        Tlsa(3, 0, 1, sha256(HOST.der)),
+        Tlsa(3, 0, 2, sha512(HOST.der)),
+        Tlsa(3, 1, 0, HOST.public_key),
+        Tlsa(3, 1, 1, sha256(HOST.public_key)),
+        Tlsa(3, 1, 2, sha512(HOST.public_key)),
+    ],
+)
+def test_a_record_of_the_host_itself(record: Tlsa) -> None:
+    assert usable(record)
+    assert means(record)
+    assert means(record, chain=[HOST.der])
+    other = made("host", by=AUTHORITY, names=("mx.dest.test",))
+    assert not means(record, chain=[other.der, HOST.der])  # it is the host's own that counts
+    assert not means(record, chain=[])
+
+
+def test_names_and_dates_of_the_hosts_own_certificate_do_not_count() -> None:
+    old = made("old", names=("elsewhere.test",), ends=timedelta(days=-30))
+    assert means(Tlsa(3, 1, 1, sha256(old.public_key)), chain=[old.der])
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Tlsa(2, 0, 0, AUTHORITY.der),
+        Tlsa(2, 0, 1, sha256(AUTHORITY.der)),
+        Tlsa(2, 0, 2, sha512(AUTHORITY.der)),
+        Tlsa(2, 1, 0, AUTHORITY.public_key),
+        Tlsa(2, 1, 1, sha256(AUTHORITY.public_key)),
+        Tlsa(2, 1, 2, sha512(AUTHORITY.public_key)),
+    ],
+)
+def test_a_record_of_the_authority(record: Tlsa) -> None:
+    assert usable(record)
+    assert means(record)
+    assert not means(record, host="mx.other.test")
+    assert not means(record, now=NOW + timedelta(days=31))
+    assert not means(record, now=NOW - timedelta(days=91))
+
+
+def test_an_authority_that_is_not_shown_must_stand_in_the_record() -> None:
+    assert not means(ta(ROOT))
+    assert means(ta(ROOT), chain=[*CHAIN, ROOT.der])
+    assert means(Tlsa(2, 0, 0, ROOT.der))
+    assert means(Tlsa(2, 0, 0, AUTHORITY.der), chain=[HOST.der])
+
+
+def test_an_authority_shown_beside_a_certificate_that_it_did_not_issue() -> None:
+    forged = made("authority", ca=True)
+    stranger = made("host", by=forged, names=("mx.dest.test",))
+    assert not means(ta(AUTHORITY), chain=[stranger.der, AUTHORITY.der])
+    assert not means(ta(AUTHORITY), chain=[stranger.der, forged.der, AUTHORITY.der])
+    assert not means(ta(ROOT), chain=[stranger.der, forged.der, ROOT.der])
+
+
+@pytest.mark.parametrize("ca", [False, None])
+def test_a_customer_of_the_authority_is_no_authority(ca: bool | None) -> None:
+    customer = made("customer", by=AUTHORITY, ca=ca, names=("customer.test",))
+    stranger = made("host", by=customer, names=("mx.dest.test",))
+    assert not means(ta(AUTHORITY), chain=[stranger.der, customer.der, AUTHORITY.der])
+
+
+def test_a_wildcard_names_the_host() -> None:
+    host = made("host", by=AUTHORITY, names=("*.dest.test",))
+    assert means(ta(AUTHORITY), chain=[host.der, AUTHORITY.der])
+    assert not means(ta(AUTHORITY), chain=[host.der, AUTHORITY.der], host="a.mx.dest.test")
+
+
+def test_a_key_of_which_another_encoding_exists_is_compared_as_it_stands() -> None:
+    key = rsa.generate_private_key(65537, 2048)
+    host = made(
+        "host", names=("mx.dest.test",), key=key, rsa_padding=padding.PSS(padding.MGF1(hashes.SHA256()), 32)
+    )
+    assert means(Tlsa(3, 1, 1, sha256(host.public_key)), chain=[host.der])
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Tlsa(0, 1, 1, sha256(AUTHORITY.public_key)),  # PKIX-TA and PKIX-EE are not for SMTP (RFC 7672 3.1.3)
+        Tlsa(1, 1, 1, sha256(HOST.public_key)),
+        Tlsa(4, 1, 1, sha256(HOST.public_key)),
+        Tlsa(255, 1, 1, sha256(HOST.public_key)),
+        Tlsa(3, 2, 1, sha256(HOST.public_key)),
+        Tlsa(3, 1, 3, sha256(HOST.public_key)),
+        Tlsa(3, 1, 1, sha256(HOST.public_key)[:-1]),
+        Tlsa(3, 1, 2, sha256(HOST.public_key)),
+        Tlsa(3, 1, 0, b""),
+    ],
+)
+def test_records_that_do_not_count(record: Tlsa) -> None:
+    assert not usable(record)
+    assert not means(record)
+    assert means(record, Tlsa(3, 1, 1, sha256(HOST.public_key)))  # nor do they spoil the others
+
+
+def test_one_record_of_several_is_enough() -> None:
+    assert means(Tlsa(3, 1, 1, sha256(b"the next key")), Tlsa(3, 1, 1, sha256(HOST.public_key)))
+    assert means(Tlsa(3, 1, 1, sha256(b"another")), ta(AUTHORITY))
+
+
+def test_of_two_digests_for_one_purpose_the_stronger_counts() -> None:
+    stale = Tlsa(3, 1, 2, sha512(b"another key"))
+    assert not means(Tlsa(3, 1, 1, sha256(HOST.public_key)), stale)
+    assert means(Tlsa(3, 0, 1, sha256(HOST.der)), stale)  # another purpose
+    assert means(Tlsa(3, 1, 0, HOST.public_key), stale)  # the key itself is no digest
+
+
+def test_no_certificate_at_all() -> None:
+    assert not means(Tlsa(3, 1, 1, sha256(b"")), chain=[b""])
+    assert not means(Tlsa(3, 0, 0, HOST.der), chain=[])
+
+
+@given(octets=st.binary(max_size=200), cut=st.integers(0, len(HOST.der)), selector=st.integers(0, 1))
+def test_whatever_is_shown_and_recorded_is_judged(octets: bytes, cut: int, selector: int) -> None:
+    for shown in (octets, HOST.der[:cut], HOST.der[:cut] + octets):
+        if shown != HOST.der:
+            assert not means(Tlsa(3, 1, 1, sha256(b"another")), chain=[shown])
+            assert not means(Tlsa(2, selector, 0, octets or b"x"), ta(AUTHORITY), chain=[shown, octets])
