@@ -2,8 +2,8 @@
 
 What it does: ``expand`` follows aliases breadth first until only addresses elsewhere and URLs are left. It asks for
 rule sets and is given them, so that it needs no store: it yields an address and is sent a ``RuleSet`` of its domain
-that can answer for it, or None when the domain is not hosted here. Each address is asked for once. ``check_cycles``, in
-the same form, finds the circle an alias would close, for whoever saves it. ``drive`` runs either over a plain function.
+that can answer for it, or None when the domain is not hosted here. Each address is asked for once. ``drive`` runs it,
+and ``circles.check_cycles``, which has the same form, over a plain function.
 
 What it promises: it ends. At most 10 aliases in a row, 1,000 destinations, 2,000 look-ups. An address is followed
 once: a circle adds nothing to what was found before it closed, so its branch stops there and the rest stands.
@@ -27,8 +27,8 @@ from typing import TypeVar, assert_never
 from forwarder.mail import reply as replies
 from forwarder.mail.address import Path
 from forwarder.mail.aliases import UNKNOWN, Alias, Match, RuleSet, Unknown, parse_alias
-from forwarder.mail.destination import Destination, Mailbox, Url, canonical_forward, parse_forward
-from forwarder.mail.pattern import AliasKind, Captures, RuleError, classify, groups_of, parse_pattern
+from forwarder.mail.destination import Destination, Mailbox, Url, canonical_forward, identity, parse_forward
+from forwarder.mail.pattern import AliasKind, RuleError, classify, parse_pattern
 from forwarder.mail.reply import Reply
 
 __all__ = [
@@ -47,7 +47,6 @@ __all__ = [
     "Unknown",
     "Url",
     "canonical_forward",
-    "check_cycles",
     "classify",
     "drive",
     "expand",
@@ -174,7 +173,7 @@ def expand(
         return Expansion(recipient=recipient, trouble=Trouble.NOT_HOSTED, steps=(step,))
     steps: list[Step] = []
     found: dict[tuple[str, str], Path | Url] = {}
-    seen = {_identity(recipient)}
+    seen = {identity(recipient)}
     waiting: deque[tuple[int, Path, RuleSet]] = deque([(1, recipient, first_rules)])
     trouble: Trouble | None = None
     while waiting and trouble is None:
@@ -182,10 +181,10 @@ def expand(
         step = _look_up(rules, depth, address)
         steps.append(step)
         for destination in step.leads_to:
-            identity = _identity(destination)
-            if identity in seen:
+            key = identity(destination)
+            if key in seen:
                 continue
-            seen.add(identity)
+            seen.add(key)
             if isinstance(destination, Path):
                 hosted = yield destination
                 if hosted is not None and not hosted.answers_to(rules.account_id):
@@ -196,7 +195,7 @@ def expand(
                 if hosted is not None:
                     waiting.append((depth + 1, destination, hosted))
                     continue
-            found[identity] = destination
+            found[key] = destination
         if len(found) > MAX_TARGETS or len(steps) + len(waiting) > MAX_LOOKUPS:
             trouble = Trouble.TOO_MANY
         elif waiting and waiting[-1][0] > MAX_DEPTH:
@@ -231,11 +230,6 @@ def _rank(trouble: Trouble) -> int:
     return 0 if trouble is Trouble.UNCONFIRMED else 2 if trouble is Trouble.DISCARD else 1
 
 
-def _identity(destination: Path | Url) -> tuple[str, str]:
-    # Case in a local part sets no two mailboxes apart in practice; sending twice would.
-    return ("", destination.url) if isinstance(destination, Url) else (destination.key, destination.domain)
-
-
 def _look_up(rules: RuleSet, depth: int, address: Path) -> Step:
     answer = rules.resolve(address.local)
     if isinstance(answer, Unknown):
@@ -259,60 +253,6 @@ def _when_disabled(alias: Alias) -> Trouble:
             return Trouble.DISABLED_REFUSE
         case _:  # 421; and what nobody wrote is our trouble, so it waits
             return Trouble.DISABLED_DEFER
-
-
-def check_cycles(domain: str, alias: Alias) -> Generator[Path, RuleSet | None, str | None]:
-    """The circle that ``alias`` closes, as a sentence for a person, or None.
-
-    The rules of its domain are asked for too, as they will be, with the alias in them and active. For a pattern with
-    captures a stand-in text is followed; what that cannot show is stopped when met, by ``expand``.
-    """
-    start = [Path(local=alias.pattern, domain=domain)] if alias.kind is AliasKind.EXACT else _probes(alias)
-    done: set[tuple[str, str]] = set()
-    lookups = 0
-    for root in start:
-        chain: list[Path] = []
-        on_chain: set[tuple[str, str]] = set()
-        branches: list[list[Path]] = [[root]]
-        while branches:
-            if not branches[-1]:
-                branches.pop()
-                if chain:
-                    left = _identity(chain.pop())
-                    on_chain.discard(left)
-                    done.add(left)
-                continue
-            address = branches[-1].pop()
-            identity = _identity(address)
-            if identity in on_chain:
-                circle = chain[[_identity(member) for member in chain].index(identity) :]
-                return f"this alias would lead in a circle: {_arrows([*circle, address])}"
-            if identity in done:
-                continue
-            hosted = yield address
-            lookups += 1
-            if hosted is None or lookups > MAX_LOOKUPS:
-                continue
-            if len(chain) >= MAX_DEPTH:
-                return f"this alias would lead through more than {MAX_DEPTH} aliases: {_arrows([*chain, address])}"
-            answer = hosted.resolve(address.local)
-            leads_to = answer.destinations if isinstance(answer, Match) else ()
-            chain.append(address)
-            on_chain.add(identity)
-            branches.append([path for path in leads_to if isinstance(path, Path)])
-    return None
-
-
-def _probes(alias: Alias) -> list[Path]:
-    """Where a pattern leads when each of its groups took a stand-in text."""
-    count, names = groups_of(alias.pattern)
-    stand_ins = Captures(groups=("probe",) * count, names=dict.fromkeys(names, "probe"))
-    filled = [box.fill(stand_ins) for box in alias.destinations if isinstance(box, Mailbox)]
-    return [path for path in filled if path is not None]
-
-
-def _arrows(chain: list[Path]) -> str:
-    return " → ".join(path.display() for path in chain)
 
 
 Result = TypeVar("Result")

@@ -95,18 +95,42 @@ async def read_domain(database: Database, address: Path, *, require_confirmed: b
     return _parsed(address, found)
 
 
-def for_address(conn: Connection, address: Path) -> tuple[RuleSet | None, bool]:
-    """Rules that answer for an address, within a transaction; and whether they answer for all of its domain."""
-    known = _parsed(address, _read(conn, address, require_confirmed=False))
-    return known.answering, known.names is None
+class Within:
+    """Rules that answer for addresses, as they are within a transaction.
+
+    A domain is read, and its patterns parsed, when it is first asked for; of one with very many names those of each
+    address are read. ``parsed``: how many patterns that were, in all.
+    """
+
+    def __init__(self, conn: Connection) -> None:
+        self._conn = conn
+        self._known: dict[str, Known] = {}
+        self.parsed = 0
+
+    def __call__(self, address: Path) -> RuleSet | None:
+        known = self._known.get(address.domain)
+        if known is None:
+            found = _read(self._conn, address, require_confirmed=False)
+            known = self._known[address.domain] = _parsed(address, found)
+            self.parsed += found.patterns.count("\n") + bool(found.patterns)
+            return known.answering
+        if known.rules is None or known.names is None:
+            return known.rules
+        parameters = _name_parameters(address, known.rules.domain_id)
+        _, lines = execute(self._conn, _of_names, parameters).fetchone()
+        return known.rules.with_names(Lines(lines))
 
 
 async def read_names(database: Database, address: Path, domain_id: int) -> tuple[int, Lines]:
     """The directory's version, and the exact aliases that could answer for an address. Raises StoreUnavailable."""
-    name, bare = names_for(address.local)
-    parameters = {"domain_id": domain_id, "name": name, "bare": bare}
+    parameters = _name_parameters(address, domain_id)
     version, lines = await database.read(lambda conn: execute(conn, _of_names, parameters).fetchone())
     return version, Lines(lines)
+
+
+def _name_parameters(address: Path, domain_id: int) -> dict[str, Any]:
+    name, bare = names_for(address.local)
+    return {"domain_id": domain_id, "name": name, "bare": bare}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

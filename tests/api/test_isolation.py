@@ -90,3 +90,48 @@ async def _everything(desk: Desk) -> list[Any]:
     more = ("/domains/piedpiper.com/logs", "/domains/piedpiper.com/webhook")
     keys = [one | {"last_used": None} for one in (await desk.get("/account/keys")).json()["keys"]]
     return [*[(await desk.get(path)).json() for path in (*paths, *more)], keys]
+
+
+async def test_nobody_learns_where_another_accounts_alias_leads(desk: Desk) -> None:
+    """By a circle through the domain of its destination, which anybody may add."""
+    await desk.domain("victim.org", {"hello": "very.private@mailbox.com,other.private@mailbox.com"})
+    async with desk.client(await desk.account("stranger@evil.test")) as stranger:
+        assert (await stranger.post("/domains", json={"domain": "mailbox.com"})).status_code == 200
+        path = "/domains/mailbox.com/aliases"
+        tried = [
+            await stranger.put(f"{path}/*", json={"forward": "hello@victim.org"}),
+            await stranger.post(path, json={"alias": "other.private", "forward": "hello@victim.org"}),
+            await stranger.post(
+                f"{path}/bulk", json={"aliases": [{"alias": "very.private", "forward": "hello@victim.org"}]}
+            ),
+        ]
+    assert all("private@mailbox.com →" not in answer.text for answer in tried)
+    assert [answer.status_code for answer in tried] == [200, 200, 200]
+
+
+async def test_nobody_keeps_others_from_saving_by_adding_a_domain_that_is_not_theirs(desk: Desk) -> None:
+    async with desk.client(await desk.account("stranger@evil.test")) as stranger:
+        for name in ("gmail.com", "owner.example"):
+            assert (await stranger.post("/domains", json={"domain": name})).status_code == 200
+            everything = {"forward": "info@piedpiper.com"}
+            answer = await stranger.put(f"/domains/{name}/aliases/*", json=everything)
+            assert answer.status_code == 200
+    async with desk.client(await desk.account("me@owner.example")) as mine:
+        assert (await mine.post("/domains", json={"domain": "piedpiper.com"})).status_code == 200
+        assert (await mine.get("/domains/piedpiper.com/aliases/*")).json()["alias"]["is_active"] is True
+        answer = await mine.post(
+            "/domains/piedpiper.com/aliases", json={"alias": "info", "forward": "owner@gmail.com"}
+        )
+        assert answer.status_code == 200
+
+
+async def test_what_is_checked_of_one_request_is_bounded(desk: Desk) -> None:
+    await desk.domain("piedpiper.com", {})
+    names = [f"k{number}@piedpiper.com" for number in range(100)]
+    entries = [{"alias": f"a{number}", "forward": ",".join(names)} for number in range(100)]
+    answer = await desk.post("/domains/piedpiper.com/aliases/bulk", {"aliases": entries})
+    assert answer.status_code == 400
+    (texts,) = answer.json()["errors"].values()
+    assert texts == ["These aliases lead through too many others to be checked; send fewer at once."]
+    some = [{"alias": f"b{number}", "forward": ",".join(names[:5])} for number in range(400)]
+    assert (await desk.post("/domains/piedpiper.com/aliases/bulk", {"aliases": some})).status_code == 200

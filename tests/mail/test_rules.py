@@ -20,7 +20,6 @@ from forwarder.mail.rules import (
     Trouble,
     Url,
     canonical_forward,
-    check_cycles,
     classify,
     drive,
     expand,
@@ -633,35 +632,6 @@ def test_an_expansion_bomb_costs_little() -> None:
     began = time.process_time()
     assert expanded("x@d.org", wide).trouble in (Trouble.TOO_MANY, Trouble.LOOP)
     assert time.process_time() - began < 0.2
-
-
-def circle(rules: RuleSet, pattern: str, *others: RuleSet) -> str | None:
-    alias = next(
-        match.alias
-        for match in (rules.resolve(pattern.replace("*", "q").strip("()")),)
-        if isinstance(match, Match)
-    )
-    return drive(check_cycles(rules.domain, alias), among(rules, *others))
-
-
-def test_circles_are_found_when_an_alias_is_saved() -> None:
-    assert circle(rule_set(("a", "a@d.org")), "a") == "this alias would lead in a circle: a@d.org → a@d.org"
-    other = rule_set(("b", "c@d.org"), domain="e.org")
-    found = circle(rule_set(("a", "x@x.org,b@e.org"), ("c", "a@d.org")), "a", other)
-    assert found == "this alias would lead in a circle: a@d.org → b@e.org → c@d.org → a@d.org"
-    assert circle(rule_set(("*", "me@d.org")), "*") is not None
-    assert circle(rule_set(("*", "me@d.org"), ("me", "x@x.org")), "*") is None
-    assert circle(rule_set(("(q.*)", "$1@e.org")), "(q)", rule_set(("*", "$1@d.org"), domain="e.org")) is None
-    assert (
-        circle(rule_set(("(.*)", "$1@e.org")), "(q)", rule_set(("*", "$1@d.org"), domain="e.org")) is not None
-    )
-
-
-def test_what_is_no_circle() -> None:
-    diamond = rule_set(("a", "b@d.org,c@d.org"), ("b", "e@d.org"), ("c", "e@d.org"), ("e", "x@x.org"))
-    assert circle(diamond, "a") is None
-    assert circle(chain(10), "a1") is None
-    assert "more than 10" in (circle(chain(11), "a1") or "")
 
 
 # --- speed -----------------------------------------------------------------------------------------------------

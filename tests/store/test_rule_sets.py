@@ -13,7 +13,7 @@ from forwarder.mail.aliases import Alias, Match, RuleSet, Unknown, names_for
 from forwarder.mail.pattern import AliasKind, classify
 from forwarder.store import rule_sets
 from forwarder.store.engine import Database
-from forwarder.store.rule_sets import Lines, for_address, read_domain, read_names
+from forwarder.store.rule_sets import Lines, Within, read_domain, read_names
 from forwarder.store.straight import run
 from forwarder.store.tables import IS_PATTERN, aliases
 from tests.store.conftest import NOON
@@ -123,12 +123,30 @@ async def test_an_address_is_answered_as_by_the_whole(
         assert (known.names is None) == (bound == "none")
         assert known.answering is not None
         assert known.answering.resolve(local) == expected, local
-        directly, for_all = await database.read(lambda conn, local=local: for_address(conn, at_pied(local)))
-        assert directly is not None
-        assert (directly.resolve(local), for_all) == (expected, bound == "none"), local
         version, names = await read_names(database, at_pied(local), known.rules.domain_id)
         assert version == known.version
         assert known.rules.with_names(names).resolve(local) == expected, local
+
+
+@pytest.mark.parametrize("bound", ["none", "TOGETHER", "ROOM"])
+async def test_a_transaction_reads_a_domain_once(
+    database: Database, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    await database.write(fill(ROWS))
+    if bound != "none":
+        monkeypatch.setattr(rule_sets, bound, 5)
+    everything = await whole(database)
+
+    def work(conn: Connection) -> None:
+        within = Within(conn)
+        for local in LOCALS:
+            rules = within(at_pied(local))
+            assert rules is not None
+            assert rules.resolve(local) == everything.resolve(local), local
+        assert within(Path(local="x", domain="elsewhere.test")) is None
+        assert within.parsed == 7  # each pattern that answers once, however many names were asked for
+
+    await database.read(work)
 
 
 async def test_values_by_hand(database: Database) -> None:
