@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 from forwarder.mail.address import AddressError, parse_address, parse_domain
-from forwarder.mail.rules import Url, canonical_forward, parse_forward, parse_pattern
+from forwarder.mail.destination import Url, parse_url
+from forwarder.mail.rules import canonical_forward, parse_forward, parse_pattern
 from forwarder.net.http import Blocked, check_url
 
 _UNWANTED = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -60,11 +61,11 @@ def _email(text: str) -> str:
 
 
 def _webhook(text: str, info: ValidationInfo) -> str:
-    found = parse_forward(text.strip().replace(",", "%2C"), plain_http=True) if "://" in text else ()
-    if not found or not isinstance(found[0], Url):
+    if "://" not in text:
         raise ValueError("this must be a URL such as https://example.com/hook")
-    _check_url(found[0].url, info)
-    return found[0].url
+    url = parse_url(text.strip(), plain_http=True).url
+    _check_url(url, info)
+    return url
 
 
 def _check_url(url: str, info: ValidationInfo) -> None:
@@ -139,7 +140,7 @@ Password = Annotated[
 ]
 WhenDisabled = Annotated[
     Literal[250, 421, 550],
-    BeforeValidator(lambda value: int(value) if isinstance(value, str) and value.isdecimal() else value),
+    BeforeValidator(lambda value: int(value) if value in ("250", "421", "550") else value),
     Field(description="What a disabled alias answers: 250 accepts and discards, 421 defers, 550 refuses."),
 ]
 

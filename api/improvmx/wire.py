@@ -14,6 +14,7 @@ from typing import Any
 
 from forwarder.config import Plan
 from forwarder.mail.aliases import place
+from forwarder.mail.event import Status
 from forwarder.mail.ids import log_public_id
 from forwarder.mail.pattern import expression_of
 from forwarder.store.accounts import Account, ApiKey
@@ -166,15 +167,22 @@ def log(entry: LogEntry, *, as_milliseconds: bool = False) -> Json:
 
 
 def event(event: Event, *, as_milliseconds: bool = False) -> Json:
-    """One step of a mail."""
+    """One step of a mail.
+
+    As the documentation's examples have it, ``server`` is the host that sent and ``local`` the one that received: we
+    are ``local`` while mail comes in and ``server`` when it goes out. In the store ``local`` is always ours.
+    """
+    received, sent = event.local, event.server
+    if event.status in (Status.DELIVERED, Status.SOFT_BOUNCE, Status.HARD_BOUNCE):
+        received, sent = sent, received
     return {
         "code": event.code,
         "created": _time(event.created_at, as_milliseconds=as_milliseconds),
         "id": event.id,
-        "local": event.local or "",
+        "local": received or "",
         "message": event.message,
         "recipient": event.recipient,
-        "server": event.server or "",
+        "server": sent or "",
         "status": event.status.value,
     }
 

@@ -110,7 +110,9 @@ def parse_forward(text: str, *, plain_http: bool = False) -> tuple[Destination, 
     for piece in pieces:
         if not piece:
             raise RuleError("a destination between commas is empty")
-        destination = _parse_url(piece, plain_http) if _SCHEME.match(piece) else _parse_mailbox(piece)
+        destination = (
+            parse_url(piece, plain_http=plain_http) if _SCHEME.match(piece) else _parse_mailbox(piece)
+        )
         found.setdefault(str(destination), destination)
     return tuple(found.values())
 
@@ -172,7 +174,8 @@ def _address(text: str, shown: str) -> Path:
         raise RuleError(f'"{printed}" is not an address: {error}') from None
 
 
-def _parse_url(text: str, plain_http: bool) -> Url:
+def parse_url(text: str, *, plain_http: bool = False) -> Url:
+    """One URL in canonical form. Raises RuleError."""
     if len(text) > MAX_URL:
         raise RuleError(f"a URL has at most {MAX_URL:,} characters")
     schemes = ("https", "http") if plain_http else ("https",)

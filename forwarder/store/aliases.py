@@ -10,8 +10,10 @@ An alias is found by its pattern or by its id. A pattern of digits alone is a pa
 A disabled alias answers with its ``when_disabled``, unless it is skipped: then another one has its mail.
 """
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -30,6 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 
+from forwarder.mail.pattern import AliasKind, classify
 from forwarder.store import accounts, directory
 from forwarder.store import domains as domain_verbs
 from forwarder.store.conflict import AlreadyExists, LimitReached, Missing
@@ -147,18 +150,24 @@ def list_aliases(
     if is_active is not None:
         wanted.append(aliases.c.is_active.is_(is_active))
     if starts_with:
-        prefix = starts_with.lower()
-        wanted.append(or_(*(text.startswith(prefix, autoescape=True) for text in either)))
+        wanted.append(or_(*(_like(text, f"{_escaped(starts_with)}%") for text in either)))
     if pattern_starts_with:
-        prefix = pattern_starts_with.lower()
-        wanted.append(either[0].startswith(prefix, autoescape=True))
+        wanted.append(_like(either[0], f"{_escaped(pattern_starts_with)}%"))
     if contains:
-        part = contains.lower()
-        wanted.append(or_(*(text.contains(part, autoescape=True) for text in either)))
+        wanted.append(or_(*(_like(text, f"%{_escaped(contains)}%") for text in either)))
     condition = and_(*wanted)
     total = conn.execute(select(func.count()).select_from(aliases).where(condition)).scalar_one()
     page = select(aliases).where(condition).order_by(aliases.c.id).limit(limit).offset(offset)
     return [_alias(row) for row in conn.execute(page).mappings()], int(total)
+
+
+def _like(lowered: ColumnElement[str], pattern: str) -> ColumnElement[bool]:
+    # Both sides are lowered by the database: which letters beyond ASCII that touches is its own affair.
+    return lowered.like(func.lower(pattern), escape="/")
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([/%_])", r"/\1", text)
 
 
 def first_of_each(conn: Connection, domain_ids: Sequence[int], at_most: int) -> dict[int, list[Alias]]:
@@ -194,6 +203,8 @@ def update_alias(conn: Connection, domain: Domain, alias: Alias, now: datetime, 
     unknown = values.keys() - {"pattern", "forward", "is_active", "when_disabled", "rank", "is_skipped"}
     if unknown:
         raise TypeError(f"an alias's {', '.join(sorted(unknown))} cannot be set")
+    if classify(values.get("pattern", alias.pattern)) is not AliasKind.REGEX:
+        values["rank"] = None  # only regular expressions have one; another is not to inherit it
     directory.touch(conn, domain.name, now)
     if not values:
         return alias
@@ -230,38 +241,33 @@ def bulk(
 ) -> Bulk:
     """Add many (pattern, forward) in one transaction; existing ones are updated or listed as failed.
 
-    A pattern that comes twice counts as existing the second time. LimitReached("aliases"), Missing("domain").
+    Of a pattern that comes twice the last counts in an update; else the first, and the others are failed.
+    LimitReached("aliases"), Missing("domain").
     """
     directory.touch(conn, domain.name, now)
     accounts.lock(conn, domain.account_id)
     domain_verbs.hold(conn, domain)
-    wanted = dict(reversed(entries))  # the first of a pattern is the one added
+    wanted = dict(entries if update_existing else reversed(entries))
     there = select(aliases).where(aliases.c.domain_id == domain.id, aliases.c.pattern.in_(list(wanted)))
     existing = {row["pattern"]: _alias(row) for row in conn.execute(there).mappings()}
-    new = [pattern for pattern in dict.fromkeys(pattern for pattern, _ in entries) if pattern not in existing]
+    times = Counter(pattern for pattern, _ in entries)  # in the order given
+    new = [pattern for pattern in times if pattern not in existing]
     if new and limit is not None and count(conn, domain.id) + len(new) > limit:
         raise LimitReached("aliases", limit)
     added = _insert(conn, domain, [(pattern, wanted[pattern]) for pattern in new], now)
-    known = existing | {alias.pattern: alias for alias in added}
-    again: dict[str, str] = {}
-    unseen = set(new)
-    for pattern, forward in entries:
-        if pattern in unseen:
-            unseen.remove(pattern)
-        else:
-            again[pattern] = forward
     if not update_existing:
-        return Bulk(added=added, updated=(), failed=[known[pattern] for pattern in again])
-    if again:
+        known = existing | {alias.pattern: alias for alias in added}
+        failed = [known[pattern] for pattern in times if pattern in existing or times[pattern] > 1]
+        return Bulk(added=added, updated=(), failed=failed)
+    if existing:
         change = (
             update(aliases).where(aliases.c.id == bindparam("alias_id")).values(forward=bindparam("leads_to"))
         )
-        conn.execute(change, [{"alias_id": known[p].id, "leads_to": f} for p, f in again.items()])
-    updated = list(
-        conn.execute(select(aliases).where(aliases.c.id.in_([known[p].id for p in again]))).mappings()
-    )
-    by_pattern = {row["pattern"]: _alias(row) for row in updated}
-    return Bulk(added=added, updated=[by_pattern[pattern] for pattern in again], failed=())
+        conn.execute(change, [{"alias_id": alias.id, "leads_to": wanted[p]} for p, alias in existing.items()])
+    updated = [
+        replace(existing[pattern], forward=wanted[pattern]) for pattern in times if pattern in existing
+    ]
+    return Bulk(added=added, updated=updated, failed=())
 
 
 def _insert(

@@ -3,10 +3,14 @@
 The answers below are copied from the documentation, with values that a test cannot know replaced by a type.
 """
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from api.improvmx import wire
+from forwarder.mail.event import Status
+from forwarder.store.journal import Event
 from tests.api.desk import Desk
 
 INT, STR, BOOL = 0, "", False  # stand for "any value of this type"
@@ -336,6 +340,30 @@ async def test_logs(desk: Desk, path: str) -> None:
     assert log["forward"] == {"email": "richard.hendricks@gmail.com", "name": "Richard Hendricks"}
     assert log["recipient"] == {"email": "richard@piedpiper.com", "name": "Richard Hendricks"}
     assert [event["status"] for event in log["events"]] == ["QUEUED"]
+
+
+def test_who_sent_is_the_server_and_who_received_is_local() -> None:
+    """The documentation's events: QUEUED from Google's host to ours, DELIVERED from ours to Google's."""
+    ours, theirs = "mx.forwarder.test", "mail-io1-f54.google.com"
+    for status, received, sent in (
+        (Status.QUEUED, ours, theirs),
+        (Status.REFUSED, ours, theirs),
+        (Status.DELIVERED, theirs, ours),
+        (Status.SOFT_BOUNCE, theirs, ours),
+        (Status.HARD_BOUNCE, theirs, ours),
+    ):
+        stored = Event(
+            id="1",
+            created_at=datetime(2026, 3, 4, tzinfo=UTC),
+            status=status,
+            code=250,
+            message="",
+            local=ours,
+            server=theirs,
+            recipient=None,
+        )
+        shown = wire.event(stored)
+        assert (shown["local"], shown["server"]) == (received, sent), status
 
 
 async def test_logs_after_a_cursor(desk: Desk) -> None:

@@ -328,6 +328,24 @@ async def test_a_sentence_repeats_what_was_sent_letter_by_letter(
     assert answer.json()["errors"]["forward"][0].startswith(begins)
 
 
+async def test_a_webhook_stays_as_it_was_written(desk: Desk) -> None:
+    await desk.domain()
+    url = "https://h.example/a,b?x=1,2"
+    answer = await desk.put("/domains/piedpiper.com", {"webhook": url})
+    assert answer.json()["domain"]["webhook"] == url
+
+
+@pytest.mark.parametrize("wrong", ["9" * 5000, "\u0662\u0665\u0660", "0250", "2e2"])
+async def test_when_disabled_is_one_of_three_numbers(desk: Desk, wrong: str) -> None:
+    await desk.domain()
+    fields = {"alias": "a", "forward": "a@gmail.com", "when_disabled": wrong}
+    answer = await desk.post("/domains/piedpiper.com/aliases", fields)
+    assert answer.status_code == 400
+    assert "int" not in str(answer.json()["errors"]["when_disabled"])
+    fields["when_disabled"] = "250"
+    assert (await desk.post("/domains/piedpiper.com/aliases", fields)).status_code == 200
+
+
 async def test_a_domain_or_webhook_of_another_form_is_told_which_form_is_wanted(desk: Desk) -> None:
     for name in ("http://piedpiper.com", "a@piedpiper.com", "pied_piper.com", "x/y", ""):
         answer = await desk.post("/domains", {"domain": name})

@@ -233,23 +233,52 @@ async def test_the_first_aliases_of_many_domains_in_one_statement(database: Data
 async def test_bulk_adds_updates_and_counts(database: Database) -> None:
     domain = await domain_in(database)
     await database.write(lambda conn: aliases.add(conn, domain, "a", "old@y.org", NOW))
-    entries = [("b", "1@y.org"), ("a", "2@y.org"), ("c", "3@y.org"), ("b", "4@y.org")]
+    await database.write(lambda conn: aliases.add(conn, domain, "z", "old@y.org", NOW))
+    entries = [("b", "1@y.org"), ("z", "5@y.org"), ("a", "2@y.org"), ("c", "3@y.org"), ("b", "4@y.org")]
     refused = await database.write(
         lambda conn: aliases.bulk(conn, domain, [("a", "2@y.org")], NOW, update_existing=False)
     )
     assert [alias.forward for alias in refused.failed] == ["old@y.org"]
     done = await database.write(lambda conn: aliases.bulk(conn, domain, entries, NOW, update_existing=True))
-    assert [alias.pattern for alias in done.added] == ["b", "c"]
-    assert [(alias.pattern, alias.forward) for alias in done.updated] == [("a", "2@y.org"), ("b", "4@y.org")]
+    assert [(alias.pattern, alias.forward) for alias in done.added] == [("b", "4@y.org"), ("c", "3@y.org")]
+    assert [(alias.pattern, alias.forward) for alias in done.updated] == [("z", "5@y.org"), ("a", "2@y.org")]
+    stored, _ = await database.read(lambda conn: aliases.list_aliases(conn, domain.id))
+    assert list(stored) == sorted([*done.added, *done.updated], key=lambda alias: alias.id)
     with pytest.raises(LimitReached):
         await database.write(
-            lambda conn: aliases.bulk(conn, domain, [("d", "x@y.org")], NOW, update_existing=True, limit=3)
+            lambda conn: aliases.bulk(conn, domain, [("d", "x@y.org")], NOW, update_existing=True, limit=4)
         )
     many = [(f"m{number}", "x@y.org") for number in range(500)]
     done = await database.write(lambda conn: aliases.bulk(conn, domain, many, NOW, update_existing=True))
     assert [alias.pattern for alias in done.added] == [pattern for pattern, _ in many]
     assert sorted(alias.id for alias in done.added) == [alias.id for alias in done.added]
-    assert await database.read(lambda conn: aliases.count(conn, domain.id)) == 503
+    assert await database.read(lambda conn: aliases.count(conn, domain.id)) == 504
+    twice = [("n", "1@y.org"), ("a", "x@y.org"), ("n", "2@y.org"), ("o", "3@y.org")]
+    done = await database.write(lambda conn: aliases.bulk(conn, domain, twice, NOW, update_existing=False))
+    assert [(alias.pattern, alias.forward) for alias in done.added] == [("n", "1@y.org"), ("o", "3@y.org")]
+    assert [(alias.pattern, alias.forward) for alias in done.failed] == [("n", "1@y.org"), ("a", "2@y.org")]
+
+
+async def test_what_is_looked_for_is_found_beyond_ascii_too(database: Database) -> None:
+    domain = await domain_in(database)
+    await database.write(lambda conn: aliases.add(conn, domain, "uu", "\xc9a@y.org", NOW))
+    for wanted in ("\xc9", "\xc9A", "UU"):
+        found, total = await database.read(
+            lambda conn, wanted=wanted: aliases.list_aliases(conn, domain.id, starts_with=wanted)
+        )
+        assert (len(found), total) == (1, 1), wanted
+
+
+async def test_a_rank_ends_with_the_regular_expression_it_was_of(database: Database) -> None:
+    domain = await domain_in(database)
+    made = await database.write(lambda conn: aliases.add(conn, domain, "(foo)", "x@y.org", NOW, rank=3.5))
+    for pattern, rank in (("(fo+)", 3.5), ("plain", None), ("(foo)", None)):
+        made = await database.write(
+            lambda conn, made=made, pattern=pattern: aliases.update_alias(
+                conn, domain, made, NOW, pattern=pattern
+            )
+        )
+        assert made.rank == rank, pattern
 
 
 async def test_credentials_are_found_for_a_login_with_domain_and_account(database: Database) -> None:
