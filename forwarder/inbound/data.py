@@ -18,6 +18,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from forwarder.inbound.inlet import Expired, Inlet
+from forwarder.mail.content import normalize_newlines
 from forwarder.mail.scan import find_dot, literally
 
 END = b"\r\n.\r\n"
@@ -25,6 +26,7 @@ SMALL_BLOCK = 4096  # octets
 RATE_GRACE = 60.0  # seconds before the minimum rate counts: TCP starts slowly, short messages do not matter
 
 _find_end = literally(END)
+_STUFFED = re.compile(rb"(\A|\r\n)\.(?!\r\n)")
 # A lone dot between line ends of which one at least is not CRLF: somebody's server takes it for the end of DATA.
 _LOOK_ALIKE = re.compile(rb"(?:\r\n|\r|\n)\x00?\.\x00?(?:\r\n|\r|\n)")
 
@@ -123,6 +125,14 @@ def unstuffed(raw: bytes) -> bytes:
     if find_dot(raw) >= 0:
         raw = raw.replace(b"\r\n.", b"\r\n")
     return raw
+
+
+def normalized(raw: bytes) -> bytes:
+    """As ``unstuffed``, of text in which a CR or LF alone ends a line too; it comes with CRLF.
+
+    A dot alone stays: nobody who stuffs sends one, and nothing of a message is to vanish.
+    """
+    return _STUFFED.sub(rb"\1", normalize_newlines(raw))
 
 
 def smuggles(raw: bytes) -> bool:

@@ -17,12 +17,12 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from forwarder.inbound.connection import Connection, described_tls
-from forwarder.inbound.data import Excess, Share, read_content, smuggles, unstuffed
+from forwarder.inbound.data import Excess, Share, normalized, read_content, smuggles, unstuffed
 from forwarder.inbound.inlet import Expired, Gone, Stopped, TooLong
 from forwarder.inbound.reception import AUTH_LIMIT, COMMAND_LIMIT
 from forwarder.inbound.session import Transaction
 from forwarder.mail import reply as replies
-from forwarder.mail.content import bare_newline, head_too_large, line_too_long, normalize_newlines
+from forwarder.mail.content import bare_newline, head_too_large, line_too_long
 from forwarder.mail.envelope import RequestError, parse_mail_args, parse_rcpt_args
 from forwarder.mail.reply import Reply
 from forwarder.store.trouble import StoreFull, StoreUnavailable
@@ -195,15 +195,14 @@ class Dialogue(Connection):
         bounds = self._desk.bounds
         if isinstance(raw, Excess):
             return replies.MESSAGE_TOO_BIG if raw is Excess.SIZE else MEMORY_FULL
-        content = unstuffed(raw)
-        if len(content) > bounds.size_limit:
-            return replies.MESSAGE_TOO_BIG
-        if bare_newline(content) is not None:
+        if bare_newline(raw) is not None:
             if not self._desk.normalize:
                 return replies.SMUGGLING if smuggles(raw) else replies.BARE_NEWLINE
-            content = normalize_newlines(content)
-            if len(content) > bounds.size_limit:  # RFC 1870 5 counts a line end as two octets
-                return replies.MESSAGE_TOO_BIG
+            content = normalized(raw)
+        else:
+            content = unstuffed(raw)
+        if len(content) > bounds.size_limit:  # RFC 1870 5 counts a line end as two octets
+            return replies.MESSAGE_TOO_BIG
         if head_too_large(content):
             return replies.BAD_CONTENT.saying("the headers of the message are too large")
         if line_too_long(content, bounds.line_limit):

@@ -96,6 +96,8 @@ class MxReception:
         await self._rooms.journal.flush()
 
     async def sender(self, session: Session, command: MailCommand) -> Reply:
+        if not self._rooms.srs.fits(command.path, now=self._rooms.clock()):
+            return replies.SENDER_TOO_LONG
         if self._disk.has_room(self._size_limit):
             return replies.SENDER_OK
         log.warning("disk nearly full", path=str(self._rooms.settings.data_dir))

@@ -3,8 +3,13 @@
 ``examine`` answers with a refusal or with the message to store: without the Authentication-Results headers that
 falsely claim to be ours, and with the true one to prepend. All DNS answers are asked for at once and waited for
 ``time_limit`` in all; what is missing then is a temperror in the header. Mail is refused only for what is known: a
-message that fails the policy p=reject of its author's domain (550 5.7.1), or that names several authors (554 5.6.0).
-DNS trouble and our own faults never refuse mail, and ``examine`` never raises (cancellation apart).
+message that fails the policy p=reject of its author's domain (550 5.7.1), or that names several authors, or one that
+cannot be read and may be shown as one of ours (554 5.6.0). What cannot be told although p=reject depends on it is to
+be sent again (451). Else DNS trouble and our own faults hold no mail up, and ``examine`` never raises (cancellation
+apart).
+
+A message can name sixty keys in zones that never answer, so the keys of all messages have ``KEYS`` questions at once
+between them: strangers cannot take the resolver from policies, SPF and the mail that goes out.
 
 A small message is judged on the spot; hashing a large one, or many signatures, is done in ``executor``, off the event
 loop. At most 10 DKIM signatures and one ARC chain of 50 sets are looked at.
@@ -17,6 +22,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any, TypeVar
 
 from forwarder.inbound.spf import Questions, check_spf
@@ -29,10 +35,10 @@ from forwarder.mail.authentication import (
     remove_forged,
     verdict,
 )
-from forwarder.mail.author import Author, author
+from forwarder.mail.author import Author, author, may_name
 from forwarder.mail.canonical import Canonical
 from forwarder.mail.dmarc import SpfResult
-from forwarder.mail.reply import Reply
+from forwarder.mail.reply import BAD_CONTENT, Reply
 from forwarder.mail.verification import AuthResult
 from forwarder.net.dns import CannotTell, Found
 from forwarder.net.registered import registered_domain
@@ -42,6 +48,7 @@ log = logging.getLogger(__name__)
 # Up to here a message is judged on the event loop: a hop to a thread and back costs more than the work.
 SMALL_OCTETS = 16 * 1024
 FEW_KEYS = 3
+KEYS = 96  # questions for keys at once, of all messages; the resolver has 256
 
 _T = TypeVar("_T")
 
@@ -63,8 +70,8 @@ class _Plan:
     message: Canonical
     content: bytes  # without forged headers
     author: Author
-    keys: tuple[str, ...]
-    texts: tuple[str, ...]  # every TXT name, keys included
+    policies: tuple[str, ...]  # the names of TXT records to ask for
+    keys: tuple[str, ...]  # likewise, each once
 
 
 class Screening:
@@ -98,6 +105,7 @@ class Screening:
         self._executor = executor
         self._looks = spf or dkim or dmarc or arc
         self._own_names = tuple(own_names)
+        self._questions = asyncio.Semaphore(KEYS)
         self._nothing_seen = authentication_results_header(authserv_id, Results())
 
     async def examine(
@@ -117,7 +125,8 @@ class Screening:
             results = await self._run(small, self._judge, plan, answers, spf)
             return Screened(
                 reply=verdict(results, reject=self._reject)
-                or borrowed_spf(results, reverse_path, ours=self._ours),
+                or borrowed_spf(results, reverse_path, ours=self._ours)
+                or self._unreadable(plan),
                 headers=authentication_results_header(self._authserv_id, results),
                 content=kept,
                 results=results,
@@ -127,8 +136,19 @@ class Screening:
             log.exception("screening failed")
             return Screened(reply=None, headers=self._nothing_seen, content=kept)
 
+    @cached_property
+    def _own(self) -> frozenset[str]:
+        """Asked for when something is judged: loading the public suffix list is a tenth of a start."""
+        return frozenset(map(registered_domain, self._own_names))
+
     def _ours(self, domain: str) -> bool:
-        return registered_domain(domain) in map(registered_domain, self._own_names)
+        return registered_domain(domain) in self._own
+
+    def _unreadable(self, plan: _Plan) -> Reply | None:
+        # Sent on under a name of ours it might pass for ours, and as it came for that of whoever trusts our address.
+        if not may_name(plan.message, plan.author, self._own):
+            return None
+        return BAD_CONTENT.saying("the author in the From header cannot be read")
 
     async def _run(self, small: bool, work: Callable[..., _T], *arguments: Any) -> _T:
         if small:
@@ -149,8 +169,8 @@ class Screening:
             message=message,
             content=remove_forged(content, self._authserv_id),
             author=claimed,
-            keys=keys,
-            texts=tuple(dict.fromkeys((*keys, *policies))),
+            policies=policies,
+            keys=tuple(dict.fromkeys(keys)),
         )
 
     async def _ask(
@@ -165,6 +185,10 @@ class Screening:
             if not isinstance(answer, CannotTell):
                 answers[name] = tuple(answer.records) if isinstance(answer, Found) else ()
 
+        async def key(name: str) -> None:
+            async with self._questions:
+                await text(name)
+
         async def sender() -> None:
             spf.append(
                 await check_spf(
@@ -176,7 +200,8 @@ class Screening:
                 )
             )
 
-        wanted: list[Coroutine[Any, Any, None]] = [text(name) for name in plan.texts]
+        wanted: list[Coroutine[Any, Any, None]] = [text(name) for name in plan.policies]
+        wanted += [key(name) for name in plan.keys if name not in plan.policies]
         if self._spf:
             wanted.append(sender())
         await _within(self._time_limit, wanted)

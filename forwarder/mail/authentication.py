@@ -16,7 +16,7 @@ from forwarder.mail.arc import Chain, ChainStatus
 from forwarder.mail.author import AuthorFault
 from forwarder.mail.canonical import Canonical, relaxed_value
 from forwarder.mail.dmarc import DmarcResult, Policy, SpfResult
-from forwarder.mail.reply import BAD_CONTENT, POLICY_REFUSAL, Reply
+from forwarder.mail.reply import BAD_CONTENT, CANNOT_TELL, POLICY_REFUSAL, Reply
 from forwarder.mail.verification import AuthResult, SignatureResult
 
 _NAME = re.compile(r"[A-Za-z0-9._+/=-]{1,255}\Z")
@@ -57,28 +57,41 @@ def verdict(results: Results, *, reject: bool) -> Reply | None:
     if dmarc.result is AuthResult.PERMERROR and dmarc.reason == AuthorFault.SEVERAL:
         # RFC 7489 6.6.1: which author a reader will be shown cannot be known, so none can be vouched for.
         return BAD_CONTENT.saying("the message must name one author in one From header")
-    if dmarc.result is AuthResult.FAIL and dmarc.policy is Policy.REJECT:
+    if dmarc.policy is Policy.REJECT and dmarc.result is AuthResult.FAIL:
         return POLICY_REFUSAL.saying(
             f"{dmarc.domain} asks to refuse mail that fails DMARC, as this message does"
         )
+    if dmarc.policy is Policy.REJECT and dmarc.result is AuthResult.TEMPERROR:
+        # Whoever can make a look-up fail, of a key that nobody needs, must not gain by it (RFC 7489 6.6.2).
+        return _not_now(dmarc)
     return None
 
 
 def borrowed_spf(results: Results, reverse_path: Path, *, ours: Callable[[str], bool]) -> Reply | None:
     """The refusal of mail to which our own SPF would lend what it lacks, or None.
 
-    Its author claims to be of our organisation (``ours`` knows its domains), DMARC failed, and that domain asks for
-    caution. An address of its own is all such mail could be sent on with (``outbound.delivery``): sent from here, SPF
-    passes for a reverse-path of the organisation, and for our HELO name where there is none (RFC 7208 2.4), and the
-    next hop would see DMARC pass. ``p=none`` asks nobody for anything, and that mail goes on, marked.
+    Its author claims to be of our organisation (``ours`` knows its domains), DMARC failed or cannot be judged now, and
+    that domain asks for caution. An address of its own is all such mail could be sent on with (``outbound.delivery``):
+    sent from here, SPF passes for a reverse-path of the organisation, and for our HELO name where there is none (RFC
+    7208 2.4), and the next hop would see DMARC pass. ``p=none`` asks nobody for anything: that mail goes on, marked.
     """
     dmarc = results.dmarc
-    if dmarc is None or dmarc.result is not AuthResult.FAIL or dmarc.policy is Policy.NONE:
+    if dmarc is None or dmarc.policy is Policy.NONE:
         return None
-    if not ours(dmarc.domain) or not (reverse_path.is_null or ours(reverse_path.domain)):
+    if dmarc.result not in (AuthResult.FAIL, AuthResult.TEMPERROR) or not ours(dmarc.domain):
         return None
+    if not (reverse_path.is_null or ours(reverse_path.domain)):
+        return None
+    if dmarc.result is AuthResult.TEMPERROR:
+        return _not_now(dmarc)
     return POLICY_REFUSAL.saying(
         f"mail of {dmarc.domain} from outside must pass DMARC, and this message does not"
+    )
+
+
+def _not_now(dmarc: DmarcResult) -> Reply:
+    return CANNOT_TELL.saying(
+        f"whether this is mail of {dmarc.domain} cannot be told at the moment, try again later"
     )
 
 

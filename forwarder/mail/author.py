@@ -6,6 +6,7 @@ and angle brackets are scanned once, without recursion, whatever they nest; inpu
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -55,6 +56,14 @@ def author(message: Canonical) -> Author:
         return Author(fault=AuthorFault.SEVERAL)
     domain = next(iter(domains), "")
     return Author(domain=domain) if domain else Author(fault=AuthorFault.UNREADABLE)
+
+
+def may_name(message: Canonical, claimed: Author, domains: Collection[str]) -> bool:
+    """Whether a reader may be shown an author of one of these domains although we could not say which author it is."""
+    if claimed.domain:
+        return False
+    fields = [raw.lower() for raw in message.instances(b"from")]
+    return any(domain.encode() in raw for domain in domains for raw in fields)
 
 
 def _domain(address: str) -> str:

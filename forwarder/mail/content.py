@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -28,6 +29,7 @@ __all__ = [
     "ContentFault",
     "Fields",
     "Header",
+    "ascii_head",
     "bare_newline",
     "count_fields",
     "count_received",
@@ -220,6 +222,17 @@ def line_too_long(content: bytes, limit: int = MAX_LINE) -> bool:
         if not position:
             return True
     return False
+
+
+def ascii_head(parts: Iterable[bytes]) -> bool:
+    """Whether the head is ASCII, of a content in several buffers, each made of whole lines."""
+    for part in parts:
+        head, end, _body = part.partition(b"\r\n\r\n")
+        if not head.isascii():
+            return False
+        if end:
+            return True
+    return True
 
 
 def head_too_large(content: bytes) -> bool:

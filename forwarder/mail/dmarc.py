@@ -42,7 +42,7 @@ class DmarcResult:
 
     result: AuthResult
     domain: str = ""  # of the From header
-    policy: Policy = Policy.NONE  # what applies to this message when it fails
+    policy: Policy | None = Policy.NONE  # what applies to this message when it fails; None: nobody could tell
     reason: str = ""
 
 
@@ -123,7 +123,10 @@ def evaluate(
         texts = answers.get(name)
         if texts is None:
             return DmarcResult(
-                result=AuthResult.TEMPERROR, domain=author.domain, reason="the policy could not be looked up"
+                result=AuthResult.TEMPERROR,
+                domain=author.domain,
+                policy=None,
+                reason="the policy could not be looked up",
             )
         if published(texts):  # RFC 7489 6.6.3: several, or one that says nothing, end the search too
             record = parse_record(texts)

@@ -131,6 +131,9 @@ BAD_LINE_END = _reply(500, "5.5.2", "a command ends in CRLF")  # RFC 5321 2.3.8
 COMMAND_TOO_LONG = _reply(500, "5.5.2", "the command line is too long")  # RFC 5321 4.5.3.1.9
 BAD_ARGUMENTS = _reply(501, "5.5.4", "syntax error in the arguments")
 BAD_SENDER = _reply(501, "5.1.7", "the sender's address is not well formed")
+SENDER_TOO_LONG = _reply(
+    553, "5.1.7", "the sender's address is too long to be written into a return address of ours"
+)
 BAD_RECIPIENT = _reply(501, "5.1.3", "the recipient's address is not well formed")
 MAIL_SYNTAX = _reply(501, "5.5.4", "syntax: MAIL FROM:<address>")
 RCPT_SYNTAX = _reply(501, "5.5.4", "syntax: RCPT TO:<address>")

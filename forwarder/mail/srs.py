@@ -13,7 +13,8 @@ one in front, take the old one away after 21 days.
 Limits: a rewritten local part may be longer than the 64 octets of RFC 5321 4.5.3.1.1. It is sent so, as libsrs2 and
 postsrsd do: the RFC asks receivers not to enforce the limit where they can, nearly all take it, and a stateless short
 form could not hold the address; we take such addresses back (``mail.address`` knows them). A path that would pass the
-254 octets of a path is left as it is: SPF will not pass for it, but its bounce still reaches its author.
+254 octets of a path has no rewritten form: sent on as it is, SPF would pass for it wherever its domain trusts our
+addresses, as those hosted here do, whoever wrote it.
 SRS1 addresses carry no day: the forwarder that made the SRS0 inside checks that. Existing practice:
 https://www.libsrs2.net/srs/srs.pdf.
 """
@@ -29,6 +30,7 @@ from enum import StrEnum
 
 from forwarder.mail.address import MAX_PATH, AddressError, Path, parse_address, parse_domain
 
+_OVERHEAD = 24  # octets at most that rewriting adds to a path and our domain
 _HASH_LENGTH = 8  # base32 digits: 40 bits; a guess costs a RCPT, and 20 errors end a session
 _DAY_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _DAYS = 1024  # two base32 digits
@@ -65,13 +67,18 @@ class Srs:
         """The domain the rewritten paths have."""
         return self._domain
 
-    def forward(self, path: Path, *, now: datetime) -> Path:
-        """The reverse-path to send with. The null path and paths of our own domain stay as they are."""
+    def forward(self, path: Path, *, now: datetime) -> Path | None:
+        """The reverse-path to send with, or None: too long. The null path and those of our own domain stay."""
         if path.is_null or not path.domain or path.domain == self._domain:
             return path
         local = self._chained(path) or self._wrapped(path, now)
         rewritten = Path(local=local, domain=self._domain)
-        return rewritten if len(rewritten.wire().encode()) <= MAX_PATH else path
+        return rewritten if len(rewritten.wire().encode()) <= MAX_PATH else None
+
+    def fits(self, path: Path, *, now: datetime) -> bool:
+        """Whether ``forward`` has a form of a path that a client gives us."""
+        octets = len(path.wire().encode()) + len(self._domain) + _OVERHEAD
+        return octets <= MAX_PATH or self.forward(path, now=now) is not None
 
     def _wrapped(self, path: Path, now: datetime) -> str:
         day = _day(now)
@@ -93,11 +100,19 @@ class Srs:
         return f"SRS1={_digest(self._secrets[0], 'SRS1', first_hop, inside)}={first_hop}={inside}"
 
     def reverse(self, path: Path, *, now: datetime) -> Path | SrsFault:
-        """The path an address of ours was made from, or why there is none."""
+        """The path an address of ours was made from, or why there is none.
+
+        Mail that came by here twice, with another forwarder between, has an SRS1 address with one of our own inside.
+        """
         kind = _ANY.match(path.local)
         if path.domain != self._domain or kind is None:
             return SrsFault.NOT_SRS
-        return self._unwrap(path.local, now) if kind[1] == "0" else self._unchain(path.local)
+        if kind[1] == "0":
+            return self._unwrap(path.local, now)
+        inside = self._unchain(path.local)
+        if isinstance(inside, Path) and inside.domain == self._domain:
+            return self._unwrap(inside.local, now)
+        return inside
 
     def _unwrap(self, text: str, now: datetime) -> Path | SrsFault:
         parts = _SRS0.fullmatch(text)

@@ -3,7 +3,8 @@
 Values only; ``forwarder.net.smtp_client`` makes them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from forwarder.mail.outcome import Fault, Scope, Stage, reply_for, scope_at
 from forwarder.mail.reply import Reply
@@ -32,6 +33,10 @@ class Transaction:
     data: Reply | None = None  # only when DATA was refused
     final: Reply | None = None  # only when the content was sent
     local: bool = False  # ``mail`` is our own word: the peer announced that it cannot take this message
+
+    def among(self, asked: Sequence[bool]) -> "Transaction":
+        """The same for all recipients of a message of whom only some were asked for."""
+        return replace(self, recipients=among(self.recipients, asked)) if self.recipients else self
 
     def judge(self, index: int) -> tuple[Scope, Reply]:
         """The reply that decides the fate of one recipient, and what it condemns if it is not a success."""
@@ -75,6 +80,20 @@ class SessionFault(Exception):
         return Scope.SITE if self.local else scope_at(self.stage, self.reply)
 
 
+def among(answers: Sequence[Reply], asked: Sequence[bool]) -> tuple[Reply, ...]:
+    """Answers to recipients with those put between that were not asked for, since the peer lacks SMTPUTF8.
+
+    As far as there are answers, when the session was over before all had one.
+    """
+    left = list(reversed(answers))
+    found: list[Reply] = []
+    for was_asked in asked:
+        if was_asked and not left:
+            break
+        found.append(left.pop() if was_asked else reply_for(Fault.SMTPUTF8))
+    return tuple(found)
+
+
 def announced(ehlo: bytes) -> Features:
     """The answer to EHLO, all its lines (RFC 5321 4.1.1.1; keywords in any case)."""
     offered: dict[bytes, bytes] = {}
@@ -97,6 +116,13 @@ def announced(ehlo: bytes) -> Features:
 def fault_at(stage: Stage, fault: Fault, detail: str = "") -> SessionFault:
     """A fault in which the peer said nothing of its own."""
     return SessionFault(stage, reply_for(fault, detail), fault=fault)
+
+
+def stage_of(answered: int, commands: int) -> Stage:
+    """Where a pipelined envelope stopped, after so many answers to MAIL, each RCPT, and DATA."""
+    if answered < 1:
+        return Stage.MAIL
+    return Stage.RCPT if answered < commands else Stage.DATA
 
 
 _AFTER_DOT = {Fault.TIMEOUT: Fault.TIMEOUT_AFTER_DOT, Fault.LOST: Fault.LOST_AFTER_DOT}

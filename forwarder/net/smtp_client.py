@@ -33,12 +33,22 @@ from datetime import UTC, datetime, timedelta
 from typing import Self
 
 from forwarder.failpoint import reach
+from forwarder.mail.content import ascii_head
 from forwarder.mail.dane import Tlsa, authenticated
 from forwarder.mail.outcome import Fault, Stage, reply_for
 from forwarder.mail.reply import Reply
 from forwarder.mail.scan import stuffed
-from forwarder.net.smtp_answers import Features, SessionFault, Transaction, announced, fault_at, over
-from forwarder.net.smtp_wire import PATIENCE, Wire, WireTrouble
+from forwarder.net.smtp_answers import (
+    Features,
+    SessionFault,
+    Transaction,
+    among,
+    announced,
+    fault_at,
+    over,
+    stage_of,
+)
+from forwarder.net.smtp_wire import PATIENCE, Wire, WireTrouble, dial
 from forwarder.net.tls import TlsMode
 
 BLOCK = 256 * 1024  # octets of content between two looks at the peer
@@ -98,7 +108,10 @@ class Session:
         """
         timeouts = timeouts or Timeouts()
         demanded = tls in (TlsMode.REQUIRED, TlsMode.VERIFIED)
-        wire = await _dial(address, port, local_address, timeouts.connect.total_seconds())
+        try:
+            wire = await dial(address, port, local_address, timeouts.connect.total_seconds())
+        except WireTrouble as trouble:
+            raise over(Stage.CONNECT, trouble) from trouble
         session = cls(wire, host, address, port, timeouts)
         try:
             greeting = await session._one(Stage.CONNECT, timeouts.greeting.total_seconds())
@@ -131,9 +144,19 @@ class Session:
         parts = (content,) if isinstance(content, bytes) else tuple(content)
         size = sum(map(len, parts))
         paths = [_path(path) for path in (reverse_path, *recipients)]
-        international = not all(map(bytes.isascii, paths)) or (smtputf8 and not _ascii_head(parts))
+        plain = [path.isascii() for path in paths]
+        ascii_mail = plain[0] and not (smtputf8 and not ascii_head(parts))
+        international = not (ascii_mail and all(plain))
         if international and not self.features.smtputf8:
-            return Transaction(mail=reply_for(Fault.SMTPUTF8), local=True)
+            if not (ascii_mail and any(plain[1:])):
+                return Transaction(mail=reply_for(Fault.SMTPUTF8), local=True)
+            # Only some of the recipients need it (the alias that leads to them may have others): the rest get theirs.
+            some = [path for path, is_plain in zip(recipients, plain[1:], strict=True) if is_plain]
+            try:
+                return (await self.send(reverse_path, some, parts, body8bit=body8bit)).among(plain[1:])
+            except SessionFault as fault:
+                fault.answers = among(fault.answers, plain[1:])
+                raise
         if self.features.size is not None and size > self.features.size:
             return Transaction(mail=reply_for(Fault.TOO_BIG, f"{self.features.size} octets"), local=True)
         mail = b"MAIL FROM:<" + paths[0] + b">" + self._parameters(size, body8bit, international)
@@ -216,7 +239,13 @@ class Session:
             raise over(Stage.STARTTLS, trouble) from trouble
         if tlsa and not authenticated(tlsa, self._wire.certificates, host=self.host, now=datetime.now(UTC)):
             raise fault_at(Stage.STARTTLS, Fault.CERTIFICATE, "its TLSA records do not mean it")
-        await self._hello(name)  # RFC 3207 4.2: what was announced in clear is forgotten
+        try:
+            await self._hello(name)  # RFC 3207 4.2: what was announced in clear is forgotten
+        except SessionFault as fault:
+            if fault.fault is not Fault.LOST:
+                raise
+            # RFC 8446: a server may find fault with our side of the handshake when ours is over already.
+            raise fault_at(Stage.STARTTLS, Fault.TLS, "the connection was lost right after it") from fault
 
     # --- a transaction
 
@@ -239,7 +268,7 @@ class Session:
                 # Refused, and hung up upon (RFC 7504 lets 521 do so): the refusal counts, not the loss.
                 return Transaction(mail=said[0])
             self._answers = said[1 : len(commands)]
-            raise over(_stage_of(len(said), len(commands)), trouble) from trouble
+            raise over(stage_of(len(said), len(commands)), trouble) from trouble
         mail, *answers, data = replies[len(reset) :]
         self._answers = answers
         return await self._go_on(mail, answers, data, parts)
@@ -349,45 +378,13 @@ class Session:
         raise fault_at(stage, Fault.PROTOCOL, f"{stage} was answered {reply.code}")
 
 
-async def _dial(address: str, port: int, local_address: str, timeout: float) -> Wire:
-    loop = asyncio.get_running_loop()
-    local = (local_address, 0) if local_address else None
-    try:
-        async with asyncio.timeout(timeout):
-            _transport, wire = await loop.create_connection(Wire, address, port, local_addr=local)
-    except TimeoutError as exc:
-        raise fault_at(Stage.CONNECT, Fault.CONNECT_TIMEOUT) from exc
-    except ConnectionRefusedError as exc:
-        raise fault_at(Stage.CONNECT, Fault.REFUSED) from exc
-    except OSError as exc:
-        raise fault_at(Stage.CONNECT, Fault.UNREACHABLE, exc.strerror or "") from exc
-    return wire
-
-
 def _path(path: str) -> bytes:
     if not (path.isascii() and path.isprintable()) and _CONTROL.search(path):
         raise ValueError("a path holds a control character")
     return path.encode()
 
 
-def _ascii_head(parts: Sequence[bytes]) -> bool:
-    for part in parts:
-        head, end, _body = part.partition(b"\r\n\r\n")
-        if not head.isascii():
-            return False
-        if end:
-            return True
-    return True
-
-
 def _blocks(buffer: bytes | memoryview) -> Iterator[memoryview]:
     view = memoryview(buffer)
     for start in range(0, len(view), BLOCK):
         yield view[start : start + BLOCK]
-
-
-def _stage_of(answered: int, commands: int) -> Stage:
-    """Where a pipelined envelope stopped, after so many answers to MAIL, each RCPT, and DATA."""
-    if answered < 1:
-        return Stage.MAIL
-    return Stage.RCPT if answered < commands else Stage.DATA

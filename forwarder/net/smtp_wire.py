@@ -293,3 +293,19 @@ class Wire(asyncio.Protocol):
             raise self._trouble()
         if not self.usable:
             raise WireTrouble(Fault.PROTOCOL, "octets came in clear after the 220 to STARTTLS")
+
+
+async def dial(address: str, port: int, local_address: str, timeout: float) -> Wire:
+    """A connection to an address, from ``local_address`` unless that is empty. WireTrouble."""
+    loop = asyncio.get_running_loop()
+    local = (local_address, 0) if local_address else None
+    try:
+        async with asyncio.timeout(timeout):
+            _transport, wire = await loop.create_connection(Wire, address, port, local_addr=local)
+    except TimeoutError as exc:
+        raise WireTrouble(Fault.CONNECT_TIMEOUT) from exc
+    except ConnectionRefusedError as exc:
+        raise WireTrouble(Fault.REFUSED) from exc
+    except OSError as exc:
+        raise WireTrouble(Fault.UNREACHABLE, exc.strerror or "") from exc
+    return wire

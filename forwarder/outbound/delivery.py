@@ -99,7 +99,8 @@ class Courier:
         # An SRS address would make SPF pass for our domain, and so for the author that nobody has proved to be of it.
         if parcel.transport is not Transport.SMTP or parcel.borrows:
             return parcel.reverse_path
-        return self._srs.forward(parcel.reverse_path, now=self._clock())
+        # Inbound refuses what is too long to rewrite (``Srs.fits``).
+        return self._srs.forward(parcel.reverse_path, now=self._clock()) or Path.null()
 
     def _trace(self, parcel: Parcel, deliveries: Sequence[Delivery]) -> bytes:
         if parcel.is_report:

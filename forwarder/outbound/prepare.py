@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 from forwarder.mail.arc import seal_arc
 from forwarder.mail.authentication import recorded
-from forwarder.mail.author import author
+from forwarder.mail.author import author, may_name
 from forwarder.mail.canonical import Canonical
 from forwarder.mail.event import Transport
 from forwarder.mail.seal import Signer, sign
@@ -226,11 +226,10 @@ class Signing:
 
     def _borrows(self, message: Canonical) -> bool:
         """Whether a reader may see an author of our own organisation, and our reception saw no proof of it."""
-        claimed = author(message).domain
-        if not claimed:  # none, several, or not to be read: then the name of ours anywhere in it is too much
-            fields = [raw.lower() for raw in message.instances(b"from")]
-            return any(own.encode() in raw for own in self._own for raw in fields)
-        ours = registered_domain(claimed)
+        claimed = author(message)
+        if not claimed.domain:
+            return may_name(message, claimed, self._own)
+        ours = registered_domain(claimed.domain)
         if ours not in self._own:
             return False
         found = recorded(message, self._authserv_id)

@@ -76,3 +76,28 @@ async def test_addresses_of_other_forwarders_pass_through_and_come_back(engine: 
         (message,) = await engine.origin.wait_for(1)
         assert message.recipients == (back,)
     await engine.goes_on()
+
+
+async def test_a_sender_too_long_to_rewrite_is_refused(engine: Town) -> None:
+    """Forwarded as it came it would have the SPF of a domain hosted here, which trusts our address."""
+    longest = "SRS0-" + "x" * (254 - 5 - len("@example.com"))
+    answer = await engine.send(f"{longest}@example.com", "info@example.com", MAIL)
+    assert str(answer).startswith("553 5.1.7")
+    assert (await engine.send("v" * 64 + "@out.test", "info@example.com", MAIL)).code == 250
+    (message,) = await engine.sink.wait_for(1)
+    assert message.reverse_path.endswith("@mx.test")
+    await engine.goes_on()
+
+
+async def test_a_bounce_to_mail_that_came_by_twice_finds_its_author(engine: Town) -> None:
+    """Us, another forwarder, us again: both rewritings of ours are undone."""
+    once = await return_address(engine)
+    beyond = Srs([b"the secret of another forwarder, long"], "forwarder.example").forward(
+        parse_address(once), now=datetime.now(UTC)
+    )
+    again = await return_address(engine, beyond.wire())
+    assert again.startswith("SRS1=")
+    assert (await engine.send("", again, MAIL)).code == 250
+    (bounce,) = await engine.origin.wait_for(1)
+    assert bounce.recipients == ("ann@out.test",)
+    await engine.goes_on()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forwarder.inbound.data import RATE_GRACE, Excess, Memory, read_content, smuggles, unstuffed
+from forwarder.inbound.data import RATE_GRACE, Excess, Memory, normalized, read_content, smuggles, unstuffed
 from forwarder.inbound.inlet import Expired, Gone, Inlet
 
 
@@ -70,6 +70,19 @@ async def test_no_look_alike_ends_it(inlet, ending):
     inlet.feed(first + b".\r\n")
     assert await read(inlet) == first
     assert smuggles(first)
+
+
+@pytest.mark.parametrize(
+    ("raw", "content"),
+    [
+        (b"x\n\nhello\n..sig\nend\n\r\n", b"x\r\n\r\nhello\r\n.sig\r\nend\r\n\r\n"),
+        (b"..first\n...three\r\n..four\r", b".first\r\n..three\r\n.four\r\n"),
+        (b"a\n.\nMAIL\n.\r\nb\r.\rc\r\n", b"a\r\n.\r\nMAIL\r\n.\r\nb\r\n.\r\nc\r\n"),
+        (b"plain\r\n", b"plain\r\n"),
+    ],
+)
+def test_whoever_ends_lines_with_lf_has_stuffed_their_dots_so(raw, content):
+    assert normalized(raw) == content
 
 
 async def test_a_stuffed_dot_is_no_look_alike():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from forwarder.inbound.screening import Screened, Screening
+from forwarder.inbound.screening import KEYS, Screened, Screening
 from forwarder.inbound.spf import check_spf
 from forwarder.mail.address import Path
 from forwarder.mail.arc import ChainStatus
@@ -330,12 +330,14 @@ async def test_trouble_with_dns_refuses_nothing() -> None:
         assert result in screened.headers
 
 
-async def test_dns_that_never_answers_is_not_waited_for() -> None:
+@pytest.mark.parametrize(("policy", "code"), [("none", None), ("quarantine", None), ("reject", 451)])
+async def test_dns_that_never_answers_is_not_waited_for(policy: str, code: int | None) -> None:
+    """What would be refused if all answered must not be forwarded because somebody saw to it that one did not."""
     resolver = zone()
-    resolver.records["TXT", "_dmarc.example.org"] = [b"v=DMARC1; p=reject"]
+    resolver.records["TXT", "_dmarc.example.org"] = [f"v=DMARC1; p={policy}".encode()]
     resolver.silent = {"example.org", "sel._domainkey.example.org"}
     screened = await screen(signed(), resolver, limit=timedelta(milliseconds=20))
-    assert screened.reply is None
+    assert (screened.reply.code if screened.reply else None) == code
     assert b"spf=temperror" in screened.headers
     assert b"dkim=temperror" in screened.headers
     assert b"dmarc=temperror" in screened.headers
@@ -406,3 +408,106 @@ async def test_bombs_cost_little(what: str) -> None:
     assert time.process_time() - begun < 1
     assert screened.reply is None
     assert len(resolver.asked) < 20
+
+
+async def ours_claimed(
+    content: bytes, resolver: Zone, *, sender: Path, **options: Any
+) -> tuple[int, str] | None:
+    """The refusal of a stranger's message, where we are of the organisation of example.net; None: it is forwarded."""
+    screening = Screening(
+        resolver,
+        authserv_id=OURS,
+        clock=lambda: NOW,
+        time_limit=timedelta(milliseconds=50),
+        own_names=(OURS,),
+        **options,
+    )
+    screened = await screening.examine(
+        client_address=CLIENT, helo="stranger.example", reverse_path=sender, content=content
+    )
+    return None if screened.reply is None else (screened.reply.code, screened.reply.enhanced)
+
+
+OUR_CEO = b"From: ceo@example.net\r\nSubject: x\r\n\r\nHello.\r\n"
+SIGNED_BY_A_KEY_THAT_NOBODY_HAS = (
+    sign(OUR_CEO, [Signer(domain="example.net", selector="zz", key=load_key(KEY.pem))], now=NOW) + OUR_CEO
+)
+
+
+@pytest.mark.parametrize("sender", [Path.null(), Path(local="ceo", domain="example.net")])
+@pytest.mark.parametrize(
+    ("policy", "broken", "expected"),
+    [
+        ("quarantine", "zz._domainkey.example.net", (451, "4.4.3")),
+        ("reject", "zz._domainkey.example.net", (451, "4.4.3")),
+        ("reject", "_dmarc.example.net", (451, "4.4.3")),
+        ("none", "zz._domainkey.example.net", None),
+        ("quarantine", "", (550, "5.7.1")),
+    ],
+)
+async def test_trouble_with_dns_does_not_lend_our_spf(
+    policy: str, broken: str, expected: tuple[int, str] | None, sender: Path
+) -> None:
+    resolver = Zone({("TXT", "_dmarc.example.net"): [f"v=DMARC1; p={policy}".encode()]}, broken={broken})
+    assert await ours_claimed(SIGNED_BY_A_KEY_THAT_NOBODY_HAS, resolver, sender=sender) == expected
+
+
+async def test_trouble_with_dns_holds_up_no_mail_that_gets_a_return_address_of_ours() -> None:
+    resolver = Zone(
+        {("TXT", "_dmarc.example.net"): [b"v=DMARC1; p=quarantine"]}, broken={"zz._domainkey.example.net"}
+    )
+    sender = Path(local="a", domain="elsewhere.example")
+    assert await ours_claimed(SIGNED_BY_A_KEY_THAT_NOBODY_HAS, resolver, sender=sender) is None
+
+
+@pytest.mark.parametrize("dmarc", [True, False])
+@pytest.mark.parametrize(
+    ("claimed", "expected"),
+    [
+        (b'"Boss" <ceo@customer.example> (mx1.example.net', (554, "5.6.0")),
+        (b"mx1.EXAMPLE.net:ceo@customer.example;", (554, "5.6.0")),
+        (b'"Boss" <ceo@customer.example> (x', None),
+        (b"root (Cron Daemon)", None),
+        (b"root@mx1.example.net (Cron Daemon)", None),  # it can be read
+    ],
+)
+async def test_an_author_that_may_be_shown_as_ours_must_be_one_that_can_be_read(
+    claimed: bytes, expected: tuple[int, str] | None, dmarc: bool
+) -> None:
+    """It would go on with the reverse-path it came with, and so with the SPF of whoever trusts our address."""
+    content = b"From: " + claimed + b"\r\nSubject: x\r\n\r\nHello.\r\n"
+    sender = Path(local="ceo", domain="customer.example")
+    assert await ours_claimed(content, Zone(), sender=sender, dmarc=dmarc) == expected
+
+
+async def test_keys_of_strangers_leave_the_resolver_to_others() -> None:
+    """Sixty names a message in zones that never answer: policies and SPF are asked for all the same."""
+    resolver = zone()
+    resolver.records["TXT", "_dmarc.example.org"] = [b"v=DMARC1; p=reject"]
+    names = [f"s{number}._domainkey.black.example" for number in range(2000)]
+    resolver.silent = set(names)
+    many = [
+        b"".join(
+            b"DKIM-Signature: v=1; a=rsa-sha256; d=black.example; s=s%d; h=from; bh=AA==; b=AA==\r\n"
+            % (10 * m + n)
+            for n in range(10)
+        )
+        for m in range(40)
+    ]
+    screening = Screening(resolver, authserv_id=OURS, clock=lambda: NOW, time_limit=timedelta(seconds=2))
+
+    def examined(content: bytes, client: str) -> "asyncio.Task[Screened]":
+        work = screening.examine(
+            client_address=client, helo="h.example", reverse_path=SENDER, content=content
+        )
+        return asyncio.create_task(work)
+
+    flood = [examined(signatures + MESSAGE, CLIENT) for signatures in many]
+    await asyncio.sleep(0)
+    forged = await examined(MESSAGE, "198.51.100.9")
+    assert forged.reply is not None
+    assert (forged.reply.code, forged.reply.enhanced) == (550, "5.7.1")
+    assert sum(name in resolver.silent for _, name in resolver.asked) == KEYS
+    for task in flood:
+        task.cancel()
+    await asyncio.gather(*flood, return_exceptions=True)

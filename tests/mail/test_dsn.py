@@ -182,6 +182,17 @@ def test_addresses_beyond_ascii() -> None:
     assert recipient["Final-Recipient"] == r"utf-8; gr\x{FC}\x{DF}e@example.net"
 
 
+@pytest.mark.parametrize("letter", ["a", "\xfc", "\u3042", "\U0001f600"])
+def test_the_longest_address_is_told_whole_in_a_line_that_smtp_carries(letter: str) -> None:
+    local = "\xe4" + letter * ((254 - 2 - len("@example.net")) // len(letter.encode()))
+    content = report(failed(address=f"{local}@example.net"))
+    _, recipient = status_groups(content)
+    kind, _, text = recipient["Final-Recipient"].partition("; ")
+    assert kind == "utf-8"
+    assert re.sub(r"\\x\{(\w+)\}", lambda found: chr(int(found[1], 16)), text) == f"{local}@example.net"
+    assert max(map(len, content.split(b"\r\n"))) <= 998
+
+
 def test_a_status_that_is_none_becomes_general() -> None:
     _, recipient = status_groups(report(failed(status="nonsense\r\nX: y")))
     assert recipient["Status"] == "5.0.0"

@@ -152,10 +152,38 @@ def test_long_local_parts_are_sent_and_taken_back() -> None:
     assert ours.reverse(read, now=NOW) == path
 
 
-def test_a_path_that_would_be_too_long_stays_as_it_is() -> None:
+def test_a_path_that_would_be_too_long_has_no_form() -> None:
+    """Sent on as it is, it would have the SPF of its domain wherever that trusts our addresses."""
     domain = ".".join(["d" * 63] * 3)[:188]
-    path = parse_address("a" * 60 + "@" + domain)
-    assert ours.forward(path, now=NOW) == path
+    for text in ("a" * 60 + "@" + domain, "SRS0-" + "x" * 230 + "@customer.example"):
+        path = parse_address(text)
+        assert ours.forward(path, now=NOW) is None
+        assert not ours.fits(path, now=NOW)
+
+
+@given(st.integers(1, 64), st.integers(1, 187), st.sampled_from(["a", '"', "\\", "j\xf6", "="]))
+def test_what_fits_has_a_form(local: int, domain: int, letter: str) -> None:
+    labels = ".".join("d" * 63 for _ in range(domain // 64)) + "." + "e" * (domain % 64 + 1)
+    try:
+        path = parse_address(Path(local=(letter * local)[:64], domain=labels.strip(".")).wire())
+    except AddressError:
+        return
+    assert ours.fits(path, now=NOW) == (ours.forward(path, now=NOW) is not None)
+
+
+def test_mail_that_came_by_twice_leads_back_to_its_author_at_once() -> None:
+    """Us, another forwarder, us again: the SRS1 address holds one of our own (RFC 5321 3.6.1 has the loop end)."""
+    ann = parse_address("ann@out.example")
+    once = ours.forward(ann, now=NOW)
+    beyond = theirs.forward(once, now=NOW)
+    again = ours.forward(beyond, now=NOW)
+    assert again.local.startswith("SRS1=")
+    assert ours.reverse(again, now=NOW) == ann
+    assert ours.reverse(again, now=NOW + timedelta(days=30)) is SrsFault.EXPIRED
+    forged = ours.forward(
+        Path(local="SRS0" + "=AAAAAAAA=AA=out.example=ann", domain="theirs.example"), now=NOW
+    )
+    assert isinstance(ours.reverse(forged, now=NOW), Path)  # theirs to judge
 
 
 def test_quoted_and_internationalised_local_parts() -> None:

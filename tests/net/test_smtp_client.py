@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from forwarder.mail.outcome import Scope
-from forwarder.net.smtp_client import Session, Timeouts
+from forwarder.net.smtp_client import Session, SessionFault, Timeouts
 from forwarder.net.tls import TlsMode
 from tests.net.sessions import CONTENT, SHORT, Scripted, connect
 from tests.peers.sink import Sink
@@ -164,6 +164,35 @@ async def test_a_non_ascii_address_needs_smtputf8() -> None:
         assert (answer.mail.code, answer.mail.enhanced, answer.local) == (553, "5.6.7", True)
         assert sink.commands == [b"EHLO mx.example.net"]
         await session.quit()
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+async def test_who_needs_smtputf8_does_not_keep_the_others_from_their_mail(pipelining: bool) -> None:
+    async with Sink(smtputf8=False, pipelining=pipelining) as sink:
+        session = await connect(sink)
+        sink.play("rcpt", "550", times=1)
+        everyone = ["jörg@example.test", "a@example.test", "grüße@example.test", "b@example.test"]
+        answer = await session.send("a@example.com", everyone, CONTENT, smtputf8=True)
+        judged = [answer.judge(index) for index in range(4)]
+        assert [(scope, reply.code) for scope, reply in judged] == [
+            (Scope.RECIPIENT, 553),
+            (Scope.RECIPIENT, 550),
+            (Scope.RECIPIENT, 553),
+            (Scope.MESSAGE, 250),
+        ]
+        assert [message.recipients for message in sink.messages] == [("b@example.test",)]
+        assert not any(b"SMTPUTF8" in command for command in sink.commands)
+        await session.quit()
+
+
+async def test_a_session_that_ends_tells_who_was_refused_although_some_were_not_asked_for() -> None:
+    async with Sink(smtputf8=False, pipelining=False) as sink:
+        session = await connect(sink)
+        everyone = ["ö@x.test", "550-at-rcpt@x.test", "drop-at-rcpt@x.test", "ü@x.test"]
+        with pytest.raises(SessionFault) as raised:
+            await session.send("a@example.com", everyone, CONTENT)
+        refusals = [raised.value.refusal(index) for index in range(4)]
+        assert [reply.code if reply else None for reply in refusals] == [553, 550, None, None]
 
 
 async def test_smtputf8_is_not_demanded_for_ascii_addresses_and_headers() -> None:

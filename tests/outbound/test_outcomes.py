@@ -215,6 +215,17 @@ async def test_a_host_without_smtputf8_is_final_for_such_an_address(tmp_path: Pa
         assert rooms.sink.messages == []
 
 
+async def test_a_host_without_smtputf8_gets_the_mail_for_the_others(tmp_path: Path) -> None:
+    """One alias may lead to both: who made it decides nothing about what the others can have."""
+    async with house(tmp_path, sink={"smtputf8": False}) as rooms:
+        plain, needy = await rooms.accept("plain@dest.test", "ünser@dest.test")
+        await rooms.until_statuses(plain, "QUEUED", "DELIVERED")
+        events = await rooms.until_statuses(needy, "QUEUED", "HARD-BOUNCE")
+        assert events[-1][2].startswith("5.6.7")
+        assert [message.recipients for message in rooms.sink.messages] == [("plain@dest.test",)]
+        assert rooms.sink.connections == 1
+
+
 async def test_the_trace_names_the_delivery_and_the_alias_but_not_the_destination(tmp_path: Path) -> None:
     async with house(tmp_path) as rooms:
         (delivery,) = await rooms.accept("private@dest.test")

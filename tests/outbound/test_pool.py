@@ -225,3 +225,26 @@ async def test_the_address_to_dial_from(sink: Sink) -> None:
     session = await opened(make(bind_ipv4="127.0.0.3"), sink)
     await deliver(session)
     assert "127.0.0.3" in sink.messages[0].client
+
+
+@pytest.mark.parametrize("tls", ["opportunistic", "required"])
+async def test_a_handshake_that_the_host_finds_fault_with_afterwards(
+    server_tls: ssl.SSLContext, tmp_path: Path, tls: str
+) -> None:
+    """TLS 1.3: the host wants a certificate of ours, and says so after our side of the handshake is over."""
+    demanding = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    demanding.load_cert_chain(*self_signed(["mx.test"], tmp_path))
+    demanding.minimum_version = ssl.TLSVersion.TLSv1_3
+    demanding.verify_mode = ssl.CERT_REQUIRED
+    async with Sink(starttls=demanding) as sink:
+        pool = make(tls=tls)
+        if tls == "required":
+            with pytest.raises(SessionFault) as raised:
+                await opened(pool, sink)
+            assert (raised.value.fault, raised.value.reply.enhanced) == (Fault.TLS, "4.7.5")
+            assert sink.messages == []
+        else:
+            for _ in range(2):
+                await deliver(await opened(pool, sink))
+            assert [message.tls for message in sink.messages] == [False, False]
+            assert sink.connections == 3  # the second time it is not tried
