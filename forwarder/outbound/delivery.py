@@ -182,7 +182,7 @@ class _Attempt:
 
     def _dials(self) -> Iterator[tuple[MxHost, str]]:
         left = _DIALS
-        for host in self._route.hosts:
+        for host in self._pool.ordered(self._route):
             for address in host.addresses:
                 if not left:
                     return

@@ -4,7 +4,9 @@ A session that delivered a message is put aside for its site and serves the next
 nobody waits for a session here: how many are open at once is the dispatcher's to say, and the pool only holds what
 is idle, at most ``concurrency_per_site`` for a site and ``concurrency`` in all; the one idle longest goes first. One
 timer, not one a session, closes what has been idle for ``idle_timeout``. A session is handed out only when its peer
-has neither hung up nor said anything meanwhile.
+has neither hung up nor said anything meanwhile, and only to a host that would be dialled first (RFC 5321 5.1): the
+best that the route has. A host that could not be dialled comes last for a minute, so that a dead one does not cost each
+message its time, and a backup is left as soon as the best is there again.
 
 Opportunistic TLS: a host whose handshake fails gets the same message in clear over a new connection, and for ten
 minutes the handshake is not tried with it again. With ``tls = "required"`` nothing goes in clear. A route that demands
@@ -27,7 +29,8 @@ from forwarder.net.tls import TlsMode, client_context
 from forwarder.outbound.route import MxHost, Route
 
 BROKEN_TLS = 600.0  # seconds
-BROKEN_TLS_HOSTS = 10_000
+SHUNNED = 60.0  # seconds
+REMEMBERED = 10_000  # hosts of either kind
 _MODES = {"off": TlsMode.OFF, "opportunistic": TlsMode.OPPORTUNISTIC, "required": TlsMode.REQUIRED}
 
 
@@ -63,6 +66,7 @@ class Pool:
         self._idle: OrderedDict[Session, tuple[str, float]] = OrderedDict()  # longest idle first
         self._by_site: defaultdict[str, deque[Session]] = defaultdict(deque)
         self._broken_tls: OrderedDict[tuple[str, int], float] = OrderedDict()
+        self._shunned: OrderedDict[tuple[str, int], float] = OrderedDict()  # could not be dialled; until when
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -71,11 +75,24 @@ class Pool:
         """Sessions held."""
         return len(self._idle)
 
+    def ordered(self, route: Route) -> list[MxHost]:
+        """The hosts of a route as they are to be dialled now."""
+        if len(route.hosts) == 1:
+            return list(route.hosts)
+        return sorted(
+            route.hosts, key=lambda host: self._is_remembered(self._shunned, (host.name, route.port))
+        )
+
     def reuse(self, route: Route) -> Session | None:
-        """An idle, live session of the site, the latest used; the caller owns it until ``release``."""
+        """An idle, live session to one of the best hosts, the latest used; the caller owns it until ``release``."""
         sessions = self._by_site.get(route.site)
-        while sessions:
-            session = sessions[-1]
+        if not sessions:
+            return None
+        hosts = self.ordered(route)
+        best = {host.name for host in hosts if host.rank == hosts[0].rank}
+        for session in reversed(tuple(sessions)):
+            if session.host not in best:
+                continue
             self._forget(session)
             if session.usable:
                 return session
@@ -84,18 +101,26 @@ class Pool:
 
     async def open(self, route: Route, host: MxHost, address: str) -> Session:
         """A new session to one address of one host of the route; ``SessionFault``."""
+        name = (host.name, route.port)
+        try:
+            session = await self._open(route, host, address)
+        except SessionFault:
+            self._remember(self._shunned, name, SHUNNED)
+            raise
+        self._shunned.pop(name, None)
+        return session
+
+    async def _open(self, route: Route, host: MxHost, address: str) -> Session:
         mode = self._mode_for(route, host)
         key = (address, route.port)
-        if mode is TlsMode.OPPORTUNISTIC and self._tls_is_broken(key):
+        if mode is TlsMode.OPPORTUNISTIC and self._is_remembered(self._broken_tls, key):
             mode = TlsMode.OFF
         try:
             return await self._connect(host, address, route.port, mode)
         except SessionFault as fault:
             if mode is not TlsMode.OPPORTUNISTIC or not _tls_failed(fault):
                 raise
-        self._broken_tls[key] = self._now() + BROKEN_TLS
-        while len(self._broken_tls) > BROKEN_TLS_HOSTS:
-            self._broken_tls.popitem(last=False)
+        self._remember(self._broken_tls, key, BROKEN_TLS)
         return await self._connect(host, address, route.port, TlsMode.OFF)
 
     def release(self, route: Route, session: Session) -> None:
@@ -157,13 +182,21 @@ class Pool:
             self._unverifying[weak] = client_context(verify=False, weak=weak)
         return self._unverifying[weak]
 
-    def _tls_is_broken(self, key: tuple[str, int]) -> bool:
-        until = self._broken_tls.get(key)
+    def _remember(
+        self, hosts: OrderedDict[tuple[str, int], float], key: tuple[str, int], seconds: float
+    ) -> None:
+        hosts[key] = self._now() + seconds
+        hosts.move_to_end(key)
+        if len(hosts) > REMEMBERED:
+            hosts.popitem(last=False)
+
+    def _is_remembered(self, hosts: OrderedDict[tuple[str, int], float], key: tuple[str, int]) -> bool:
+        until = hosts.get(key)
         if until is None:
             return False
         if until > self._now():
             return True
-        del self._broken_tls[key]
+        del hosts[key]
         return False
 
     def _forget(self, session: Session) -> None:

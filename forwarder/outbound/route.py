@@ -60,6 +60,7 @@ class MxHost:
 
     name: str
     addresses: tuple[str, ...]
+    rank: int = 0  # of its preference among those of the domain, the best 0
     # What its certificate has to match; empty: TLS is demanded, with any; None: DANE does not apply to it.
     tlsa: tuple[Tlsa, ...] | None = None
 
@@ -165,6 +166,8 @@ class Router:
         hosts = usable_hosts(domain, candidates, found, policy)
         if isinstance(hosts, Failure):
             return hosts
+        place = _places(names)
+        hosts = tuple(replace(host, rank=place[host.name]) for host in hosts)
         complete = not any(isinstance(found[name], CannotTell) for name in candidates)
         hosts, unknown = bound(hosts, await self._tlsa_of(hosts, answer, found))
         if not hosts:
@@ -317,16 +320,22 @@ def _us_first(
     policy: Policy,
 ) -> list[str]:
     """Hosts that are we ourselves before the others of their preference, which are then left out with them."""
-    place: dict[str, int] = {}
-    for number, group in enumerate(groups):
-        for name in group:
-            place.setdefault(name, number)
+    place = _places(groups)
 
     def is_other(name: str) -> bool:
         answer = answers[name]
         return not (isinstance(answer, Found) and policy.own_addresses.intersection(answer.records))
 
     return sorted(candidates, key=lambda name: (place[name], is_other(name)))
+
+
+def _places(groups: Sequence[Sequence[str]]) -> dict[str, int]:
+    """The best preference that each name has, counted from 0."""
+    place: dict[str, int] = {}
+    for number, group in enumerate(groups):
+        for name in group:
+            place.setdefault(name, number)
+    return place
 
 
 def usable_hosts(

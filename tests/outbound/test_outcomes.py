@@ -245,3 +245,18 @@ async def test_a_shared_copy_does_not_tell_its_readers_of_each_other(tmp_path: P
         assert message.content.count(b"X-Forwarded-To: list@hosted.test\r\n") == 1
         assert first.encode() in message.content
         assert second.encode() in message.content
+
+
+async def test_mail_goes_back_to_the_best_host_when_it_is_there_again(tmp_path: Path) -> None:
+    async with house(tmp_path) as rooms:
+        rooms.dns.set("dest.test", "MX", [(10, "best.dest.test"), (20, "mx.dest.test")])
+        rooms.dns.set("best.dest.test", "A", [rooms.origin.host])
+        rooms.origin.play("connect", "450", times=1)
+        for _ in range(3):
+            (delivery,) = await rooms.accept("bob@dest.test")
+            await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
+        assert (len(rooms.sink.messages), rooms.origin.connections) == (3, 1)
+        rooms.pool._shunned.clear()  # a minute later
+        (delivery,) = await rooms.accept("bob@dest.test")
+        await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
+        assert [len(sink.messages) for sink in (rooms.sink, rooms.origin)] == [3, 1]

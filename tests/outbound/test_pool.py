@@ -248,3 +248,55 @@ async def test_a_handshake_that_the_host_finds_fault_with_afterwards(
                 await deliver(await opened(pool, sink))
             assert [message.tls for message in sink.messages] == [False, False]
             assert sink.connections == 3  # the second time it is not tried
+
+
+# Which host a kept session may be of (RFC 5321 5.1).
+
+
+def hosts_of(*sinks: Sink, ranks: tuple[int, ...]) -> tuple[MxHost, ...]:
+    return tuple(
+        MxHost(name=f"mx{number}.test", addresses=(sink.host,), rank=rank)
+        for number, (sink, rank) in enumerate(zip(sinks, ranks, strict=True), 1)
+    )
+
+
+async def test_a_session_to_a_backup_does_not_serve_those_who_have_it_as_a_backup() -> None:
+    """Two domains with the same hosts in another order share the site."""
+    async with Sink() as one, Sink(host="127.0.0.2", port=one.port) as two:
+        pool = make()
+        first, second = hosts_of(one, two, ranks=(0, 1))
+        there = Route(site="site", hosts=(first, second), port=one.port)
+        back = Route(site="site", hosts=(replace(second, rank=0), replace(first, rank=1)), port=one.port)
+        session = await pool.open(there, first, one.host)
+        pool.release(there, session)
+        assert pool.reuse(back) is None
+        assert pool.reuse(there) is session
+        pool.release(there, session)
+        equal = Route(site="site", hosts=(replace(second, rank=0), first), port=one.port)
+        assert pool.reuse(equal) is session
+        session.abort()
+
+
+async def test_a_host_that_could_not_be_dialled_comes_last_for_a_while() -> None:
+    now = 0.0
+    async with Sink() as one, Sink(host="127.0.0.2", port=one.port) as two:
+        pool = Pool(OutboundSection(), hello="h.test", time=lambda: now)
+        best, backup = hosts_of(one, two, ranks=(0, 1))
+        route = Route(site="site", hosts=(best, backup), port=one.port)
+        one.play("connect", "450", times=1)
+        with pytest.raises(SessionFault):
+            await pool.open(route, best, one.host)
+        assert pool.ordered(route) == [backup, best]
+        session = await pool.open(route, backup, two.host)
+        pool.release(route, session)
+        assert pool.reuse(route) is session
+        pool.release(route, session)
+        now = 61.0
+        assert pool.ordered(route) == [best, backup]
+        assert pool.reuse(route) is None  # the best is there again, as far as we know
+        one.play("connect", "450", times=1)
+        with pytest.raises(SessionFault):
+            await pool.open(route, best, one.host)
+        (await pool.open(route, best, one.host)).abort()
+        assert pool.ordered(route) == [best, backup]
+        await pool.close()

@@ -198,7 +198,7 @@ async def test_a_route(dns: DnsServer) -> None:
         site="a.test b.test",
         hosts=(
             MxHost(name="a.test", addresses=("::1", "127.0.0.1")),
-            MxHost(name="b.test", addresses=("127.0.0.2",)),
+            MxHost(name="b.test", addresses=("127.0.0.2",), rank=1),
         ),
         port=2525,
     )
