@@ -11,7 +11,8 @@ settle again. After CommitUnknown nobody can say whether the change is in force:
   and, since a COMMIT may still be under way to a server that lost us, again for DOUBT seconds. The window that remains:
   this process dies before the store is back, or another worker began a delivery that was not leased to us. Then the
   message is delivered although its client was told 451, and the client's second try is a second copy (RFC 1047).
-- A settlement is simply settled again: if it had taken, the second finds no lease; ``settle`` then says True.
+- A settlement is simply settled again: if it had taken, the second finds no lease; ``settle`` then says True, for one
+  with a report only if that is stored: it must not be sent by two.
 - Leases that a claim took without our knowing are found by the dispatcher, which compares what the store says we hold
   (``held``) with what it knows, and gives back what twice nobody knew (``give_back``).
 
@@ -164,9 +165,10 @@ class Queue:
                     self._unsure.add((settlement.delivery.id, settlement.delivery.attempts))
             raise errors[0]
         reach("settle.after-commit")
+        if not self._unsure:
+            return [taken is True for taken in results]
         return [
-            self._for_certain(s.delivery, taken is True)
-            for s, taken in zip(settlements, results, strict=True)
+            await self._for_certain(s, taken is True) for s, taken in zip(settlements, results, strict=True)
         ]
 
     def _settle(self, settlement: Settlement) -> "asyncio.Future[bool]":
@@ -176,12 +178,17 @@ class Queue:
         # Written even if nobody waits any more: what a host has taken must not be sent again.
         return self._database.writer.enlist(self._settling, ended, weight=weight, orphaned=_unheard)
 
-    def _for_certain(self, delivery: Delivery, taken: bool) -> bool:
-        attempt = (delivery.id, delivery.attempts)
-        if attempt in self._unsure:
-            self._unsure.discard(attempt)
-            return True  # if not this time, then the time before
+    async def _for_certain(self, settlement: Settlement, taken: bool) -> bool:
+        attempt = (settlement.delivery.id, settlement.delivery.attempts)
+        if attempt in self._unsure and not taken:
+            # The time before, or never: then the lease is another's, who makes a report of their own.
+            taken = settlement.report is None or await self._is_stored(settlement.report.id)
+        self._unsure.discard(attempt)
         return taken
+
+    async def _is_stored(self, message_id: str) -> bool:
+        query = select(messages.c.id).where(messages.c.id == message_id)
+        return await self._database.read(lambda conn: conn.execute(query).first()) is not None
 
     async def release(self, delivery: Delivery, *, next_attempt_at: datetime) -> bool:
         """Give a lease back unattempted. False: it was not ours any more."""

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, suppress
 from urllib.parse import urlsplit
 
 import pytest
+from sqlalchemy import update
 
 from forwarder.store.engine import CommitUnknown, StoreUnavailable
 from forwarder.store.tables import deliveries, events, logs, messages
@@ -152,3 +153,24 @@ async def test_a_link_cut_before_commit_is_noticed_by_nobody(stage: Stage, cutte
     await worker.queue.enqueue(stage.message())
     assert len(await rows(worker.database, deliveries)) == 2
     assert len(await rows(worker.database, logs)) == 2
+
+
+@pytest.mark.parametrize("how", ["before", "after"])
+async def test_of_two_that_settle_one_delivery_one_has_its_report_stored(
+    stage: Stage, cutter: Cutter, how: str
+) -> None:
+    """Nobody hears the COMMIT, and before it is tried again the lease is somebody else's, who reports too."""
+    worker = await stage.worker()
+    message = stage.message(leased=True)
+    await worker.queue.enqueue(message)
+    ours = stage.message("gavin@hooli.example", leased=True, reverse_path="", domain_id=None)
+    cutter.cut = how
+    with pytest.raises(CommitUnknown):
+        await worker.queue.settle(hard(as_delivery(message), ours))
+    if how == "before":
+        taken = update(deliveries).values(lease_owner="another", attempts=2)
+        await worker.database.write(lambda conn: conn.execute(taken))
+    assert await worker.queue.settle(hard(as_delivery(message), ours)) is (how == "after")
+    assert [row.id for row in await rows(worker.database, messages) if row.id == ours.id] == (
+        [ours.id] if how == "after" else []
+    )
