@@ -12,7 +12,7 @@ not judged here.
 import asyncio
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -30,11 +30,15 @@ _FORM = "application/x-www-form-urlencoded"
 _BOM = b"\xef\xbb\xbf"
 
 
-async def read_fields(request: Request, limit: int) -> Mapping[str, Any]:
-    """The fields of the body, at most ``limit`` octets of it; Refusal."""
+async def read_fields(
+    request: Request, limit: int, admit: Callable[[int], Awaitable[None]] | None = None
+) -> Mapping[str, Any]:
+    """The fields of the body, at most ``limit`` octets of it; Refusal. ``admit`` may refuse it by its size."""
     if request.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
         raise Refusal(415, "Compressed bodies are not accepted; send the body as it is.")
     content = (await _read(request, limit)).removeprefix(_BOM)  # RFC 8259 8.1 lets it be ignored
+    if admit is not None:
+        await admit(len(content))
     if not content.strip():
         return {}
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

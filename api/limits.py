@@ -2,7 +2,8 @@
 
 The count of the current minute is a row that all processes share (``store.counters``). A process takes places from it
 in small blocks and gives them out by itself: a sixteenth of what is left, one at a time when little is left. So the
-limit is never passed, however many processes serve, and a request costs a write now and then only. Places that a
+limit is never passed, however many processes serve, and a request costs a write now and then only. A large body counts
+as several requests (``places_of``), since it takes as much of the time of others as these. Places that a
 process took and did not give out are lost at the end of the minute.
 
 Wrong keys are counted by client address in the same way, one write each: guessing is what has to be slow.
@@ -19,8 +20,14 @@ from forwarder.store import counters
 from forwarder.store.engine import Database
 
 WINDOW = timedelta(minutes=1)
+FREE = 16 * 1024  # octets of a body that come with each place
 UNLIMITED = 1_000_000  # shown where there is no limit: clients read "0 remaining" as "stop"
 _KEPT = 10_000  # accounts whose blocks a process remembers
+
+
+def places_of(octets: int, limit: int) -> int:
+    """How many requests more a body counts as; never more than half of what is allowed."""
+    return min(octets // FREE, limit // 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,18 +71,18 @@ class RateLimit:
         self._clock = clock
         self._blocks: OrderedDict[str, _Block] = OrderedDict()
 
-    async def hit(self, who: str) -> Standing:
-        """Count one request of ``who``; StoreUnavailable."""
+    async def hit(self, who: str, places: int = 1) -> Standing:
+        """Count a request of ``who``, as so many; all of them are there, or none is taken. StoreUnavailable."""
         now = self._clock()
         if self._limit == 0:
             return self.idle(now)
         block = self._block(who, now)
         async with block.busy:  # requests of one account that arrive together share the write
-            if block.left == 0:
-                await self._take(who, block, now)
-            allowed = block.left > 0
+            if block.left < places:
+                await self._take(who, block, now, places - block.left)
+            allowed = block.left >= places
             if allowed:
-                block.left -= 1
+                block.left -= places
         return Standing(
             limit=self._limit,
             remaining=max(0, self._limit - block.shared) + block.left,
@@ -88,14 +95,14 @@ class RateLimit:
         shown = self._limit or UNLIMITED
         return Standing(limit=shown, remaining=shown, resets_at=now + WINDOW, allowed=True)
 
-    async def _take(self, who: str, block: _Block, now: datetime) -> None:
-        wanted = max(1, (self._limit - block.shared) // 16)
+    async def _take(self, who: str, block: _Block, now: datetime, least: int) -> None:
+        wanted = max(least, (self._limit - block.shared) // 16)
         taken, counted = await counters.hit_block(
             self._database, f"{self._name}:{who}", window=WINDOW, limit=self._limit, now=now, wanted=wanted
         )
         block.shared = min(counted.value, self._limit) if taken else self._limit
         block.resets_at = counted.resets_at
-        block.left = taken
+        block.left += taken
 
     def _block(self, who: str, now: datetime) -> _Block:
         block = self._blocks.get(who)

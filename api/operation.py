@@ -4,9 +4,9 @@ An operation is a value: method, path, models of query, body and answer, and a h
 document are both made from the list of them, so neither can say what the other does not do.
 
 Running a request, in this order: whose is it (401), how many has it sent (429), how large and what form is the body
-(413, 415, 400), are all fields right (400, every reason at once), then the handler. Whatever a handler raises becomes
-a JSON answer by ``errors.refusal_of``; what nobody foresaw is logged with its traceback and answered 503. Everything
-ends within PATIENCE seconds.
+(413, 415, 429, 400), are all fields right (400, every reason at once), then the handler. Whatever a handler raises
+becomes a JSON answer by ``errors.refusal_of``; what nobody foresaw is logged with its traceback and answered 503.
+Everything ends within PATIENCE seconds.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from api.auth import Gate
 from api.body import read_fields
 from api.errors import Refusal, bad_fields, not_found, refusal_of, unavailable
 from api.improvmx.requests import Bounds
-from api.limits import RateLimit
+from api.limits import RateLimit, places_of
 from api.validation import validate
 from forwarder.config import Plan, Settings
 from forwarder.net.dns import Resolver
@@ -130,10 +130,18 @@ async def _respond(rooms: Rooms, operation: Operation, request: Request) -> Resp
 async def _admit(rooms: Rooms, operation: Operation, request: Request, headers: dict[str, str]) -> Call:
     account = await rooms.gate.account(request)
     now = rooms.clock()
-    standing = await rooms.rate.hit(str(account.id))
-    headers.update(standing.headers(now))
-    if not standing.allowed:
-        raise Refusal(429, "You have sent too many requests; wait until the time in X-RateLimit-Reset.")
+
+    async def count(places: int) -> None:
+        standing = await rooms.rate.hit(str(account.id), places)
+        headers.update(standing.headers(now))
+        if not standing.allowed:
+            raise Refusal(429, "You have sent too many requests; wait until the time in X-RateLimit-Reset.")
+
+    async def count_body(octets: int) -> None:
+        if places := places_of(octets, rooms.settings.api.rate):
+            await count(places)
+
+    await count(1)
     if account.locked_at is not None and operation.method != "GET":
         reason = account.lock_reason or "ask whoever runs this server"
         raise Refusal(403, f"Your account is locked: {reason}.")
@@ -145,7 +153,7 @@ async def _admit(rooms: Rooms, operation: Operation, request: Request, headers: 
         errors |= query if isinstance(query, dict) else {}
     if operation.body is not None:
         # Only here: clients send bodies with GET and DELETE, and nothing in them is looked at.
-        fields = await read_fields(request, rooms.settings.api.body_limit)
+        fields = await read_fields(request, rooms.settings.api.body_limit, count_body)
         body = validate(operation.body, fields, context=_bounds(rooms.settings, account))
         errors |= body if isinstance(body, dict) else {}
     if errors:

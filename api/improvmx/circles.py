@@ -1,8 +1,8 @@
 """Refuses an alias that would lead mail in a circle, before it is saved.
 
-Most aliases lead elsewhere, and that is found with one look at the index of domains. Only an alias that leads to a
-domain hosted here has rules read, in the transaction that saves it, so that two aliases saved at the same moment
-cannot close a circle together unseen.
+Most aliases lead elsewhere, and that is found with one look at the index of domains for all of a request. Only an alias
+that leads to a domain hosted here has rules read, in the transaction that saves it, so that two aliases saved at the
+same moment cannot close a circle together unseen.
 
 Nobody else can write meanwhile (on SQLite), so what one request may have followed is bounded (``mail.circles.Walk``).
 """
@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from api.validation import as_sentence
 from forwarder.mail.address import Path
 from forwarder.mail.circles import TooMany, Walk, check_cycles
-from forwarder.mail.rules import Alias, Mailbox, RuleSet, drive, parse_forward
+from forwarder.mail.rules import Alias, RuleSet, drive
 from forwarder.store import aliases, domains
 from forwarder.store.domains import Domain
 from forwarder.store.rule_sets import Within
@@ -24,6 +24,10 @@ def circle(conn: Connection, domain: Domain, changed: Iterable[aliases.Alias]) -
     """The index of the first changed alias that may not stay, and why; the changes are saved already."""
     walk = Walk(domain.account_id)
     within = Within(conn)
+    active = [
+        (index, alias, _domains_of(alias.forward)) for index, alias in enumerate(changed) if alias.is_active
+    ]
+    hosted = domains.hosted_among(conn, {name for _, _, names in active for name in names})
 
     def rules_for(address: Path) -> RuleSet | None:
         parsed = within.parsed
@@ -31,8 +35,9 @@ def circle(conn: Connection, domain: Domain, changed: Iterable[aliases.Alias]) -
         walk.spend(within.parsed - parsed)
         return rules
 
-    for index, alias in enumerate(changed):
-        if not alias.is_active or not _leads_here(conn, alias.forward):
+    for index, alias, names in active:
+        # Where there is a capture in the domain, it decides.
+        if hosted.isdisjoint(names) and not any("$" in name for name in names):
             continue
         try:
             found = drive(check_cycles(domain.name, _rule(alias), walk), rules_for)
@@ -43,15 +48,9 @@ def circle(conn: Connection, domain: Domain, changed: Iterable[aliases.Alias]) -
     return None
 
 
-def _leads_here(conn: Connection, forward: str) -> bool:
-    wanted: set[str] = set()
-    for destination in parse_forward(forward, plain_http=True):
-        if isinstance(destination, Mailbox):
-            name = destination.template.rpartition("@")[2]
-            if "$" in name:
-                return True  # the capture decides
-            wanted.add(name)
-    return bool(wanted) and domains.any_hosted(conn, wanted)
+def _domains_of(forward: str) -> set[str]:
+    """Of the addresses of a canonical list, which are not parsed for it: there may be very many."""
+    return {each.rpartition("@")[2] for each in forward.split(",") if "://" not in each}
 
 
 def _rule(alias: aliases.Alias) -> Alias:

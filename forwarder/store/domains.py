@@ -21,6 +21,8 @@ from forwarder.store import accounts, directory
 from forwarder.store.conflict import AlreadyExists, LimitReached, Missing
 from forwarder.store.tables import domains
 
+_AT_ONCE = 5000  # names in one statement
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Domain:
@@ -102,10 +104,14 @@ def by_id(conn: Connection, domain_id: int) -> Domain | None:
     return None if row is None else _domain(row)
 
 
-def any_hosted(conn: Connection, names: Iterable[str]) -> bool:
-    """Whether one of these domains is hosted here, whosever it is."""
-    query = select(domains.c.id).where(domains.c.name.in_(list(names))).limit(1)
-    return conn.execute(query).first() is not None
+def hosted_among(conn: Connection, names: Iterable[str]) -> set[str]:
+    """Those of these domains that are hosted here, whosever they are."""
+    wanted = list(names)
+    found: set[str] = set()
+    for start in range(0, len(wanted), _AT_ONCE):
+        query = select(domains.c.name).where(domains.c.name.in_(wanted[start : start + _AT_ONCE]))
+        found.update(conn.execute(query).scalars())
+    return found
 
 
 def count(conn: Connection, account_id: int) -> int:

@@ -152,3 +152,35 @@ async def test_wrong_keys_are_429_after_a_while_and_right_ones_still_work(store_
     async with Desk(store_url, api={"failures_per_minute": 5}) as desk, desk.client("wrong") as stranger:
         assert [(await stranger.get("/account")).status_code for _ in range(7)] == [401] * 5 + [429] * 2
         assert (await desk.get("/account")).status_code == 200
+
+
+async def test_a_large_body_counts_as_several_requests(store_url: str) -> None:
+    async with Desk(store_url, api={"rate": 20}) as desk:
+        await desk.domain("one.com")
+        before = int((await desk.get("/account")).headers["X-RateLimit-Remaining"])
+
+        def bulk(count: int) -> dict[str, Any]:
+            return {
+                "aliases": [
+                    {"alias": f"a{n}-{count}", "forward": "x" * 40 + "@gmail.com"} for n in range(count)
+                ]
+            }
+
+        small = await desk.post("/domains/one.com/aliases/bulk", bulk(10))
+        assert small.status_code == 200
+        assert int(small.headers["X-RateLimit-Remaining"]) == before - 1
+        large = await desk.post("/domains/one.com/aliases/bulk", bulk(500))
+        assert large.status_code == 200
+        octets = int(large.request.headers["Content-Length"])
+        assert 32 * 1024 < octets < 48 * 1024
+        assert int(large.headers["X-RateLimit-Remaining"]) == before - 1 - 3
+        padded = {"aliases": bulk(1)["aliases"], "pad": "x" * 150_000}
+        refused = await desk.post("/domains/one.com/aliases/bulk", padded)
+        refused = (
+            refused
+            if refused.status_code == 429
+            else await desk.post("/domains/one.com/aliases/bulk", padded)
+        )
+        assert refused.status_code == 429
+        assert "Retry-After" in refused.headers
+        assert (await desk.get("/account")).status_code == 200  # one place is left for that
