@@ -90,6 +90,12 @@ def _forward(text: str, info: ValidationInfo) -> str:
     return canonical_forward(destinations)
 
 
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("this cannot be blank")
+    return text
+
+
 def _username(text: str) -> str:
     if "@" in text:
         raise ValueError("write only the part before the @")
@@ -111,7 +117,7 @@ def _within(low: int, high: int) -> AfterValidator:
 
 Unset = BeforeValidator(_unset)
 Clean = AfterValidator(_clean)
-Name = Annotated[str, Field(min_length=1, max_length=100), Clean]
+Name = Annotated[str, Field(min_length=1, max_length=100), Clean, AfterValidator(_not_blank)]
 DomainName = Annotated[str, Field(max_length=500, examples=["piedpiper.com"]), Clean, AfterValidator(_domain)]
 Email = Annotated[str, Field(max_length=500, examples=["richard@example.com"]), Clean, AfterValidator(_email)]
 WebhookUrl = Annotated[

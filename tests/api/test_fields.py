@@ -361,3 +361,8 @@ async def test_what_is_empty_is_called_empty(desk: Desk) -> None:
     assert answer.json()["errors"] == {"name": ["This cannot be empty."]}
     answer = await desk.post("/domains/piedpiper.com/aliases/bulk", {"aliases": []})
     assert answer.json()["errors"] == {"aliases": ["This cannot be empty."]}
+
+
+async def test_a_name_is_more_than_blanks(desk: Desk) -> None:
+    answer = await desk.post("/account/keys", {"name": "  "})
+    assert (answer.status_code, answer.json()["errors"]) == (400, {"name": ["This cannot be blank."]})
