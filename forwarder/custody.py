@@ -15,8 +15,8 @@ made, and so are the keys of domains that do not open, under the selectors they 
 domain until its new DKIM record is found. The file is removed when all of that is durable; until then the next start
 goes on with it.
 
-Limits: every sealed key is opened at every start of a node, some 25 microseconds each; a domain's new RSA key takes
-100 ms.
+Limits: a start and a command open the first 500 sealed keys and the last 500, some 25 microseconds each; ``forwarder
+check`` and a renewal open all. A domain's new RSA key takes 100 ms.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ from forwarder.store.dkim_keys import DkimKey, NewDkimKey
 from forwarder.store.engine import Database
 from forwarder.store.vault import Vault, WrongKey, make_key
 
-PAGE = 500  # sealed keys read at once
+PAGE = 500  # sealed keys read at once; of one store.key as a rule, so that some tell of all
 
 log = structlog.get_logger("custody")
 
@@ -63,10 +63,12 @@ async def serve_with(database: Database, settings: Settings) -> None:
         await asyncio.to_thread(make_missing_keys, settings)
 
 
-async def check_keys(database: Database, settings: Settings, *, may_renew: bool = False) -> None:
+async def check_keys(
+    database: Database, settings: Settings, *, may_renew: bool = False, thorough: bool = False
+) -> None:
     """Make the keys right where that is ours to do; KeyringError where it is not; StoreUnavailable.
 
-    ``may_renew``: heed the file ``make-new-keys``.
+    ``may_renew``: heed the file ``make-new-keys``. ``thorough``: open every sealed key, however many there are.
     """
     renew = may_renew and await asyncio.to_thread((settings.data_dir / RENEW).exists)
     # The database before the disk: a fresh installation has its keys before its first domain, so that whoever sees
@@ -77,7 +79,7 @@ async def check_keys(database: Database, settings: Settings, *, may_renew: bool 
         raise ForeignKeysError(lost_keys(settings, missing))
     await asyncio.to_thread(make_missing_keys, settings)
     vault = Vault(await asyncio.to_thread(open_store_key, settings))
-    closed = await _that_do_not_open(database, vault)
+    closed = await _that_do_not_open(database, vault, thorough=thorough or renew)
     if closed and not renew:
         names = sorted({name for name, _ in closed})
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -95,13 +97,20 @@ def _hosts_something(conn: Connection) -> bool:
     return bool(domains.list_domains(conn, limit=1)[0])
 
 
-async def _that_do_not_open(database: Database, vault: Vault) -> list[tuple[str, DkimKey]]:
+async def _that_do_not_open(database: Database, vault: Vault, *, thorough: bool) -> list[tuple[str, DkimKey]]:
     closed: list[tuple[str, DkimKey]] = []
     after = 0
     while page := await database.read(partial(dkim_keys.page, after=after, limit=PAGE)):
         closed += [(name, key) for name, key in page if not _opens(vault, name, key)]
-        after = page[-1][1].id
+        last = page[-1][1].id
+        after = last if thorough or after else max(last, await database.read(_before_the_last))
+    if closed and not thorough:
+        return await _that_do_not_open(database, vault, thorough=True)
     return closed
+
+
+def _before_the_last(conn: Connection) -> int:
+    return dkim_keys.nth_from_the_end(conn, PAGE)
 
 
 def _opens(vault: Vault, domain: str, key: DkimKey) -> bool:

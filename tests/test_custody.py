@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
+from forwarder import custody
 from forwarder.cli import app
 from forwarder.config import Settings
 from forwarder.custody import check_keys
@@ -125,6 +126,34 @@ async def test_another_store_key_is_refused_with_the_domains_it_does_not_open(
     with pytest.raises(KeyringError, match=r"store\.key does not open the DKIM keys of one\.test and 1 more"):
         await check_keys(installation.database, installation.settings, may_renew=True)
     assert installation.on_disk() == left
+
+
+async def test_a_start_opens_the_first_and_the_last_keys_and_all_when_one_does_not_open(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forwarder.custody.PAGE", 2)
+    opened: list[str] = []
+    opens = custody._opens
+
+    def noting(vault: Vault, domain: str, key: DkimKey) -> bool:
+        opened.append(domain)
+        return opens(vault, domain, key)
+
+    monkeypatch.setattr(custody, "_opens", noting)
+    await check_keys(installation.database, installation.settings)
+    names = [f"d{number}.test" for number in range(7)]
+    for name in names:
+        await installation.host(name)
+    for thorough, expected in ((False, [*names[:2], *names[-2:]]), (True, names)):
+        opened.clear()
+        await check_keys(installation.database, installation.settings, thorough=thorough)
+        assert opened == expected
+    right = (installation.keys / "store.key").read_text()
+    (installation.keys / "store.key").write_text("ab" * 32)
+    await installation.host("other.test")
+    (installation.keys / "store.key").write_text(right)
+    with pytest.raises(KeyringError, match=r"does not open the DKIM keys of other\.test in"):
+        await check_keys(installation.database, installation.settings)
 
 
 async def test_a_person_may_say_that_they_are_lost(installation: Installation) -> None:

@@ -72,7 +72,7 @@ async def _keys(settings: "Settings", database: "Database | None") -> Finding:
 
     try:
         if database is not None:
-            await check_keys(database, settings)
+            await check_keys(database, settings, thorough=True)
         elif missing := missing_keys(settings):
             text = f"{keys_folder(settings)} lacks {', '.join(missing)}; look again when the database answers"
             return Finding(about="keys", grade=Grade.ADVICE, text=text)

@@ -93,6 +93,12 @@ def page(conn: Connection, *, after: int, limit: int) -> Sequence[tuple[str, Dki
     return [(row["domain"], _key(row)) for row in conn.execute(query).mappings()]
 
 
+def nth_from_the_end(conn: Connection, number: int) -> int:
+    """The id after which ``number`` keys come; 0 where there are no more than these."""
+    query = select(dkim_keys.c.id).order_by(dkim_keys.c.id.desc()).offset(number).limit(1)
+    return int(conn.execute(query).scalar_one_or_none() or 0)
+
+
 def _key(row: RowMapping) -> DkimKey:
     return DkimKey(**{name: row[name] for name in _FIELDS})
 
