@@ -274,7 +274,7 @@ class Engine:
         return Dispatcher(
             queue=self.queue,
             courier=courier,
-            router=Router(self.resolver, settings, policies=policies, hosts=self.directory.hosts),
+            router=Router(self.resolver, settings, policies=policies),
             bounces=Bounces(
                 hostname=hostname,
                 sender_domain=settings.dkim.domain,

@@ -10,9 +10,6 @@ allows them, and mail whose hosts have no others is refused (5.4.4). Hosts of th
 own are left out (RFC 5321 5.1); when none remains, mail would loop (5.4.6). Our own are those of our hostname and those
 whose address we listen on, at the port we would dial. Address literals as a domain are refused.
 
-Mail for a domain that is hosted here, and that inbound did not resolve in place because nobody has seen yet that its
-MX records lead here, is brought to our own door like anybody's when they do; the trace finds its circles there.
-
 ``Route.site`` names the set of MX hosts, so that all domains of one provider share connections and concurrency.
 
 Where the domain enforces an MTA-STS policy (RFC 8461), hosts that it does not name are left out, and the rest are
@@ -35,7 +32,7 @@ preference class is shuffled (RFC 5321 5.1), so one message may meet another hos
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -89,11 +86,6 @@ class Failure:
         """Another hour will not be better."""
         return self.reply.permanent
 
-    @property
-    def loops(self) -> bool:
-        """The way leads to us."""
-        return self.reply == reply_for(Fault.LOOP)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
@@ -104,13 +96,8 @@ class Policy:
     private_allowed: bool = False
 
 
-async def _none(domain: str) -> bool:
-    """No domain is hosted here."""
-    return False
-
-
 class Router:
-    """Routes by domain; keeps nothing (the resolver caches). ``hosts``: whether a domain is hosted here."""
+    """Routes by domain; keeps nothing (the resolver caches)."""
 
     def __init__(
         self,
@@ -118,16 +105,13 @@ class Router:
         settings: Settings,
         *,
         policies: Policies | None = None,
-        hosts: Callable[[str], Awaitable[bool]] = _none,
         chance: random.Random | None = None,
     ) -> None:
         self._resolver = resolver
-        self._hosts = hosts
         self._policies = policies if settings.outbound.mta_sts else None
         self._hostname = settings.hostname.lower()
         self._outbound = settings.outbound
         self._listening = {each for each in settings.mx.listen if each.port == settings.outbound.port}
-        self._door = _door(settings)
         # shuffling hosts of equal preference is no secret
         self._chance = chance or random.Random()  # noqa: S311
 
@@ -137,17 +121,6 @@ class Router:
             return await self._smarthost(self._outbound.smarthost)
         if domain.startswith("[") or not domain:
             return Failure(reply=reply_for(Fault.NO_DOMAIN, "mail to address literals is not carried"))
-        route = await self._by_mx(domain)
-        if (
-            isinstance(route, Failure)
-            and route.loops
-            and self._door is not None
-            and await self._hosts(domain)
-        ):
-            return self._door
-        return route
-
-    async def _by_mx(self, domain: str) -> Route | Failure:
         answer, demands = await self._ask(domain)
         names = mail_hosts(domain, answer, own_name=self._hostname)
         if not isinstance(names, Failure):
@@ -237,16 +210,6 @@ class Router:
         own = {each.host for each in self._listening if each.host not in ("0.0.0.0", "::")}  # noqa: S104
         answer = await self._resolver.addresses(self._hostname)
         return frozenset(own.union(answer.records if isinstance(answer, Found) else ()))
-
-
-def _door(settings: Settings) -> Route | None:
-    """The way to ourselves, which no DNS and no translation of addresses is asked for; None: nobody listens there."""
-    listening = next((each for each in settings.mx.listen if each.port), None)
-    if listening is None:
-        return None
-    anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
-    host = MxHost(name=settings.hostname, addresses=(anywhere.get(listening.host, listening.host),))
-    return Route(site="this host (our own door)", hosts=(host,), port=listening.port)
 
 
 def mail_hosts(domain: str, answer: Answer[Mx], *, own_name: str) -> list[list[str]] | Failure:

@@ -67,34 +67,6 @@ async def test_a_circle_over_two_engines_ends_with_one_report(
             ]
 
 
-async def test_a_domain_that_leads_here_but_was_not_looked_at_yet_gets_its_mail(town: Town) -> None:
-    """Of another account's domain only the DNS says that it is theirs: its mail comes in at the door again."""
-    port = town.sink.port
-    for name in ("a.example", "new.example", "circle.example", "elsewhere.example"):
-        town.dns.set(name, "MX", [(10, "mx.test")])
-    mx = {"listen": ["127.0.0.1:0", f"127.0.0.6:{port}"]}
-    async with town.engine(mx=mx, outbound={"port": port, "allow_private_destinations": True}):
-        assert town.running is not None
-        away = {"news": "info@new.example", "round": "info@circle.example", "away": "info@elsewhere.example"}
-        await town.host("a.example", away)
-        await town.host("new.example", {"info": "person@dest.test"}, account="new@example.org")
-        await town.host("circle.example", {"info": "round@a.example"}, account="circle@example.org")
-        assert (await town.send("ann@out.test", "news@a.example", MAIL)).code == 250
-        (message,) = await town.sink.wait_for(1)
-        assert message.recipients == ("person@dest.test",)
-        await town.settled()
-        assert await town.statuses("a.example") == ["QUEUED", "DELIVERED"]
-        assert await town.statuses("new.example") == ["QUEUED", "DELIVERED"]
-        # A circle ends where it comes by for the second time, and a domain that is not hosted here is a loop as ever.
-        for recipient in ("round@a.example", "away@a.example"):
-            assert (await town.send("ann@out.test", recipient, MAIL)).code == 250
-        reports = await town.origin.wait_for(2)
-        assert all(b"\r\nStatus: 5.4.6\r\n" in report.content for report in reports)
-        await town.goes_on()
-        await town.settled()
-        assert len(town.sink.messages) == 1
-
-
 async def test_an_alias_to_itself_is_refused_when_it_is_made(engine: Town) -> None:
     await engine.host("a.example", {})
     await engine.host("b.example", {"info": "info@a.example"})
