@@ -72,7 +72,7 @@ class RateLimit:
         self._blocks: OrderedDict[str, _Block] = OrderedDict()
 
     async def hit(self, who: str, places: int = 1) -> Standing:
-        """Count a request of ``who``, as so many; all of them are there, or none is taken. StoreUnavailable."""
+        """Count a request of ``who``, as so many; it is not allowed where there are fewer left. StoreUnavailable."""
         now = self._clock()
         if self._limit == 0:
             return self.idle(now)

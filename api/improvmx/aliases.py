@@ -165,9 +165,8 @@ async def bulk(call: Call) -> Json:
             raise _exists(done.failed)
         changed = [*done.added, *done.updated]
         if (closed := circle(conn, domain, changed)) is not None:
-            place = next(
-                index for index, entry in enumerate(entries) if entry[0] == changed[closed[0]].pattern
-            )
+            to_blame = changed[closed[0]]
+            place = entries.index((to_blame.pattern, to_blame.forward))
             raise bad_fields({f"aliases.{place}.forward": [closed[1]]})
         ask_owners(conn, call.rooms.settings, domain, changed, call.now)
         return done

@@ -18,7 +18,7 @@ from forwarder.mail import trace
 from forwarder.mail.address import AddressError, parse_address
 from forwarder.mail.event import Status
 from forwarder.mail.returned import ReturnedReport, read_report
-from forwarder.store.journal import Journal
+from forwarder.store.journal import Journal, LogEntry
 from forwarder.store.records import NewEvent
 from forwarder.store.trouble import StoreUnavailable
 
@@ -56,7 +56,7 @@ class LateBounces:
         if report is None:
             return False
         for passage in report.passages[:DELIVERIES]:
-            if await self._is_ours(passage):
+            if await self._ours(passage) is not None:
                 return True
         return False
 
@@ -70,25 +70,29 @@ class LateBounces:
             report = read_report(content)
             if report is None or report.action != "failed":
                 return
-            for passage in report.passages[:DELIVERIES]:
-                if await self._is_ours(passage):
-                    await self._journal.append_event(passage.delivery_id, self._event(report))
+            entries = [await self._ours(passage) for passage in report.passages[:DELIVERIES]]
+            ours = [entry for entry in entries if entry is not None]
+            # Deliveries that went in one transaction share the content; the report is about the one it names.
+            named = [entry for entry in ours if _is_named(entry, report.recipient)]
+            for entry in named or (ours if len(ours) == 1 else []):
+                await self._journal.append_event(entry.id, self._event(report))
         except StoreUnavailable as trouble:
             log.warning("late bounce not noted", error=str(trouble))
         except Exception:  # whatever a stranger wrote into a report, the message itself is already on its way
             log.exception("late bounce not understood")
 
-    async def _is_ours(self, passage: trace.Passage) -> bool:
+    async def _ours(self, passage: trace.Passage) -> LogEntry | None:
+        """The log of a delivery of ours that a report names; None: it is none, or its failure is known."""
         entry = await self._journal.entry(passage.delivery_id)
         if entry is None or entry.recipient_email is None:
-            return False
+            return None
         if any(event.status is Status.HARD_BOUNCE for event in entry.events):
-            return False  # it is known; whoever holds a report must not write into a log as often as he likes
+            return None  # whoever holds a report must not write into a log as often as he likes
         try:
             recipient = parse_address(entry.recipient_email)
         except AddressError:
-            return False
-        return trace.looped(self._secrets, recipient, [passage])
+            return None
+        return entry if trace.looped(self._secrets, recipient, [passage]) else None
 
     def _event(self, report: ReturnedReport) -> NewEvent:
         status = report.status if report.status[:2] == "5." else "5.0.0"
@@ -100,3 +104,11 @@ class LateBounces:
             local=self._local_name,
             recipient=contents.printable(report.recipient, 320) or None,
         )
+
+
+def _is_named(entry: LogEntry, recipient: str) -> bool:
+    try:
+        told, destination = parse_address(recipient), parse_address(entry.forward_email or "")
+    except AddressError:
+        return False
+    return (told.key, told.domain) == (destination.key, destination.domain)

@@ -40,7 +40,7 @@ from forwarder.mail.canonical import Canonical
 from forwarder.mail.dmarc import SpfResult
 from forwarder.mail.reply import BAD_CONTENT, Reply
 from forwarder.mail.verification import AuthResult
-from forwarder.net.dns import CannotTell, Found
+from forwarder.net.dns import Answer, CannotTell, Found
 from forwarder.net.registered import registered_domain
 
 log = logging.getLogger(__name__)
@@ -180,12 +180,18 @@ class Screening:
         answers: dict[str, tuple[bytes, ...]] = {}
         spf: list[SpfResult] = []
 
-        async def text(name: str) -> None:
-            answer = await self._resolver.txt(name)
+        def note(name: str, answer: Answer[bytes]) -> None:
             if not isinstance(answer, CannotTell):
                 answers[name] = tuple(answer.records) if isinstance(answer, Found) else ()
 
+        async def text(name: str) -> None:
+            note(name, await self._resolver.txt(name))
+
         async def key(name: str) -> None:
+            kept = self._resolver.kept_txt(name)
+            if kept is not None:
+                note(name, kept)
+                return
             async with self._questions:
                 await text(name)
 

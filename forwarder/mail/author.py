@@ -62,8 +62,9 @@ def may_name(message: Canonical, claimed: Author, domains: Collection[str]) -> b
     """Whether a reader may be shown an author of one of these domains although we could not say which author it is."""
     if claimed.domain:
         return False
-    fields = [raw.lower() for raw in message.instances(b"from")]
-    return any(domain.encode() in raw for domain in domains for raw in fields)
+    fields = message.instances(b"from")
+    names = [re.compile(rb"(?<![a-z0-9-])" + re.escape(each.encode()), re.IGNORECASE) for each in domains]
+    return any(name.search(raw) for name in names for raw in fields)
 
 
 def _domain(address: str) -> str:

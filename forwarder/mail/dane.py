@@ -8,7 +8,8 @@ neither its names nor its dates (RFC 7672 3.1.1). One of usage DANE-TA(2) names 
 certificates shown, or stand in the record itself, and must have issued the host's, which must be in date and bear the
 host's name (3.1.2). The PKIX usages are not for SMTP (3.1.3).
 
-How it fails: ``authenticated`` says False, whatever the octets of the records and the certificates are.
+How it fails: ``authenticated`` says False, whatever the octets of the records and the certificates are. Both come from
+strangers: of what counts, the first ``RECORDS`` are looked at and the first ``CHAIN`` certificates.
 
 Limits: the host's name is the only one accepted, not the domain that the mail is for (3.2.2); a DANE-TA record that
 holds a bare key (2 1 0) finds only authorities that are shown.
@@ -19,11 +20,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
+from itertools import islice
 
 from cryptography import x509
 from cryptography.x509.verification import Criticality, ExtensionPolicy, Policy, PolicyBuilder, Store
-from cryptography.x509.verification import VerificationError as NotVerified
 
+RECORDS = 16
+CHAIN = 10
 _DANE_TA, _DANE_EE = 2, 3
 _WHOLE, _KEY = 0, 1  # the selectors
 _EXACT, _SHA256, _SHA512 = 0, 1, 2  # the matching types
@@ -68,10 +71,12 @@ def authenticated(records: Sequence[Tlsa], chain: Sequence[bytes], *, host: str,
     """Whether a chain of DER certificates, the host's own first, is one that a usable record means."""
     if not chain:
         return False
-    return any(
-        _matches(record, chain[0]) if record.usage == _DANE_EE else _issued_under(record, chain, host, now)
-        for record in _strongest([record for record in records if usable(record)])
-    )
+    shown = chain[:CHAIN]
+    meant = list(islice(_strongest([record for record in records if usable(record)]), RECORDS))
+    if any(record.usage == _DANE_EE and _matches(record, shown[0]) for record in meant):
+        return True
+    authorities = [record for record in meant if record.usage == _DANE_TA]
+    return bool(authorities) and _issued_under(authorities, shown, host, now)
 
 
 def _strongest(records: Sequence[Tlsa]) -> Iterator[Tlsa]:
@@ -93,26 +98,33 @@ def _matches(record: Tlsa, certificate: bytes) -> bool:
     return record.data == (digest(selected) if digest is not None else selected)
 
 
-def _issued_under(record: Tlsa, chain: Sequence[bytes], host: str, now: datetime) -> bool:
-    authorities = [each for each in chain[1:] if _matches(record, each)]
-    if record.selector == _WHOLE and record.matching == _EXACT:
-        authorities.append(record.data)
-    if not authorities:
+def _issued_under(records: Sequence[Tlsa], chain: Sequence[bytes], host: str, now: datetime) -> bool:
+    found = [each for each in chain[1:] if any(_matches(record, each) for record in records)]
+    found += [record.data for record in records if (record.selector, record.matching) == (_WHOLE, _EXACT)]
+    authorities = [each for each in map(_parsed, found) if each is not None]
+    own, *others = map(_parsed, chain)
+    if not authorities or own is None:
         return False
+    verifier = (
+        PolicyBuilder()
+        .store(Store(authorities))
+        .time(now)
+        .extension_policies(ca_policy=_of_authorities(), ee_policy=_of_hosts())
+        .build_server_verifier(x509.DNSName(host))
+    )
     try:
-        store = Store([x509.load_der_x509_certificate(each) for each in authorities])
-        others = [x509.load_der_x509_certificate(each) for each in chain]
-        verifier = (
-            PolicyBuilder()
-            .store(store)
-            .time(now)
-            .extension_policies(ca_policy=_of_authorities(), ee_policy=_of_hosts())
-            .build_server_verifier(x509.DNSName(host))
-        )
-        verifier.verify(others[0], others[1:])
-    except (NotVerified, ValueError, x509.UnsupportedGeneralNameType):
+        verifier.verify(own, [each for each in others if each is not None])
+    except Exception:  # noqa: BLE001 - what is wrong with octets of strangers comes in many kinds; all mean no
         return False
     return True
+
+
+def _parsed(certificate: bytes) -> x509.Certificate | None:
+    """None: it cannot be read, and is as if it were not there."""
+    try:
+        return x509.load_der_x509_certificate(certificate)
+    except Exception:  # noqa: BLE001 - as above
+        return None
 
 
 def _of_authorities() -> ExtensionPolicy:

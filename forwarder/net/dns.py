@@ -10,7 +10,8 @@ goes) and at most 256 questions are under way; the others wait inside their own 
 
 ``fresh=True`` goes past the cache to the zone's own servers, for a person who has just changed a record and presses
 "check"; when these cannot be asked (private addresses are left alone, port 53 may be filtered) the ordinary servers
-are. Either way the answer renews the cache.
+are. Either way the answer renews the cache; but of what leads mail to hosts the cache only forgets what it had, since
+the zone's own servers validate nothing, and mail must not go out with less than a validated answer would demand.
 
 Limits: see ``forwarder.net.nameservers``.
 """
@@ -45,6 +46,7 @@ ALIASES = 8
 QUESTIONS = 256
 AUTHORITIES = 3
 
+_OF_ROUTES = (dns.rdatatype.MX, dns.rdatatype.A, dns.rdatatype.AAAA, dns.rdatatype.TLSA)
 _Key = tuple[str, dns.rdatatype.RdataType]
 
 
@@ -93,6 +95,10 @@ class Resolver:
     async def txt(self, name: str, *, fresh: bool = False) -> Answer[bytes]:
         """TXT records; the strings of one record are joined without a space (RFC 7208 3.3, RFC 6376 3.6.2.2)."""
         return await self._look_up(name, dns.rdatatype.TXT, fresh=fresh)
+
+    def kept_txt(self, name: str) -> Answer[bytes] | None:
+        """What is remembered of them; None: nothing, it has to be asked for."""
+        return self._kept((name.lower().rstrip("."), dns.rdatatype.TXT))
 
     async def ns(self, domain: str, *, fresh: bool = False) -> Answer[str]:
         """The name servers of a zone."""
@@ -145,7 +151,10 @@ class Resolver:
         key = (name.lower().rstrip("."), kind)
         if fresh:
             answer = await self._fresh(*key)
-            self._keep(key, answer)
+            if kind in _OF_ROUTES:
+                self._cache.pop(key, None)
+            else:
+                self._keep(key, answer)
             return answer
         kept = self._kept(key)
         if kept is not None:

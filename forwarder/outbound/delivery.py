@@ -26,7 +26,7 @@ from forwarder import failpoint
 from forwarder.mail import trace
 from forwarder.mail.address import Path
 from forwarder.mail.event import DeliveryKind, Transport
-from forwarder.mail.outcome import Action, Fault, Scope, decide, reply_for
+from forwarder.mail.outcome import Action, Fault, Scope, decide, is_permanent, reply_for
 from forwarder.mail.reply import Reply
 from forwarder.mail.srs import Srs
 from forwarder.net.smtp_client import Session, SessionFault, Transaction
@@ -99,7 +99,8 @@ class Courier:
         # An SRS address would make SPF pass for our domain, and so for the author that nobody has proved to be of it.
         if parcel.transport is not Transport.SMTP or parcel.borrows:
             return parcel.reverse_path
-        # Inbound refuses what is too long to rewrite (``Srs.fits``).
+        # Inbound refuses what is too long to rewrite (``Srs.fits``). Of what an older release took, or was taken for
+        # another domain of ours, a late bounce finds nobody; sent as it came it would lend its domain our address.
         return self._srs.forward(parcel.reverse_path, now=self._clock()) or Path.null()
 
     def _trace(self, parcel: Parcel, deliveries: Sequence[Delivery]) -> bytes:
@@ -296,7 +297,7 @@ class _Attempt:
     def _judge(self, delivery: Delivery, scope: Scope, reply: Reply, host: str, *, more_hosts: bool) -> None:
         action = decide(scope, reply, more_hosts=more_hosts, others_may_recover=self._may_recover)
         self._last = self._heard[delivery.id] = (reply, host)
-        self._may_recover = self._may_recover or not reply.permanent
+        self._may_recover = self._may_recover or not is_permanent(scope, reply)
         if action is Action.NEXT_HOST:
             self._waiting.append(delivery)
         else:

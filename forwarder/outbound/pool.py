@@ -5,8 +5,8 @@ nobody waits for a session here: how many are open at once is the dispatcher's t
 is idle, at most ``concurrency_per_site`` for a site and ``concurrency`` in all; the one idle longest goes first. One
 timer, not one a session, closes what has been idle for ``idle_timeout``. A session is handed out only when its peer
 has neither hung up nor said anything meanwhile, and only to a host that would be dialled first (RFC 5321 5.1): the
-best that the route has. A host that could not be dialled comes last for a minute, so that a dead one does not cost each
-message its time, and a backup is left as soon as the best is there again.
+best that the route has. Addresses that do not take a connection come last for a minute, and so does a host that has no
+other: a dead one does not cost each message its time, and a backup is left as soon as the best is there again.
 
 Opportunistic TLS: a host whose handshake fails gets the same message in clear over a new connection, and for ten
 minutes the handshake is not tried with it again. With ``tls = "required"`` nothing goes in clear. A route that demands
@@ -21,6 +21,7 @@ import asyncio
 import ssl
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from forwarder.config import OutboundSection
 from forwarder.mail.outcome import Fault, Stage
@@ -31,6 +32,12 @@ from forwarder.outbound.route import MxHost, Route
 BROKEN_TLS = 600.0  # seconds
 SHUNNED = 60.0  # seconds
 REMEMBERED = 10_000  # hosts of either kind
+_DEAD = (
+    Fault.REFUSED,
+    Fault.UNREACHABLE,
+    Fault.CONNECT_TIMEOUT,
+    Fault.TIMEOUT,
+)  # silent before its greeting, too
 _MODES = {"off": TlsMode.OFF, "opportunistic": TlsMode.OPPORTUNISTIC, "required": TlsMode.REQUIRED}
 
 
@@ -66,7 +73,7 @@ class Pool:
         self._idle: OrderedDict[Session, tuple[str, float]] = OrderedDict()  # longest idle first
         self._by_site: defaultdict[str, deque[Session]] = defaultdict(deque)
         self._broken_tls: OrderedDict[tuple[str, int], float] = OrderedDict()
-        self._shunned: OrderedDict[tuple[str, int], float] = OrderedDict()  # could not be dialled; until when
+        self._shunned: OrderedDict[tuple[str, int], float] = OrderedDict()  # addresses, until when
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -76,12 +83,17 @@ class Pool:
         return len(self._idle)
 
     def ordered(self, route: Route) -> list[MxHost]:
-        """The hosts of a route as they are to be dialled now."""
-        if len(route.hosts) == 1:
+        """The hosts of a route, with their addresses, as they are to be dialled now."""
+        if not self._shunned:
             return list(route.hosts)
-        return sorted(
-            route.hosts, key=lambda host: self._is_remembered(self._shunned, (host.name, route.port))
-        )
+        hosts = []
+        for host in route.hosts:
+            dead = {each for each in host.addresses if self._is_remembered(self._shunned, (each, route.port))}
+            hosts.append((len(dead) == len(host.addresses), host, dead))
+        return [
+            replace(host, addresses=tuple(sorted(host.addresses, key=dead.__contains__)))
+            for _, host, dead in sorted(hosts, key=lambda each: each[0])
+        ]
 
     def reuse(self, route: Route) -> Session | None:
         """An idle, live session to one of the best hosts, the latest used; the caller owns it until ``release``."""
@@ -101,13 +113,14 @@ class Pool:
 
     async def open(self, route: Route, host: MxHost, address: str) -> Session:
         """A new session to one address of one host of the route; ``SessionFault``."""
-        name = (host.name, route.port)
+        key = (address, route.port)
         try:
             session = await self._open(route, host, address)
-        except SessionFault:
-            self._remember(self._shunned, name, SHUNNED)
+        except SessionFault as fault:
+            if fault.stage is Stage.CONNECT and fault.fault in _DEAD:
+                self._remember(self._shunned, key, SHUNNED)
             raise
-        self._shunned.pop(name, None)
+        self._shunned.pop(key, None)
         return session
 
     async def _open(self, route: Route, host: MxHost, address: str) -> Session:

@@ -273,7 +273,8 @@ def _site(groups: Sequence[Sequence[str]], hosts: Sequence[MxHost], *, verified:
     # Parentheses come escaped in names of the DNS, so no set of hosts is called like this.
     if verified:
         site += " (verified)"
-    return site if all(host.tlsa is None for host in hosts) else f"{site} (DANE)"
+    bound_hosts = sorted(host.name for host in hosts if host.tlsa is not None)
+    return f"{site} (DANE: {' '.join(bound_hosts)})" if bound_hosts else site
 
 
 def _us_first(

@@ -167,9 +167,11 @@ class Queue:
         reach("settle.after-commit")
         if not self._unsure:
             return [taken is True for taken in results]
-        return [
-            await self._for_certain(s, taken is True) for s, taken in zip(settlements, results, strict=True)
+        certain = [
+            taken is True or await self._took_before(s) for s, taken in zip(settlements, results, strict=True)
         ]
+        self._unsure -= {(s.delivery.id, s.delivery.attempts) for s in settlements}  # only when all is known
+        return certain
 
     def _settle(self, settlement: Settlement) -> "asyncio.Future[bool]":
         now = self._clock()
@@ -178,13 +180,11 @@ class Queue:
         # Written even if nobody waits any more: what a host has taken must not be sent again.
         return self._database.writer.enlist(self._settling, ended, weight=weight, orphaned=_unheard)
 
-    async def _for_certain(self, settlement: Settlement, taken: bool) -> bool:
-        attempt = (settlement.delivery.id, settlement.delivery.attempts)
-        if attempt in self._unsure and not taken:
-            # The time before, or never: then the lease is another's, who makes a report of their own.
-            taken = settlement.report is None or await self._is_stored(settlement.report.id)
-        self._unsure.discard(attempt)
-        return taken
+    async def _took_before(self, settlement: Settlement) -> bool:
+        if (settlement.delivery.id, settlement.delivery.attempts) not in self._unsure:
+            return False
+        # The time before, or never: then the lease is another's, who makes a report of their own.
+        return settlement.report is None or await self._is_stored(settlement.report.id)
 
     async def _is_stored(self, message_id: str) -> bool:
         query = select(messages.c.id).where(messages.c.id == message_id)

@@ -156,3 +156,16 @@ def test_many_clients_do_not_crowd_each_other_out(open_table, clock):
 def test_the_file_is_private(open_table, tmp_path):
     open_table()
     assert table_path(tmp_path, "mx").stat().st_mode & 0o077 == 0
+
+
+def test_what_was_counted_long_ago_does_not_count_again_when_its_place_comes_round(open_table, clock):
+    keeper = doorkeeper(open_table(), clock, per_minute=2)
+    for _ in range(100):
+        assert not isinstance(keeper.enter("192.0.2.1"), Crowded)
+        assert not isinstance(keeper.enter("192.0.2.1"), Crowded)
+        clock.now += 7 * SLOT_SECONDS
+
+
+def test_each_cell_of_a_client_is_in_a_row_of_its_own(open_table):
+    cells = open_table().cells("192.0.2.1")
+    assert [cell // CELLS for cell in cells] == list(range(ROWS))

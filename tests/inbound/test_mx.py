@@ -732,3 +732,35 @@ async def test_what_screening_refuses_is_logged(engine):
     entries = await engine.logs(domain)
     assert {(entry.alias, entry.subject) for entry in entries} == {("info", "hello"), ("two", "hello")}
     assert {event.status for entry in entries for event in entry.events} == {Status.REFUSED}
+
+
+async def test_a_bounce_to_a_sender_who_is_hosted_here_goes_where_their_alias_leads(engine):
+    await engine.start()
+    await engine.host("here.test", ALIASES, active=True)
+    answers = await engine.send(b"", [returning(sender="info@here.test")], MESSAGE)
+    assert answers[-1].code == 250
+    assert (await engine.destinations())[-1] == "person@dest.test"
+    answers = await engine.send(b"", [returning(sender="nobody@here.test")], MESSAGE)
+    assert answers[1].code == 550
+
+
+@pytest.mark.parametrize(
+    ("told", "failed"), [(b"a@dest.test", 0), (b"A@dest.test", 0), (b"else@dest.test", None)]
+)
+async def test_of_deliveries_that_shared_a_content_the_bounce_is_about_the_one_it_names(engine, told, failed):
+    domain = await hosting(engine)
+    await engine.send(b"ann@sender.test", [b"two@here.test"], MESSAGE)
+    rows = await engine.deliveries()
+    assert len(rows) == 2
+    mark = trace.mark(SECRET, parse_address("two@here.test"))
+    ids = ", ".join(f"{row.id}-{mark}" for row in rows)
+    content = report(rows[0].id, mark).replace(f"{rows[0].id}-{mark}".encode(), ids.encode())
+    content = content.replace(b"rfc822; person@dest.test", b"rfc822; " + told)
+    await engine.send(b"", [returning(sender="ann@sender.test")], content)
+    await engine.servers["mx"].drain(timedelta(seconds=5))
+    bounced = {
+        entry.forward_email
+        for entry in await engine.logs(domain)
+        if any(event.status is Status.HARD_BOUNCE for event in entry.events)
+    }
+    assert bounced == (set() if failed is None else {"a@dest.test"})

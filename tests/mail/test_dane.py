@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forwarder.mail.dane import Tlsa, authenticated, usable
+from forwarder.mail.dane import RECORDS, Tlsa, authenticated, usable
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
@@ -195,6 +195,49 @@ def test_of_two_digests_for_one_purpose_the_stronger_counts() -> None:
     assert not means(Tlsa(3, 1, 1, sha256(HOST.public_key)), stale)
     assert means(Tlsa(3, 0, 1, sha256(HOST.der)), stale)  # another purpose
     assert means(Tlsa(3, 1, 0, HOST.public_key), stale)  # the key itself is no digest
+
+
+def test_what_strangers_publish_and_show_costs_little() -> None:
+    """A hundred authorities of one name and a hundred records, each of which fits one of them."""
+    authorities = [made("authority", ca=True) for _ in range(100)]
+    chain = [
+        made("host", by=authorities[-1], names=("mx.dest.test",)).der,
+        *(each.der for each in authorities),
+    ]
+    records = [ta(each) for each in authorities]
+    looked_at: list[bytes] = []
+
+    def noting(certificate: bytes) -> x509.Certificate | None:
+        looked_at.append(certificate)
+        return x509.load_der_x509_certificate(certificate)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("forwarder.mail.dane._parsed", noting)
+        assert not means(*records, chain=chain)
+    assert len(looked_at) <= 20
+    assert means(*[ta(ROOT)] * (RECORDS - 1), ta(AUTHORITY))
+    assert not means(*[ta(ROOT)] * RECORDS, ta(AUTHORITY))
+
+
+def test_a_certificate_that_cannot_be_read_is_as_if_it_were_not_shown() -> None:
+    odd = bytearray(AUTHORITY.der)
+    version = odd.index(b"\xa0\x03\x02\x01\x02") + 4
+    odd[version] = 6
+    assert means(ta(AUTHORITY), chain=[HOST.der, bytes(odd), AUTHORITY.der])
+    assert not means(Tlsa(2, 0, 0, bytes(odd)))
+    assert not means(ta(AUTHORITY), chain=[bytes(odd), AUTHORITY.der])
+
+
+@given(st.integers(0, len(HOST.der) - 1), st.integers(1, 255), st.integers(0, 1))
+def test_a_changed_octet_is_judged(place: int, change: int, which: int) -> None:
+    certificates = [bytearray(HOST.der), bytearray(AUTHORITY.der)]
+    changed = certificates[which]
+    changed[place % len(changed)] ^= change
+    chain = [bytes(each) for each in certificates]
+    records = (Tlsa(2, 0, 1, sha256(chain[1])), Tlsa(2, 0, 0, chain[1]))
+    assert means(*records, chain=chain) in (False, True)
+    if which == 0:
+        assert not means(*records, chain=chain)  # its signature covers every octet of it
 
 
 def test_no_certificate_at_all() -> None:

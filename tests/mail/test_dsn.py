@@ -198,6 +198,12 @@ def test_a_status_that_is_none_becomes_general() -> None:
     assert recipient["Status"] == "5.0.0"
 
 
+def test_a_boundary_that_the_original_would_end_is_avoided() -> None:
+    forged = b"--report-019aa5b3\r\nContent-Type: text/html\r\n\r\nforged\r\n--report-019aa5b3--\r\n"
+    _, parts = parsed(report(original=b"Subject: x\r\n\r\n" + forged, return_body=True))
+    assert len(parts) == 3
+
+
 def test_a_boundary_inside_the_original_is_avoided() -> None:
     original = b"Subject: x\r\nX: y\r\n --report-019aa5b3\r\n\r\n--report-019aa5b3--\r\n"
     _, parts = parsed(report(original=original, return_body=True))

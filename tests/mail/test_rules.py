@@ -707,3 +707,32 @@ def test_what_the_stars_took_is_cut_where_it_stands() -> None:
     assert answer(rules, "Groß-Ann") == ("gross-*", ("ann@dest.org",))
     assert answer(rules, "groß-e\u0301") == ("gross-*", ("é@dest.org",))
     assert answer(rule_set(("x-*", "$1@dest.org")), "X-Ann") == ("x-*", ("Ann@dest.org",))
+
+
+def test_a_code_for_the_disabled_that_nobody_wrote_waits() -> None:
+    odd = RuleSet("d.org", 7, 1, [Alias.stored(1, "a", "x@x.org", False, 499)])
+    assert expanded("a@d.org", odd).trouble is Trouble.DISABLED_DEFER
+
+
+def test_an_address_confirmed_with_its_label_needs_no_other_leave() -> None:
+    rules = RuleSet("d.org", 7, 1, [], confirmed=frozenset({"me+news@gmail.com"}))
+    assert not rules.withholds(parse_address("me+news@gmail.com"), "news", None)
+    assert rules.withholds(parse_address("me+other@gmail.com"), "other", None)
+
+
+def test_what_waits_for_a_confirmation_comes_before_what_is_dead() -> None:
+    """Senders try again: the owner of the one address may still agree."""
+    rules = RuleSet(
+        "d.org",
+        7,
+        1,
+        [
+            Alias.stored(1, "a", "nobody@e.org,me@gmail.com", True, 550),
+            Alias.stored(2, "b", "me@gmail.com,nobody@e.org", True, 550),
+        ],
+        account_id=1,
+        confirmed=frozenset(),
+    )
+    elsewhere = RuleSet("e.org", 8, 1, [], account_id=1)
+    for name in ("a", "b"):
+        assert expanded(f"{name}@d.org", rules, elsewhere).trouble is Trouble.UNCONFIRMED

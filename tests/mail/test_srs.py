@@ -224,3 +224,9 @@ def test_reversing_never_raises_and_never_believes(local: str) -> None:
 def test_what_would_not_be_safe_is_refused(secrets: list[bytes], days: int) -> None:
     with pytest.raises(ValueError, match="SRS"):
         Srs(secrets, "fwd.example", days)
+
+
+def test_the_newest_secret_signs_for_chains_too() -> None:
+    """Else they would end with the old one, on the day it is taken away."""
+    chained = ours.forward(theirs.forward(ANN, now=NOW), now=NOW)
+    assert Srs([NEW], "fwd.example").reverse(chained, now=NOW) == theirs.forward(ANN, now=NOW)

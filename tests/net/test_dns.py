@@ -220,6 +220,24 @@ async def test_addresses_are_secure_when_both_families_are(unsigned: str, clock:
         await resolver.close()
 
 
+async def test_what_the_zones_own_servers_say_does_not_replace_what_was_validated(clock: Clock) -> None:
+    """Nobody turns DANE off for a domain by having it checked."""
+    async with DnsServer() as dns:
+        dns.signed = lambda name: len(dns.queries) < 2
+        dns.set("example.test", "MX", [(10, "mx.example.test")])
+        resolver = Resolver([HostPort(dns.host, dns.port)], clock=clock)
+        asked = await resolver.mx("example.test")
+        assert isinstance(asked, Found)
+        assert asked.secure
+        dns.set("example.test", "MX", [(10, "new.example.test")])
+        fresh = await resolver.mx("example.test", fresh=True)
+        assert (records(fresh), fresh.secure) == ((Mx(preference=10, host="new.example.test"),), False)  # type: ignore[union-attr]
+        dns.signed = lambda name: True
+        again = await resolver.mx("example.test")
+        assert (records(again), again.secure) == (records(fresh), True)  # type: ignore[union-attr]
+        await resolver.close()
+
+
 async def test_tlsa_records(clock: Clock) -> None:
     async with DnsServer() as dns:
         dns.set("_25._tcp.mx.test", "TLSA", ["3 1 1 " + "ab" * 32, "2 0 0 0102"])

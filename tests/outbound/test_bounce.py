@@ -109,3 +109,11 @@ async def test_who_is_cancelled_while_waiting_takes_nothing() -> None:
     async with asyncio.timeout(5), budget.hold(10):
         taken = True
     assert taken
+
+
+async def test_the_host_of_a_private_destination_is_not_named(tmp_path: Path) -> None:
+    async with house(tmp_path) as rooms:
+        await rooms.accept("550-at-rcpt@dest.test")
+        (report,) = await rooms.origin.wait_for(1)
+        assert b"Remote-MTA" not in report.content
+        assert b"mx.dest.test" not in report.content

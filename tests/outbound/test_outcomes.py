@@ -252,11 +252,7 @@ async def test_mail_goes_back_to_the_best_host_when_it_is_there_again(tmp_path: 
         rooms.dns.set("dest.test", "MX", [(10, "best.dest.test"), (20, "mx.dest.test")])
         rooms.dns.set("best.dest.test", "A", [rooms.origin.host])
         rooms.origin.play("connect", "450", times=1)
-        for _ in range(3):
+        for count in range(3):
             (delivery,) = await rooms.accept("bob@dest.test")
             await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
-        assert (len(rooms.sink.messages), rooms.origin.connections) == (3, 1)
-        rooms.pool._shunned.clear()  # a minute later
-        (delivery,) = await rooms.accept("bob@dest.test")
-        await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
-        assert [len(sink.messages) for sink in (rooms.sink, rooms.origin)] == [3, 1]
+            assert [len(sink.messages) for sink in (rooms.sink, rooms.origin)] == [1, count]

@@ -279,24 +279,55 @@ async def test_a_session_to_a_backup_does_not_serve_those_who_have_it_as_a_backu
 
 async def test_a_host_that_could_not_be_dialled_comes_last_for_a_while() -> None:
     now = 0.0
-    async with Sink() as one, Sink(host="127.0.0.2", port=one.port) as two:
+    async with Sink() as sink:
         pool = Pool(OutboundSection(), hello="h.test", time=lambda: now)
-        best, backup = hosts_of(one, two, ranks=(0, 1))
-        route = Route(site="site", hosts=(best, backup), port=one.port)
-        one.play("connect", "450", times=1)
+        best = MxHost(name="mx1.test", addresses=("127.0.0.7",))
+        backup = MxHost(name="mx2.test", addresses=(sink.host,), rank=1)
+        route = Route(site="site", hosts=(best, backup), port=sink.port)
         with pytest.raises(SessionFault):
-            await pool.open(route, best, one.host)
+            await pool.open(route, best, "127.0.0.7")
         assert pool.ordered(route) == [backup, best]
-        session = await pool.open(route, backup, two.host)
+        session = await pool.open(route, backup, sink.host)
         pool.release(route, session)
         assert pool.reuse(route) is session
         pool.release(route, session)
         now = 61.0
         assert pool.ordered(route) == [best, backup]
         assert pool.reuse(route) is None  # the best is there again, as far as we know
-        one.play("connect", "450", times=1)
         with pytest.raises(SessionFault):
-            await pool.open(route, best, one.host)
-        (await pool.open(route, best, one.host)).abort()
+            await pool.open(route, best, "127.0.0.7")
+        async with Sink(host="127.0.0.7", port=sink.port):
+            (await pool.open(route, best, "127.0.0.7")).abort()
         assert pool.ordered(route) == [best, backup]
         await pool.close()
+
+
+async def test_a_dead_address_is_not_a_dead_host() -> None:
+    """No route for IPv6, as on many machines: the host's other address is still the best there is."""
+    async with Sink() as sink, Sink(host="127.0.0.2", port=sink.port) as other:
+        pool = make()
+        best = MxHost(name="mx1.test", addresses=("127.0.0.7", sink.host))
+        backup = MxHost(name="mx2.test", addresses=(other.host,), rank=1)
+        route = Route(site="site", hosts=(best, backup), port=sink.port)
+        session = await pool.open(route, best, sink.host)
+        pool.release(route, session)
+        with pytest.raises(SessionFault):
+            await pool.open(route, best, "127.0.0.7")
+        assert pool.reuse(route) is session
+        session.abort()
+        assert pool.ordered(route) == [replace(best, addresses=(sink.host, "127.0.0.7")), backup]
+
+
+@pytest.mark.parametrize("part", ["421", "554", "450"])
+async def test_a_host_that_takes_the_connection_is_not_dead(part: str, server_tls: ssl.SSLContext) -> None:
+    """What it says is about this mail, or the moment: nobody is to send a provider's mail to its backup by it."""
+    async with Sink(starttls=server_tls) as sink, Sink(host="127.0.0.2", port=sink.port) as other:
+        pool = make()
+        first, second = hosts_of(sink, other, ranks=(0, 1))
+        route = Route(site="site", hosts=(first, second), port=sink.port)
+        sink.play("connect", part, times=1)
+        with pytest.raises(SessionFault):
+            await pool.open(route, first, sink.host)
+        with pytest.raises(SessionFault):
+            await pool.open(replace(route, verified=True), first, sink.host)
+        assert pool.ordered(route) == [first, second]

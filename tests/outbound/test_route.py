@@ -408,3 +408,9 @@ async def test_a_smarthost_takes_everything(dns: DnsServer) -> None:
 async def test_a_smarthost_that_is_missing_is_our_trouble(dns: DnsServer) -> None:
     it = router(dns, smarthost="missing.test:25")
     assert failure(await it.route("example.test")) == (451, "4.4.3")
+
+
+def test_a_better_host_that_cannot_be_looked_up_just_now_may_take_what_is_worse_than_us() -> None:
+    policy = Policy(own_name=OWN, own_addresses=frozenset({"192.0.2.9"}))
+    answers: dict[str, Any] = {"a.test": CannotTell(reason="timeout"), "us.test": at("192.0.2.9")}
+    assert failure(usable_hosts("example.test", ["a.test", "us.test"], answers, policy)) == (451, "4.4.3")

@@ -431,3 +431,21 @@ async def test_counts_of_a_large_claim(stage: Stage) -> None:
         ).scalar_one()
     )
     assert leased == 500
+
+
+async def test_an_attempt_that_is_over_gives_nothing_back(stage: Stage) -> None:
+    worker = await stage.worker()
+    await worker.queue.enqueue(stage.message())
+    (first,) = await worker.queue.claim_due(NOON, 10)
+    assert await worker.queue.settle(soft(first, NOON))
+    (second,) = await worker.queue.claim_due(NOON, 10)
+    assert second.attempts == 2
+    assert not await worker.queue.release(first, next_attempt_at=NOON)
+    assert await worker.queue.held() == {second.id: 2}
+
+
+async def test_what_others_hold_is_not_ours(stage: Stage) -> None:
+    ours, theirs = await stage.worker("a"), await stage.worker("b")
+    await ours.queue.enqueue(stage.message())
+    assert len(await ours.queue.claim_due(NOON, 10)) == 1
+    assert await theirs.queue.held() == {}

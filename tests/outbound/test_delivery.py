@@ -1,0 +1,96 @@
+"""One attempt over several hosts: who is asked, and what the last word means for what the first one said."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+
+from forwarder.mail.address import Path
+from forwarder.mail.outcome import Action, Stage
+from forwarder.mail.reply import Reply
+from forwarder.net.smtp_client import SessionFault, Transaction
+from forwarder.outbound.delivery import _Attempt
+from forwarder.outbound.parcel import Verdict
+from forwarder.outbound.route import MxHost, Route
+from forwarder.store.queue import Delivery
+
+
+def said(code: int, enhanced: str = "") -> Reply:
+    return Reply(code=code, enhanced=enhanced, text="x")
+
+
+class _Session:
+    host = "mx1"
+    sent = 0
+
+    def __init__(self, rcpt: Reply | BaseException) -> None:
+        self._rcpt = rcpt
+
+    async def send(self, *_: Any, **__: Any) -> Transaction:
+        if isinstance(self._rcpt, BaseException):
+            raise self._rcpt
+        return Transaction(mail=said(250), recipients=(self._rcpt,), data=said(503))
+
+
+class Hosts:
+    """A pool of two hosts: ``mx1`` answers RCPT, ``mx2`` says something at its door."""
+
+    def __init__(self, rcpt: Reply | BaseException, door: Reply) -> None:
+        self._rcpt, self._door = rcpt, door
+        self.released = 0
+        self.opened: list[tuple[str, str]] = []
+
+    def ordered(self, route: Route) -> list[MxHost]:
+        return list(route.hosts)
+
+    def reuse(self, route: Route) -> None:
+        return None
+
+    def release(self, route: Route, session: object) -> None:
+        self.released += 1
+
+    async def open(self, route: Route, host: MxHost, address: str) -> _Session:
+        self.opened.append((host.name, address))
+        if host.name == "mx1":
+            return _Session(self._rcpt)
+        raise SessionFault(Stage.CONNECT, self._door)
+
+
+class _Delivery:
+    id = "d"
+    destination = "a@x.test"
+
+
+async def attempt(hosts: Hosts) -> Sequence[Verdict]:
+    known = (MxHost(name="mx1", addresses=("1", "1b")), MxHost(name="mx2", addresses=("2",), rank=1))
+    made = _Attempt(
+        pool=cast(Any, hosts),
+        route=Route(site="x", hosts=known, port=25),
+        reverse_path=Path.null(),
+        deliveries=[cast(Delivery, _Delivery())],
+        buffers=[b""],
+        smtputf8=False,
+    )
+    await made.run()
+    return made.carried().verdicts
+
+
+@pytest.mark.parametrize("rcpt", [said(450, "4.2.1"), said(452, "4.2.2"), said(552, "5.2.2")])
+async def test_a_closed_door_behind_a_host_that_may_take_it_later_is_not_the_end(rcpt: Reply) -> None:
+    """A 552 to a recipient counts as 452 (RFC 5321 4.5.3.1.10)."""
+    (verdict,) = await attempt(Hosts(rcpt, said(554, "5.7.1")))
+    assert verdict.action is Action.RETRY_LATER
+
+
+async def test_a_host_that_has_judged_is_not_asked_at_its_other_address() -> None:
+    hosts = Hosts(said(450, "4.2.1"), said(421, "4.7.1"))
+    await attempt(hosts)
+    assert hosts.opened == [("mx1", "1"), ("mx2", "2")]
+
+
+async def test_a_session_goes_back_when_the_attempt_is_cut() -> None:
+    hosts = Hosts(asyncio.CancelledError(), said(421))
+    with pytest.raises(asyncio.CancelledError):
+        await attempt(hosts)
+    assert hosts.released == 1
