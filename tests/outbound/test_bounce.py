@@ -111,6 +111,21 @@ async def test_who_is_cancelled_while_waiting_takes_nothing() -> None:
     assert taken
 
 
+async def test_who_is_cancelled_when_its_turn_has_come_gives_it_back() -> None:
+    budget = Budget(10)
+    first = budget.hold(10)
+    await first.__aenter__()
+    waiting = asyncio.create_task(budget.hold(10).__aenter__())
+    await asyncio.sleep(0)
+    await first.__aexit__(None, None, None)  # now it is the other's turn
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    taken = False
+    async with asyncio.timeout(5), budget.hold(10):
+        taken = True
+    assert taken
+
+
 async def test_the_host_of_a_private_destination_is_not_named(tmp_path: Path) -> None:
     async with house(tmp_path) as rooms:
         await rooms.accept("550-at-rcpt@dest.test")

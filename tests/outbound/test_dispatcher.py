@@ -355,3 +355,18 @@ async def test_a_hand_over_that_fails_does_not_reach_the_client(tmp_path: Path) 
         assert [await strays.look(), await strays.look()] == [0, 1]
         rooms.dispatcher.wake()
         await rooms.sink.wait_for(1)
+
+
+async def test_another_attempt_of_a_delivery_is_another_stray(tmp_path: Path) -> None:
+    """Given back between two looks and claimed anew: nobody has seen this lease twice."""
+    async with house(tmp_path, start=False) as rooms:
+        await rooms.accept("bob@dest.test", in_memory=False)
+        (one,) = await rooms.queue.claim_due(rooms.now(), 10)
+        strays = rooms.dispatcher._strays
+        assert await strays.look() == 0
+        await rooms.queue.release(one, next_attempt_at=rooms.now())
+        counted = update(deliveries).values(attempts=1)  # as a soft settlement has it
+        await rooms.database.write(lambda conn: conn.execute(counted))
+        (two,) = await rooms.queue.claim_due(rooms.now(), 10)
+        assert two.attempts == 2
+        assert [await strays.look(), await strays.look()] == [0, 1]

@@ -1,5 +1,6 @@
 """What becomes of a delivery when the destination misbehaves: the event, the queue, the report."""
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -245,6 +246,20 @@ async def test_a_shared_copy_does_not_tell_its_readers_of_each_other(tmp_path: P
         assert message.content.count(b"X-Forwarded-To: list@hosted.test\r\n") == 1
         assert first.encode() in message.content
         assert second.encode() in message.content
+
+
+async def test_a_shared_copy_names_no_recipient_when_there_are_several(tmp_path: Path) -> None:
+    async with house(tmp_path, start=False) as rooms:
+        message = rooms.message("one@dest.test", "two@dest.test", recipient="list@hosted.test")
+        one, two = message.deliveries
+        other = replace(two, recipient=parse_address("secret@hosted.test"))
+        message = replace(message, deliveries=(one, other))
+        await rooms.queue.enqueue(message)
+        rooms.dispatcher.hand_over(message)
+        await rooms.start()
+        (arrived,) = await rooms.sink.wait_for(1)
+        assert len(arrived.recipients) == 2
+        assert b"X-Forwarded-To" not in arrived.content
 
 
 async def test_mail_goes_back_to_the_best_host_when_it_is_there_again(tmp_path: Path) -> None:

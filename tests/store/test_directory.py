@@ -177,6 +177,19 @@ async def test_changes_purged_unseen_empty_the_cache(here: tuple[Database, Direc
     assert await answers(directory, "b@pied.example", confirmed=True)
 
 
+async def test_some_changes_purged_unseen_empty_the_cache(here: tuple[Database, Directory, Counting]) -> None:
+    """What is left of them begins later than where we had come to."""
+    other, directory, _ = here
+    await other.write(host("pied.example"))
+    assert not await answers(directory, "a@pied.example")
+    await other.write(add_to("pied.example", "a"))
+    await other.write(host("else.example"))
+    later = NOON.replace(hour=13)
+    await other.write(lambda conn: purge_changes(conn, later))
+    await other.write(lambda conn: touch(conn, "else.example", later))
+    assert await answers(directory, "a@pied.example", confirmed=True)
+
+
 async def test_a_removed_domain_is_gone(here: tuple[Database, Directory, Counting]) -> None:
     other, directory, _ = here
     await other.write(host("pied.example", "a"))

@@ -140,7 +140,7 @@ async def test_names_read_before_a_change_do_not_outlive_it(stage: Stage) -> Non
 async def test_names_that_are_kept_do_not_outlive_a_change(stage: Stage) -> None:
     other = await stage.database()
     directory = Directory(await stage.database(), clock=stage.clock)
-    await other.write(host("pied.example", "a", "b", "c"))
+    await other.write(host("pied.example", "a", "b", "c", "d"))  # as many as make it large, also without "b"
     assert await ends(directory, "b@pied.example") == ["someone@dest.example"]
     await other.write(swap)
     await directory.catch_up()
