@@ -210,6 +210,25 @@ async def test_a_lost_lease_is_settled_by_nobody_here(tmp_path: Path) -> None:
         assert (row.state, row.lease_owner, row.attempts) == ("leased", "f" * 32, 2)
 
 
+async def test_a_lost_lease_is_reported_by_nobody_here(tmp_path: Path) -> None:
+    lost = asyncio.Event()
+
+    async def wait() -> None:
+        await lost.wait()
+
+    async with house(tmp_path, sure=wait) as rooms:
+        (delivery,) = await rooms.accept("550-at-rcpt@dest.test")
+        await rooms.database.write(
+            lambda conn: conn.execute(update(deliveries).values(lease_owner="f" * 32, attempts=2))
+        )
+        lost.set()
+        await rooms.until(lambda: rooms.dispatcher.status().held == 0)
+        assert rooms.sink.connections == 1
+        assert await rooms.statuses(delivery) == ["QUEUED"]
+        assert await rooms.reports() == []
+        assert rooms.origin.connections == 0
+
+
 async def test_what_others_took_over_while_this_process_was_stopped_is_not_sent(tmp_path: Path) -> None:
     sure = asyncio.Event()
     waiting = asyncio.Event()

@@ -420,6 +420,17 @@ async def test_withdrawing_spares_what_another_worker_has_begun(stage: Stage) ->
     assert await statuses(worker.database, begun.id) == [Status.QUEUED, Status.DELIVERED]
 
 
+async def test_withdrawing_spares_what_another_worker_will_try_again(stage: Stage) -> None:
+    worker, other = await stage.worker("a"), await stage.worker("b")
+    message = stage.message("a@dest.example")
+    await worker.queue.enqueue(message)
+    (begun,) = await other.queue.claim_due(NOON, 1)
+    assert await other.queue.settle(soft(begun, NOON))
+    worker.queue._doubt(message)
+    await worker.queue.withdraw_doubtful(0.0)
+    assert [row.id for row in await rows(worker.database, deliveries)] == [begun.id]
+
+
 async def test_counts_of_a_large_claim(stage: Stage) -> None:
     worker = await stage.worker()
     await worker.queue.enqueue(stage.message(*(f"u{n}@dest.example" for n in range(500))))
