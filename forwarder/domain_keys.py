@@ -11,6 +11,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from time import monotonic
 
 import structlog
@@ -23,6 +24,7 @@ from forwarder.store.engine import Database
 from forwarder.store.vault import Vault, WrongKey, signer
 
 FRESH = 5.0  # seconds
+SKEW = timedelta(minutes=5)  # between the clocks of nodes
 KEPT = 10_000
 
 log = structlog.get_logger("domain_keys")
@@ -33,6 +35,7 @@ class _Loaded:
     """The keys of one domain as last seen."""
 
     until: float
+    added_at: datetime
     ids: tuple[int, ...]
     signers: tuple[Signer, ...]
 
@@ -45,20 +48,26 @@ class DomainKeys:
         self._vault = vault
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
 
-    async def signers(self, domain: str) -> Sequence[Signer]:
-        """The domain's signers, RSA first; empty when it has no usable key."""
+    async def signers(self, domain: str, accepted_at: datetime) -> Sequence[Signer]:
+        """The domain's signers, RSA first, for a message of that time; empty when it has no usable key.
+
+        Nor does a domain that was added later have any for it: it may be somebody else's now, who did not send it.
+        """
         known = self._loaded.get(domain)
-        if known is not None and monotonic() < known.until:
-            self._loaded.move_to_end(domain)
-            return known.signers
-        keys = await self._database.read(lambda conn: _keys_of(conn, domain))
+        if known is None or monotonic() >= known.until:
+            known = await self._look(domain, known)
+        self._loaded.move_to_end(domain)
+        return known.signers if known.added_at <= accepted_at + SKEW else ()
+
+    async def _look(self, domain: str, known: _Loaded | None) -> _Loaded:
+        added_at, keys = await self._database.read(lambda conn: _keys_of(conn, domain))
         ids = tuple(key.id for key in keys)
         signers = known.signers if known is not None and known.ids == ids else await self._load(domain, keys)
-        self._loaded[domain] = _Loaded(until=monotonic() + FRESH, ids=ids, signers=signers)
-        self._loaded.move_to_end(domain)
+        known = _Loaded(until=monotonic() + FRESH, added_at=added_at, ids=ids, signers=signers)
+        self._loaded[domain] = known
         while len(self._loaded) > KEPT:
             self._loaded.popitem(last=False)
-        return signers
+        return known
 
     async def webhook_key(self, domain_id: int) -> str | None:
         """The key that signs what is POSTed to the domain's webhook; None when the domain is gone."""
@@ -77,6 +86,8 @@ class DomainKeys:
         return tuple(loaded)
 
 
-def _keys_of(conn: Connection, name: str) -> Sequence[DkimKey]:
+def _keys_of(conn: Connection, name: str) -> tuple[datetime, Sequence[DkimKey]]:
     domain = domains.get(conn, name)
-    return () if domain is None else dkim_keys.list_keys(conn, domain.id)
+    if domain is None:
+        return datetime.max.replace(tzinfo=UTC), ()
+    return domain.added_at, dkim_keys.list_keys(conn, domain.id)

@@ -1,13 +1,14 @@
 """What one process of a node does before any serves: the schema, the keys, leases of the node's dead made free."""
 
 from datetime import UTC, datetime
+from functools import partial
 
 import structlog
 
 from forwarder.config import Settings
 from forwarder.custody import serve_with
 from forwarder.node import NodeError, node_id
-from forwarder.schema import prepare_schema
+from forwarder.schema import check_schema, wait_for_store
 from forwarder.store import workers
 from forwarder.store.engine import Database
 from forwarder.store.faults import explain
@@ -17,20 +18,23 @@ log = structlog.get_logger("serve")
 
 
 async def prepare(settings: Settings) -> None:
-    """Return when store and keys are ready for this node's processes; NodeError, KeyringError: a person must decide."""
+    """Return when store and keys are ready for this node's processes; NodeError, KeyringError: a person must decide.
+
+    Waits for a store that is away, or whose disk is full.
+    """
     try:
-        await _prepare(settings)
-    except StoreUnavailable as error:  # a file that is not ours to use; or it went away since it answered
+        database = await Database.open(settings.database.url, pool_size=1)
+    except StoreUnavailable as error:  # a file that is not ours to use
         raise NodeError(explain(error).text) from error
-
-
-async def _prepare(settings: Settings) -> None:
-    database = await Database.open(settings.database.url, pool_size=1)
     try:
-        await prepare_schema(database, settings.database.url)
-        await serve_with(database, settings)
-        released = await workers.release_node(database, node_id(settings.data_dir), datetime.now(UTC))
-        if released:
-            log.info("deliveries of an earlier run are due again", deliveries=released)
+        await wait_for_store(partial(_prepare, database, settings))
     finally:
         await database.close()
+
+
+async def _prepare(database: Database, settings: Settings) -> None:
+    await check_schema(database, settings.database.url)
+    await serve_with(database, settings)
+    released = await workers.release_node(database, node_id(settings.data_dir), datetime.now(UTC))
+    if released:
+        log.info("deliveries of an earlier run are due again", deliveries=released)

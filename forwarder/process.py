@@ -28,6 +28,7 @@ from forwarder.keyring import Keyring, KeyringError, keys_at_hand
 from forwarder.node import NodeError, NodeLock, forget_ports, notify, write_ports
 from forwarder.ports import check_free, listenable
 from forwarder.preparation import prepare
+from forwarder.schema import wait_for_store
 from forwarder.serve import GRACE, Engine, Place
 from forwarder.store.trouble import StoreUnavailable
 
@@ -70,8 +71,17 @@ class Process:
         self, settings: Settings, started: Callable[[Engine], None], keyring: Keyring | None
     ) -> None:
         """Serve until told to end; ``started`` is called whenever an engine has opened its ports."""
-        engine = Engine(settings, self._next_place(), keyring=keyring)
-        await engine.start()
+        place = self._next_place()
+        begun: list[Engine] = []
+
+        async def begin() -> None:
+            engine = Engine(settings, place, keyring=keyring)
+            await engine.start()
+            begun.append(engine)
+
+        if not await self.unless_ended(wait_for_store(begin)) and not begun:
+            return
+        (engine,) = begun
         # What was imported and built lives as long as the process: the collector need not look at it again.
         gc.freeze()
         gc.set_threshold(*COLLECT_AFTER)
@@ -86,9 +96,10 @@ class Process:
                 self._reloads.clear()
                 engine = await self._reload(engine, started)
         log.info("draining")
-        if self._draining is not None:
-            await self._draining
-        await engine.stop(grace=self._grace)
+        stopping = [asyncio.create_task(engine.stop(grace=self._grace))]
+        if self._draining is not None:  # an older one, which began to earlier
+            stopping.append(self._draining)
+        await asyncio.gather(*stopping)
         log.info("ended")
 
     def end(self, grace: timedelta = GRACE) -> None:
@@ -143,8 +154,8 @@ class Process:
             return engine
         if settings.workers.processes != engine.settings.workers.processes:
             log.warning("workers.processes is taken over at the next start; the number of processes stays")
-        if self._draining is not None:
-            await self._draining
+        if self._draining is not None and not await self.unless_ended(asyncio.wait({self._draining})):
+            return engine
         successor = Engine(settings, self._next_place())
         try:
             # Of several, the supervisor has asked: here, who comes second would find its sibling.

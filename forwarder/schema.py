@@ -10,7 +10,9 @@ load than everything else that a start asks of the store.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -19,6 +21,7 @@ from forwarder.store.engine import Database
 from forwarder.store.faults import explain
 from forwarder.store.trouble import StoreUnavailable
 
+T = TypeVar("T")
 RETRY_EVERY = 1.0  # seconds
 SAY_AGAIN_AFTER = 10  # tries; doubles up to
 SAY_AT_LEAST_EVERY = 60
@@ -27,12 +30,12 @@ REVISIONS = Path(__file__).parent / "store" / "migrations" / "versions"
 log = structlog.get_logger("schema")
 
 
-async def prepare_schema(database: Database, url: str) -> None:
-    """Return when the schema is right; NodeError when a person must decide. Waits for a store that is away."""
+async def wait_for_store(work: Callable[[], Awaitable[T]]) -> T:
+    """What ``work`` brings, begun again until the store is there; NodeError when a person must decide."""
     said, silent, pause = "", 0, SAY_AGAIN_AFTER
     while True:
         try:
-            return await check_schema(database, url)
+            return await work()
         except StoreUnavailable as error:
             trouble = explain(error)
         if not trouble.passes:

@@ -222,13 +222,21 @@ class Supervisor:
                 status=status,
                 pause=worker.pause,
             )
-            for service in ("mx", "submission"):
-                for region in (worker.index * 2, worker.index * 2 + 1):
-                    path = table_path(self._settings.data_dir, service)
-                    clear_region(path, region=region, regions=len(self._workers) * 2)
+            try:
+                self._forget_clients(worker)
+            except (
+                OSError
+            ) as error:  # a full disk, of an older table: its counts only make us refuse too early
+                log.warning("what a dead worker had counted stays", reason=error.strerror)
             await asyncio.sleep(worker.pause)
             worker.pause = min(max(worker.pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
             await self._replace(worker, lock)
+
+    def _forget_clients(self, worker: Worker) -> None:
+        for service in ("mx", "submission"):
+            for region in (worker.index * 2, worker.index * 2 + 1):
+                path = table_path(self._settings.data_dir, service)
+                clear_region(path, region=region, regions=len(self._workers) * 2)
 
     def _reload(self) -> None:
         """Pass SIGHUP on when the ports that are new can be had."""

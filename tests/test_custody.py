@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from forwarder import custody
 from forwarder.cli import app
 from forwarder.config import Settings
 from forwarder.custody import check_keys
+from forwarder.domain_keys import DomainKeys
 from forwarder.keyring import RENEW, KeyringError, make_missing_keys, open_store_key
 from forwarder.store import accounts, dkim_keys, domains
 from forwarder.store.dkim_keys import DkimKey
@@ -275,3 +276,19 @@ def test_check_cannot_tell_while_the_database_does_not_answer(run: Run, tmp_path
     said = run("check")[1]
     assert "· keys" in said
     assert "lacks srs; look again" in said
+
+
+async def test_mail_of_a_former_owner_is_not_signed_as_the_domain_of_the_next(
+    installation: Installation,
+) -> None:
+    """It waits for days perhaps; meanwhile the domain was removed, and somebody else added it."""
+    await check_keys(installation.database, installation.settings)
+    made = await installation.host("one.test")
+    keys = DomainKeys(installation.database, Vault(open_store_key(installation.settings)))
+    (signer,) = await keys.signers("one.test", made.added_at + timedelta(days=1))
+    assert signer.domain == "one.test"
+    assert (
+        len(await keys.signers("one.test", made.added_at - timedelta(minutes=1))) == 1
+    )  # the clocks of two nodes
+    assert await keys.signers("one.test", made.added_at - timedelta(minutes=6)) == ()
+    assert await keys.signers("nowhere.test", made.added_at) == ()

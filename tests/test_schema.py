@@ -11,7 +11,7 @@ from forwarder import schema
 from forwarder.config import Settings
 from forwarder.node import NodeError
 from forwarder.preparation import prepare
-from forwarder.schema import check_schema, prepare_schema
+from forwarder.schema import check_schema, wait_for_store
 from forwarder.store.engine import Database
 from forwarder.store.faults import Explained, explain
 from forwarder.store.migrations import upgrade
@@ -138,7 +138,7 @@ async def test_why_a_start_waits_is_said_again_and_again_and_at_once_when_it_cha
     database = await Database.open(database_url, pool_size=1)
     said: list[int] = []
     with capture_logs(processors=[lambda _log, _name, event: said.append(tries) or event]) as logs:
-        await prepare_schema(database, database_url)
+        await wait_for_store(lambda: schema.check_schema(database, database_url))
     await database.close()
     assert said == [1, 11, 31, 71, 101, 111, 121, 131, 151, 191]
     assert {entry["event"] for entry in logs} == {"the start waits for the database"}
@@ -150,6 +150,6 @@ async def test_an_option_nobody_knows_ends_the_wait(guarded: Server) -> None:
     database = await Database.open(url, pool_size=1)
     try:
         with pytest.raises(NodeError, match="option after the"):
-            await prepare_schema(database, url)
+            await wait_for_store(lambda: check_schema(database, url))
     finally:
         await database.close()

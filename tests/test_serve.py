@@ -335,3 +335,51 @@ async def test_signals_are_heard_while_the_start_waits_for_the_database(house: H
     with pytest.raises(AssertionError, match="the start waits for the database"):
         await starting
     assert process.process.returncode == 0
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_sigterm_is_obeyed_while_an_older_engine_drains(house: House, processes: int) -> None:
+    file = house.folder / "config.toml"
+    file.write_text('[mx]\nsize_limit = "1 MiB"\n')
+    with listening_socket(HostPort("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = EngineProcess(
+        house,
+        environ={"FORWARDER_CONFIG": str(file)},
+        workers={"processes": processes},
+        mx={"listen": [f"127.0.0.1:{port}"]},
+    )
+
+    async def in_data() -> Client:
+        client = Client("127.0.0.1", port)
+        await client.open()
+        await client.ehlo()
+        for line in (b"MAIL FROM:<a@out.test>\r\n", b"RCPT TO:<info@example.com>\r\n", b"DATA\r\n"):
+            answer = await client.say(line)
+        assert answer.code == 354
+        return client
+
+    async with process:
+        await house.host("example.com", {"info": "person@dest.test"})
+        held = [await in_data() for _ in range(4)]  # of several processes each has one, nearly surely
+        file.write_text('[mx]\nsize_limit = "2 MiB"\n')
+        process.process.send_signal(signal.SIGHUP)
+        await wait_until(lambda: process.log().count("in force") == processes)
+        held += [await in_data() for _ in range(4)]
+        process.process.send_signal(signal.SIGTERM)
+        await wait_until(lambda: process.log().count("draining") == processes)
+
+        async def refused() -> bool:
+            client = Client("127.0.0.1", port)
+            try:
+                answer = await client.open()
+            except (OSError, Closed):
+                return True
+            await client.close()
+            return answer.code == 421
+
+        await wait_until(refused)
+        assert process.process.returncode is None
+        for client in held:
+            await client.close()
+        assert await asyncio.wait_for(process.process.wait(), 20) == 0

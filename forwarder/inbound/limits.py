@@ -198,13 +198,23 @@ def _shared_file(path: Path, size: int) -> int:
     except FileNotFoundError:
         fresh = path.with_name(f"{path.name}.{os.getpid()}")
         descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        os.write(descriptor, secrets.token_bytes(_KEY_BYTES))
-        os.ftruncate(descriptor, size)
-        os.close(descriptor)
+        try:
+            os.write(descriptor, secrets.token_bytes(_KEY_BYTES))
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError:
+            os.unlink(fresh)
+            raise
+        finally:
+            os.close(descriptor)
         with contextlib.suppress(FileExistsError):  # another process was first: its file is the one
             os.link(fresh, path)
         os.unlink(fresh)
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    if os.fstat(descriptor).st_size < size:
-        os.ftruncate(descriptor, size)  # more workers than before; what is new is zero
+    try:
+        # More workers than before, or a hole that an older release left: what is new is zero. On a full disk this is an
+        # error, where a page of a hole would be the end of the process (SIGBUS).
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor

@@ -14,7 +14,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from urllib.parse import unquote_to_bytes
@@ -25,6 +25,7 @@ from forwarder.mail.words import decode_words, printable
 
 _DEPTH = 20
 _PARTS = 500
+_UNKNOWN = {"type": "application/octet-stream", "name": "", "encoding": "base64"}
 _FIELDS = 500
 _HEAD = 64 * 1024  # octets of a part's head that are looked at
 _TEXT = 16 * 1024 * 1024  # octets of text decoded, of all parts together
@@ -122,15 +123,21 @@ def _walk(content: bytes, start: int, end: int, parts: _Parts, depth: int, *, to
     head = content[start : min(head_end, start + _HEAD)]
     kind = _kind(mail.first_raw(head, b"content-type"), "text/plain")
     disposition = _kind(mail.first_raw(head, b"content-disposition"), "")
-    boundary = kind.parameters.get("boundary", "")
+    boundary = kind.parameters.get("boundary", "").rstrip(" \t")  # RFC 2046 5.1.1: it ends in no blank
     if kind.word.startswith("multipart/") and boundary and depth < _DEPTH and parts.seen < _PARTS:
+        found = False
         for part_start, part_end in _split(content, body_start, end, boundary.encode("utf-8", "replace")):
+            found = True
             if parts.seen >= _PARTS:
+                parts.attachments.append(_described(_UNKNOWN, content[part_start:end]))
                 return
             _walk(content, part_start, part_end, parts, depth + 1)
-        return
+        if found:
+            return
+        # No part of it is where its boundary says: readers show such a body as it is.
+        kind = _Kind(word="text/plain", parameters={}) if top else kind
     if kind.word.startswith("multipart/") and not top:
-        kind = _Kind(word="application/octet-stream", parameters={})
+        kind = _Kind(word=_UNKNOWN["type"], parameters={})
     octets = _decoded(
         content[body_start:end], (mail.first(head, b"content-transfer-encoding") or "").strip().lower()
     )
@@ -146,13 +153,13 @@ def _walk(content: bytes, start: int, end: int, parts: _Parts, depth: int, *, to
     if identifier:
         described["cid"] = identifier.strip("<> ")
         inline = inline or disposition.word != "attachment"
-    built = (
-        json.dumps(described).encode("ascii")[:-1]
-        + b', "content": "'
-        + binascii.b2a_base64(octets, newline=False)
-        + b'"}'
-    )
-    (parts.inlines if inline else parts.attachments).append(built)
+    (parts.inlines if inline else parts.attachments).append(_described(described, octets))
+
+
+def _described(described: Mapping[str, str], octets: bytes) -> bytes:
+    """One file of the payload."""
+    head = json.dumps(described).encode("ascii")[:-1]
+    return head + b', "content": "' + binascii.b2a_base64(octets, newline=False) + b'"}'
 
 
 def _is_text(octets: bytes, kind: _Kind, parts: _Parts) -> bool:

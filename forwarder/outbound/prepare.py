@@ -85,7 +85,7 @@ class Signing:
         self,
         *,
         service: Sequence[Signer],
-        signers_for: Callable[[str], Awaitable[Sequence[Signer]]],
+        signers_for: Callable[[str, datetime], Awaitable[Sequence[Signer]]],
         arc: bool,
         authserv_id: str,
         threads: int,
@@ -131,7 +131,7 @@ class Signing:
     async def _made(self, parcel: Parcel, content: bytes) -> _Sealed:
         signers: Sequence[Signer] = self._service
         if parcel.signing_domain is not None:
-            signers = await self._signers_for(parcel.signing_domain) or self._service
+            signers = await self._signers_for(parcel.signing_domain, parcel.created_at) or self._service
         order = self._order(parcel, content, signers)
         return self._at_once(order) or await self._in_thread(order)
 

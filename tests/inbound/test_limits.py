@@ -1,5 +1,7 @@
 """Counting connections by client over several processes."""
 
+import errno
+import os
 import subprocess
 import sys
 
@@ -169,3 +171,25 @@ def test_what_was_counted_long_ago_does_not_count_again_when_its_place_comes_rou
 def test_each_cell_of_a_client_is_in_a_row_of_its_own(open_table):
     cells = open_table().cells("192.0.2.1")
     assert [cell // CELLS for cell in cells] == list(range(ROWS))
+
+
+def test_every_page_of_the_table_has_room_on_the_disk(tmp_path):
+    """A hole could be filled only while the disk has room; else the process would die of a signal."""
+    ClientTable(tmp_path / "run" / "clients", region=0, regions=2).close()
+    found = (tmp_path / "run" / "clients").stat()
+    assert found.st_blocks * 512 >= found.st_size
+    path = tmp_path / "older"
+    path.write_bytes(bytes(16))
+    os.truncate(path, found.st_size)
+    ClientTable(path, region=0, regions=2).close()
+    assert path.stat().st_blocks * 512 >= found.st_size
+
+
+def test_a_table_that_finds_no_room_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space"):
+        ClientTable(tmp_path / "run" / "clients")
+    assert list((tmp_path / "run").iterdir()) == []

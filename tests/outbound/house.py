@@ -299,7 +299,7 @@ class House:
     async def _has(self, log_id: str, expected: list[str]) -> bool:
         return await self.statuses(log_id) == expected
 
-    async def _signers_for(self, domain: str) -> Sequence[Signer]:
+    async def _signers_for(self, domain: str, accepted_at: datetime) -> Sequence[Signer]:
         return self.signers.get(domain, ())
 
     async def _key_of(self, domain_id: int) -> str | None:

@@ -122,3 +122,58 @@ def test_a_nested_message_is_not_copied_at_every_level() -> None:
         tracemalloc.stop()
     assert len(json.loads(body)["attachments"][0]["content"]) == 2_666_668
     assert peak < 8 * len(content)
+
+
+def multipart(boundary: bytes, *parts: bytes, said: bytes = b"", more: bytes = b"") -> bytes:
+    head = (
+        b"Subject: x\r\nContent-Type: multipart/mixed; boundary="
+        + (said or b'"' + boundary + b'"')
+        + b"\r\n"
+        + more
+    )
+    body = b"".join(b"--" + boundary + b"\r\n" + part + b"\r\n" for part in parts)
+    return head + b"\r\n" + body + b"--" + boundary + b"--\r\n"
+
+
+HELLO = b"Content-Type: text/plain\r\n\r\nhello"
+
+
+def test_a_boundary_that_ends_in_a_blank_is_meant_without_it() -> None:
+    assert told(multipart(b"B", HELLO, said=b'"B "'))["text"] == "hello"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        multipart(b"B", HELLO, said=b'"another"'),
+        b'Subject: x\r\nContent-Type: multipart/mixed; boundary="B"\r\n\r\nhello, cut off before its parts\r\n',
+        b'Subject: x\r\nContent-Type: multipart/mixed; boundary="B"\r\n\r\nhello\r\n--B--\r\n',
+    ],
+)
+def test_a_body_whose_parts_are_nowhere_is_told_as_it_is(content: bytes) -> None:
+    message = told(content)
+    assert "hello" in message["text"]
+    assert (message["inlines"], message["attachments"]) == ([], [])
+
+
+def test_a_nested_body_whose_parts_are_nowhere_is_an_attachment() -> None:
+    inner = b'Content-Type: multipart/mixed; boundary="C"\r\n\r\nno parts here'
+    message = told(multipart(b"B", HELLO, inner))
+    (kept,) = message["attachments"]
+    assert (message["text"], kept["type"]) == ("hello", "application/octet-stream")
+    assert base64.b64decode(kept["content"]) == b"no parts here"
+
+
+def test_what_lies_beyond_the_parts_that_are_looked_at_is_one_attachment() -> None:
+    files = [
+        b"Content-Type: application/pdf; name=f%d.pdf\r\nContent-Disposition: attachment\r\n\r\n%d" % (n, n)
+        for n in range(601)
+    ]
+    message = told(multipart(b"B", *files))
+    *known, rest = message["attachments"]
+    assert [each["name"] for each in known] == [f"f{n}.pdf" for n in range(len(known))]
+    assert len(known) > 400
+    beyond = base64.b64decode(rest["content"])
+    assert rest["type"] == "application/octet-stream"
+    assert beyond.startswith(files[len(known)])
+    assert files[-1] in beyond

@@ -197,7 +197,7 @@ class Desk:
         )
         Watched.threads.clear()
 
-    async def _signers_for(self, domain: str) -> Sequence[Signer]:
+    async def _signers_for(self, domain: str, accepted_at: datetime) -> Sequence[Signer]:
         return self.customers
 
 
