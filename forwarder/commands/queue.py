@@ -177,7 +177,10 @@ def _chosen(ids: list[str] | None, every: bool) -> list[str] | None:
 
 def _say(changed: int, what: str, as_json: bool) -> None:
     noun = "delivery" if changed == 1 else "deliveries"
-    answer({"changed": changed}, as_json=as_json, people=lambda out: out.print(f"{changed} {noun} {what}"))
+    why = "" if changed else "; one that is being attempted now, or that is not in the queue, stays as it is"
+    answer(
+        {"changed": changed}, as_json=as_json, people=lambda out: out.print(f"{changed} {noun} {what}{why}")
+    )
 
 
 def _plain(delivery: "QueuedDelivery") -> dict[str, Any]:

@@ -6,6 +6,7 @@ The one place that reads SQLSTATEs and SQLite's result codes. Unknown means trou
 hosts, users and statements, and are left for the log of this process.
 """
 
+import errno
 import os
 import socket
 import sqlite3
@@ -167,13 +168,17 @@ def _of_system(error: OSError) -> Explained:
     if isinstance(error, socket.gaierror):
         return Explained(text=f"the database does not answer: its host name is not known; {_CHECK}")
     why = os.strerror(error.errno) if error.errno else type(error).__name__
-    if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError | FileNotFoundError):
+    files = (PermissionError, IsADirectoryError, NotADirectoryError, FileNotFoundError)
+    if isinstance(error, files) or error.errno == errno.EROFS:
         return _file(why)
     return Explained(text=f"the database does not answer: {why}; {_CHECK}")
 
 
 def _file(why: str) -> Explained:
-    text = f"a file that [database] url names cannot be used ({why}); it must be there for the user that runs this"
+    text = (
+        f"the file of the database ([database] url; by default forwarder.db in data_dir), or one beside it, cannot be "
+        f"used ({why}); it must be there, and writable, for the user that runs this"
+    )
     return Explained(text=text)
 
 
