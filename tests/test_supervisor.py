@@ -16,6 +16,7 @@ from forwarder.node import NodeLock
 from forwarder.ports import listening_socket
 from tests.harness import EngineProcess, House, wait_until
 from tests.peers.client import Closed
+from tests.postgres import Server
 
 MAIL = b"From: Ann <ann@out.test>\r\nSubject: hello\r\n\r\nhello\r\n"
 
@@ -231,3 +232,23 @@ async def test_a_worker_that_reloads_late_shares_the_new_port_of_its_sibling(hou
         finally:
             os.kill(late, signal.SIGCONT)
         await wait_until(lambda: process.log().count("in force") == 2)
+
+
+async def test_a_worker_that_starts_while_the_database_is_away_waits_for_it(house: House) -> None:
+    """One that died each time would be started again ever more seldom, and nobody would say why."""
+    server = Server.start()
+    try:
+        async with EngineProcess(
+            house, workers={"processes": 2}, database={"url": server.database()}
+        ) as pair:
+            await house.host("example.com", {"*": "inbox@dest.test"})
+            server.stop(signal.SIGQUIT)
+            victim, _ = children(pair)
+            os.kill(victim, signal.SIGKILL)
+            await wait_until(lambda: "the start waits for the database" in pair.log(), deadline=20)
+            server.restart()
+            await wait_until(lambda: pair.log().count("the engine serves") == 3, deadline=30)
+            assert pair.log().count("a worker died") == 1
+            assert "Traceback" not in pair.log()
+    finally:
+        server.remove()
