@@ -23,7 +23,7 @@ from forwarder.mail.words import printable
 MAX_ORIGINAL = 256 * 1024  # octets of the original that a report carries back
 MAX_HEAD = 64 * 1024
 MAX_FAILURES = 100  # recipients described; the rest are counted
-_MAX_ADDRESS = 320  # characters; of the 254 octets of a path none grows to more than four (``_typed``)
+_MAX_ADDRESS = 320  # characters
 _MAX_TEXT = 900  # characters of a stranger's text: a field stays below 998 octets
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,250}>\Z")
 _STATUS = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}\Z")
@@ -176,10 +176,15 @@ def _typed(address: str) -> str:
     """An address with its type; RFC 6533 section 3 has an ASCII form for those that are not."""
     if address.isascii():
         return f"rfc822; {_ascii(address, _MAX_ADDRESS)}"
-    escaped = "".join(
-        character if "!" <= character <= "~" and character not in "\\+=" else f"\\x{{{ord(character):X}}}"
-        for character in address[:_MAX_ADDRESS]
-    )
+    escaped = ""
+    for character in address:
+        plain = "!" <= character <= "~" and character not in "\\+="
+        piece = character if plain else f"\\x{{{ord(character):X}}}"
+        if (
+            len(escaped) + len(piece) > _MAX_TEXT
+        ):  # a path of 254 octets stays below it, unless it is made of \+=
+            break
+        escaped += piece
     return f"utf-8; {escaped}"
 
 

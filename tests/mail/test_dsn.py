@@ -193,6 +193,14 @@ def test_the_longest_address_is_told_whole_in_a_line_that_smtp_carries(letter: s
     assert max(map(len, content.split(b"\r\n"))) <= 998
 
 
+def test_an_address_made_of_what_has_to_be_escaped_keeps_its_line_short() -> None:
+    content = report(failed(address="SRS0" + "=" * 230 + "\xfc@example.net"))
+    assert max(map(len, content.split(b"\r\n"))) <= 998
+    _, recipient = status_groups(content)
+    assert recipient["Final-Recipient"].startswith(r"utf-8; SRS0\x{3D}\x{3D}")
+    assert recipient["Final-Recipient"].endswith(r"\x{3D}")  # no half of one
+
+
 def test_a_status_that_is_none_becomes_general() -> None:
     _, recipient = status_groups(report(failed(status="nonsense\r\nX: y")))
     assert recipient["Status"] == "5.0.0"
