@@ -2,9 +2,9 @@
 
 The count of the current minute is a row that all processes share (``store.counters``). A process takes places from it
 in small blocks and gives them out by itself: a sixteenth of what is left, one at a time when little is left. So the
-limit is never passed, however many processes serve, and a request costs a write now and then only. A large body counts
-as several requests (``places_of``), since it takes as much of the time of others as these. Places that a
-process took and did not give out are lost at the end of the minute.
+limit is never passed, however many processes serve, and a request costs a write now and then only. Places that a
+process took and did not give out are lost at the end of the minute. A large body counts as several requests
+(``places_of``), since it takes as much of the time of others as these.
 
 Wrong keys are counted by client address in the same way, one write each: guessing is what has to be slow.
 """

@@ -99,18 +99,15 @@ def _hosts_something(conn: Connection) -> bool:
 
 async def _that_do_not_open(database: Database, vault: Vault, *, thorough: bool) -> list[tuple[str, DkimKey]]:
     closed: list[tuple[str, DkimKey]] = []
+    before_the_last = partial(dkim_keys.nth_from_the_end, number=PAGE)
     after = 0
     while page := await database.read(partial(dkim_keys.page, after=after, limit=PAGE)):
         closed += [(name, key) for name, key in page if not _opens(vault, name, key)]
         last = page[-1][1].id
-        after = last if thorough or after else max(last, await database.read(_before_the_last))
+        after = last if thorough or after else max(last, await database.read(before_the_last))
     if closed and not thorough:
         return await _that_do_not_open(database, vault, thorough=True)
     return closed
-
-
-def _before_the_last(conn: Connection) -> int:
-    return dkim_keys.nth_from_the_end(conn, PAGE)
 
 
 def _opens(vault: Vault, domain: str, key: DkimKey) -> bool:

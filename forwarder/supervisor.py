@@ -224,9 +224,8 @@ class Supervisor:
             )
             try:
                 self._forget_clients(worker)
-            except (
-                OSError
-            ) as error:  # a full disk, of an older table: its counts only make us refuse too early
+            except OSError as error:
+                # A full disk, and a table of an older release: its counts only make us refuse too early.
                 log.warning("what a dead worker had counted stays", reason=error.strerror)
             await asyncio.sleep(worker.pause)
             worker.pause = min(max(worker.pause * 2, FIRST_PAUSE), LONGEST_PAUSE)

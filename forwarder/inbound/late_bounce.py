@@ -16,6 +16,7 @@ import structlog
 from forwarder.mail import content as contents
 from forwarder.mail import trace
 from forwarder.mail.address import AddressError, parse_address
+from forwarder.mail.destination import identity
 from forwarder.mail.event import Status
 from forwarder.mail.returned import ReturnedReport, read_report
 from forwarder.store.journal import Journal, LogEntry
@@ -111,4 +112,4 @@ def _is_named(entry: LogEntry, recipient: str) -> bool:
         told, destination = parse_address(recipient), parse_address(entry.forward_email or "")
     except AddressError:
         return False
-    return (told.key, told.domain) == (destination.key, destination.domain)
+    return identity(told) == identity(destination)

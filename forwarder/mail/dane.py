@@ -19,7 +19,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import IntEnum
 from itertools import islice
 
 from cryptography import x509
@@ -35,13 +34,7 @@ _DIGESTS: dict[int, Callable[[bytes], bytes]] = {
     _SHA512: lambda octets: hashlib.sha512(octets).digest(),
 }
 _LENGTHS = {_SHA256: 32, _SHA512: 64}
-
-
-class _Tag(IntEnum):
-    """ASN.1 tags of a certificate (X.690 8.1.2, RFC 5280 4.1)."""
-
-    SEQUENCE = 0x30
-    VERSION = 0xA0
+_SEQUENCE, _VERSION = 0x30, 0xA0  # ASN.1 tags of a certificate (X.690 8.1.2, RFC 5280 4.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +144,9 @@ def _public_key_info(certificate: bytes) -> bytes | None:
         outer = _inside(certificate, 0)
         at, end = _inside(certificate, outer[0])
         # version (where it is said), serial number, algorithm, issuer, validity, subject
-        for _ in range(5 + (certificate[at] == _Tag.VERSION)):
+        for _ in range(5 + (certificate[at] == _VERSION)):
             at = _bounds(certificate, at, end)[1]
-        if certificate[at] != _Tag.SEQUENCE:
+        if certificate[at] != _SEQUENCE:
             return None
         return certificate[at : _bounds(certificate, at, end)[1]]
     except (IndexError, ValueError):
@@ -161,7 +154,7 @@ def _public_key_info(certificate: bytes) -> bytes | None:
 
 
 def _inside(octets: bytes, at: int) -> tuple[int, int]:
-    if octets[at] != _Tag.SEQUENCE:
+    if octets[at] != _SEQUENCE:
         raise ValueError("not a sequence")
     return _bounds(octets, at, len(octets))
 

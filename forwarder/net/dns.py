@@ -218,12 +218,12 @@ class Resolver:
             finally:
                 self._slots.release()
             answer = read(message, kind)
-            secure = secure and bool(message.flags & dns.flags.AD)
             if not isinstance(answer, dns.name.Name):
                 return answer if secure or isinstance(answer, CannotTell) else replace(answer, secure=False)
             if answer in seen:
                 return CannotTell(reason=f"{text} is an alias that leads back to itself")
             seen.add(answer)
+            secure = secure and bool(message.flags & dns.flags.AD)  # of the steps; the end has its own
             name = answer
         return CannotTell(reason=f"{text} is an alias of more than {ALIASES} steps")
 

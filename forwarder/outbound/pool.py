@@ -86,14 +86,12 @@ class Pool:
         """The hosts of a route, with their addresses, as they are to be dialled now."""
         if not self._shunned:
             return list(route.hosts)
-        hosts = []
-        for host in route.hosts:
-            dead = {each for each in host.addresses if self._is_remembered(self._shunned, (each, route.port))}
-            hosts.append((len(dead) == len(host.addresses), host, dead))
-        return [
-            replace(host, addresses=tuple(sorted(host.addresses, key=dead.__contains__)))
-            for _, host, dead in sorted(hosts, key=lambda each: each[0])
-        ]
+
+        def is_dead(address: str) -> bool:
+            return self._is_remembered(self._shunned, (address, route.port))
+
+        hosts = [replace(host, addresses=tuple(sorted(host.addresses, key=is_dead))) for host in route.hosts]
+        return sorted(hosts, key=lambda host: is_dead(host.addresses[0]))  # then all of its addresses are
 
     def reuse(self, route: Route) -> Session | None:
         """An idle, live session to one of the best hosts, the latest used; the caller owns it until ``release``."""

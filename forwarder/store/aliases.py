@@ -203,7 +203,7 @@ def update_alias(conn: Connection, domain: Domain, alias: Alias, now: datetime, 
     unknown = values.keys() - {"pattern", "forward", "is_active", "when_disabled", "rank", "is_skipped"}
     if unknown:
         raise TypeError(f"an alias's {', '.join(sorted(unknown))} cannot be set")
-    if classify(values.get("pattern", alias.pattern)) is not AliasKind.REGEX:
+    if values and classify(values.get("pattern", alias.pattern)) is not AliasKind.REGEX:
         values["rank"] = None  # only regular expressions have one; another is not to inherit it
     directory.touch(conn, domain.name, now)
     if not values:

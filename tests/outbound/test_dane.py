@@ -128,20 +128,22 @@ async def test_a_host_whose_records_cannot_be_looked_up_is_not_dialled(tmp_path:
         assert rooms.sink.connections == 0
 
 
+def add_a_better_host_whose_records_cannot_be_looked_up(rooms: House) -> None:
+    rooms.dns.set("dest.test", "MX", [(1, "bad.dest.test"), (2, "mx.dest.test")])
+    rooms.dns.set("bad.dest.test", "A", [rooms.origin.host])
+    rooms.dns.fault(f"_{rooms.sink.port}._tcp.bad.dest.test", "servfail")
+
+
 async def test_another_host_may_take_it_then(tmp_path: Path) -> None:
     async with village(tmp_path) as rooms:
-        rooms.dns.set("dest.test", "MX", [(1, "bad.dest.test"), (2, "mx.dest.test")])
-        rooms.dns.set("bad.dest.test", "A", [rooms.origin.host])
-        rooms.dns.fault(f"_{rooms.sink.port}._tcp.bad.dest.test", "servfail")
+        add_a_better_host_whose_records_cannot_be_looked_up(rooms)
         assert await delivered(rooms)
         assert rooms.origin.connections == 0
 
 
 async def test_what_the_others_refuse_waits_for_the_host_that_was_left_out(tmp_path: Path) -> None:
     async with village(tmp_path) as rooms:
-        rooms.dns.set("dest.test", "MX", [(1, "bad.dest.test"), (2, "mx.dest.test")])
-        rooms.dns.set("bad.dest.test", "A", [rooms.origin.host])
-        rooms.dns.fault(f"_{rooms.sink.port}._tcp.bad.dest.test", "servfail")
+        add_a_better_host_whose_records_cannot_be_looked_up(rooms)
         rooms.sink.play("connect", "554")
         (delivery,) = await rooms.accept("bob@dest.test")
         await rooms.until_statuses(delivery, "QUEUED", "SOFT-BOUNCE")
