@@ -1,8 +1,9 @@
 """Addresses: one type, ``Path``, with one method per use.
 
 What it does: parses the reverse-path and forward-paths of SMTP, addresses from the API and the configuration, and
-domains, by the grammar of RFC 5321 4.1.2 with the extension of RFC 6531 3.3; nothing looser. A path holds the local
-part with its quoting undone and the domain as lower-case A-labels; ``wire()`` puts the quoting back.
+domains, by the grammar of RFC 5321 4.1.2 with the extension of RFC 6531 3.3; nothing looser, but for ``_`` in the
+domain of a reverse-path. A path holds the local part with its quoting undone and the domain as lower-case A-labels;
+``wire()`` puts the quoting back.
 
 What it promises: ``parse(path.wire()) == path`` for every path it made, so what was stored is, octet for octet, what
 goes out in MAIL and RCPT. No path holds a control character, NUL, CR, LF, a surrogate or a line separator.
@@ -38,6 +39,8 @@ _LABEL = r"[A-Za-z0-9]+(?:-+[A-Za-z0-9]+)*"
 _PLAIN = re.compile(rf"({_ATEXT}+(?:\.{_ATEXT}+)*)@({_LABEL}(?:\.{_LABEL})*)")
 _DOT_STRING = re.compile(rf"{_ATEXT_UTF8}+(?:\.{_ATEXT_UTF8}+)*")
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_LOOSE_LABEL = r"\w+(?:-+\w+)*"
+_LOOSE_DOMAIN = re.compile(rf"{_LOOSE_LABEL}(?:\.{_LOOSE_LABEL})*", re.ASCII)
 _QUOTED = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e\u0080-\U0010ffff]|\\[\x20-\x7e])*)"@')
 _ESCAPED = re.compile(r"\\(.)")
 _TO_ESCAPE = re.compile(r'(["\\])')
@@ -136,22 +139,34 @@ def fold(local: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", local).casefold())
 
 
-def parse_path(raw: bytes | str, *, smtputf8: bool, null_allowed: bool = False) -> Path:
+def parse_path(raw: bytes | str, *, smtputf8: bool) -> Path:
     """The path between < and > of MAIL or RCPT.
 
     Raises AddressError; without ``smtputf8`` anything beyond ASCII is the fault NON_ASCII.
     """
+    return _parse(raw, _DOMAIN, smtputf8=smtputf8)
+
+
+def parse_reverse_path(raw: bytes | str, *, smtputf8: bool) -> Path:
+    """The path of MAIL: like ``parse_path``, the null path, and ``_`` in the domain.
+
+    RFC 1123 2.1 has no ``_`` in the names of hosts; hosts that are named so send mail with it, which is wanted.
+    """
+    return _parse(raw, _LOOSE_DOMAIN, smtputf8=smtputf8) if raw else _NULL
+
+
+def _parse(raw: bytes | str, domains: re.Pattern[str], *, smtputf8: bool) -> Path:
     if len(raw) <= MAX_PATH:
         try:
             text = raw.decode("ascii") if isinstance(raw, bytes) else raw
         except UnicodeDecodeError:
-            return _parse_rare(raw, smtputf8=smtputf8, null_allowed=null_allowed)
+            return _parse_rare(raw, domains, smtputf8=smtputf8)
         plain = _PLAIN.fullmatch(text)
         if plain is not None:
             local, domain = plain.groups()
             if len(local) <= MAX_LOCAL and len(domain) < 64 and not domain[-1].isdigit():
                 return Path(local=local, domain=domain.lower())
-    return _parse_rare(raw, smtputf8=smtputf8, null_allowed=null_allowed)
+    return _parse_rare(raw, domains, smtputf8=smtputf8)
 
 
 def parse_forward_path(raw: bytes | str, *, smtputf8: bool) -> Path:
@@ -166,12 +181,10 @@ def parse_address(text: str) -> Path:
     return parse_path(text, smtputf8=True)
 
 
-def _parse_rare(raw: bytes | str, *, smtputf8: bool, null_allowed: bool) -> Path:
+def _parse_rare(raw: bytes | str, domains: re.Pattern[str], *, smtputf8: bool) -> Path:
     """All that is not a short ASCII dot-string at a domain; also the one place that finds out what is wrong."""
     text = _decode(raw)
     if not text:
-        if null_allowed:
-            return _NULL
         raise AddressError(AddressFault.SYNTAX, "an address is missing")
     if not text.isascii() and not smtputf8:
         raise AddressError(
@@ -179,7 +192,11 @@ def _parse_rare(raw: bytes | str, *, smtputf8: bool, null_allowed: bool) -> Path
         )
     local, domain_text = _split(text)
     _check_characters(local)
-    domain = _path_domain(domain_text)
+    if domain_text.startswith("["):
+        raise AddressError(
+            AddressFault.LITERAL, "an address literal is not accepted here; a domain is needed"
+        )
+    domain = _parse_domain(domain_text, domains)
     path = Path(local=local, domain=domain)
     wire = path.wire().encode()
     limit = MAX_PATH if _SRS.match(local) else MAX_LOCAL
@@ -230,20 +247,16 @@ def _check_characters(local: str) -> None:
             )
 
 
-def _path_domain(text: str) -> str:
-    if text.startswith("["):
-        raise AddressError(
-            AddressFault.LITERAL, "an address literal is not accepted here; a domain is needed"
-        )
-    return parse_domain(text)
-
-
 def parse_domain(text: str) -> str:
     """A domain name as lower-case A-labels; U-labels are mapped by UTS 46. Raises AddressError."""
+    return _parse_domain(text, _DOMAIN)
+
+
+def _parse_domain(text: str, domains: re.Pattern[str]) -> str:
     if len(text) > _MAX_RAW:
         raise AddressError(AddressFault.TOO_LONG, "the domain is longer than 253 octets")
     domain = text if text.isascii() else _to_ascii(text)
-    if not _DOMAIN.fullmatch(domain):
+    if not domains.fullmatch(domain):
         raise AddressError(AddressFault.DOMAIN, "the domain is not well formed")
     if len(domain) > MAX_DOMAIN or (len(domain) > 63 and max(map(len, domain.split("."))) > 63):
         raise AddressError(AddressFault.TOO_LONG, "the domain, or a label of it, is too long")

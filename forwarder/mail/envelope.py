@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 
 from forwarder.mail import reply as replies
-from forwarder.mail.address import AddressError, AddressFault, Path, parse_forward_path, parse_path
+from forwarder.mail.address import AddressError, AddressFault, Path, parse_forward_path, parse_reverse_path
 from forwarder.mail.reply import Reply
 
 # The path ends at the first > that is not inside a quoted string; what follows is empty or a space and parameters.
@@ -79,7 +79,7 @@ def parse_mail_args(arguments: bytes, *, size_limit: int, auth_offered: bool = F
         if parameters:
             raise RequestError(replies.UNKNOWN_PARAMETER)
     try:
-        path = parse_path(raw, smtputf8=smtputf8, null_allowed=True)
+        path = parse_reverse_path(raw, smtputf8=smtputf8)
     except AddressError as error:
         raise _refusal(error, replies.BAD_SENDER) from None
     return MailCommand(path=path, size=size, body8bit=body8bit, smtputf8=smtputf8)

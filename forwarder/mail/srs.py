@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from forwarder.mail.address import MAX_PATH, AddressError, Path, parse_address, parse_domain
+from forwarder.mail.address import MAX_PATH, AddressError, Path, parse_domain, parse_reverse_path
 
 _OVERHEAD = 24  # octets at most that rewriting adds to a path and our domain
 _HASH_LENGTH = 8  # base32 digits: 40 bits; a guess costs a RCPT, and 20 errors end a session
@@ -167,6 +167,7 @@ def _is_domain(text: str) -> bool:
 def _restored(local: str, domain: str) -> Path | SrsFault:
     """What was inside, checked like any address: our hash proves who wrote it, not that it can be sent."""
     try:
-        return parse_address(Path(local=local, domain=domain).wire())
+        path = parse_reverse_path(Path(local=local, domain=domain).wire(), smtputf8=True)
     except AddressError:
         return SrsFault.MALFORMED
+    return SrsFault.MALFORMED if path.is_null else path

@@ -18,6 +18,7 @@ from forwarder.mail.address import (
     parse_helo,
     parse_literal,
     parse_path,
+    parse_reverse_path,
 )
 
 F = AddressFault
@@ -200,10 +201,28 @@ def test_domains_become_a_labels_and_are_shown_as_u_labels() -> None:
 def test_the_null_path() -> None:
     null = Path.null()
     assert null.is_null
-    assert parse_path(b"", smtputf8=False, null_allowed=True) == null
+    assert parse_reverse_path(b"", smtputf8=False) == null
     assert null.wire() == null.storage() == null.display() == ""
     assert Path.from_storage("") is null
     assert not parse_path(b'""@x.org', smtputf8=False).is_null
+
+
+@pytest.mark.parametrize(
+    "domain", ["web_1.example.com", "_.example.com", "web-_1.example.com", "WEB_1.Example.com"]
+)
+def test_a_sender_may_be_at_a_host_whose_name_has_an_underscore(domain: str) -> None:
+    path = parse_reverse_path(f"root@{domain}".encode(), smtputf8=False)
+    assert path == Path(local="root", domain=domain.lower())
+    with pytest.raises(AddressError):
+        parse_path(path.wire(), smtputf8=False)
+
+
+@pytest.mark.parametrize(
+    "raw", ["a@-web_1.org", "a@web_1-.org", "a@web_1..org", "a@web_1.127", "a@wéb_1.org"]
+)
+def test_a_sender_with_an_underscore_is_held_to_the_rest_of_the_grammar(raw: str) -> None:
+    with pytest.raises(AddressError):
+        parse_reverse_path(raw, smtputf8=True)
 
 
 def test_postmaster_without_a_domain_is_a_forward_path_only() -> None:
@@ -294,8 +313,8 @@ def test_any_text_is_an_address_or_an_address_error(text: str) -> None:
 @given(st.binary(max_size=60), st.booleans())
 def test_any_octets_are_a_path_or_an_address_error(raw: bytes, smtputf8: bool) -> None:
     try:
-        path = parse_path(raw, smtputf8=smtputf8, null_allowed=True)
+        path = parse_reverse_path(raw, smtputf8=smtputf8)
     except AddressError:
         return
-    assert parse_path(path.wire(), smtputf8=smtputf8, null_allowed=True) == path
+    assert parse_reverse_path(path.wire(), smtputf8=smtputf8) == path
     assert smtputf8 or path.wire().isascii()

@@ -91,6 +91,15 @@ def test_leading_zeros_do_not_make_a_size_large() -> None:
     assert parse_mail_args(b"FROM:<> SIZE=" + b"0" * 6000 + b"12", size_limit=LIMIT).size == 12
 
 
+def test_a_sender_at_a_host_with_an_underscore() -> None:
+    assert (
+        parse_mail_args(b"FROM:<root@web_1.example.com>", size_limit=LIMIT).path.wire()
+        == "root@web_1.example.com"
+    )
+    with pytest.raises(RequestError):
+        parse_rcpt_args(b"TO:<root@web_1.example.com>", smtputf8=False)
+
+
 def test_auth_parameter_where_authentication_is_offered() -> None:
     for value in (b"<>", b"e+3Dmc2@example.com"):
         assert parse_mail_args(b"FROM:<a@x.org> AUTH=" + value, size_limit=LIMIT, auth_offered=True)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forwarder.mail.address import AddressError, Path, parse_address, parse_path
+from forwarder.mail.address import AddressError, Path, parse_address, parse_path, parse_reverse_path
 from forwarder.mail.srs import Srs, SrsFault
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -200,10 +200,12 @@ def test_quoted_and_internationalised_local_parts() -> None:
         assert ours.reverse(rewritten, now=NOW) == path
 
 
-@given(st.text(max_size=30), st.sampled_from(["example.org", "xn--bcher-kva.example", "a.b.c"]))
+@given(
+    st.text(max_size=30), st.sampled_from(["example.org", "xn--bcher-kva.example", "a.b.c", "web_1.example"])
+)
 def test_there_and_back(local: str, domain: str) -> None:
     try:
-        path = parse_address(Path(local=local, domain=domain).wire())
+        path = parse_reverse_path(Path(local=local, domain=domain).wire(), smtputf8=True)
     except AddressError:
         return
     rewritten = ours.forward(path, now=NOW)
