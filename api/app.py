@@ -55,7 +55,7 @@ HEAVY_AT_ONCE = 2
 READY_PATIENCE = 3.0  # seconds
 _OF_PROXIES = frozenset({"forwarded", "via", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"})
 
-_NOTHING = Refusal(404, "There is nothing at this path: not found.")
+_NOTHING = Refusal(404, "There is nothing at this path: not found. Paths begin with /v3; /docs lists them.")
 
 log = structlog.get_logger("api")
 
@@ -105,8 +105,10 @@ def build_app(
         return _metrics(request, settings.api.trusted_proxies)
 
     async def otherwise(request: Request) -> Response:
-        headers = {"Allow": request.scope["forwarder.allow"], **rooms.rate.idle(clock()).headers(clock())}
-        return json_response(Refusal(405, "This path has no such method.").body(), 405, headers=headers)
+        allowed = request.scope["forwarder.allow"]
+        headers = {"Allow": allowed, **rooms.rate.idle(clock()).headers(clock())}
+        refusal = Refusal(405, f"This path has no such method; it has {allowed}.")
+        return json_response(refusal.body(), 405, headers=headers)
 
     async def nothing(request: Request) -> Response:
         headers = rooms.rate.idle(clock()).headers(clock())

@@ -12,6 +12,7 @@ not judged here.
 import asyncio
 import json
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
@@ -20,6 +21,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from api.errors import Refusal
+from forwarder.mail.words import printable
 
 DEPTH = 32
 PATIENCE = 8.0  # seconds for the whole body: less than a request may take, since it is not our trouble
@@ -118,7 +120,8 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         # Which of the two is meant? Two programs that read them differently is how checks are passed by.
-        raise Refusal(400, "A key occurs twice in the body.")
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise Refusal(400, f"The key {printable(twice, 60)} occurs twice in the body.")
     return fields
 
 

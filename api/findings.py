@@ -63,9 +63,9 @@ class Checked:
         return False if False in found else None if None in found else True
 
     def advice(self, *, sending: bool) -> str | None:
-        """What to do, or None when all is right; DKIM and DMARC are spoken of to those who send."""
+        """What to do, a line for each record, or None when all is right; DKIM and DMARC only where somebody sends."""
         needed = [self.mx, self.spf, *((*self.dkim, self.dmarc) if sending else ())]
-        return " ".join(finding.advice for finding in needed if finding.valid is not True) or None
+        return "\n".join(finding.advice for finding in needed if finding.valid is not True) or None
 
 
 async def look(resolver: Resolver, domain: str, hostname: str, keys: Sequence[DkimKey]) -> Checked:

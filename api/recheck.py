@@ -181,7 +181,7 @@ def notice(
         "",
         "What to do:",
         "",
-        *(_wrapped(f"{sentence}") for sentence in advice.split("\\n")),
+        *map(_wrapped, advice.splitlines()),
         "",
         f"The records are looked at again by themselves; a look on demand is GET /v3/domains/{domain.name}/check.",
         "",

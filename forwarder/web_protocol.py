@@ -62,7 +62,10 @@ class Protocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What the parser could not read; its own words say nothing to a client."""
-        self._refuse(400, "This is not an HTTP request that can be read.")
+        self._refuse(
+            400,
+            "This is not an HTTP request that can be read; in its path, all but ASCII is percent-encoded.",
+        )
 
     def _unsupported_upgrade_warning(self) -> None:
         """An upgrade that anybody may ask for, and that is ignored, is nothing for the log."""

@@ -274,6 +274,8 @@ async def test_queue_and_logs_of_a_running_engine(
         (entry,) = await run(lambda: cli.json("logs", "--domain", "example.com"))
         assert [event["status"] for event in entry["events"]] == ["QUEUED", "SOFT-BOUNCE", "DELIVERED"]
         assert entry["subject"] == "grüße"
+        arrived, _, left = entry["events"]
+        assert (arrived["local"], left["server"]) == ("mx.test", "mx.test")
         _, output, _ = await run(lambda: cli("logs"))
         assert "SOFT-BOUNCE" in output
         house.sink.play("rcpt", "450")

@@ -14,7 +14,7 @@ from typing import Any
 
 from forwarder.config import Plan
 from forwarder.mail.aliases import place
-from forwarder.mail.event import Status
+from forwarder.mail.event import hosts
 from forwarder.mail.ids import log_public_id
 from forwarder.mail.pattern import expression_of
 from forwarder.store.accounts import Account, ApiKey
@@ -167,14 +167,8 @@ def log(entry: LogEntry, *, as_milliseconds: bool = False) -> Json:
 
 
 def event(event: Event, *, as_milliseconds: bool = False) -> Json:
-    """One step of a mail.
-
-    As the documentation's examples have it, ``server`` is the host that sent and ``local`` the one that received: we
-    are ``local`` while mail comes in and ``server`` when it goes out. In the store ``local`` is always ours.
-    """
-    received, sent = event.local, event.server
-    if event.status in (Status.DELIVERED, Status.SOFT_BOUNCE, Status.HARD_BOUNCE):
-        received, sent = sent, received
+    """One step of a mail."""
+    received, sent = hosts(event.status, event.local, event.server)
     return {
         "code": event.code,
         "created": _time(event.created_at, as_milliseconds=as_milliseconds),

@@ -116,12 +116,12 @@ def plain(entry: "LogEntry") -> dict[str, Any]:
     """A log entry as JSON; the id is the one the API shows."""
     import dataclasses
 
+    from forwarder.mail.event import hosts
     from forwarder.mail.ids import log_public_id
 
     value = dataclasses.asdict(entry)
     value["id"] = log_public_id(entry.id)
-    value["events"] = [
-        {k: (v.isoformat() if hasattr(v, "isoformat") else v) for k, v in event.items()}
-        for event in value["events"]
-    ]
+    for event in value["events"]:
+        event["created_at"] = event["created_at"].isoformat()
+        event["local"], event["server"] = hosts(event["status"], event["local"], event["server"])
     return {k: (v.isoformat() if hasattr(v, "isoformat") else v) for k, v in value.items()}

@@ -199,7 +199,7 @@ class Composer:
             hostname=hostname,
             message_id=seen.message_id,
             subject=seen.subject,
-            sender_email=seen.sender_email,
+            sender_email=seen.sender_email or transaction.reverse_path.display() or None,
             sender_name=seen.sender_name,
             deliveries=deliveries,
         )

@@ -140,7 +140,7 @@ class Fields:
     def text(self, name: bytes) -> str | None:
         """The same for people: unfolded, RFC 2047 decoded, printable, at most 1 KiB."""
         raw = self.raw(name)
-        return None if raw is None else printable(decode_words(_unfold(raw)))
+        return None if raw is None else printable(decode_words(unfolded(raw)))
 
     def count(self, name: bytes) -> int:
         """How many fields of this name the whole head has."""
@@ -162,8 +162,9 @@ def first(head: bytes, name: bytes) -> str | None:
     return Fields(head, (name,)).text(name)
 
 
-def _unfold(raw: bytes) -> str:
-    return raw.replace(b"\r\n", b"").decode("utf-8", "replace").strip()
+def unfolded(raw: bytes) -> str:
+    """The value of a field as one line for people (RFC 5322 2.2.3); a tab, with which some fold, is a space."""
+    return raw.replace(b"\r\n", b"").replace(b"\t", b" ").decode("utf-8", "replace").strip()
 
 
 def count_fields(head: bytes, name: bytes) -> int:
@@ -269,7 +270,7 @@ def mailboxes(value: bytes | str, limit: int = 100) -> list[tuple[str | None, st
     Takes the raw value, since a decoded name could hold what looks like an address. Groups lose their name. Nothing
     here is checked by the grammar of addresses: it is for display, and for asking ``mail.address`` next.
     """
-    text = _unfold(value[:MAX_VALUE]) if isinstance(value, bytes) else value[:MAX_VALUE]
+    text = unfolded(value[:MAX_VALUE]) if isinstance(value, bytes) else value[:MAX_VALUE]
     found: list[tuple[str | None, str | None]] = []
     plain = _ONE_MAILBOX.fullmatch(text)  # nearly all: the walk over each character is for the rest
     if plain is not None:

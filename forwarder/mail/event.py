@@ -18,6 +18,16 @@ class Status(StrEnum):
     HARD_BOUNCE = "HARD-BOUNCE"  # given up: the sender gets one DSN, unless there is nobody to tell
 
 
+def hosts(status: Status, ours: str | None, theirs: str | None) -> tuple[str | None, str | None]:
+    """Who received and who sent in the step an event tells of, as it is shown: ``local`` and ``server``.
+
+    As the examples of ImprovMX's documentation have it: we are ``local`` while mail comes in and ``server`` when it
+    goes out. In the store ``local`` is always ours.
+    """
+    outward = status in (Status.DELIVERED, Status.SOFT_BOUNCE, Status.HARD_BOUNCE)
+    return (theirs, ours) if outward else (ours, theirs)
+
+
 class DeliveryState(StrEnum):
     """Where one delivery (message x destination) stands."""
 

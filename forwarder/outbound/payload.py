@@ -96,8 +96,7 @@ def _headers(head: bytes) -> dict[str, str | list[str]]:
         if not header.name:
             continue
         name = printable(header.raw.partition(b":")[0].decode("ascii", "replace").strip(), 100)
-        raw = header.value[: mail.MAX_VALUE].replace(b"\r\n", b"").decode("utf-8", "replace").strip()
-        value = printable(decode_words(raw), mail.MAX_VALUE)
+        value = printable(decode_words(mail.unfolded(header.value[: mail.MAX_VALUE])), mail.MAX_VALUE)
         known = found.get(name)
         if known is None:
             found[name] = value

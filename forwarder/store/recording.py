@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import BigInteger, Connection, Select, Update, select, update
 
-from forwarder.mail.event import DeliveryKind, DeliveryState, Status, Transport
+from forwarder.mail.event import DeliveryKind, DeliveryState, Status, Transport, hosts
 from forwarder.mail.ids import log_public_id, new_id
 from forwarder.store.rows import Insert, Rows, by_dialect, execute, insert_and_look, insert_many
 from forwarder.store.tables import Id, deliveries, domains, events, logs, messages
@@ -96,6 +96,7 @@ class Notice:
 def plain_notice(notice: Notice) -> bytes:
     """The content of a notification: the domain, the log's public id and the event, as JSON."""
     event = notice.event
+    received, sent = hosts(event.status, event.local, event.server)
     told = {
         "domain": notice.domain,
         "log": log_public_id(event.log_id),
@@ -105,8 +106,8 @@ def plain_notice(notice: Notice) -> bytes:
             "status": event.status.value,
             "code": event.code,
             "message": event.message,
-            "local": event.local,
-            "server": event.server,
+            "local": received,
+            "server": sent,
             "recipient": event.recipient,
         },
     }

@@ -103,6 +103,13 @@ async def test_a_broken_form_is_400(desk: Desk, kind: str, content: bytes) -> No
     assert answer.status_code == 400, answer.text
 
 
+async def test_a_key_that_occurs_twice_is_named(desk: Desk) -> None:
+    answer = await desk.http.post(
+        "/domains", content=b'{"a": 1, "dom\\nain": 1, "dom\\nain": 2}', headers=JSON
+    )
+    assert answer.json()["error"] == "The key dom\\nain occurs twice in the body."
+
+
 @pytest.mark.parametrize(
     ("query", "status"),
     [

@@ -86,6 +86,8 @@ async def test_without_records_it_says_what_to_add_and_success_is_false(desk: De
     assert records["spf"] == {"expected": f"v=spf1 include:{HOST} ~all", "values": None, "valid": False}
     assert records["dmarc"] == {"expected": "v=DMARC1; p=none;", "values": None, "valid": False}
     assert f"leads to {HOST}" in records["error"]
+    # a line for each record: where a value ends is seen
+    assert f"Add a TXT record to {NAME}: v=spf1 include:{HOST} ~all" in records["error"].splitlines()
     assert not await is_active(desk)
 
 
@@ -228,11 +230,14 @@ async def test_a_break_that_a_person_saw_first_is_told_too(desk: Desk, round_of:
     await publish(desk)
     await checked(desk)
     desk.dns.remove(f"fwd1._domainkey.{NAME}")
+    desk.dns.remove(f"_dmarc.{NAME}")
     await checked(desk)
     bag = Bag()
     await round_of(desk, bag)()
     assert len(bag.messages) == 1
-    assert b"fwd1._domainkey" in bag.messages[0].content
+    lines = bag.messages[0].content.decode().splitlines()
+    assert any(line.startswith(f"Add a CNAME record fwd1._domainkey.{NAME} ") for line in lines)
+    assert f"Add a TXT record _dmarc.{NAME}: v=DMARC1; p=none;" in lines
 
 
 async def test_silence_of_the_dns_tells_nobody(desk: Desk, round_of: Any) -> None:

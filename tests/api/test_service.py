@@ -142,6 +142,7 @@ async def test_metrics_are_not_for_those_whom_a_proxy_lets_through(
 async def test_a_method_a_path_does_not_have_is_405_with_those_it_has(desk: Desk) -> None:
     answer = await desk.http.patch("/domains/piedpiper.com")
     assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE, GET, HEAD, PUT")
+    assert answer.json()["error"] == "This path has no such method; it has DELETE, GET, HEAD, PUT."
     answer = await desk.http.head("/account")
     assert answer.status_code == 200
 

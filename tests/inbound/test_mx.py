@@ -97,6 +97,18 @@ async def test_the_log_shows_what_came(engine):
     assert [(event.status, event.code) for event in entry.events] == [(Status.QUEUED, 250)]
 
 
+@pytest.mark.parametrize(
+    ("author", "name"),
+    [(b"", None), (b"From: undisclosed\r\n", "undisclosed")],
+    ids=["no From", "no address"],
+)
+async def test_the_log_shows_the_reverse_path_of_mail_without_an_author(engine, author, name):
+    domain = await hosting(engine)
+    await engine.send(b"gavin@hooli.test", [b"info@here.test"], author + b"Subject: x\r\n\r\nx\r\n")
+    [entry] = await engine.logs(domain)
+    assert (entry.sender_email, entry.sender_name) == ("gavin@hooli.test", name)
+
+
 async def test_a_fresh_delivery_that_has_room_is_handed_over_leased(engine):
     await hosting(engine)
     engine.intake.takes = True

@@ -42,7 +42,7 @@ def test_headers() -> None:
 
 
 def test_first_and_counts() -> None:
-    assert content.first(HEAD, b"subject") == "Grüße\\tund mehr"
+    assert content.first(HEAD, b"subject") == "Grüße und mehr"
     assert content.first(HEAD, b"from") == "Ann Lee <ann@example.org>"
     assert content.first(HEAD, b"to") is None
     assert content.first_raw(HEAD, b"received") == b" from a by b;\r\n Mon, 2 Mar 2026\r\n"
@@ -160,6 +160,12 @@ def test_prepend() -> None:
 )
 def test_mailbox(value: bytes, email_: str | None, name: str | None) -> None:
     assert content.mailbox(value) == (email_, name)
+
+
+def test_a_field_folded_with_a_tab_is_told_with_a_space() -> None:
+    head = b'Subject: folded\r\n\twith a tab\r\nTo: "Hendricks,\tRichard"\r\n\t<hook@x.org>\r\n'
+    assert content.first(head, b"subject") == "folded with a tab"
+    assert content.mailbox(content.first_raw(head, b"to") or b"") == ("hook@x.org", "Hendricks, Richard")
 
 
 def test_mailboxes_are_counted() -> None:

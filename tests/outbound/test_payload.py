@@ -51,6 +51,17 @@ def test_alternatives_inlines_and_attachments_are_told_apart() -> None:
     assert base64.b64decode(attachment["content"]) == b"%PDF-"
 
 
+def test_fields_folded_with_a_tab_are_told_with_a_space() -> None:
+    content = (
+        b"Subject: a long one\r\n\tfolded\r\nReferences: <1@x.test>\r\n\t<2@x.test>\r\n"
+        b'Content-Type: text/plain;\r\n\tcharset="utf-8"\r\n\r\nx\r\n'
+    )
+    body = told(content)
+    assert body["subject"] == "a long one folded"
+    assert body["headers"]["References"] == "<1@x.test> <2@x.test>"
+    assert body["headers"]["Content-Type"] == 'text/plain; charset="utf-8"'
+
+
 def test_a_plain_message_has_its_text_and_nothing_else() -> None:
     body = told(b"Subject: s\r\n\r\nhello\r\n")
     assert (body["text"], body["html"], body["attachments"]) == ("hello\r\n", None, [])

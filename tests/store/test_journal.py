@@ -1,5 +1,6 @@
 """Logs as people read them, refusals written behind the reply, and what operators do to the queue."""
 
+import json
 from datetime import timedelta
 
 import pytest
@@ -140,6 +141,25 @@ async def test_a_refusal_is_told_to_the_webhook(stage: Stage) -> None:
     content = await worker.queue.content(notice.message_id)
     assert content is not None
     assert b'"status": "REFUSED"' in content
+
+
+async def test_the_webhook_is_told_who_received_and_who_sent_as_the_api_shows_it(stage: Stage) -> None:
+    worker = await stage.worker()
+    domain_id = await worker.database.write(add_domain_with_webhook)
+    message = stage.message(leased=True, domain_id=domain_id)
+    await worker.queue.enqueue(message)
+    await worker.queue.settle(delivered(as_delivery(message)))
+    notices = [await worker.queue.content(each.message_id) for each in await worker.queue.claim_due(NOON, 10)]
+    [event] = [
+        told["event"]
+        for told in map(json.loads, filter(None, notices))
+        if told["event"]["status"] == "DELIVERED"
+    ]
+    assert (event["status"], event["local"], event["server"]) == (
+        "DELIVERED",
+        "mx.dest.example",
+        "mx.example.net",
+    )
 
 
 async def test_purging_takes_the_old_and_nothing_else(stage: Stage) -> None:
