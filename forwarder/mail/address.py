@@ -1,9 +1,9 @@
 """Addresses: one type, ``Path``, with one method per use.
 
 What it does: parses the reverse-path and forward-paths of SMTP, addresses from the API and the configuration, and
-domains, by the grammar of RFC 5321 4.1.2 with the extension of RFC 6531 3.3; nothing looser, but for ``_`` in the
-domain of a reverse-path. A path holds the local part with its quoting undone and the domain as lower-case A-labels;
-``wire()`` puts the quoting back.
+domains, by the grammar of RFC 5321 4.1.2 with the extension of RFC 6531 3.3; nothing looser, but for reverse-paths,
+which their senders cannot change. A path holds the local part with its quoting undone and the domain as lower-case
+A-labels; ``wire()`` puts the quoting back.
 
 What it promises: ``parse(path.wire()) == path`` for every path it made, so what was stored is, octet for octet, what
 goes out in MAIL and RCPT. No path holds a control character, NUL, CR, LF, a surrogate or a line separator.
@@ -12,8 +12,8 @@ How it fails: ``AddressError`` with a ``fault`` for the program and a sentence f
 
 Limits, on purpose: no comments or folding space (RFC 5322 forms), no source routes, no address literals in paths
 (``parse_helo`` knows them), no domain whose last label is a number. 64 octets of local part, 253 of domain, 254 of
-path (RFC 5321 4.5.3.1); an SRS address may have a longer local part, since rewriting a valid address makes one and it
-has to come back (see ``mail.srs``).
+path (RFC 5321 4.5.3.1). An address that was made from another may have a longer local part: an SRS address, since it
+has to come back (see ``mail.srs``), and in a reverse-path all that hold one (VERP, BATV), as lists send them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import unicodedata
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 import idna
 
@@ -45,9 +46,19 @@ _QUOTED = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e\u0080-\U0010ffff]|\\[\x2
 _ESCAPED = re.compile(r"\\(.)")
 _TO_ESCAPE = re.compile(r'(["\\])')
 _SRS = re.compile(r"SRS[01][=+-]", re.IGNORECASE)
+_MADE_FROM_ANOTHER = re.compile(r"SRS[01][+-]|[^=]+=", re.IGNORECASE)  # "=" stands for its @
 # Controls, surrogates, separators: never. Bidirectional overrides: they only serve to show an address falsely.
 _FORBIDDEN_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp", "Zs"})
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+class _Grammar(NamedTuple):
+    domain: re.Pattern[str]
+    long: re.Pattern[str]  # how a local part begins that may be longer than MAX_LOCAL
+
+
+_STRICT = _Grammar(domain=_DOMAIN, long=_SRS)
+_OF_SENDERS = _Grammar(domain=_LOOSE_DOMAIN, long=_MADE_FROM_ANOTHER)
 
 
 class AddressFault(StrEnum):
@@ -144,29 +155,29 @@ def parse_path(raw: bytes | str, *, smtputf8: bool) -> Path:
 
     Raises AddressError; without ``smtputf8`` anything beyond ASCII is the fault NON_ASCII.
     """
-    return _parse(raw, _DOMAIN, smtputf8=smtputf8)
+    return _parse(raw, _STRICT, smtputf8=smtputf8)
 
 
 def parse_reverse_path(raw: bytes | str, *, smtputf8: bool) -> Path:
-    """The path of MAIL: like ``parse_path``, the null path, and ``_`` in the domain.
+    """The path of MAIL: like ``parse_path``, the null path, ``_`` in the domain, and long local parts with a ``=``.
 
     RFC 1123 2.1 has no ``_`` in the names of hosts; hosts that are named so send mail with it, which is wanted.
     """
-    return _parse(raw, _LOOSE_DOMAIN, smtputf8=smtputf8) if raw else _NULL
+    return _parse(raw, _OF_SENDERS, smtputf8=smtputf8) if raw else _NULL
 
 
-def _parse(raw: bytes | str, domains: re.Pattern[str], *, smtputf8: bool) -> Path:
+def _parse(raw: bytes | str, grammar: _Grammar, *, smtputf8: bool) -> Path:
     if len(raw) <= MAX_PATH:
         try:
             text = raw.decode("ascii") if isinstance(raw, bytes) else raw
         except UnicodeDecodeError:
-            return _parse_rare(raw, domains, smtputf8=smtputf8)
+            return _parse_rare(raw, grammar, smtputf8=smtputf8)
         plain = _PLAIN.fullmatch(text)
         if plain is not None:
             local, domain = plain.groups()
             if len(local) <= MAX_LOCAL and len(domain) < 64 and not domain[-1].isdigit():
                 return Path(local=local, domain=domain.lower())
-    return _parse_rare(raw, domains, smtputf8=smtputf8)
+    return _parse_rare(raw, grammar, smtputf8=smtputf8)
 
 
 def parse_forward_path(raw: bytes | str, *, smtputf8: bool) -> Path:
@@ -181,7 +192,7 @@ def parse_address(text: str) -> Path:
     return parse_path(text, smtputf8=True)
 
 
-def _parse_rare(raw: bytes | str, domains: re.Pattern[str], *, smtputf8: bool) -> Path:
+def _parse_rare(raw: bytes | str, grammar: _Grammar, *, smtputf8: bool) -> Path:
     """All that is not a short ASCII dot-string at a domain; also the one place that finds out what is wrong."""
     text = _decode(raw)
     if not text:
@@ -196,10 +207,10 @@ def _parse_rare(raw: bytes | str, domains: re.Pattern[str], *, smtputf8: bool) -
         raise AddressError(
             AddressFault.LITERAL, "an address literal is not accepted here; a domain is needed"
         )
-    domain = _parse_domain(domain_text, domains)
+    domain = _parse_domain(domain_text, grammar.domain)
     path = Path(local=local, domain=domain)
     wire = path.wire().encode()
-    limit = MAX_PATH if _SRS.match(local) else MAX_LOCAL
+    limit = MAX_PATH if grammar.long.match(local) else MAX_LOCAL
     if len(wire) - len(domain) - 1 > limit:
         raise AddressError(AddressFault.TOO_LONG, f"the part before @ is longer than {MAX_LOCAL} octets")
     if len(wire) > MAX_PATH:
@@ -252,11 +263,11 @@ def parse_domain(text: str) -> str:
     return _parse_domain(text, _DOMAIN)
 
 
-def _parse_domain(text: str, domains: re.Pattern[str]) -> str:
+def _parse_domain(text: str, grammar: re.Pattern[str]) -> str:
     if len(text) > _MAX_RAW:
         raise AddressError(AddressFault.TOO_LONG, "the domain is longer than 253 octets")
     domain = text if text.isascii() else _to_ascii(text)
-    if not domains.fullmatch(domain):
+    if not grammar.fullmatch(domain):
         raise AddressError(AddressFault.DOMAIN, "the domain is not well formed")
     if len(domain) > MAX_DOMAIN or (len(domain) > 63 and max(map(len, domain.split("."))) > 63):
         raise AddressError(AddressFault.TOO_LONG, "the domain, or a label of it, is too long")

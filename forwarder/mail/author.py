@@ -53,6 +53,9 @@ def author(message: Canonical) -> Author:
     # "Pied Piper, Inc. <a@b.example>": words that somebody forgot to quote name no domain.
     domains.discard("")
     if len(domains) > 1:
+        # "Joe @ Acme, Inc. <joe@acme.example>" neither: a domain of mail has a dot.
+        domains = {domain for domain in domains if "." in domain} or domains
+    if len(domains) > 1:
         return Author(fault=AuthorFault.SEVERAL)
     domain = next(iter(domains), "")
     return Author(domain=domain) if domain else Author(fault=AuthorFault.UNREADABLE)

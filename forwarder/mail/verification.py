@@ -18,7 +18,7 @@ from enum import StrEnum
 
 import idna
 
-from forwarder.mail.canonical import Canonical, Form, relaxed_field, simple_field
+from forwarder.mail.canonical import Canonical, Form, relaxed_field, relaxed_value, simple_field
 from forwarder.mail.public_key import KeyRecordError, read_key
 from forwarder.mail.seal import OVERSIGNED
 from forwarder.mail.tags import TagListError, blank_signature, decode_base64, parse_tags, without_white
@@ -248,10 +248,14 @@ def _check_times(tags: Mapping[str, str], now: datetime) -> None:
 
 
 def _check_cover(message: Canonical, signature: Signature) -> None:
-    """RFC 6376 8.15: a reader may show a header that was added above the signed one."""
+    """RFC 6376 8.15: a reader may show a header that was added above the signed one. One that says the same is none."""
     covered = Counter(signature.names)
     for name in OVERSIGNED:
-        if 0 < covered[name] < len(message.instances(name)):
+        instances = message.instances(name)
+        if not 0 < covered[name] < len(instances):
+            continue
+        signed = set(map(relaxed_value, instances[-covered[name] :]))
+        if not signed.issuperset(map(relaxed_value, instances[: -covered[name]])):
             raise SignatureError(f"a second {name.decode()} is not signed", AuthResult.POLICY)
 
 

@@ -32,6 +32,7 @@ _TRIP = 3
 _PATIENCE = 30.0  # seconds
 _SUSPENSIONS = (15.0, 600.0)  # seconds: the first and the longest
 _REMEMBERED = 10_000
+_REPORT_LIMIT = 1  # of mail that wants no answer: some hosts take a report for several recipients for spam
 _JOB_LIMIT = 100  # recipients of one transaction (RFC 5321 4.5.3.1.8: every host takes as many)
 _DOMAINS_NAMED = 200  # domains of a blocked lane that a claim is asked to leave out
 
@@ -243,9 +244,10 @@ class Lanes:
 
     def _start(self, lane: Lane, now: float) -> Job:
         key, job = lane.waiting.popitem(last=False)
-        if len(job.deliveries) > _JOB_LIMIT:
-            rest: list[Delivery] = job.deliveries[_JOB_LIMIT:]
-            del job.deliveries[_JOB_LIMIT:]
+        limit = _REPORT_LIMIT if job.parcel.reverse_path.is_null else _JOB_LIMIT
+        if len(job.deliveries) > limit:
+            rest: list[Delivery] = job.deliveries[limit:]
+            del job.deliveries[limit:]
             lane.waiting[key] = Job(parcel=job.parcel, deliveries=rest, route=job.route)
         lane.active += 1
         self.active += 1

@@ -217,6 +217,28 @@ def test_a_sender_may_be_at_a_host_whose_name_has_an_underscore(domain: str) -> 
         parse_path(path.wire(), smtputf8=False)
 
 
+LONG_SENDERS = [
+    "sentto-1234567-12345-1234567890-firstname.lastname=somecompany.co.uk@returns.groups.test",
+    "bounces+12345678-a1b2-firstname.lastname=some-long-company-name.example.org@em123.sender.test",
+    "prvs=1234567890=SRS0=abcd=XY=some-longer-domain.test=firstname.lastname.longer@out.test",
+    "SRS0+abcd=XY=some-longer-domain.example.org=firstname.lastname.much.longer@out.test",
+]
+
+
+@pytest.mark.parametrize("address", LONG_SENDERS)
+def test_a_sender_made_from_another_address_may_have_a_long_local_part(address: str) -> None:
+    path = parse_reverse_path(address.encode(), smtputf8=False)
+    assert path.wire() == address
+    assert parse_reverse_path(path.storage(), smtputf8=False) == path
+
+
+@pytest.mark.parametrize("local", ["a" * 65, "=" + "a" * 64, "a" * 64 + "+"])
+def test_any_other_sender_is_held_to_64_octets(local: str) -> None:
+    with pytest.raises(AddressError) as caught:
+        parse_reverse_path(f"{local}@x.org", smtputf8=False)
+    assert caught.value.fault is AddressFault.TOO_LONG
+
+
 @pytest.mark.parametrize(
     "raw", ["a@-web_1.org", "a@web_1-.org", "a@web_1..org", "a@web_1.127", "a@wéb_1.org"]
 )

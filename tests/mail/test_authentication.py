@@ -51,6 +51,9 @@ def of(head: bytes) -> Author:
         (b"From: a@(at)example(dot).org (of)", "example.org"),
         (b"From: Pied Piper, Inc. <a@example.org>", "example.org"),
         (b"From: a@example.org, nobody", "example.org"),
+        (b"From: Joe @ Example, Inc. <a@example.org>", "example.org"),
+        (b"From: @handle, News <a@example.org>", "example.org"),
+        (b"From: a@localhost", "localhost"),
     ],
 )
 def test_the_domain_of_the_author(head: bytes, domain: str) -> None:
@@ -66,6 +69,8 @@ def test_the_domain_of_the_author(head: bytes, domain: str) -> None:
         (b"From: a@example.org\r\nFrom: b@evil.example", AuthorFault.SEVERAL),
         (b"From: a@example.org\r\nFrom : a@example.org", AuthorFault.SEVERAL),
         (b"From: a@example.org, b@evil.example", AuthorFault.SEVERAL),
+        (b"From: a@example.org, @evil.example", AuthorFault.SEVERAL),
+        (b"From: a@one, b@two", AuthorFault.SEVERAL),
         (b"From:", AuthorFault.UNREADABLE),
         (b"From:\r\n \r\n\t", AuthorFault.UNREADABLE),
         (b"From: undisclosed", AuthorFault.UNREADABLE),

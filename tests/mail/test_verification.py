@@ -121,6 +121,16 @@ def test_a_second_header_that_is_not_signed_does_not_count(name: bytes) -> None:
     assert only(name + b": second@example.org\r\n" + content).result in (AuthResult.POLICY, AuthResult.FAIL)
 
 
+@pytest.mark.parametrize("names", [1, 2])
+def test_a_second_header_that_says_the_same_takes_nothing_from_a_signature(names: int) -> None:
+    """As programs write that send MIME-Version twice."""
+    twice = b"MIME-Version: 1.0\r\nSubject:  hello \r\nmime-version: 1.0\r\n" + MESSAGE
+    content = signed_by_dkimpy(twice, include_headers=[b"from", b"subject", *[b"mime-version"] * names])
+    assert only(content).result is AuthResult.PASS
+    added = b"Subject: hello\r\nSubject: Hello\r\n" + content
+    assert only(added).result is AuthResult.POLICY
+
+
 def test_sha1_does_not_count() -> None:
     content = signed_by_dkimpy(MESSAGE).replace(b"a=rsa-sha256", b"a=rsa-sha1")
     assert only(content).result is AuthResult.PERMERROR

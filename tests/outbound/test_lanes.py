@@ -10,10 +10,11 @@ from forwarder.outbound.parcel import Job, Parcel
 from forwarder.store.queue import Delivery
 
 AT = datetime(2026, 11, 20, tzinfo=UTC)
+ANN = parse_address("ann@origin.test")
 TROUBLE = Reply(code=451, enhanced="4.4.1", text="the host refused the connection")
 
 
-def job(message: str, count: int = 1) -> Job:
+def job(message: str, count: int = 1, reverse_path: Path = ANN) -> Job:
     deliveries = [
         Delivery(
             id=f"{message}-{number}",
@@ -27,7 +28,7 @@ def job(message: str, count: int = 1) -> Job:
             attempts=1,
             created_at=AT,
             next_attempt_at=AT,
-            reverse_path=Path.null(),
+            reverse_path=reverse_path,
             smtputf8=False,
             signing_domain=None,
             transport=Transport.SMTP,
@@ -193,6 +194,17 @@ def test_deliveries_of_one_message_wait_together_and_travel_by_the_hundred() -> 
         sizes.append(len(taken[1].deliveries))
     assert sizes == [100, 100, 50]
     assert lane.held == 250
+
+
+def test_mail_that_wants_no_answer_travels_alone() -> None:
+    """Some hosts refuse a report for several recipients, as it is how spam looks."""
+    rooms = lanes()
+    lane = rooms.lane("site")
+    rooms.add(lane, job("m", 3, reverse_path=Path.null()), "one.test")
+    sizes = []
+    while (taken := rooms.take(0.0)) is not None:
+        sizes.append(len(taken[1].deliveries))
+    assert sizes == [1, 1, 1]
 
 
 def test_flush_empties_a_lane_and_leave_frees_its_places() -> None:
