@@ -125,8 +125,8 @@ class OutboundSection(Section):
     reuse_limit: Positive = 100  # messages over one connection
     idle_timeout: Duration = timedelta(seconds=5)  # of a connection kept for reuse
     connect_timeout: SomeTime = timedelta(seconds=30)
-    greeting_timeout: SomeTime = timedelta(seconds=60)
-    command_timeout: SomeTime = timedelta(seconds=60)
+    greeting_timeout: SomeTime = timedelta(seconds=300)  # this and the next: RFC 5321 4.5.3.2
+    command_timeout: SomeTime = timedelta(seconds=300)
     data_timeout: SomeTime = timedelta(seconds=180)  # between two blocks we send
     dot_timeout: SomeTime = timedelta(seconds=600)  # RFC 5321 4.5.3.2.6: hanging up earlier makes duplicates
     webhook_timeout: SomeTime = timedelta(seconds=30)

@@ -22,7 +22,7 @@ from forwarder.inbound.inlet import Expired, Gone, Stopped, TooLong
 from forwarder.inbound.reception import AUTH_LIMIT, COMMAND_LIMIT
 from forwarder.inbound.session import Transaction
 from forwarder.mail import reply as replies
-from forwarder.mail.content import bare_newline, head_too_large, line_too_long
+from forwarder.mail.content import bare_newline, head_too_large, line_too_long, mbox_line_as_field
 from forwarder.mail.envelope import RequestError, parse_mail_args, parse_rcpt_args
 from forwarder.mail.reply import Reply
 from forwarder.store.trouble import StoreFull, StoreUnavailable
@@ -209,7 +209,7 @@ class Dialogue(Connection):
             return replies.LINE_TOO_LONG.saying(
                 f"a line of the message is longer than {bounds.line_limit} octets"
             )
-        return content
+        return mbox_line_as_field(content)
 
     async def smtp_RSET(self, arguments: bytes) -> Reply:
         self.state.transaction = None

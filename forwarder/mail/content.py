@@ -57,6 +57,7 @@ MAX_VALUE = 8192  # octets of one field that are looked at
 _COMMENT_DEPTH = 50
 _BLOCK = 128 * 1024  # octets
 _FIELD_START = re.compile(rb"[!-9;-~]+[ \t]*:")
+_MBOX_LINE = re.compile(rb">*From (?![ \t]*:)")
 _ONE_MAILBOX = re.compile(r'(?:"([^"\\]*)"\s*|([^"\\<>(),:;@]*))<([^"\\<>(),:;\s]+)>[ \t]*')
 
 
@@ -193,6 +194,14 @@ def malformed_head(head: bytes) -> ContentFault | None:
             return ContentFault.NO_FIELD
         position = _field_end(head, position)
     return None
+
+
+def mbox_line_as_field(content: bytes) -> bytes:
+    """The content with a first line as mailbox files have it (RFC 4155) made a field, as Postfix does it.
+
+    It is none, so the head would end there for the next host, and all true fields be text. The very object without one.
+    """
+    return b"X-Mailbox-Line: " + content if _MBOX_LINE.match(content) else content
 
 
 def bare_newline(content: bytes) -> ContentFault | None:

@@ -65,8 +65,8 @@ class Timeouts:
     """How long each step may take."""
 
     connect: timedelta = timedelta(seconds=30)
-    greeting: timedelta = timedelta(seconds=60)
-    command: timedelta = timedelta(seconds=60)  # each; also the TLS handshake
+    greeting: timedelta = timedelta(seconds=300)
+    command: timedelta = timedelta(seconds=300)  # each; also the TLS handshake
     data: timedelta = timedelta(seconds=180)  # between two blocks of content; the answer to DATA
     dot: timedelta = timedelta(seconds=600)
 

@@ -109,6 +109,16 @@ async def test_the_log_shows_the_reverse_path_of_mail_without_an_author(engine, 
     assert (entry.sender_email, entry.sender_name) == ("gavin@hooli.test", name)
 
 
+async def test_the_first_line_of_a_mailbox_file_does_not_end_the_head(engine):
+    domain = await hosting(engine)
+    text = b"From ann@sender.test Sat Nov 28 12:00:00 2026\r\nFrom: Ann <ann@sender.test>\r\nSubject: x\r\n\r\nx\r\n"
+    await engine.send(b"ann@sender.test", [b"info@here.test"], text)
+    [content] = await engine.contents()
+    assert content.endswith(b"\r\nX-Mailbox-Line: " + text)
+    [entry] = await engine.logs(domain)
+    assert (entry.sender_name, entry.subject) == ("Ann", "x")
+
+
 async def test_a_fresh_delivery_that_has_room_is_handed_over_leased(engine):
     await hosting(engine)
     engine.intake.takes = True

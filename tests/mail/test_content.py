@@ -168,6 +168,27 @@ def test_a_field_folded_with_a_tab_is_told_with_a_space() -> None:
     assert content.mailbox(content.first_raw(head, b"to") or b"") == ("hook@x.org", "Hendricks, Richard")
 
 
+@pytest.mark.parametrize("line", [b"From a@out.test Sat Nov 28 12:00:00 2026", b">From x", b">>From x: y"])
+def test_a_first_line_of_a_mailbox_file_becomes_a_field(line: bytes) -> None:
+    rest = b"\r\nFrom: a@out.test\r\n\r\nFrom here on\r\n"
+    assert content.mbox_line_as_field(line + rest) == b"X-Mailbox-Line: " + line + rest
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"From: x\r\n\r\n",
+        b"From  : x\r\n\r\n",
+        b"From \t: x\r\n\r\n",
+        b"\r\nFrom x\r\n",
+        b"Fromage x\r\n",
+        b"",
+    ],
+)
+def test_what_is_a_field_or_text_stays(text: bytes) -> None:
+    assert content.mbox_line_as_field(text) is text
+
+
 def test_mailboxes_are_counted() -> None:
     assert [box[0] for box in content.mailboxes(b" a@x.org, B <b@y.org>, c@z.org")] == [
         "a@x.org",

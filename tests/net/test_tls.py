@@ -3,26 +3,34 @@ import os
 import shutil
 import ssl
 import stat
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from forwarder.net.tls import ServerTls, TlsFilesError, client_context, self_signed
 
 
-def served_name(context: ssl.SSLContext) -> str:
-    """The common name of the certificate that a handshake with this context shows."""
+def handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> ssl.SSLObject:
+    """The client's side of a handshake in memory."""
     ends = [ssl.MemoryBIO() for _ in range(4)]
-    there = context.wrap_bio(ends[0], ends[1], server_side=True)
-    here = client_context(verify=False).wrap_bio(ends[2], ends[3], server_hostname="x.test")
+    there = server.wrap_bio(ends[0], ends[1], server_side=True)
+    here = client.wrap_bio(ends[2], ends[3], server_hostname="x.test")
     for _ in range(4):
         for side in (here, there):
             with contextlib.suppress(ssl.SSLWantReadError):
                 side.do_handshake()
             ends[0].write(ends[3].read())
             ends[2].write(ends[1].read())
-    shown = here.getpeercert(binary_form=True)
+    return here
+
+
+def served_name(context: ssl.SSLContext) -> str:
+    """The common name of the certificate that a handshake with this context shows."""
+    shown = handshake(context, client_context(verify=False)).getpeercert(binary_form=True)
     assert shown is not None
     name = x509.load_der_x509_certificate(shown).subject.rfc4514_string()
     return name.removeprefix("CN=")
@@ -65,6 +73,47 @@ def test_a_bad_pair_keeps_the_old_one_and_says_so(tmp_path: Path) -> None:
 def test_the_first_load_has_to_succeed(tmp_path: Path) -> None:
     with pytest.raises(TlsFilesError, match="cannot be read"):
         ServerTls(tmp_path / "no.pem", tmp_path / "no.key")
+
+
+@pytest.mark.parametrize(
+    ("known", "chosen"),
+    [
+        ("AES128-SHA", "AES128-SHA"),
+        ("AES256-SHA256", "AES256-SHA256"),
+        ("ECDHE-RSA-AES256-SHA", "ECDHE-RSA-AES256-SHA"),
+        ("AES128-SHA:AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-RSA-AES128-GCM-SHA256"),
+    ],
+)
+def test_an_old_printer_is_served_and_the_best_it_knows_is_chosen(
+    rsa_pair: tuple[Path, Path], known: str, chosen: str
+) -> None:
+    client = client_context(verify=False)
+    client.maximum_version = ssl.TLSVersion.TLSv1_2
+    client.set_ciphers(known)
+    cipher = handshake(ServerTls(*rsa_pair).context(), client).cipher()
+    assert cipher is not None
+    assert cipher[0] == chosen
+
+
+@pytest.fixture
+def rsa_pair(tmp_path: Path) -> tuple[Path, Path]:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "x.test")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .sign(key, hashes.SHA256())
+    )
+    certificate, secret = tmp_path / "rsa.pem", tmp_path / "rsa.key"
+    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    secret.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return certificate, secret
 
 
 def test_a_name_that_is_no_alternative_name_does_not_count() -> None:
