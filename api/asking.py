@@ -24,7 +24,6 @@ from forwarder.store.aliases import Alias
 from forwarder.store.confirmations import VALID_FOR, Asked
 from forwarder.store.domains import Domain
 from forwarder.store.enqueueing import Enqueueing
-from forwarder.store.recording import Recorder
 from forwarder.store.records import NewDelivery, NewMessage
 
 
@@ -42,7 +41,7 @@ def ask_owners(
     asked = confirmations.ask(conn, domain, [alias.forward for alias in saved], now)
     ids = IdSource(clock=lambda: now, entropy=os.urandom)
     # Nothing here is leased, so that no worker's name is needed; a domain's webhook hears nothing of it.
-    enqueueing = Enqueueing(recorder=Recorder(), worker_id="", local_name=settings.hostname)
+    enqueueing = Enqueueing(worker_id="", local_name=settings.hostname)
     if asked:
         enqueueing.apply(conn, [_mail(settings, domain, one, ids, now) for one in asked])
     return [one.address for one in asked]

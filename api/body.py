@@ -81,7 +81,7 @@ def _json(content: bytes) -> Mapping[str, Any]:
     if _depth(content) > DEPTH:
         raise Refusal(400, f"The JSON is nested more than {DEPTH} levels deep.")
     try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=_pairs, parse_constant=_constant)
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_constant)
     except UnicodeDecodeError:
         raise Refusal(400, "The body is not UTF-8 text.") from None
     except json.JSONDecodeError as fault:
@@ -106,10 +106,6 @@ def _depth(content: bytes) -> int:
         elif mark in b"]}":
             depth -= 1
     return deepest
-
-
-def _pairs(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    return _unique(pairs)
 
 
 def _constant(name: str) -> Any:
@@ -147,6 +143,6 @@ async def _multipart(request: Request, content: bytes) -> Sequence[tuple[str, st
     )
     try:
         form = await parser.parse()
-    except (MultiPartException, KeyError, ValueError, LookupError):
+    except (MultiPartException, ValueError, LookupError):
         raise Refusal(400, "The body is not a well-formed multipart form of text fields.") from None
     return [(name, value) for name, value in form.multi_items() if isinstance(value, str)]

@@ -11,13 +11,11 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
 from typing import Any
-
-from publicsuffixlist import PublicSuffixList
 
 from forwarder.mail import records
 from forwarder.net.dns import Answer, CannotTell, Found, Mx, NotFound, Resolver
+from forwarder.net.registered import registered_domain
 from forwarder.store.dkim_keys import DkimKey
 
 _ONE_QUESTION = 3.5  # seconds; it may be asked twice, and a request has nine
@@ -110,16 +108,11 @@ async def _ask_dmarc(resolver: Resolver, domain: str) -> Answer[Any]:
     answer = await _ask(resolver, f"_dmarc.{domain}", Kind.TXT)
     if isinstance(answer, CannotTell) or records.dmarc_records(_texts(answer)):
         return answer
-    organisation = _suffixes().privatesuffix(domain)
-    if organisation is None or organisation == domain:
+    organisation = registered_domain(domain)
+    if organisation == domain:
         return answer
     inherited = await _ask(resolver, f"_dmarc.{organisation}", Kind.TXT)
     return inherited if records.dmarc_records(_texts(inherited)) else answer
-
-
-@lru_cache(maxsize=1)
-def _suffixes() -> PublicSuffixList:
-    return PublicSuffixList()  # some 30 ms to read: at the first question, not at import
 
 
 def _mx(answer: Answer[Any], domain: str, hostname: str) -> Finding:

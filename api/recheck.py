@@ -98,7 +98,7 @@ class Recheck:
         keys = await self._database.read(keys_of)
         checked = await look(self._resolver, domain.name, self._settings.hostname, keys)
         now = self._clock()
-        changed = await record(self._database, domain, checked, now, notified_at=domain.notified_at)
+        changed = await record(self._database, domain, checked, now)
         if changed is None or changed.broken_since is None or changed.notified_at is not None:
             return
         sent = await self._tell(changed, checked, now)

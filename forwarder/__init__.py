@@ -11,14 +11,15 @@ The rooms of the house, from the ground up; each imports only from those above i
     forwarder.outbound  mail on: dispatcher, delivery, routes, policies of domains, connections, bounces, webhooks.
     api                 the REST face; knows the store, not the mail sides.
     forwarder.serve     the roof: builds every room from Settings; nobody imports it but the roof and the commands.
-                        Beside it: process, supervisor, forked and worker (how it lives), node, keyring, custody, ports,
-                        schema (what it stands on), watchdog, pulse, housekeeping, domain_keys, web and
-                        web_protocol, diagnostics (what keeps it).
+                        Beside it: process, supervisor, forked and worker (how it lives), preparation, node, keyring,
+                        custody, ports, schema (what it stands on), watchdog, pulse, housekeeping, domain_keys, web
+                        and web_protocol, diagnostics, allocator (what keeps it).
     forwarder.cli       the commands, each in forwarder.commands; forwarder.demo is one of them.
 
-Who may import whom (``tests/test_architecture.py`` proves it):
+Who may import whom (``tests/test_architecture.py`` proves it); ``forwarder.failpoint``, the cellar, is open to all but
+mail, which is pure:
 
-    mail -> standard library, idna, dkim, cryptography, re2     config -> mail
+    mail -> standard library, idna, cryptography, re2           config -> mail
     store, net -> mail, config                                  api -> mail, config, store, net
     inbound, outbound -> mail, config, store, net; never each other
     the roof (serve and its rooms, commands) -> everything; imported by nobody

@@ -8,9 +8,9 @@ an epoll that is its parent's, handlers and a wake-up descriptor that tell the p
 is therefore a new interpreter (``forwarder.worker``).
 
 Promises: what the child has of its parent is the modules, the environment, the standard streams and the lock of the
-node.
-Of pipes it has its own ends alone: a sibling that held the supervisor's end of one would keep a worker from learning
-that the supervisor is gone. It has a session of its own, and it never comes back from ``fork``, whatever happens in it.
+node. Of pipes it has its own ends alone: a sibling that held the supervisor's end of one would keep a worker from
+learning that the supervisor is gone. It has a session of its own, and it never comes back from ``fork``, whatever
+happens in it.
 ``random`` and OpenSSL seed themselves anew after a fork, and ids come from ``os.urandom``.
 
 Fails with OSError when the machine has no room for another process.

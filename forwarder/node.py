@@ -93,7 +93,7 @@ def node_id(data_dir: Path) -> str:
 
 
 def write_ports(data_dir: Path, ports: Mapping[str, Sequence[tuple[str, int]]]) -> None:
-    """Say where the listeners ``mx``, ``submission``, ``submission_tls`` and ``api`` are, at once whole."""
+    """Say where the listeners ``mx``, ``submission``, ``submission-tls`` and ``api`` are, at once whole."""
     path = run_folder(data_dir) / "ports.json"
     draft = path.with_suffix(f".{os.getpid()}")
     shown = {name: [str(HostPort(host, port)) for host, port in found] for name, found in ports.items()}

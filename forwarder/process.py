@@ -181,7 +181,7 @@ def serve_alone(load: Callable[[], Settings], settings: Settings) -> int:
 
     async def main() -> None:
         process = Process(load, Place())
-        lock = await _take_lock(settings)
+        lock = await asyncio.to_thread(take_lock, settings)
         process.listen_to_signals()  # not while it waits for the lock, in a thread that nobody could stop
         try:
             keyring = asyncio.create_task(asyncio.to_thread(keys_at_hand, settings))  # needs no store
@@ -227,11 +227,13 @@ def serve_as_worker(
     return _status(main)
 
 
-async def _take_lock(settings: Settings) -> NodeLock:
+def take_lock(settings: Settings) -> NodeLock:
+    """The lock of the node, waited for if need be, which is said; NodeError. Blocking."""
+
     def waiting() -> None:
         log.warning("data_dir is in use; waiting for it", data_dir=str(settings.data_dir))
 
-    return await asyncio.to_thread(NodeLock.take, settings.data_dir, waiting=waiting)
+    return NodeLock.take(settings.data_dir, waiting=waiting)
 
 
 async def _stream(descriptor: int) -> asyncio.StreamReader:

@@ -42,7 +42,7 @@ from forwarder.mail.ids import new_id
 from forwarder.node import NodeError, NodeLock, forget_ports, notify, write_ports
 from forwarder.ports import check_free, listenable, listening_socket, overlap, refusal
 from forwarder.preparation import prepare
-from forwarder.process import first_of
+from forwarder.process import first_of, take_lock
 from forwarder.process import serve_as_worker as serve_as_worker  # loaded here, shared with every worker
 from forwarder.serve import Place
 from forwarder.worker import work
@@ -273,12 +273,8 @@ class Supervisor:
 
 def supervise(settings: Settings, *, config_path: str | None, count: int) -> int:
     """Serve with ``count`` worker processes; the exit status."""
-
-    def waiting() -> None:
-        log.warning("data_dir is in use; waiting for it", data_dir=str(settings.data_dir))
-
     try:
-        lock = NodeLock.take(settings.data_dir, waiting=waiting)
+        lock = take_lock(settings)
         try:
             opening = listenable(settings)
             check_free(opening)

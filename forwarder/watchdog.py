@@ -27,7 +27,6 @@ class _Kept:
     """One task as the watchdog sees it."""
 
     running: bool = False
-    starts: int = 0
     trouble: str = ""
 
 
@@ -53,10 +52,6 @@ class Watchdog:
         self.keep(
             f"probe {name}", lambda: self._ask(name, ask, every.total_seconds(), patience.total_seconds())
         )
-
-    def note(self, name: str, trouble: str) -> None:
-        """Another room's word about itself: ``""`` when all is well."""
-        self._probes[name] = trouble
 
     def troubles(self) -> dict[str, str]:
         """Name -> what is wrong, in words fit for strangers; empty when all is well."""
@@ -85,7 +80,7 @@ class Watchdog:
         pause = FIRST_PAUSE
         while True:
             started = time.monotonic()
-            kept.running, kept.trouble, kept.starts = True, "", kept.starts + 1
+            kept.running, kept.trouble = True, ""
             try:
                 await make()
                 if self._ending:

@@ -29,7 +29,7 @@ RULE: dict[str, set[str]] = {
     "forwarder.outbound": {"forwarder.mail", "forwarder.config", "forwarder.store", "forwarder.net"},
     "api": {"forwarder.mail", "forwarder.config", "forwarder.store", "forwarder.net"},
 }
-MAIL_MAY_USE = {"idna", "dkim", "cryptography", "re2"}
+MAIL_MAY_USE = {"idna", "cryptography", "re2"}
 IMPURE = {
     "asyncio",
     "socket",

@@ -20,15 +20,13 @@ from forwarder.store.domains import Domain
 from forwarder.store.engine import Database
 
 
-async def record(
-    database: Database, domain: Domain, checked: Checked, now: datetime, *, notified_at: datetime | None
-) -> Domain | None:
+async def record(database: Database, domain: Domain, checked: Checked, now: datetime) -> Domain | None:
     """Write down what was found; None when the domain is gone."""
     is_active = domain.is_active if checked.mx.valid is None else checked.mx.valid
     had = domain.sending_checked_at is not None
     sending = had if checked.sending is None else checked.sending
     broke = (domain.is_active and not is_active) or (had and not sending)
-    since = domain.broken_since
+    since, notified_at = domain.broken_since, domain.notified_at
     if broke and since is None:
         since = now
     elif is_active and checked.sending is not False and not broke:
@@ -57,7 +55,7 @@ async def check(call: Call) -> Json:
 
     domain, keys, senders = await rooms.database.read(read)
     checked = await look(rooms.resolver, name, rooms.settings.hostname, keys)
-    await record(rooms.database, domain, checked, rooms.clock(), notified_at=domain.notified_at)
+    await record(rooms.database, domain, checked, rooms.clock())
     return _shown(checked, advanced=senders > 0)
 
 

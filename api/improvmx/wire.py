@@ -1,7 +1,8 @@
 """The shapes of answers: from what the store knows to what ImprovMX's v3 API shows. Pure.
 
-The models describe the answers in the OpenAPI document; the functions make them, as plain mappings. Keys are always
-all there: what is unknown is null, except where clients expect text (the company of an account), which is empty.
+The functions make the answers as plain mappings, which the models of ``answers`` describe in the OpenAPI document. Keys
+are always all there: what is unknown is null, except where clients expect text (the company of an account), which is
+empty.
 
 Times are integers of milliseconds since 1970, but in logs, which show ``2020-01-25 12:19:09+0000`` unless the request
 asks for milliseconds. ImprovMX's command line divides those of domains and credentials by 1,000, those of rules not.

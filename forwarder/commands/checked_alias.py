@@ -18,16 +18,15 @@ def store_alias(
     """The alias, saved; or a Failure that says what to write instead, and nothing is saved."""
     from api.asking import ask_owners
     from api.improvmx.circles import circle
-    from forwarder.mail.destination import check_captures
-    from forwarder.mail.rules import RuleError, Url, canonical_forward, parse_forward, parse_pattern
+    from forwarder.mail.aliases import parse_alias
+    from forwarder.mail.destination import Url, canonical_forward
+    from forwarder.mail.pattern import RuleError
     from forwarder.net.http import Blocked, check_url
     from forwarder.store import aliases
 
     private = settings.outbound.allow_private_destinations
     try:
-        canonical = parse_pattern(pattern.strip())
-        destinations = parse_forward(forward, plain_http=private)
-        check_captures(canonical, destinations)
+        canonical, destinations = parse_alias(pattern.strip(), forward, plain_http=private)
         for destination in destinations:
             if isinstance(destination, Url):
                 check_url(destination.url, allow_private=private)

@@ -4,6 +4,7 @@ Each line is one question with its answer and, where it went wrong, what to do. 
 mended; what is only advice does not count.
 """
 
+import errno
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -141,7 +142,7 @@ def _port(name: str, at: "HostPort") -> Finding:
         text = "needs a privilege: run as root, or give CAP_NET_BIND_SERVICE as deploy/forwarder.service does"
         return Finding(about=about, grade=Grade.WRONG, text=text)
     except OSError as error:
-        taken = error.errno == 98
+        taken = error.errno == errno.EADDRINUSE
         text = (
             "is in use: by this engine, if it runs; else stop what holds it"
             if taken
@@ -191,7 +192,7 @@ async def _dns(settings: "Settings", database: "Database") -> list[Finding]:
         for domain in hosted:
             keys = await database.read(partial(dkim_keys.list_keys, domain_id=domain.id))
             checked = await look(resolver, domain.name, settings.hostname, keys)
-            await record(database, domain, checked, now(), notified_at=domain.notified_at)
+            await record(database, domain, checked, now())
             found += _domain(domain, checked)
         return found
     finally:

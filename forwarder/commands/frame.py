@@ -44,9 +44,7 @@ class Failure(Exception):
         self.status = status
 
 
-def command(
-    app: typer.Typer, name: str | None = None, **more: Any
-) -> Callable[[Callable[P, None]], Callable[P, None]]:
+def command(app: typer.Typer, name: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
     """Register a function as a command whose expected failures end in a sentence."""
 
     def register(function: Callable[P, None]) -> Callable[P, None]:
@@ -65,7 +63,7 @@ def command(
                 complain(sentence, as_json=bool(kwargs.get("as_json")))
                 raise typer.Exit(status) from None
 
-        app.command(name, **more)(guarded)
+        app.command(name)(guarded)
         return guarded
 
     return register
@@ -85,11 +83,7 @@ def explain(error: Exception) -> tuple[int, str] | None:
             return error.status, str(error)
         case ConfigError():
             return 2, f"the configuration has mistakes:\n{error}"
-        case KeyringError() | NodeError():
-            return 1, str(error)
-        case AddressError():
-            return 1, str(error)
-        case AlreadyExists() | Missing():
+        case KeyringError() | NodeError() | AddressError() | AlreadyExists() | Missing():
             return 1, str(error)
         case LimitReached():
             return 1, f"{error}; the limits stand in [plans] of the configuration"

@@ -17,6 +17,8 @@ import dns.rcode
 import dns.rdatatype
 import dns.rrset
 
+from forwarder.mail.seal import zone_text
+
 
 class Zone(asyncio.DatagramProtocol):
     """Answers UDP questions from its table; a name that is not in it does not exist."""
@@ -60,8 +62,7 @@ class Zone(asyncio.DatagramProtocol):
         values = self._records.get((name, kind))
         if values:
             if kind == "TXT":
-                # A TXT record is made of strings of at most 255 octets.
-                values = [" ".join(f'"{v[i : i + 255]}"' for i in range(0, len(v), 255)) for v in values]
+                values = [zone_text(value) for value in values]
             answer.answer.append(dns.rrset.from_text_list(question.name, 5, "IN", kind, values))
         elif not any(known == name or known.endswith("." + name) for known, _ in self._records):
             answer.set_rcode(dns.rcode.NXDOMAIN)

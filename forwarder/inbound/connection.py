@@ -37,7 +37,6 @@ class Connection(SMTP):
         # No SMTP.__init__: it inspects its classes anew for each connection (0.16 ms) and makes a reader.
         self.loop = desk.loop
         self.hostname = desk.hostname
-        self.event_handler = desk.reception
         self.transport: asyncio.Transport | None = None
         self.state = Session("")
         self.task: asyncio.Task[None] | None = None

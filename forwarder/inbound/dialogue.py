@@ -19,7 +19,7 @@ import structlog
 from forwarder.inbound.connection import Connection, described_tls
 from forwarder.inbound.data import Excess, Share, normalized, read_content, smuggles, unstuffed
 from forwarder.inbound.inlet import Expired, Gone, Stopped, TooLong
-from forwarder.inbound.reception import AUTH_LIMIT, COMMAND_LIMIT
+from forwarder.inbound.reception import AUTH_LIMIT, COMMAND_LIMIT, HANDSHAKE_SECONDS
 from forwarder.inbound.session import Transaction
 from forwarder.mail import reply as replies
 from forwarder.mail.content import bare_newline, head_too_large, line_too_long, mbox_line_as_field
@@ -27,7 +27,6 @@ from forwarder.mail.envelope import RequestError, parse_mail_args, parse_rcpt_ar
 from forwarder.mail.reply import Reply
 from forwarder.store.trouble import StoreFull, StoreUnavailable
 
-HANDSHAKE_SECONDS = 30.0
 MOST_WAYS = 5000  # deliveries that one transaction may make, give or take the last recipient's; then 452
 MEMORY_FULL = replies.STORAGE_FULL.saying("too much mail at once, try again later")  # RFC 5321 4.2.2: 452
 
@@ -133,9 +132,7 @@ class Dialogue(Connection):
         )
         answer = await desk.reception.sender(session, command)
         if answer.positive:
-            session.transaction = Transaction(
-                reverse_path=command.path, smtputf8=command.smtputf8, body8bit=command.body8bit
-            )
+            session.transaction = Transaction(reverse_path=command.path, smtputf8=command.smtputf8)
         return answer
 
     async def smtp_RCPT(self, arguments: bytes) -> Reply:

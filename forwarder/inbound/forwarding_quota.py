@@ -12,7 +12,7 @@ taken.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -41,10 +41,11 @@ class ForwardingQuota:
     """Counts for all sessions of the MX."""
 
     def __init__(
-        self, database: Database, plans: Mapping[str, Plan], *, clock: Callable[[], datetime]
+        self, database: Database, plan_of: Callable[[str], Plan], *, clock: Callable[[], datetime]
     ) -> None:
+        """``plan_of``: the limits of a plan's name (``Settings.plan``)."""
         self._database = database
-        self._plans = plans
+        self._plan_of = plan_of
         self._clock = clock
         self._blocks: OrderedDict[int, _Block] = OrderedDict()
 
@@ -84,7 +85,7 @@ class ForwardingQuota:
             if block.unlimited or block.left > 0 or block.used_up:
                 return not block.used_up
             account = await self._database.read(lambda conn: accounts.get(conn, account_id))
-            plan = self._plans.get(account.plan if account else "default") or self._plans["default"]
+            plan = self._plan_of(account.plan if account else "default")
             if not plan.daily_quota:
                 block.unlimited = True
                 block.resets_at = self._clock() + _UNCOUNTED

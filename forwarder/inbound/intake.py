@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from forwarder.failpoint import reach
@@ -65,19 +64,6 @@ class HandOver:
         self._last = now
         reach("receive.after-reply")
         hand_over()
-
-
-class StoreOnly:
-    """The intake of a process that delivers nothing: every delivery stays due in the store."""
-
-    def lease(self, destination_domain: str) -> bool:
-        return False
-
-    def hand_over(self, message: "NewMessage") -> None:
-        return None
-
-    def prepare(self, message: "NewMessage") -> Callable[[], None]:
-        return partial(self.hand_over, message)
 
 
 def utc_now() -> datetime:

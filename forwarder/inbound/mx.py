@@ -23,9 +23,10 @@ from forwarder.inbound.disk import Disk
 from forwarder.inbound.forwarding_quota import ForwardingQuota
 from forwarder.inbound.intake import HandOver, Rooms
 from forwarder.inbound.late_bounce import LateBounces
-from forwarder.inbound.reception import COMMAND_LIMIT, Ask
+from forwarder.inbound.reception import COMMAND_LIMIT
 from forwarder.inbound.refusals import Refusals
 from forwarder.inbound.resolution import Refused, Resolution
+from forwarder.inbound.sasl import Ask
 from forwarder.inbound.server import Server
 from forwarder.inbound.session import Recipient, Session, Transaction
 from forwarder.mail import content as contents
@@ -64,7 +65,7 @@ class MxReception:
         self._max_hops = rooms.settings.mx.max_hops
         self._resolution = Resolution(rooms)
         self._hand_over = HandOver()
-        self._quota = ForwardingQuota(rooms.database, rooms.settings.plans, clock=rooms.clock)
+        self._quota = ForwardingQuota(rooms.database, rooms.settings.plan, clock=rooms.clock)
         self._composer = Composer(
             transport=Transport.SMTP,
             ids=rooms.ids,

@@ -7,7 +7,7 @@ How it fails: StoreUnavailable from ``take``. A place that cannot be given back,
 taken until its window ends; so does that of a message whose COMMIT nobody heard the answer of.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -41,15 +41,16 @@ class Quotas:
     """Counts for all sessions of submission."""
 
     def __init__(
-        self, database: Database, plans: Mapping[str, Plan], *, clock: Callable[[], datetime]
+        self, database: Database, plan_of: Callable[[str], Plan], *, clock: Callable[[], datetime]
     ) -> None:
+        """``plan_of``: the limits of a plan's name (``Settings.plan``)."""
         self._database = database
-        self._plans = plans
+        self._plan_of = plan_of
         self._clock = clock
 
     async def take(self, login: Login) -> Sequence[Place] | Reply:
         """Count one message; a reply when a quota is used up."""
-        plan = self._plans.get(login.account_plan) or self._plans["default"]
+        plan = self._plan_of(login.account_plan)
         account, credential = f"send:{login.domain.account_id}", f"send-credential:{login.credential.id}"
         taken: list[Place] = []
         for key, window, limit, whose in (

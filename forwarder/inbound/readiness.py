@@ -10,7 +10,7 @@ Nothing here is a no for good: a look-up that cannot tell is 451.
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from forwarder.mail import records
 from forwarder.mail import reply as replies
@@ -34,12 +34,10 @@ class Readiness:
         resolver: Resolver | None,
         *,
         hostname: str,
-        seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._resolver = resolver
         self._hostname = hostname
-        self._seconds = seconds
         self._asked: dict[str, float] = {}  # when a domain's own servers were asked
 
     async def objection(self, domain: Domain) -> Reply | None:
@@ -68,7 +66,7 @@ class Readiness:
         )
 
     def _may_ask_again(self, name: str) -> bool:
-        now = self._seconds()
+        now = time.monotonic()
         if now < self._asked.get(name, -math.inf) + AGAIN_AFTER:
             return False
         self._asked.pop(name, None)

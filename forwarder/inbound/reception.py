@@ -1,13 +1,14 @@
 """Between the dialogue and those who decide: what the one asks and the other answers."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from forwarder.config import MxSection, SubmissionSection
 from forwarder.inbound.data import Memory
 from forwarder.inbound.limits import Doorkeeper
+from forwarder.inbound.sasl import Ask
 from forwarder.inbound.session import Session, Transaction
 from forwarder.mail import reply as replies
 from forwarder.mail.address import Path
@@ -18,9 +19,7 @@ from forwarder.net.tls import ServerTls
 COMMAND_LIMIT = 2048  # octets with CRLF; RFC 5321 4.5.3.1.4 says 512 and extensions add to it
 AUTH_LIMIT = 12288  # RFC 4954 4
 
-Ask = Callable[
-    [str], Awaitable[bytes | None]
-]  # sends 334 and a challenge; the line that comes back, None: unusable
+HANDSHAKE_SECONDS = 30.0  # for TLS, whether it begins by STARTTLS or with the first byte
 
 
 class Reception(Protocol):

@@ -16,6 +16,7 @@ MECHANISMS = ("PLAIN", "LOGIN")
 _USERNAME = "VXNlcm5hbWU6"  # "Username:", which some clients compare
 _PASSWORD = "UGFzc3dvcmQ6"  # noqa: S105 - "Password:"
 
+# Sends 334 and a challenge; the line that comes back, or None: it cannot be used.
 Ask = Callable[[str], Awaitable[bytes | None]]
 
 

@@ -11,7 +11,7 @@ apart).
 A message can name sixty keys in zones that never answer, so the keys of all messages have ``KEYS`` questions at once
 between them: strangers cannot take the resolver from policies, SPF and the mail that goes out.
 
-A small message is judged on the spot; hashing a large one, or many signatures, is done in ``executor``, off the event
+A small message is judged on the spot; hashing a large one, or many signatures, is done in a thread, off the event
 loop. At most 10 DKIM signatures and one ARC chain of 50 sets are looked at.
 """
 
@@ -19,8 +19,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any, TypeVar
@@ -60,7 +59,6 @@ class Screened:
     reply: Reply | None
     headers: bytes
     content: bytes
-    results: Results = field(default_factory=Results)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +87,6 @@ class Screening:
         dmarc_reject: bool = True,
         arc: bool = True,
         time_limit: timedelta = timedelta(seconds=5),
-        executor: Executor | None = None,
         own_names: Sequence[str] = (),
     ) -> None:
         """``own_names``: in whose organisations this server sends; without any nobody can borrow their SPF."""
@@ -102,7 +99,6 @@ class Screening:
         self._reject = dmarc_reject
         self._arc = arc
         self._time_limit = time_limit.total_seconds()
-        self._executor = executor
         self._looks = spf or dkim or dmarc or arc
         self._own_names = tuple(own_names)
         self._questions = asyncio.Semaphore(KEYS)
@@ -129,7 +125,6 @@ class Screening:
                 or self._unreadable(plan),
                 headers=authentication_results_header(self._authserv_id, results),
                 content=kept,
-                results=results,
             )
         except Exception:
             # Our fault is not the sender's: the message goes on, and nothing is said about its authenticity.
@@ -154,7 +149,7 @@ class Screening:
         if small:
             return work(*arguments)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, functools.partial(work, *arguments))
+        return await loop.run_in_executor(None, functools.partial(work, *arguments))
 
     def _plan(self, content: bytes) -> _Plan:
         message = Canonical(content)

@@ -10,7 +10,6 @@ commit has begun then is still committed: the sender that missed the 250 sends a
 """
 
 import asyncio
-import logging
 import socket
 from collections.abc import Sequence
 from datetime import timedelta
@@ -68,7 +67,6 @@ class Server:
 
     async def start(self) -> None:
         """Open the sockets; OSError names the address that cannot be had."""
-        logging.getLogger("mail.log").setLevel(logging.WARNING)  # aiosmtpd formats a line for every command
         loop = asyncio.get_running_loop()
         desk = self._desk = self._make_desk(loop)
         try:

@@ -27,7 +27,6 @@ class Transaction:
 
     reverse_path: Path
     smtputf8: bool = False
-    body8bit: bool = False
     recipients: list[Recipient] = field(default_factory=list)
     ways: int = 0  # of all recipients together
 

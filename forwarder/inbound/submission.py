@@ -25,10 +25,10 @@ from forwarder.inbound.disk import Disk
 from forwarder.inbound.intake import HandOver, Rooms
 from forwarder.inbound.quotas import Quotas
 from forwarder.inbound.readiness import Readiness
-from forwarder.inbound.reception import AUTH_LIMIT, Ask
+from forwarder.inbound.reception import AUTH_LIMIT
 from forwarder.inbound.refusals import Refusals
 from forwarder.inbound.resolution import Resolution
-from forwarder.inbound.sasl import MECHANISMS, claim
+from forwarder.inbound.sasl import MECHANISMS, Ask, claim
 from forwarder.inbound.server import Server
 from forwarder.inbound.session import Recipient, Session, Transaction
 from forwarder.inbound.usage import Usage
@@ -84,7 +84,7 @@ class SubmissionReception:
         self._authenticator = Authenticator(rooms.database, settings.submission, clock=rooms.clock)
         self._readiness = Readiness(rooms.database, rooms.resolver, hostname=settings.hostname)
         self._resolution = Resolution(rooms)
-        self._quotas = Quotas(rooms.database, settings.plans, clock=rooms.clock)
+        self._quotas = Quotas(rooms.database, settings.plan, clock=rooms.clock)
         self._hand_over = HandOver()
         self._usage = Usage(rooms.database, clock=rooms.clock)
         self._composer = Composer(
@@ -203,9 +203,8 @@ class SubmissionReception:
         assert login is not None
         now = self._rooms.clock()
         head = contents.split(content)[0]
-        if contents.count_fields(
-            head, b"authentication-results"
-        ):  # RFC 8601 5: in our name nobody else speaks
+        # RFC 8601 5: in our name nobody else speaks.
+        if contents.count_fields(head, b"authentication-results"):
             content = await asyncio.to_thread(remove_forged, content, self._hostname)
             head = contents.split(content)[0]
         refusal = await self._refusal(login, head)
@@ -232,9 +231,8 @@ class SubmissionReception:
         )
         added = missing_fields(head, message_id=f"{identifier}@{login.domain.name}", now=now)
         seen = facts(added + head)
-        content = contents.prepend(
-            without_blind_copies(content, head), trail, added
-        )  # what came is let go of
+        # What came is let go of.
+        content = contents.prepend(without_blind_copies(content, head), trail, added)
         message = self._composer.message(
             transaction,
             deliveries,

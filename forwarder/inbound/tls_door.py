@@ -16,9 +16,8 @@ import structlog
 
 from forwarder.inbound.connection import Connection
 from forwarder.inbound.limits import Crowded
-from forwarder.inbound.reception import Desk
+from forwarder.inbound.reception import HANDSHAKE_SECONDS, Desk
 
-HANDSHAKE_SECONDS = 30.0
 AT_ONCE = 100  # connections accepted before others have their turn
 REST = 1.0  # seconds
 

@@ -54,7 +54,6 @@ MAX_HEAD_LINES = 150_000
 MAX_HEAD_FIELDS = 30_000
 MAX_FIELDS = 2000
 MAX_VALUE = 8192  # octets of one field that are looked at
-_COMMENT_DEPTH = 50
 _BLOCK = 128 * 1024  # octets
 _FIELD_START = re.compile(rb"[!-9;-~]+[ \t]*:")
 _MBOX_LINE = re.compile(rb">*From (?![ \t]*:)")

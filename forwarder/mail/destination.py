@@ -209,16 +209,18 @@ def _url_host(hostname: str, refuse: Callable[[str], RuleError]) -> tuple[str, s
     try:
         address = ipaddress.ip_address(hostname)
     except ValueError:
-        pass_on = hostname
-    else:
-        if getattr(address, "scope_id", None):
-            raise refuse("an address with a zone is only meaningful on one machine")
-        return str(address), f"[{address}]" if address.version == 6 else str(address)
+        name = _url_domain(hostname, refuse)
+        return name, name
+    if getattr(address, "scope_id", None):
+        raise refuse("an address with a zone is only meaningful on one machine")
+    return str(address), f"[{address}]" if address.version == 6 else str(address)
+
+
+def _url_domain(hostname: str, refuse: Callable[[str], RuleError]) -> str:
     try:
-        domain = parse_domain(pass_on)
+        return parse_domain(hostname)
     except AddressError as error:
         raise refuse(str(error)) from None
-    return domain, domain
 
 
 def identity(destination: Path | Url) -> tuple[str, str]:

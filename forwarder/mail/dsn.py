@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from email.utils import format_datetime
 
-from forwarder.mail.content import first, line_too_long, split
+from forwarder.mail.content import bare_newline, first, line_too_long, split
 from forwarder.mail.words import printable
 
 MAX_ORIGINAL = 256 * 1024  # octets of the original that a report carries back
 MAX_HEAD = 64 * 1024
+SUBJECT = "Undelivered Mail Returned to Sender"
 MAX_FAILURES = 100  # recipients described; the rest are counted
 _MAX_ADDRESS = 320  # characters
 _MAX_TEXT = 900  # characters of a stranger's text: a field stays below 998 octets
@@ -80,7 +81,7 @@ def build_report(
         f"Date: {format_datetime(now)}",
         f"From: Mail Delivery System <{sender}>",
         f"To: <{to}>",
-        "Subject: Undelivered Mail Returned to Sender",
+        f"Subject: {SUBJECT}",
         f"Message-ID: {message_id}",
         *_thread(head),
         "Auto-Submitted: auto-replied",
@@ -129,9 +130,9 @@ def _explanation(
         lines.append(f"    Subject:  {printable(subject, 200)}")
     lines += [f"    Received: {format_datetime(arrival_at)}", ""]
     for failed in failures[:MAX_FAILURES]:
-        lines += [f"<{printable(failed.address, 320)}>", f"    {_meaning(failed.status)}"]
+        lines += [f"<{printable(failed.address, _MAX_ADDRESS)}>", f"    {_meaning(failed.status)}"]
         if failed.destination:
-            lines.append(f"    It leads to <{printable(failed.destination, 320)}>.")
+            lines.append(f"    It leads to <{printable(failed.destination, _MAX_ADDRESS)}>.")
         lines += [f"    The answer was: {printable(failed.diagnostic, _MAX_TEXT)}", ""]
     if len(failures) > MAX_FAILURES:
         lines += [f"... and {len(failures) - MAX_FAILURES} more.", ""]
@@ -194,9 +195,7 @@ def _ascii(text: str, limit: int) -> str:
 
 def _returned(original: bytes, head: bytes, *, whole: bool) -> bytes:
     """The third part: the original, or its header when that is what was asked for or all that fits."""
-    clean = b"\0" not in original and original.count(b"\r") == original.count(b"\n") == original.count(
-        b"\r\n"
-    )
+    clean = b"\0" not in original and bare_newline(original) is None
     if whole and len(original) <= MAX_ORIGINAL and clean and not line_too_long(original):
         return _part("message/rfc822", original, "7bit" if original.isascii() else "8bit")
     if len(head) > MAX_HEAD:
@@ -207,7 +206,7 @@ def _returned(original: bytes, head: bytes, *, whole: bool) -> bytes:
 def _text_part(kind: str, text: str | bytes) -> bytes:
     octets = text.encode() if isinstance(text, str) else text
     plain = octets.isascii() and b"\0" not in octets and not line_too_long(octets)
-    if plain and octets.count(b"\r") == octets.count(b"\n") == octets.count(b"\r\n"):
+    if plain and bare_newline(octets) is None:
         return _part(kind, octets, "7bit")
     # Line by line: what is left of bare CR and LF inside a line is data, and is encoded.
     encoded = b"\r\n".join(

@@ -1,4 +1,4 @@
-"""Envelopes, and the arguments of MAIL and RCPT that make them.
+"""The arguments of MAIL and RCPT, which make the envelope.
 
 What it does: parses what follows the verbs MAIL and RCPT, with the parameters SIZE (RFC 1870), BODY (RFC 6152),
 SMTPUTF8 (RFC 6531) and AUTH (RFC 4954 5, where authentication is offered).
@@ -45,17 +45,6 @@ class MailCommand:
     size: int | None = None  # octets, as announced
     body8bit: bool = False
     smtputf8: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Envelope:
-    """Where a message comes from and where it is to go."""
-
-    reverse_path: Path
-    smtputf8: bool = False
-    body8bit: bool = False
-    size: int | None = None
-    recipients: tuple[Path, ...] = ()
 
 
 def parse_mail_args(arguments: bytes, *, size_limit: int, auth_offered: bool = False) -> MailCommand:

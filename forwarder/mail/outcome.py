@@ -13,7 +13,6 @@ Pure; its test is a table. An ``except`` elsewhere that picks between retry and 
 from dataclasses import replace
 from enum import StrEnum
 
-from forwarder.mail.event import Status
 from forwarder.mail.reply import Reply
 
 
@@ -165,17 +164,6 @@ def is_permanent(scope: Scope, reply: Reply) -> bool:
         # really full and says 552 is retried for some days, which harms nobody.
         return False
     return reply.permanent
-
-
-def status_of(action: Action) -> Status:
-    """The event an action writes into the log."""
-    match action:
-        case Action.DELIVERED:
-            return Status.DELIVERED
-        case Action.GIVE_UP:
-            return Status.HARD_BOUNCE
-        case Action.NEXT_HOST | Action.RETRY_LATER:
-            return Status.SOFT_BOUNCE
 
 
 def expired(last: Reply) -> Reply:

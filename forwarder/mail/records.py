@@ -59,7 +59,6 @@ _PROVIDERS = (  # the ending of a name server's name, and who runs it
     ("njal.la", "njalla"),
     ("transip.net", "transip"),
     ("strato.de", "strato"),
-    ("azure-dns.com", "azure"),
 )
 _AWS = re.compile(r"(?:^|\.)awsdns-\d+\.(?:com|net|org|co\.uk)$")
 _AZURE = re.compile(r"(?:^|\.)azure-dns\.(?:com|net|org|info)$")
@@ -96,12 +95,12 @@ def dkim_target(domain: str, selector: str, hostname: str) -> str | None:
 
 
 def records_to_publish(
-    domain: str, hostname: str, keys: Sequence[KeyRecord], *, as_txt: bool, spf_found: str | None = None
+    domain: str, hostname: str, keys: Sequence[KeyRecord], *, as_txt: bool
 ) -> tuple[DnsRecord, ...]:
     """What the owner of ``domain`` pastes: DKIM as CNAMEs, or as TXT records with ``as_txt``."""
     records = [
         DnsRecord(purpose="mx", kind="MX", name=domain, value=hostname, priority=10),
-        DnsRecord(purpose="spf", kind="TXT", name=domain, value=merge_spf(spf_found, hostname)),
+        DnsRecord(purpose="spf", kind="TXT", name=domain, value=merge_spf(None, hostname)),
     ]
     for number, key in enumerate(keys, start=1):
         name, target = dkim_name(domain, key.selector), dkim_target(domain, key.selector, hostname)

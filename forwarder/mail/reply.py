@@ -1,7 +1,7 @@
 """Replies: every one we give, named, and the reading of what peers say.
 
 What it does: ``Reply`` is a code, an enhanced code (RFC 3463) and a text; ``wire()`` is its bytes, made once. The
-constants below are all the replies the two dialogues give; ``parse_reply`` reads a peer's.
+constants below are the replies the two dialogues give; ``parse_reply`` reads a peer's.
 
 What it promises: a reply on the wire is ASCII, without control characters, in lines of at most 512 octets
 (RFC 5321 4.5.3.1.5); a peer's reply is bounded to 1 KiB of printable text whatever came. Our own trouble is always
@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from forwarder.mail.content import printable
+from forwarder.mail.words import printable
 
 MAX_TEXT = 1024  # characters kept of a peer's text
 _LINE_TEXT = 480  # of ours on one line: 512 less code, enhanced code and CRLF
@@ -89,7 +89,6 @@ RECIPIENT_OK = _reply(250, "2.1.5", "recipient ok")  # RFC 3463 3.2
 # RFC 5321 3.5.3: 252 says the same about users that exist and users that do not.
 CANNOT_VERIFY = _reply(252, "2.5.0", "cannot verify the user, but will accept mail and attempt delivery")
 START_TLS = _reply(220, "2.0.0", "ready to start TLS")  # RFC 3207 4
-CONTINUE_AUTH = _reply(334, "", "")  # RFC 4954 4: the text is a base64 challenge
 START_INPUT = _reply(354, "", "end data with <CR><LF>.<CR><LF>")  # RFC 5321 4.1.1.4
 
 # --- temporary: our trouble, or too much at once -------------------------------------------------------------------
@@ -102,26 +101,22 @@ TOO_MANY_FAILED_LOGINS = _reply(421, "4.7.0", "too many failed log-ins, try agai
 SERVER_BUSY = _reply(421, "4.3.2", "too many connections, try again later")
 SHUTTING_DOWN = _reply(421, "4.3.2", "the service is restarting, try again in a moment")  # RFC 5321 3.8
 TIMED_OUT = _reply(421, "4.4.2", "timed out waiting for you, closing the connection")  # RFC 5321 4.5.3.2.7
-TOO_SLOW = _reply(421, "4.4.2", "the data arrives too slowly, closing the connection")
 SERVICE_TROUBLE = _reply(421, "4.3.0", "temporary failure, try again later")  # before a transaction
 TROUBLE = _reply(
     451, "4.3.0", "temporary failure, try again later"
 )  # RFC 5321 4.2.2: local error in processing
 CANNOT_TELL = _reply(451, "4.4.3", "cannot look that up at the moment, try again later")
-MAILBOX_BUSY = _reply(450, "4.2.1", "this address does not take mail at the moment, try again later")
 # A disabled alias may be set to answer 421. The session stays open: other recipients are not to suffer for it.
 ADDRESS_DEFERS = _reply(421, "4.2.1", "this address does not take mail at the moment, try again later")
 UNCONFIRMED_DESTINATION = _reply(
     450, "4.2.1", "the destination of this address has not been confirmed by its owner yet, try again later"
 )
-RATE_LIMITED = _reply(450, "4.7.1", "too much mail in a short time, try again later")
 STORAGE_FULL = _reply(452, "4.3.1", "storage is full, try again later")  # RFC 5321 4.2.2
 OVER_QUOTA = _reply(452, "4.2.2", "the daily quota of this address is used up, try again later")
 TOO_MANY_RECIPIENTS = _reply(
     452, "4.5.3", "too many recipients, send the rest in another transaction"
 )  # 4.5.3.1.10
 AUTH_TROUBLE = _reply(454, "4.7.0", "temporary authentication failure, try again later")  # RFC 4954 6
-TLS_NOT_AVAILABLE = _reply(454, "4.7.0", "TLS is not available at the moment")  # RFC 3207 4
 
 # --- permanent: the command ----------------------------------------------------------------------------------------
 UNKNOWN_COMMAND = _reply(
@@ -146,7 +141,6 @@ BAD_SEQUENCE = _reply(503, "5.5.1", "bad sequence of commands")  # RFC 5321 4.1.
 HELLO_FIRST = _reply(503, "5.5.1", "say EHLO or HELO first")
 MAIL_FIRST = _reply(503, "5.5.1", "MAIL first")
 MAIL_TWICE = _reply(503, "5.5.1", "a transaction is already open")
-RCPT_FIRST = _reply(503, "5.5.1", "RCPT first")
 NO_VALID_RECIPIENTS = _reply(554, "5.5.1", "no valid recipients")  # RFC 5321 3.3, RFC 2920 3.1
 TLS_ALREADY = _reply(503, "5.5.1", "TLS is already active")  # RFC 3207 4.2
 AUTH_ALREADY = _reply(503, "5.5.1", "already authenticated")  # RFC 4954 4
@@ -154,7 +148,6 @@ AUTH_NOT_HERE = _reply(503, "5.5.1", "authentication is not offered on this port
 UNKNOWN_PARAMETER = _reply(555, "5.5.4", "parameter not recognised or not implemented")  # RFC 5321 4.1.1.11
 BAD_PARAMETER = _reply(501, "5.5.4", "a parameter is not well formed")
 BAD_AUTH_MECHANISM = _reply(504, "5.5.4", "authentication mechanism not supported")  # RFC 4954 4
-PIPELINED_TLS = _reply(554, "5.5.0", "commands may not follow STARTTLS before TLS is active")  # RFC 3207 4.2
 
 # --- permanent: who may do what ------------------------------------------------------------------------------------
 AUTH_REQUIRED = _reply(530, "5.7.0", "authentication required")  # RFC 4954 6

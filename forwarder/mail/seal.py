@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 
 from forwarder.mail.canonical import Canonical, Form, relaxed_field, relaxed_value
+from forwarder.mail.public_key import MAX_RSA_BITS, MIN_RSA_BITS
 
 _PADDING, _SHA256 = padding.PKCS1v15(), hashes.SHA256()
 PrivateKey = rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
@@ -250,7 +251,7 @@ def load_key(pem: bytes) -> PrivateKey:
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise UnusableKeyError("this is not an unencrypted private key in PEM form") from error
     if isinstance(key, rsa.RSAPrivateKey):
-        if not 1024 <= key.key_size <= 8192:
+        if not MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
             raise UnusableKeyError(f"an RSA key of {key.key_size} bits cannot sign mail: use 2048")
         return key
     if isinstance(key, ed25519.Ed25519PrivateKey):

@@ -4,7 +4,6 @@
 ``TagListError``; what the values mean is for the caller. Linear; the input is at most ``MAX_OCTETS`` long.
 """
 
-import base64
 import binascii
 import re
 
@@ -47,10 +46,6 @@ def decode_base64(value: str) -> bytes | None:
         return binascii.a2b_base64(without_white(value).encode("ascii"), strict_mode=True)
     except (binascii.Error, UnicodeEncodeError):
         return None
-
-
-def encode_base64(octets: bytes) -> str:
-    return base64.b64encode(octets).decode("ascii")
 
 
 def blank_signature(raw: bytes) -> bytes:

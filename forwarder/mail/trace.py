@@ -24,7 +24,6 @@ from forwarder.mail.address import Path
 
 MOST_ENTRIES = 200
 ID_FIELD = b"x-forwarder-id"
-TO_FIELD = b"x-forwarded-to"
 
 _ENTRY = re.compile(rb"\b([0-9a-f]{32})-([0-9a-f]{16})\b")
 

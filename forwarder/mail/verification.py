@@ -20,6 +20,7 @@ import idna
 
 from forwarder.mail.canonical import Canonical, Form, relaxed_field, relaxed_value, simple_field
 from forwarder.mail.public_key import KeyRecordError, read_key
+from forwarder.mail.records import dkim_name
 from forwarder.mail.seal import OVERSIGNED
 from forwarder.mail.tags import TagListError, blank_signature, decode_base64, parse_tags, without_white
 
@@ -53,7 +54,6 @@ class SignatureResult:
     domain: str = ""  # d=, lower case; "" when it could not be read
     selector: str = ""
     algorithm: str = ""
-    identity: str = ""  # i=
     signature: str = ""  # the first 8 characters of b=: tells two signatures of one domain apart
     reason: str = ""
 
@@ -85,7 +85,8 @@ class Signature:
 
     @property
     def key_name(self) -> str:
-        return f"{self.selector}._domainkey.{self.domain}"
+        """The name whose TXT record holds the public key."""
+        return dkim_name(self.domain, self.selector)
 
 
 def needed_keys(content: bytes | Canonical) -> tuple[str, ...]:
@@ -125,7 +126,6 @@ def _judge(message: Canonical, raw: bytes, answers: Answers, now: datetime) -> S
         domain=signature.domain,
         selector=signature.selector,
         algorithm=signature.algorithm,
-        identity=without_white(signature.tags.get("i", "")),
         signature=without_white(signature.tags["b"])[:8],
         reason=reason,
     )

@@ -71,14 +71,13 @@ def literal(host: str) -> str | None:
     try:
         return str(ipaddress.ip_address(bare))
     except ValueError:
-        pass_on = bare.rstrip(".")
+        name = bare.rstrip(".")
     try:
-        socket.inet_aton(pass_on)
+        socket.inet_aton(name)
     except (OSError, UnicodeError):
-        last = pass_on.rpartition(".")[2]
-        if last.isdigit() or last.lower().startswith(
-            "0x"
-        ):  # WHATWG URL: a host that ends in a number is IPv4
+        last = name.rpartition(".")[2]
+        # WHATWG URL: a host that ends in a number is IPv4.
+        if last.isdigit() or last.lower().startswith("0x"):
             raise ValueError(f"{host} is neither a name nor an address") from None
         return None
     raise ValueError(f"{host} is an unusual spelling of an address")

@@ -10,8 +10,8 @@ goes) and at most 256 questions are under way; the others wait inside their own 
 
 ``fresh=True`` goes past the cache to the zone's own servers, for a person who has just changed a record and presses
 "check"; when these cannot be asked (private addresses are left alone, port 53 may be filtered) the ordinary servers
-are. Either way the answer renews the cache; but of what leads mail to hosts the cache only forgets what it had, since
-the zone's own servers validate nothing, and mail must not go out with less than a validated answer would demand.
+are. Either way the answer renews the cache; but of MX records the cache only forgets what it had, since the zone's own
+servers validate nothing, and mail must not go out with less than a validated answer would demand.
 
 Limits: see ``forwarder.net.nameservers``.
 """
@@ -46,7 +46,6 @@ ALIASES = 8
 QUESTIONS = 256
 AUTHORITIES = 3
 
-_OF_ROUTES = (dns.rdatatype.MX, dns.rdatatype.A, dns.rdatatype.AAAA, dns.rdatatype.TLSA)
 _Key = tuple[str, dns.rdatatype.RdataType]
 
 
@@ -84,13 +83,13 @@ class Resolver:
         """The MX records of a domain, as they came."""
         return await self._look_up(domain, dns.rdatatype.MX, fresh=fresh)
 
-    async def a(self, host: str, *, fresh: bool = False) -> Answer[str]:
+    async def a(self, host: str) -> Answer[str]:
         """IPv4 addresses."""
-        return await self._look_up(host, dns.rdatatype.A, fresh=fresh)
+        return await self._look_up(host, dns.rdatatype.A)
 
-    async def aaaa(self, host: str, *, fresh: bool = False) -> Answer[str]:
+    async def aaaa(self, host: str) -> Answer[str]:
         """IPv6 addresses."""
-        return await self._look_up(host, dns.rdatatype.AAAA, fresh=fresh)
+        return await self._look_up(host, dns.rdatatype.AAAA)
 
     async def txt(self, name: str, *, fresh: bool = False) -> Answer[bytes]:
         """TXT records; the strings of one record are joined without a space (RFC 7208 3.3, RFC 6376 3.6.2.2)."""
@@ -100,17 +99,17 @@ class Resolver:
         """What is remembered of them; None: nothing, it has to be asked for."""
         return self._kept((name.lower().rstrip("."), dns.rdatatype.TXT))
 
-    async def ns(self, domain: str, *, fresh: bool = False) -> Answer[str]:
+    async def ns(self, domain: str) -> Answer[str]:
         """The name servers of a zone."""
-        return await self._look_up(domain, dns.rdatatype.NS, fresh=fresh)
+        return await self._look_up(domain, dns.rdatatype.NS)
 
     async def cname(self, name: str, *, fresh: bool = False) -> Answer[str]:
         """What this very name is an alias of."""
         return await self._look_up(name, dns.rdatatype.CNAME, fresh=fresh)
 
-    async def tlsa(self, host: str, port: int, *, fresh: bool = False) -> Answer[Tlsa]:
+    async def tlsa(self, host: str, port: int) -> Answer[Tlsa]:
         """What a TCP service of a host shows by TLS (RFC 6698 3)."""
-        return await self._look_up(f"_{port}._tcp.{host}", dns.rdatatype.TLSA, fresh=fresh)
+        return await self._look_up(f"_{port}._tcp.{host}", dns.rdatatype.TLSA)
 
     async def ptr(self, address: str) -> Answer[str]:
         """The names of an address; ValueError when it is none."""
@@ -120,12 +119,12 @@ class Resolver:
             raise ValueError(f"not an address: {address}") from exc
         return await self._look_up(name.to_text(), dns.rdatatype.PTR)
 
-    async def addresses(self, host: str, *, fresh: bool = False) -> Answer[str]:
+    async def addresses(self, host: str) -> Answer[str]:
         """IPv6 and IPv4 addresses, alternating; what one family holds is found though the other cannot tell."""
-        kept = None if fresh else self._kept_addresses(host)
+        kept = self._kept_addresses(host)
         if kept is not None:
             return kept
-        four, six = await asyncio.gather(self.a(host, fresh=fresh), self.aaaa(host, fresh=fresh))
+        four, six = await asyncio.gather(self.a(host), self.aaaa(host))
         return merged(six, four)
 
     async def addresses_of(self, hosts: Sequence[str]) -> dict[str, Answer[str]]:
@@ -151,7 +150,7 @@ class Resolver:
         key = (name.lower().rstrip("."), kind)
         if fresh:
             answer = await self._fresh(*key)
-            if kind in _OF_ROUTES:
+            if kind == dns.rdatatype.MX:
                 self._cache.pop(key, None)
             else:
                 self._keep(key, answer)

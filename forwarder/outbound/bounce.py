@@ -19,13 +19,12 @@ from datetime import datetime
 from urllib.parse import urlsplit
 
 from forwarder.mail.address import Path
-from forwarder.mail.dsn import FailedRecipient, build_report
+from forwarder.mail.dsn import SUBJECT, FailedRecipient, build_report
 from forwarder.mail.event import Transport
 from forwarder.outbound.addressees import Addressee, Addressees
 from forwarder.outbound.parcel import Parcel, Verdict
 from forwarder.store.queue import NewDelivery, NewMessage
 
-_SUBJECT = "Undelivered Mail Returned to Sender"
 _STATUS = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
 
 
@@ -93,7 +92,7 @@ class Bounces:
             content=report,
             hostname=self._hostname,
             message_id=message_id,
-            subject=_SUBJECT,
+            subject=SUBJECT,
             sender_email=self._sender,
             sender_name=None,
             deliveries=tuple(

@@ -72,13 +72,7 @@ class Crew:
 
     async def fail(self, jobs: Sequence[Job], action: Action, reply: Reply) -> None:
         """Settle jobs that wait in no lane, all with the same verdict."""
-        for start in range(0, len(jobs), _TOGETHER):
-            await asyncio.gather(
-                *(
-                    self._record(None, job, _all(job, action, reply))
-                    for job in jobs[start : start + _TOGETHER]
-                )
-            )
+        await self._record_all(None, jobs, action, reply)
 
     async def flush(self, lane: Lane) -> None:
         """Settle without dialling what waits for a suspended site."""
@@ -89,14 +83,7 @@ class Crew:
         reply = Reply(
             code=code, enhanced=enhanced, text=f"the host is not being tried for a while; it said: {said}"
         )
-        jobs = self._lanes.flush(lane)
-        for start in range(0, len(jobs), _TOGETHER):
-            await asyncio.gather(
-                *(
-                    self._record(lane, job, _all(job, Action.RETRY_LATER, reply))
-                    for job in jobs[start : start + _TOGETHER]
-                )
-            )
+        await self._record_all(lane, self._lanes.flush(lane), Action.RETRY_LATER, reply)
 
     async def stop(self, timeout: timedelta) -> None:
         """End what is under way within the time; the last fifth of it is for writing down what had to be cut."""
@@ -150,6 +137,11 @@ class Crew:
                 _log.info("message_gone", message=job.parcel.message_id)
                 return Carried(verdicts=(), reached=True)
             return await self._courier.carry(job, content)
+
+    async def _record_all(self, lane: Lane | None, jobs: Sequence[Job], action: Action, reply: Reply) -> None:
+        for start in range(0, len(jobs), _TOGETHER):
+            some = jobs[start : start + _TOGETHER]
+            await asyncio.gather(*(self._record(lane, job, _all(job, action, reply)) for job in some))
 
     async def _record(self, lane: Lane | None, job: Job, verdicts: Sequence[Verdict]) -> None:
         """Write the outcome down; the places in the window are free afterwards, whatever happened."""

@@ -116,7 +116,6 @@ class Carried:
     verdicts: Sequence[Verdict]
     reached: bool  # a host took up the dialogue; False counts against the site
     trouble: Reply | None = None  # why not
-    abandoned: Sequence[Delivery] = field(default=())  # nothing to send any more: the message left the store
 
 
 def first_attempt(message: NewMessage, new: NewDelivery) -> Delivery:

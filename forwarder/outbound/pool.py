@@ -32,13 +32,8 @@ from forwarder.outbound.route import MxHost, Route
 BROKEN_TLS = 600.0  # seconds
 SHUNNED = 60.0  # seconds
 REMEMBERED = 10_000  # hosts of either kind
-_DEAD = (
-    Fault.REFUSED,
-    Fault.UNREACHABLE,
-    Fault.CONNECT_TIMEOUT,
-    Fault.TIMEOUT,
-)  # silent before its greeting, too
-_MODES = {"off": TlsMode.OFF, "opportunistic": TlsMode.OPPORTUNISTIC, "required": TlsMode.REQUIRED}
+# The last: silent before its greeting.
+_DEAD = (Fault.REFUSED, Fault.UNREACHABLE, Fault.CONNECT_TIMEOUT, Fault.TIMEOUT)
 
 
 class Pool:
@@ -53,7 +48,7 @@ class Pool:
         verifying: ssl.SSLContext | None = None,
     ) -> None:
         self._hello = hello
-        self._mode = _MODES[settings.tls]
+        self._mode = TlsMode(settings.tls)
         self._verifying = verifying
         self._unverifying: dict[bool, ssl.SSLContext] = {}  # by whether they take what is weak
         self._timeouts = Timeouts(

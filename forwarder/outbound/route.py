@@ -81,11 +81,6 @@ class Failure:
 
     reply: Reply
 
-    @property
-    def permanent(self) -> bool:
-        """Another hour will not be better."""
-        return self.reply.permanent
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
@@ -136,7 +131,7 @@ class Router:
         )
         found = await self._addresses_of(candidates[:NAMES_IN_ALL], policy)
         candidates = _us_first([name for name in candidates if name in found], names, found, policy)
-        hosts = usable_hosts(domain, candidates, found, policy)
+        hosts = usable_hosts(candidates, found, policy)
         if isinstance(hosts, Failure):
             return hosts
         place = _places(names)
@@ -303,7 +298,7 @@ def _places(groups: Sequence[Sequence[str]]) -> dict[str, int]:
 
 
 def usable_hosts(
-    domain: str, names: Sequence[str], answers: Mapping[str, Answer[str]], policy: Policy
+    names: Sequence[str], answers: Mapping[str, Answer[str]], policy: Policy
 ) -> tuple[MxHost, ...] | Failure:
     """The hosts to try, or why there is none; what might change in an hour outranks what will not."""
     hosts: list[MxHost] = []

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, func, or_, select, true, update
 
 from forwarder.mail.event import DeliveryKind, DeliveryState, Status
-from forwarder.store.recording import Recorded, Recorder, mark_failed
+from forwarder.store.recording import Recorded, mark_failed, record_events
 from forwarder.store.rows import is_postgres
 from forwarder.store.settling import delete_deliveries, delete_finished
 from forwarder.store.tables import IS_QUEUED, deliveries, messages
@@ -136,7 +136,7 @@ def drop(
     rows = conn.execute(query).all()
     delete_deliveries(conn, (row.id for row in rows))
     told = [row for row in rows if row.kind != DeliveryKind.NOTIFY.value]
-    Recorder().events(conn, [_dropped(row, new_id(), now, local_name) for row in told])
+    record_events(conn, [_dropped(row, new_id(), now, local_name) for row in told])
     mark_failed(conn, (row.id for row in told))
     delete_finished(conn, (row.message_id for row in rows))
     return len(rows)

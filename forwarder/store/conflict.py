@@ -1,14 +1,14 @@
-"""Why the store refused a change that was well-formed: somebody else has it, or a limit is reached.
+"""Why the store refused a change that was well-formed: somebody else has it, a limit is reached, or it came too late.
 
-Both are raised inside the transaction, so nothing of the refused change remains; they reach only the caller
-whose change it was. Neither says anything about other accounts.
+All are raised inside the transaction, so nothing of the refused change remains; they reach only the caller whose change
+it was. None says anything about other accounts.
 """
 
 
 class AlreadyExists(Exception):
     """A unique constraint refused the row.
 
-    ``field`` names what clashed (domain, alias, username, email, name).
+    ``field`` names what clashed (domain, alias, username, email, name, selector).
     """
 
     def __init__(self, field: str) -> None:
@@ -17,7 +17,7 @@ class AlreadyExists(Exception):
 
 
 class LimitReached(Exception):
-    """The account may not have more of ``what`` (domains, aliases, credentials, keys) than ``limit``."""
+    """The account may not have more of ``what`` (domains, aliases, credentials, API keys) than ``limit``."""
 
     def __init__(self, what: str, limit: int) -> None:
         super().__init__(f"limited to {limit} {what}")

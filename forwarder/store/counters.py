@@ -86,11 +86,9 @@ async def hit_block(
     return 0, counted
 
 
-def hit_within(
-    conn: Connection, key: str, *, window: timedelta, limit: int, now: datetime, amount: int = 1
-) -> Counted:
-    """The same in a transaction that does more: what is undone with it was not counted."""
-    return _HITS.apply(conn, [_hit(key, window, limit, now, amount)])[0]
+def hit_within(conn: Connection, key: str, *, window: timedelta, limit: int, now: datetime) -> Counted:
+    """One hit, in a transaction that does more: what is undone with it was not counted."""
+    return _HITS.apply(conn, [_hit(key, window, limit, now, 1)])[0]
 
 
 def _hit(key: str, window: timedelta, limit: int, now: datetime, amount: int) -> _Hit:

@@ -18,7 +18,7 @@ from forwarder.store import domains as domain_verbs
 from forwarder.store.conflict import AlreadyExists, LimitReached, Missing
 from forwarder.store.domains import Domain
 from forwarder.store.tables import accounts as account_table
-from forwarder.store.tables import credentials, domains
+from forwarder.store.tables import credentials
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,15 +154,6 @@ def used(conn: Connection, credential_id: int, now: datetime, *, messages: int =
     """Count what was sent and note when."""
     values = {"usage": credentials.c.usage + messages, "last_used_at": now}
     conn.execute(update(credentials).where(credentials.c.id == credential_id).values(values))
-
-
-def usernames(conn: Connection, domain_ids: Iterable[int]) -> dict[int, list[str]]:
-    """The left parts by domain id."""
-    found: dict[int, list[str]] = {}
-    query = select(credentials.c.domain_id, credentials.c.username).where(domains.c.id.in_(list(domain_ids)))
-    for domain_id, username in conn.execute(query.join(domains, domains.c.id == credentials.c.domain_id)):
-        found.setdefault(domain_id, []).append(username)
-    return found
 
 
 def _credential(row: RowMapping) -> Credential:

@@ -64,7 +64,6 @@ class Database:
 
     def __init__(self, *, dialect: str, path: str | None, engine: "AsyncEngine | None") -> None:
         self.dialect = dialect
-        self._path = path
         self._engine = engine
         if engine is not None:
             # A tenth of a start, and SQLite needs none of it.
@@ -125,16 +124,6 @@ class Database:
         if self.writer.failing:  # only a commit can tell whether the cause is gone
             await self.write(lambda conn: conn.exec_driver_sql(_TOUCH[self.dialect]) and None)
         await self.read(lambda conn: conn.execute(text("SELECT value FROM sequences LIMIT 1")).first())
-
-    def free_bytes(self) -> int | None:
-        """Room left on the disk of the store; None where only the database server knows."""
-        if self._path is None:
-            return None
-        try:
-            disk = os.statvfs(os.path.dirname(os.path.abspath(self._path)))
-        except OSError:
-            return None
-        return disk.f_bavail * disk.f_frsize
 
 
 def make_private_file(path: str) -> None:

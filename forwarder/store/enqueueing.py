@@ -18,8 +18,8 @@ from forwarder.store.recording import (
     LOG_COLUMNS,
     MESSAGE_COLUMNS,
     Recorded,
-    Recorder,
     clean,
+    record_events,
 )
 from forwarder.store.records import NewDelivery, NewMessage
 from forwarder.store.rows import Insert, is_postgres, micros
@@ -32,15 +32,14 @@ LARGE = 256 * 1024  # octets of content from which SQLite is given it in pieces
 class Enqueueing:
     """The batch of ``Queue.enqueue``; also stores the DSNs of a settlement."""
 
-    def __init__(self, *, recorder: Recorder, worker_id: str, local_name: str) -> None:
-        self._recorder = recorder
+    def __init__(self, *, worker_id: str, local_name: str) -> None:
         self._worker_id = worker_id
         self._local_name = local_name
 
     def apply(self, conn: Connection, items: Sequence[NewMessage]) -> Sequence[None]:
         kept = [message for message in items if any(not d.discard for d in message.deliveries)]
         large = [] if is_postgres(conn) else [m for m in kept if len(m.content) > LARGE]
-        small = [message for message in kept if message not in large] if large else kept
+        small = [message for message in kept if len(message.content) <= LARGE] if large else kept
         reach("enqueue.before-messages")
         for message in large:
             _insert_large(conn, message)
@@ -51,7 +50,7 @@ class Enqueueing:
             if not delivery.discard
         ]
         told = [row for message in items for row in _log_rows(message)]
-        self._recorder.events(
+        record_events(
             conn,
             [event for message in items for event in self._events(message)],
             behind=(
@@ -63,7 +62,7 @@ class Enqueueing:
         )
         return [None] * len(items)
 
-    def _delivery_row(self, message: NewMessage, delivery: Any) -> tuple[Any, ...]:
+    def _delivery_row(self, message: NewMessage, delivery: NewDelivery) -> tuple[Any, ...]:
         leased = delivery.leased
         return (
             delivery.id,

@@ -29,12 +29,10 @@ from forwarder.store.engine import Database, StoreUnavailable
 from forwarder.store.recording import (
     FAILURES,
     LOG_COLUMNS,
-    Notice,
-    Recorded,
-    Recorder,
     clean,
     mark_failed,
-    plain_notice,
+    record_events,
+    recorded,
 )
 from forwarder.store.records import NewEvent
 from forwarder.store.rows import Rows, by_dialect, fetch, insert_many, is_postgres
@@ -101,14 +99,9 @@ class LogEntry:
 
 
 class _Refusals:
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-
     def apply(self, conn: Connection, items: Sequence[RefusedLog]) -> Sequence[None]:
         insert_many(conn, logs, LOG_COLUMNS, [_log_row(item) for item in items])
-        self._recorder.events(
-            conn, [_recorded(i.domain_id, i.id, i.id, i.created_at, i.event) for i in items]
-        )
+        record_events(conn, [recorded(i.domain_id, i.id, i.id, i.created_at, i.event) for i in items])
         return [None] * len(items)
 
 
@@ -121,13 +114,11 @@ class Journal:
         *,
         ids: Callable[[], str],
         clock: Callable[[], datetime],
-        notice: Callable[[Notice], bytes] = plain_notice,
     ) -> None:
         self._database = database
         self._ids = ids
         self._clock = clock
-        self._recorder = Recorder(notice=notice)
-        self._refusals = _Refusals(self._recorder)
+        self._refusals = _Refusals()
         self._behind: set[asyncio.Future[None]] = set()
         self.dropped = 0  # refused logs that were not written
 
@@ -193,7 +184,7 @@ class Journal:
         row = conn.execute(select(logs.c.id, logs.c.domain_id).where(logs.c.id == log_id)).one_or_none()
         if row is None:
             return False
-        self._recorder.events(conn, [_recorded(row.domain_id, log_id, event_id, at, event)])
+        record_events(conn, [recorded(row.domain_id, log_id, event_id, at, event)])
         if event.status in FAILURES:
             mark_failed(conn, [log_id])
         return True
@@ -285,21 +276,6 @@ def _log_row(log: RefusedLog) -> tuple[Any, ...]:
         None,
         None,
         True,
-    )
-
-
-def _recorded(domain_id: int | None, log_id: str, event_id: str, at: datetime, event: NewEvent) -> Recorded:
-    return Recorded(
-        domain_id,
-        log_id,
-        event_id,
-        at,
-        event.status,
-        event.code,
-        event.message,
-        event.local,
-        event.server,
-        event.recipient,
     )
 
 

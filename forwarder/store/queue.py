@@ -1,8 +1,8 @@
-"""The queue's verbs: enqueue, claim_due, settle, release, next_due_at, withdraw.
+"""The queue's verbs: enqueue, claim_due, settle, release, next_due_at, withdraw_doubtful.
 
 Promises. ``enqueue`` returns when message, deliveries, logs and QUEUED events are durable: the moment of 250.
 ``settle`` writes state, event and DSN in one transaction, guarded by lease owner and attempt; False means the lease was
-lost and nothing was written. Nothing leaves the queue but by ``settle``, an operator's drop, or ``withdraw``.
+lost and nothing was written. Nothing leaves the queue but by ``settle``, an operator's drop, or ``withdraw_doubtful``.
 
 How it fails. StoreUnavailable and its kinds, nothing of the change in force; then the caller says 451, or tries to
 settle again. After CommitUnknown nobody can say whether the change is in force:
@@ -33,7 +33,6 @@ from forwarder.failpoint import reach
 from forwarder.store.claiming import Claim, Claiming
 from forwarder.store.engine import Database
 from forwarder.store.enqueueing import Enqueueing
-from forwarder.store.recording import Notice, Recorder, plain_notice
 from forwarder.store.records import Delivery as Delivery
 from forwarder.store.records import NewDelivery as NewDelivery
 from forwarder.store.records import NewEvent as NewEvent
@@ -71,7 +70,6 @@ class Queue:
         clock: Callable[[], datetime],
         alive: Callable[[], bool] = lambda: True,
         if_worker_dies: timedelta = IF_WORKER_DIES,
-        notice: Callable[[Notice], bytes] = plain_notice,
     ) -> None:
         self._database = database
         self._worker_id = worker_id
@@ -79,9 +77,8 @@ class Queue:
         self._clock = clock
         self._alive = alive
         self._if_worker_dies = if_worker_dies
-        recorder = Recorder(notice=notice)
-        self._enqueueing = Enqueueing(recorder=recorder, worker_id=worker_id, local_name=local_name)
-        self._settling = Settling(recorder=recorder, enqueueing=self._enqueueing, worker_id=worker_id)
+        self._enqueueing = Enqueueing(worker_id=worker_id, local_name=local_name)
+        self._settling = Settling(enqueueing=self._enqueueing, worker_id=worker_id)
         self._releasing = Releasing(worker_id=worker_id)
         self._claiming = Claiming(worker_id=worker_id)
         self._doubts: dict[str, tuple[Doubt, float]] = {}
@@ -224,11 +221,6 @@ class Queue:
             )
         )
         return sum(took)
-
-    async def withdraw(self, message_id: str) -> None:
-        """Delete what is stored of a message after an unknown COMMIT, unless a delivery of it has begun."""
-        doubt, _ = self._doubts.get(message_id, (Doubt(message_id, ()), 0.0))
-        await self._database.write(lambda conn: withdraw(conn, [doubt], self._worker_id))
 
     async def run(self) -> None:
         """Task body: withdraw what is doubtful as soon as the store answers again."""

@@ -2,13 +2,13 @@
 
 The queue writes through here when it takes, settles or drops; the journal when mail is refused or a bounce comes back
 late. An event of a domain that has a webhook also becomes a message of its own with one NOTIFY delivery, in the same
-transaction; deliveries of that kind leave no logs themselves. The reader of the webhook gets what ``Notice`` makes of
-the event; by default the log's id and the event, as JSON.
+transaction; deliveries of that kind leave no logs themselves. The reader of the webhook gets the domain, the log's
+public id and the event, as JSON.
 """
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, overload
@@ -18,6 +18,7 @@ from sqlalchemy import BigInteger, Connection, Select, Update, select, update
 
 from forwarder.mail.event import DeliveryKind, DeliveryState, Status, Transport, hosts
 from forwarder.mail.ids import log_public_id, new_id
+from forwarder.store.records import NewEvent
 from forwarder.store.rows import Insert, Rows, by_dialect, execute, insert_and_look, insert_many
 from forwarder.store.tables import Id, deliveries, domains, events, logs, messages
 
@@ -84,21 +85,27 @@ class Recorded:
     recipient: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
-    """What a domain's webhook is to be told."""
+def recorded(domain_id: int | None, log_id: str, event_id: str, at: datetime, event: NewEvent) -> Recorded:
+    """An event of a log, about to be written."""
+    return Recorded(
+        domain_id,
+        log_id,
+        event_id,
+        at,
+        event.status,
+        event.code,
+        event.message,
+        event.local,
+        event.server,
+        event.recipient,
+    )
 
-    domain: str
-    webhook_key: str
-    event: Recorded
 
-
-def plain_notice(notice: Notice) -> bytes:
-    """The content of a notification: the domain, the log's public id and the event, as JSON."""
-    event = notice.event
+def _notice(domain: str, event: Recorded) -> bytes:
+    """The content of a notification."""
     received, sent = hosts(event.status, event.local, event.server)
     told = {
-        "domain": notice.domain,
+        "domain": domain,
         "log": log_public_id(event.log_id),
         "event": {
             "id": event.id,
@@ -142,7 +149,7 @@ _ANY_WEBHOOK = "SELECT 1 FROM domains WHERE webhook IS NOT NULL LIMIT 1"
 @by_dialect
 def _webhooks(postgres: bool) -> Select[Any]:
     given = _DOMAIN_IDS.source(postgres)
-    return select(domains.c.id, domains.c.name, domains.c.webhook, domains.c.webhook_key).where(
+    return select(domains.c.id, domains.c.name, domains.c.webhook).where(
         domains.c.webhook.is_not(None), domains.c.id.in_(select(given.c.id))
     )
 
@@ -154,76 +161,66 @@ def mark_failed(conn: Connection, log_ids: Iterable[str]) -> None:
         execute(conn, _mark_failed, _LOG_IDS.values(conn, wanted))
 
 
-class Recorder:
-    """Writes events and what follows from them."""
+def record_events(
+    conn: Connection, happened: Sequence[Recorded], *, behind: Sequence[Insert] = (), failpoint: str = ""
+) -> None:
+    """Insert the events, ``behind`` what they tell of, and tell the webhooks of their domains."""
+    if not happened and not behind:
+        return
+    rows = [
+        (
+            e.log_id,
+            e.id,
+            e.at,
+            e.status.value,
+            e.code,
+            clean(e.message),
+            clean(e.local),
+            clean(e.server),
+            clean(e.recipient),
+        )
+        for e in happened
+    ]
+    told = Insert(events, EVENT_COLUMNS, rows, failpoint)
+    if insert_and_look(conn, (*behind, told), _ANY_WEBHOOK):
+        _tell_webhooks(conn, happened)
 
-    def __init__(self, *, notice: Callable[[Notice], bytes] = plain_notice) -> None:
-        self._notice = notice
 
-    def events(
-        self,
-        conn: Connection,
-        recorded: Sequence[Recorded],
-        *,
-        behind: Sequence[Insert] = (),
-        failpoint: str = "",
-    ) -> None:
-        """Insert the events, ``behind`` what they tell of, and tell the webhooks of their domains."""
-        if not recorded and not behind:
-            return
-        rows = [
+def _tell_webhooks(conn: Connection, happened: Sequence[Recorded]) -> None:
+    concerned = {e.domain_id for e in happened if e.domain_id is not None}
+    if not concerned:
+        return
+    found = conn.execute(_webhooks(conn), _DOMAIN_IDS.values(conn, [(id_,) for id_ in concerned]))
+    hooks = {row.id: row for row in found}
+    if not hooks:
+        return
+    new_messages: list[tuple[Any, ...]] = []
+    new_deliveries: list[tuple[Any, ...]] = []
+    for event in happened:
+        hook = hooks.get(event.domain_id) if event.domain_id is not None else None
+        if hook is None:
+            continue
+        content = _notice(hook.name, event)
+        message_id = new_id(event.at, os.urandom(8))
+        new_messages.append(
+            (message_id, event.at, Transport.REPORT.value, "", False, None, len(content), content)
+        )
+        new_deliveries.append(
             (
-                e.log_id,
-                e.id,
-                e.at,
-                e.status.value,
-                e.code,
-                clean(e.message),
-                clean(e.local),
-                clean(e.server),
-                clean(e.recipient),
+                new_id(event.at, os.urandom(8)),
+                message_id,
+                DeliveryKind.NOTIFY.value,
+                event.domain_id,
+                None,
+                "",
+                hook.webhook,
+                urlsplit(hook.webhook).hostname or "",
+                DeliveryState.QUEUED.value,
+                0,
+                event.at,
+                event.at,
+                None,
             )
-            for e in recorded
-        ]
-        told = Insert(events, EVENT_COLUMNS, rows, failpoint)
-        if insert_and_look(conn, (*behind, told), _ANY_WEBHOOK):
-            self._tell_webhooks(conn, recorded)
-
-    def _tell_webhooks(self, conn: Connection, recorded: Sequence[Recorded]) -> None:
-        concerned = {e.domain_id for e in recorded if e.domain_id is not None}
-        if not concerned:
-            return
-        found = conn.execute(_webhooks(conn), _DOMAIN_IDS.values(conn, [(id_,) for id_ in concerned]))
-        hooks = {row.id: row for row in found}
-        if not hooks:
-            return
-        new_messages: list[tuple[Any, ...]] = []
-        new_deliveries: list[tuple[Any, ...]] = []
-        for event in recorded:
-            hook = hooks.get(event.domain_id) if event.domain_id is not None else None
-            if hook is None:
-                continue
-            content = self._notice(Notice(domain=hook.name, webhook_key=hook.webhook_key, event=event))
-            message_id = new_id(event.at, os.urandom(8))
-            new_messages.append(
-                (message_id, event.at, Transport.REPORT.value, "", False, None, len(content), content)
-            )
-            new_deliveries.append(
-                (
-                    new_id(event.at, os.urandom(8)),
-                    message_id,
-                    DeliveryKind.NOTIFY.value,
-                    event.domain_id,
-                    None,
-                    "",
-                    hook.webhook,
-                    urlsplit(hook.webhook).hostname or "",
-                    DeliveryState.QUEUED.value,
-                    0,
-                    event.at,
-                    event.at,
-                    None,
-                )
-            )
-        insert_many(conn, messages, MESSAGE_COLUMNS, new_messages)
-        insert_many(conn, deliveries, DELIVERY_COLUMNS, new_deliveries)
+        )
+    insert_many(conn, messages, MESSAGE_COLUMNS, new_messages)
+    insert_many(conn, deliveries, DELIVERY_COLUMNS, new_deliveries)

@@ -32,7 +32,7 @@ from sqlalchemy import (
 from forwarder.failpoint import reach
 from forwarder.mail.event import DeliveryKind, DeliveryState
 from forwarder.store.enqueueing import Enqueueing
-from forwarder.store.recording import FAILURES, Recorded, Recorder, clean, mark_failed
+from forwarder.store.recording import FAILURES, Recorded, clean, mark_failed, record_events, recorded
 from forwarder.store.records import Outcome, Settlement
 from forwarder.store.rows import Rows, by_dialect, execute, fetch, is_postgres
 from forwarder.store.tables import Id, UtcDateTime, deliveries, events, logs, messages
@@ -70,8 +70,7 @@ class Doubt:
 class Settling:
     """The batch of ``Queue.settle``: True for each settlement that took."""
 
-    def __init__(self, *, recorder: Recorder, enqueueing: Enqueueing, worker_id: str) -> None:
-        self._recorder = recorder
+    def __init__(self, *, enqueueing: Enqueueing, worker_id: str) -> None:
         self._enqueueing = enqueueing
         self._worker_id = worker_id
 
@@ -100,7 +99,7 @@ class Settling:
         )
         reach("settle.before-events")
         told = [item for item in taken if item.settlement.delivery.kind is not DeliveryKind.NOTIFY]
-        self._recorder.events(conn, [_recorded(item) for item in told])
+        record_events(conn, [_recorded(item) for item in told])
         mark_failed(
             conn, [item.settlement.delivery.id for item in told if item.settlement.event.status in FAILURES]
         )
@@ -258,16 +257,5 @@ def withdraw(conn: Connection, doubts: Sequence[Doubt], worker_id: str) -> int:
 
 
 def _recorded(item: Ended) -> Recorded:
-    delivery, event = item.settlement.delivery, item.settlement.event
-    return Recorded(
-        delivery.domain_id,
-        delivery.id,
-        item.event_id,
-        item.at,
-        event.status,
-        event.code,
-        event.message,
-        event.local,
-        event.server,
-        event.recipient,
-    )
+    delivery = item.settlement.delivery
+    return recorded(delivery.domain_id, delivery.id, item.event_id, item.at, item.settlement.event)

@@ -4,10 +4,10 @@ WAL with ``synchronous=FULL``: a COMMIT returns after its fsync. No ``mmap_size`
 be a SIGBUS for the whole process instead of an error of one statement.
 
 Writes begin with BEGIN IMMEDIATE, said to the driver itself: SQLAlchemy's own transaction costs a quarter of a group.
-Several processes share a file: SQLite's own busy handler sleeps in growing steps
-and lets the luckiest in, so each transaction is taken under two advisory locks on files beside the database. Whoever
-wants ``.lock`` first holds ``.turn``; a process that has just committed has to queue up behind the one that holds it,
-so turns alternate. Groups are collected only once the turn has come, and grow while it has not.
+Several processes share a file: SQLite's own busy handler sleeps in growing steps and lets the luckiest in, so each
+transaction is taken under two advisory locks on files beside the database. Whoever wants ``.lock`` first holds
+``.turn``; a process that has just committed has to queue up behind the one that holds it, so turns alternate. Groups
+are collected only once the turn has come, and grow while it has not.
 
 The writer is a daemon thread: a disk that hangs must not keep the process from ending. Callers are protected by the
 time limits of ``writer``. After trouble the connection is opened anew.
@@ -73,8 +73,8 @@ def make_engine(path: str, *, immediate: bool, begins: bool = True) -> Engine:
 
     engine = create_engine("sqlite://", creator=connect, poolclass=NullPool, hide_parameters=True)
     if begins:
-        begin = "BEGIN IMMEDIATE" if immediate else "BEGIN"
-        event.listen(engine, "begin", lambda conn: conn.exec_driver_sql(begin))
+        statement = "BEGIN IMMEDIATE" if immediate else "BEGIN"
+        event.listen(engine, "begin", lambda conn: conn.exec_driver_sql(statement))
     return engine
 
 

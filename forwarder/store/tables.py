@@ -1,11 +1,11 @@
 """The tables and their invariants; nothing else in the project knows a column's type.
 
-Three families. *Directory* (accounts, api_keys, domains, aliases, confirmations, credentials, dkim_keys,
-changes): small, cached in
-every process, each change of a domain's mail behaviour adds a row to ``changes`` so that caches follow within a
-second. *Queue* (messages, deliveries, workers): hot; a delivery's row leaves when it is delivered or failed, a
-message's row with its content leaves with its last delivery. *Journal* (logs, events): append-only, read by cursor,
-purged by age. A log's id is its delivery's id.
+Four families. *Directory* (accounts, api_keys, domains, aliases, confirmations, credentials, dkim_keys, changes,
+sequences): small, cached in every process, each change of a domain's mail behaviour adds a row to ``changes`` so that
+caches follow within a second. *Queue* (messages, deliveries, workers): hot; a delivery's row leaves when it is
+delivered or failed, a message's row with its content leaves with its last delivery. *Journal* (logs, events):
+append-only, read by cursor, purged by age; a log's id is its delivery's id. *Agreement* of processes (counters,
+chores): what is counted, or done, once for all of them.
 
 Ids of messages, deliveries, logs, events and workers are UUIDv7 as 32 lower-case hex digits, so that they sort by
 time; the database compares them byte by byte. Times are UTC with microseconds.

@@ -16,12 +16,12 @@ class StoreUnavailable(Exception):
 class StoreFull(StoreUnavailable):
     """The disk of the store is full: 452 4.3.1."""
 
-    def __init__(self, text: str = "the store is full") -> None:
-        super().__init__(text)
+    def __init__(self) -> None:
+        super().__init__("the store is full")
 
 
 class CommitUnknown(StoreUnavailable):
     """The store went away after COMMIT was sent: the change may be in force, and nobody can tell yet."""
 
-    def __init__(self, text: str = "the store did not say whether it kept the change") -> None:
-        super().__init__(text)
+    def __init__(self) -> None:
+        super().__init__("the store did not say whether it kept the change")

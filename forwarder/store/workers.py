@@ -4,8 +4,8 @@ A row for each worker process; its leases in ``deliveries`` name the row. One he
 ``Takeover`` frees those of workers that beat no more, or of which no row is left, and deletes their rows. A worker is
 dead when its ``alive_until`` has stood still for a whole lease, by the monotonic clock of the process that looks: wall
 clocks of two machines differ, and are set, and no living worker must lose what it is delivering for that. A worker that
-wakes after it was taken for dead learns it from its heartbeat (False), registers anew, and finds the
-attempts of its old leases moved on: ``settle`` writes nothing for them.
+wakes after it was taken for dead learns it from its heartbeat (False), registers anew, and finds the attempts of its
+old leases moved on: ``settle`` writes nothing for them.
 
 What is freed is due at once while its attempts are few; from SUSPECT attempts on it keeps the time that was planned
 when it was leased, so that a message which kills every worker that touches it does not do so all day.

@@ -8,9 +8,8 @@ Promises. A group that fails because of what one item holds (a constraint, a val
 raised by a batch) is rolled back and tried again in halves until the bad item is alone: it fails alone. A group that
 fails because of the database fails as a whole, with StoreUnavailable. A caller that is cancelled never cuts a
 transaction: its item is dropped if it has not been taken yet (unless it was enlisted to be made all the same), else
-written like the others. An item that nobody could
-take within WAIT_LIMIT fails and is certain not to be written; an item in a transaction that has not ended by then
-fails with CommitUnknown, since nobody knows how it will end.
+written like the others. An item that nobody could take within WAIT_LIMIT fails and is certain not to be written; an
+item in a transaction that has not ended by then fails with CommitUnknown, since nobody knows how it will end.
 
 Bounds: WAITING_ITEMS and WAITING_WEIGHT wait at most, what comes beyond is refused at once; a group takes at most
 GROUP_ITEMS and, unless one item alone is larger, GROUP_WEIGHT (weights are the bytes of message contents).
@@ -167,12 +166,12 @@ class Writer:
         self._work = Work()
         self._watch = self.loop.create_task(self._expire(), name="store-watch")
 
-    async def submit(self, batch: Batch[I, R], value: I, *, weight: int = 0) -> R:
+    async def submit(self, batch: Batch[I, R], value: I) -> R:
         """Write ``value`` in the next group; returns when it is durable.
 
         May be cancelled at any time; the change is then in force or not, as a whole.
         """
-        return await self.enlist(batch, value, weight=weight)
+        return await self.enlist(batch, value)
 
     def enlist(
         self,

@@ -2,7 +2,6 @@
 
 import pytest
 
-from forwarder.mail.event import Status
 from forwarder.mail.outcome import (
     Action,
     Fault,
@@ -12,7 +11,6 @@ from forwarder.mail.outcome import (
     expired,
     reply_for,
     scope_at,
-    status_of,
 )
 from forwarder.mail.reply import Reply
 
@@ -124,12 +122,6 @@ def test_every_failure_has_a_reply(fault: Fault) -> None:
 )
 def test_the_codes_of_failures(fault: Fault, code: int, enhanced: str) -> None:
     assert (reply_for(fault).code, reply_for(fault).enhanced) == (code, enhanced)
-
-
-def test_events() -> None:
-    assert status_of(A.DELIVERED) is Status.DELIVERED
-    assert status_of(A.NEXT_HOST) is status_of(A.RETRY_LATER) is Status.SOFT_BOUNCE
-    assert status_of(A.GIVE_UP) is Status.HARD_BOUNCE
 
 
 def test_giving_up_names_the_last_reply() -> None:

@@ -5,7 +5,7 @@ from sqlalchemy import Connection, Select, Text, bindparam, event, literal, sele
 from sqlalchemy.exc import IntegrityError
 
 from forwarder.store.engine import Database
-from forwarder.store.recording import DELIVERY_COLUMNS, LOG_COLUMNS, MESSAGE_COLUMNS, Recorder
+from forwarder.store.recording import DELIVERY_COLUMNS, LOG_COLUMNS, MESSAGE_COLUMNS, record_events
 from forwarder.store.rows import Insert, by_dialect, execute, insert_and_look
 from forwarder.store.tables import deliveries, logs, messages
 from tests.store.conftest import NOON
@@ -76,7 +76,7 @@ async def test_where_nothing_is_told_nobody_looks_for_webhooks(database: Databas
         event.listen(conn, "before_cursor_execute", lambda *given: statements.append(given[2]))
         if "sqlite" in store_url:  # there they go straight to the driver
             conn.connection.driver_connection.set_trace_callback(statements.append)
-        Recorder().events(conn, [])
+        record_events(conn, [])
 
     await database.write(work)
     assert [text for text in statements if "webhook" in text] == []

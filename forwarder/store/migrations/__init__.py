@@ -45,7 +45,7 @@ def state(url: str) -> Literal["empty", "old", "current", "newer"]:
     "newer" means a revision that this version does not know.
     """
     with ThreadPoolExecutor(1) as thread:
-        revision = thread.submit(_guarded, url, _current_of).result()
+        revision = thread.submit(_guarded, url, current).result()
     if revision is None:
         return "empty"
     if revision == newest():
@@ -70,10 +70,6 @@ def newest() -> str:
 def _upgrade(url: str) -> None:
     _guarded(url, _run)
     reach("migrate.after-commit")
-
-
-def _current_of(conn: Connection) -> str | None:
-    return current(conn)
 
 
 def _guarded(url: str, work: Callable[[Connection], T]) -> T:
