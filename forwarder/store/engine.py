@@ -127,11 +127,20 @@ class Database:
 
 
 def make_private_file(path: str) -> None:
-    """Create the file and its folder if need be, readable by its owner only; SQLite gives its other files the same."""
-    folder = os.path.dirname(os.path.abspath(path))
+    """Create the file and its folder if need be, readable by its owner only; SQLite gives its other files the same.
+
+    One that exists is not opened. Whoever closes any descriptor of it takes away the locks that SQLite holds in this
+    process (fcntl(2)); then the next program that leaves the database believes to be the last one, and deletes the
+    write-ahead log while we write to it: https://www.sqlite.org/howtocorrupt.html, section 2.2.
+    """
+    path = os.path.realpath(path)
     try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            if os.path.isdir(path) or not os.access(path, os.R_OK | os.W_OK):
+                raise
         os.chmod(path, 0o600)
     except OSError as error:
         raise StoreUnavailable("the file of the store cannot be opened") from error

@@ -5,6 +5,8 @@ import os
 import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -317,6 +319,27 @@ async def test_processes_alternate_on_one_file(sqlite_url: str) -> None:
     assert "2" * 31 not in both_at_work
     await one.close()
     await two.close()
+
+
+async def test_a_second_opening_leaves_the_locks_of_the_first(sqlite_url: str) -> None:
+    """As a reload does it: without them the next program to leave would delete the log that is written to."""
+    path = sqlite_url.removeprefix("sqlite:///")
+    visit = f"import sqlite3; c = sqlite3.connect({path!r}); print(c.execute('SELECT count(*) FROM t').fetchone()[0])"
+
+    async def visitor() -> str:
+        command = (sys.executable, "-c", visit + "; c.close()")
+        return (await asyncio.to_thread(subprocess.check_output, command, text=True, timeout=60)).strip()
+
+    first = await Database.open(sqlite_url)
+    await first.write(lambda conn: conn.execute(text("CREATE TABLE t (x)")) and None)
+    second = await Database.open(sqlite_url)
+    log = os.stat(path + "-wal").st_ino
+    assert await visitor() == "0"
+    assert os.stat(path + "-wal").st_ino == log
+    await second.close()
+    await first.write(lambda conn: conn.execute(text("INSERT INTO t VALUES (1)")) and None)
+    assert await visitor() == "1"
+    await first.close()
 
 
 async def test_a_restarted_server_is_noticed_by_nobody(own_postgres: Server, shaky: Database) -> None:
