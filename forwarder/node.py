@@ -20,8 +20,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import structlog
+
 from forwarder.config import HostPort
 from forwarder.keyring import create_private
+
+log = structlog.get_logger("node")
 
 LOCK_PATIENCE = 10.0  # seconds: longer than the orphans of a killed supervisor need to leave
 
@@ -93,16 +97,26 @@ def node_id(data_dir: Path) -> str:
 
 
 def write_ports(data_dir: Path, ports: Mapping[str, Sequence[tuple[str, int]]]) -> None:
-    """Say where the listeners ``mx``, ``submission``, ``submission-tls`` and ``api`` are, at once whole."""
-    path = run_folder(data_dir) / "ports.json"
-    draft = path.with_suffix(f".{os.getpid()}")
+    """Say where the listeners ``mx``, ``submission``, ``submission-tls`` and ``api`` are, at once whole.
+
+    Where that cannot be written, on a full disk, a warning takes its place: mail does not need it.
+    """
     shown = {name: [str(HostPort(host, port)) for host, port in found] for name, found in ports.items()}
-    draft.write_text(json.dumps({"pid": os.getpid(), **shown}), encoding="utf-8")
-    draft.replace(path)
+    try:
+        path = run_folder(data_dir) / "ports.json"
+        draft = path.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps({"pid": os.getpid(), **shown}), encoding="utf-8")
+        draft.replace(path)
+    except (NodeError, OSError) as error:
+        log.warning("where the ports are cannot be written down", reason=str(error))
 
 
 def forget_ports(data_dir: Path) -> None:
-    (run_folder(data_dir) / "ports.json").unlink(missing_ok=True)
+    """Take back what ``write_ports`` said."""
+    try:
+        (run_folder(data_dir) / "ports.json").unlink(missing_ok=True)
+    except (NodeError, OSError) as error:
+        log.warning("where the ports were stays written down", reason=str(error))
 
 
 def notify(state: str) -> None:

@@ -11,12 +11,14 @@ interpreter, ``python -m forwarder.worker``: slower by a second, and nothing it 
 running for months. Why no process that stays behind to fork from: it would be one more that can die.
 
 A worker that dies is said so and replaced, at once the first time and then with a pause that doubles up to thirty
-seconds; its successor frees the leases of the dead at its start. A worker that dies before it ever served, while the
-engine starts, ends the engine: the cause is in its last line.
+seconds, also while the machine has no room for another process; its successor frees the leases of the dead at its
+start, and obeys the configuration that the others obey, whatever the file says by then. A worker that dies before it
+ever served, while the engine starts, ends the engine: the cause is in its last line.
 
-SIGTERM goes to every worker. So does SIGHUP, unless the new configuration names a port that another program listens on:
-the workers, who share theirs, would share that one too, and could not tell it from a sibling's. Ports that a new
-configuration does not name any more stay reserved until the end. The supervisor never touches mail.
+SIGTERM goes to every worker. So does SIGHUP, to one that is starting as soon as it serves, unless the new configuration
+names a port that another program listens on: the workers, who share theirs, would share that one too, and could not
+tell it from a sibling's. Ports that a new configuration does not name any more stay reserved until the end. The
+supervisor never touches mail.
 """
 
 import asyncio
@@ -30,11 +32,12 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
+from typing import IO
 
 import structlog
 import uvloop
 
-from forwarder.config import ConfigError, HostPort, Settings, load
+from forwarder.config import ConfigError, HostPort, Settings, Source, parse, read
 from forwarder.forked import Forked, fork
 from forwarder.inbound.limits import clear_region, table_path
 from forwarder.keyring import KeyringError
@@ -68,22 +71,33 @@ class Worker:
         self.index = index
         self.process: asyncio.subprocess.Process | Forked | None = None
         self.worker_id = ""
-        self.served = False
-        self.pause = 0.0
+        self.obeys: Source | None = None  # the configuration it was started with
+        self.serves = False
+        self.has_served = False  # in this life or an earlier one
         self.started_at = 0.0
+        self._pause = 0.0
 
-    def begin(self) -> None:
+    def begin(self, source: Source) -> None:
         """Another life, under another id."""
         self.worker_id = new_id(datetime.now(UTC), os.urandom(8))
-        self.served = False
+        self.obeys = source
+        self.serves = False
         self.started_at = time.monotonic()
+
+    def next_pause(self) -> float:
+        """Seconds to wait before its next life."""
+        if self.serves and time.monotonic() - self.started_at > STEADY_AFTER:
+            self._pause = 0.0
+        pause, self._pause = self._pause, min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+        return pause
 
 
 class Supervisor:
     """Keeps ``count`` workers running."""
 
-    def __init__(self, settings: Settings, *, config_path: str | None, count: int) -> None:
+    def __init__(self, settings: Settings, *, source: Source, config_path: str | None, count: int) -> None:
         self._settings = settings
+        self._in_force = self._offered = source  # what the workers obey, and what they were last told to read
         self._config_path = config_path
         self._workers = [Worker(index) for index in range(count)]
         self._environ: dict[str, str] = dict(os.environ)
@@ -97,7 +111,7 @@ class Supervisor:
         try:
             self._reserve()
             for worker in self._workers:
-                worker.begin()
+                worker.begin(self._in_force)
                 worker.process = fork(partial(self._work, worker), let_go=self._let_go)
         except OSError as error:  # its elders leave when our ends of their pipes close, with us
             self._free_ports()
@@ -110,7 +124,7 @@ class Supervisor:
         """In the child."""
         os.environ.update(self._environ)
         place = Place(region=worker.index, regions=len(self._workers), worker_id=worker.worker_id)
-        return work(self._config_path, place, hears=hears, says=says)
+        return work(self._in_force, self._config_path, place, hears=hears, says=says)
 
     def _let_go(self) -> None:
         """In a child: what it must not hold."""
@@ -133,11 +147,15 @@ class Supervisor:
             if not await first_of(prepare(self._settings), self._ends):
                 return 0
             self._environ.pop("FORWARDER_FAILPOINT", None)  # what a test arms dies once, not its successors
-            keepers = [asyncio.create_task(self._keep(worker, lock)) for worker in self._workers]
-            await self._ends.wait()
-            for keeper in keepers:
-                keeper.cancel()
-            await asyncio.wait(keepers)
+            keepers = {asyncio.create_task(self._keep(worker, lock)) for worker in self._workers}
+            ending = asyncio.create_task(self._ends.wait())
+            await asyncio.wait({ending, *keepers}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (ending, *keepers):
+                task.cancel()
+            for outcome in await asyncio.gather(*keepers, return_exceptions=True):
+                if isinstance(outcome, Exception):
+                    log.error("a worker cannot be looked after any more; ending", exc_info=outcome)
+                    self._failed = True
         finally:
             await self._end_workers()
             forget_ports(self._settings.data_dir)
@@ -174,62 +192,81 @@ class Supervisor:
     def _held(self) -> list[HostPort]:
         return [HostPort(*opened.getsockname()[:2]) for opened in self._reserved]
 
-    async def _replace(self, worker: Worker, lock: NodeLock) -> None:
-        successor_of = worker.worker_id
-        worker.begin()
-        arguments = [
-            *("--index", str(worker.index), "--of", str(len(self._workers)), "--id", worker.worker_id),
-            *(("--config", self._config_path) if self._config_path else ()),
-            *("--successor-of", successor_of),
-        ]
-        worker.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "forwarder.worker", *arguments),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            pass_fds=(lock.descriptor,),
-            env=self._environ,
-            start_new_session=True,  # Ctrl-C reaches the supervisor, which drains them in order
-        )
+    async def _replace(self, worker: Worker, lock: NodeLock, *, dead: str) -> None:
+        """A new process in the place of the worker ``dead``; OSError: there is no room for one now."""
+        worker.begin(self._in_force)
+        with _in_memory(self._in_force.text) as given:
+            arguments = [
+                *("--index", str(worker.index), "--of", str(len(self._workers)), "--id", worker.worker_id),
+                *(("--config", self._config_path) if self._config_path else ()),
+                *("--successor-of", dead),
+                *("--origin", self._in_force.origin, "--text-from", str(given.fileno())),
+            ]
+            worker.process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "forwarder.worker", *arguments),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                pass_fds=(lock.descriptor, given.fileno()),
+                env=self._environ,
+                start_new_session=True,  # Ctrl-C reaches the supervisor, which drains them in order
+            )
 
     async def _keep(self, worker: Worker, lock: NodeLock) -> None:
         """See one worker through its lives."""
-        first = True
         while True:
             process = worker.process
             assert process is not None
             assert process.stdin is not None
             assert process.stdout is not None
             process.stdin.write(b"go\n")
-            worker.served = (await process.stdout.readline()).strip() == b"ready"
-            if worker.served and first:
-                first = False
-                if all(other.served for other in self._workers):
-                    write_ports(self._settings.data_dir, self._ports)
-                    notify("READY=1")
-                    log.info("all workers serve", workers=len(self._workers))
+            async for word in process.stdout:
+                if word == b"ready\n":
+                    self._opened(worker)
             status = await process.wait()
-            if first:
+            if not worker.has_served:
                 log.error("a worker could not start; ending", worker=worker.index, status=status)
                 self._failed = True
                 self._ends.set()
                 return
-            if time.monotonic() - worker.started_at > STEADY_AFTER:
-                worker.pause = 0.0
+            pause, dead = worker.next_pause(), worker.worker_id
             log.error(
                 "a worker died; starting another",
                 worker=worker.index,
                 pid=process.pid,
                 status=status,
-                pause=worker.pause,
+                pause=pause,
             )
             try:
                 self._forget_clients(worker)
             except OSError as error:
                 # A full disk, and a table of an older release: its counts only make us refuse too early.
                 log.warning("what a dead worker had counted stays", reason=error.strerror)
-            await asyncio.sleep(worker.pause)
-            worker.pause = min(max(worker.pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
-            await self._replace(worker, lock)
+            while True:
+                await asyncio.sleep(pause)
+                try:
+                    await self._replace(worker, lock, dead=dead)
+                    break
+                except OSError as error:
+                    pause = worker.next_pause()
+                    reason = error.strerror or str(error)
+                    log.error(
+                        "there is no room for a worker", worker=worker.index, reason=reason, pause=pause
+                    )
+
+    def _opened(self, worker: Worker) -> None:
+        """A worker has opened its ports: it has begun to serve, or has taken over a new configuration."""
+        if worker.serves:
+            self._in_force = self._offered
+            return
+        worker.serves = True
+        if worker.obeys is not self._offered:  # it was starting when the others were told
+            self._signal(worker, signal.SIGHUP)
+        if not worker.has_served:
+            worker.has_served = True
+            if all(other.serves for other in self._workers):
+                write_ports(self._settings.data_dir, self._ports)
+                notify("READY=1")
+                log.info("all workers serve", workers=len(self._workers))
 
     def _forget_clients(self, worker: Worker) -> None:
         for service in ("mx", "submission"):
@@ -241,23 +278,27 @@ class Supervisor:
         """Pass SIGHUP on when the ports that are new can be had."""
         try:
             with suppress(ConfigError):  # every worker says it
-                settings = listenable(load(self._config_path, self._environ))
+                source = read(self._config_path, self._environ)
+                settings = listenable(parse(source, self._environ))
                 check_free(settings, ours=self._held())
                 self._reserve_new(settings)
+                self._offered = source
         except NodeError as error:
             log.error("the new configuration cannot be used; the old one stays", reason=str(error))
             return
         except Exception:  # nobody foresaw it: the workers have the same before them
             log.exception("the new configuration cannot be read")
-        self._pass_on(signal.SIGHUP)
-
-    def _pass_on(self, number: signal.Signals) -> None:
         for worker in self._workers:
-            if worker.process is not None and worker.process.returncode is None:
-                worker.process.send_signal(number)
+            if worker.serves:
+                self._signal(worker, signal.SIGHUP)
+
+    def _signal(self, worker: Worker, number: signal.Signals) -> None:
+        if worker.process is not None and worker.process.returncode is None:
+            worker.process.send_signal(number)
 
     async def _end_workers(self) -> None:
-        self._pass_on(signal.SIGTERM)
+        for worker in self._workers:
+            self._signal(worker, signal.SIGTERM)
         living = [w.process for w in self._workers if w.process is not None and w.process.returncode is None]
         if not living:
             return
@@ -271,14 +312,22 @@ class Supervisor:
             await asyncio.wait(waits)
 
 
-def supervise(settings: Settings, *, config_path: str | None, count: int) -> int:
+def _in_memory(text: str) -> IO[bytes]:
+    """A file to read the text from, on no disk: it may hold a password, and a disk may be full."""
+    file = open(os.memfd_create("configuration"), "w+b")  # noqa: SIM115 - the caller closes it
+    file.write(text.encode())
+    file.seek(0)
+    return file
+
+
+def supervise(settings: Settings, *, source: Source, config_path: str | None, count: int) -> int:
     """Serve with ``count`` worker processes; the exit status."""
     try:
         lock = take_lock(settings)
         try:
             opening = listenable(settings)
             check_free(opening)
-            supervisor = Supervisor(opening, config_path=config_path, count=count)
+            supervisor = Supervisor(opening, source=source, config_path=config_path, count=count)
             supervisor.fork_workers()
             gc.enable()  # what was loaded is frozen: little is left to look at
             return uvloop.run(supervisor.run(lock))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from forwarder.config import Settings
+    from forwarder.config import Settings, Source
     from forwarder.serve import Place
 
 
@@ -27,18 +27,26 @@ def main() -> int:
     parser.add_argument("--of", type=int, required=True)
     parser.add_argument("--id", required=True)
     parser.add_argument("--successor-of", default="")
+    parser.add_argument("--origin", required=True)
+    parser.add_argument("--text-from", type=int, required=True)
     given = parser.parse_args()
 
+    from forwarder.config import Source
     from forwarder.serve import Place
 
     place = Place(region=given.index, regions=given.of, worker_id=given.id, successor_of=given.successor_of)
-    return work(given.config, place, hears=sys.stdin.fileno(), says=sys.stdout.fileno())
+    with os.fdopen(given.text_from, encoding="utf-8", newline="") as text:
+        source = Source(origin=given.origin, text=text.read())
+    return work(source, given.config, place, hears=sys.stdin.fileno(), says=sys.stdout.fileno())
 
 
-def work(config: str | None, place: "Place", *, hears: int, says: int) -> int:
-    """Serve until told to end; the exit status. ``hears`` and ``says`` are pipes from and to the supervisor."""
+def work(source: "Source", config: str | None, place: "Place", *, hears: int, says: int) -> int:
+    """Serve until told to end; the exit status. ``hears`` and ``says`` are pipes from and to the supervisor.
+
+    ``source`` is the configuration in force; SIGHUP reads ``config`` anew.
+    """
     from forwarder import failpoint
-    from forwarder.config import ConfigError, load
+    from forwarder.config import ConfigError, load, parse
     from forwarder.diagnostics import set_up
     from forwarder.process import serve_as_worker
 
@@ -52,8 +60,8 @@ def work(config: str | None, place: "Place", *, hears: int, says: int) -> int:
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     try:
-        settings = load_settings()
-    except ConfigError as error:  # a worker that died is replaced after the file was spoiled
+        settings = parse(source, os.environ)
+    except ConfigError as error:  # a worker that died is replaced by one of a newer release
         sys.stderr.write(f"forwarder: no worker can start: the configuration has mistakes:\n{error}\n")
         return 2
     set_up(settings, process=place.region)

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator
 from itertools import combinations
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from forwarder import supervisor
-from forwarder.config import HostPort, Settings
-from forwarder.node import NodeLock
+from forwarder.config import HostPort, Settings, Source
+from forwarder.node import NodeLock, forget_ports, write_ports
 from forwarder.ports import listening_socket
 from tests.harness import EngineProcess, House, wait_until
 from tests.peers.client import Closed
@@ -189,9 +190,114 @@ def test_a_machine_without_room_for_a_worker_is_said(
     settings = Settings.model_validate(
         {"hostname": "mx.test", "data_dir": str(tmp_path), "mx": {"listen": listen}, "api": {"listen": ""}}
     )
-    assert supervisor.supervise(settings, config_path=None, count=2) == 1
+    source = Source(origin="environment", text="")
+    assert supervisor.supervise(settings, source=source, config_path=None, count=2) == 1
     assert "no room for another process" in "".join(capsys.readouterr())
     NodeLock.take(tmp_path, patience=0).release()  # it is free again
+
+
+async def test_a_worker_is_replaced_as_soon_as_there_is_room_again(pair: EngineProcess) -> None:
+    pid, workers = pair.process.pid, children(pair)
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    open_now = len(os.listdir(f"/proc/{pid}/fd"))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_now - 2, limits[1]))
+    os.kill(workers[0], signal.SIGKILL)
+    await wait_until(lambda: "there is no room for a worker" in pair.log())
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    await wait_until(lambda: pair.log().count("the engine serves") == 3)
+    assert len(children(pair)) == 2
+    assert await pair.end() == 0
+
+
+async def test_who_looks_after_no_worker_any_more_does_not_stay(
+    pair: EngineProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ports that cannot be told of, with whatever is wrong that nobody foresaw."""
+    del pair
+    told = asyncio.Event()
+
+    async def unforeseen(*_given: object) -> None:
+        told.set()
+        raise RuntimeError("unforeseen")
+
+    async def nothing(*_given: object) -> None:
+        return
+
+    monkeypatch.setattr(supervisor, "prepare", nothing)
+    monkeypatch.setattr(supervisor.Supervisor, "_keep", unforeseen)
+    settings = Settings.model_validate({"hostname": "mx.test"})
+    source = Source(origin="environment", text="")
+    lonely = supervisor.Supervisor(settings, source=source, config_path=None, count=1)
+    assert await asyncio.wait_for(lonely.run(NodeLock(-1)), 10) == 1
+    assert told.is_set()
+
+
+async def test_a_successor_obeys_what_the_others_obey_whatever_the_file_says(house: House) -> None:
+    file = house.folder / "config.toml"
+    url = Settings.model_validate(house.values()).database.url
+    other = f"sqlite:///{house.folder / 'other.db'}"
+
+    def configure(size: str, url: str = url) -> None:
+        file.write_text(f'[mx]\nsize_limit = {size}\n[database]\nurl = "{url}"\n')
+
+    process = EngineProcess(house, environ={"FORWARDER_CONFIG": str(file)}, workers={"processes": 2})
+    configure('"1 MiB"')
+
+    async def told(sign: str, count: int) -> None:
+        process.process.send_signal(signal.SIGHUP)
+        await wait_until(lambda: process.log().count(sign) == count)
+
+    async def sizes() -> set[str]:
+        found = set()
+        for _ in range(8):
+            async with house.client() as client:
+                found.add(
+                    next(line for line in (await client.ehlo()).text.split("\n") if "SIZE" in line).strip()
+                )
+        return found
+
+    async def replaced(served: int) -> None:
+        os.kill(children(process)[0], signal.SIGKILL)
+        await wait_until(lambda: process.log().count("the engine serves") == served)
+
+    async with process:
+        await house.host("example.com", {"*": "inbox@dest.test"})
+        configure('"2 MiB"', other)
+        await told("cannot change while running", 2)
+        await replaced(3)
+        assert await sizes() == {"SIZE 1048576"}
+        for number in range(8):
+            assert (await house.send("ann@out.test", f"r{number}@example.com", MAIL)).code == 250
+        configure('"3 MiB"')
+        await told("in force", 2)
+        configure("nonsense")
+        await told("the old one stays", 2)
+        await replaced(6)  # two of them are the second engines of the reload
+        assert await sizes() == {"SIZE 3145728"}
+
+
+async def test_a_worker_that_is_starting_hears_of_a_new_configuration_when_it_serves(house: House) -> None:
+    file = house.folder / "config.toml"
+    file.write_text('[mx]\nsize_limit = "1 MiB"\n')
+    environ = {"FORWARDER_CONFIG": str(file)}
+    async with EngineProcess(house, environ=environ, workers={"processes": 2}) as process:
+        first, second = children(process)
+        os.kill(first, signal.SIGKILL)
+        await wait_until(lambda: set(children(process)) - {first, second} != set())
+        file.write_text('[mx]\nsize_limit = "2 MiB"\n')
+        process.process.send_signal(signal.SIGHUP)
+        await wait_until(lambda: process.log().count("in force") == 2)
+        assert process.log().count("a worker died") == 1
+
+
+def test_ports_that_cannot_be_written_down_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").write_text("in the way")
+    write_ports(tmp_path, {"mx": [("127.0.0.1", 25)]})
+    forget_ports(tmp_path)
+    said = "".join(capsys.readouterr())
+    assert said.count("cannot be made") == 2
 
 
 async def test_what_is_armed_reaches_the_first_workers_and_not_their_successors(house: House) -> None:

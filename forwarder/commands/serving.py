@@ -23,17 +23,17 @@ def serve(config: Config = None, as_json: AsJson = False) -> None:
     gc.disable()  # until it serves: collecting while modules load is a fifth of the start
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # structlog would load it for tracebacks in colour
     from forwarder import failpoint
-    from forwarder.config import load
+    from forwarder.config import load, parse, read
     from forwarder.diagnostics import set_up
 
     def load_settings() -> "Settings":
-        loaded = load(config, os.environ)
-        if as_json:
-            return loaded.model_copy(update={"logs": loaded.logs.model_copy(update={"format": "json"})})
-        return loaded
+        return load(config, os.environ)
 
+    if as_json:  # in the workers and after a reload, too
+        os.environ["FORWARDER_LOGS__FORMAT"] = "json"
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
-    settings = load_settings()
+    source = read(config, os.environ)
+    settings = parse(source, os.environ)
     set_up(settings)
     failpoint.arm(os.environ)
     count = settings.workers.processes or len(os.sched_getaffinity(0))
@@ -43,7 +43,7 @@ def serve(config: Config = None, as_json: AsJson = False) -> None:
         raise typer.Exit(serve_alone(load_settings, settings))
     from forwarder.supervisor import supervise
 
-    raise typer.Exit(supervise(settings, config_path=config, count=count))
+    raise typer.Exit(supervise(settings, source=source, config_path=config, count=count))
 
 
 def demo(as_json: AsJson = False) -> None:

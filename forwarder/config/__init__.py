@@ -1,7 +1,7 @@
 """config.toml and the environment -> one frozen Settings value; every default and every unit is here.
 
 Promises: what ``load`` returns is complete and checked, so that no other room looks at a file or at the
-environment, and no default hides elsewhere. An unknown key is an error, in the file and in the environment
+environment for settings. An unknown key is an error, in the file and in the environment
 alike; all problems are reported at once, each with where it stands, its key, what is wrong, and what to
 write instead.
 
@@ -15,10 +15,10 @@ Relative paths start at the working directory. The database's URL may hold a pas
 
     units.py     endpoints, sizes, durations
     settings.py  the sections and their defaults
-    load.py      file and environment -> Settings, or a ConfigError for a person
+    load.py      file and environment -> Settings, or a ConfigError for a person; in two steps, ``read`` and ``parse``
 """
 
-from forwarder.config.load import ConfigError, load
+from forwarder.config.load import ConfigError, Source, load, parse, read
 from forwarder.config.settings import (
     ApiSection,
     ArcSection,
@@ -54,9 +54,12 @@ __all__ = [
     "RetrySection",
     "ScreeningSection",
     "Settings",
+    "Source",
     "SrsSection",
     "SubmissionSection",
     "TlsSection",
     "WorkersSection",
     "load",
+    "parse",
+    "read",
 ]

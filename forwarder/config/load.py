@@ -44,9 +44,22 @@ class ConfigError(Exception):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A configuration file as it was when it was read."""
+
+    origin: str  # the file's name, or "environment"
+    text: str
+
+
 def load(path: str | None, environ: Mapping[str, str]) -> Settings:
     """The settings of ``path`` (or of the fall-backs) with the environment's changes."""
-    origin, values = _read(path, environ)
+    return parse(read(path, environ), environ)
+
+
+def parse(source: Source, environ: Mapping[str, str]) -> Settings:
+    """The settings that a file's text means, with the environment's changes."""
+    origin, values = source.origin, _values(source)
     problems = [
         Problem(origin=origin, key=".".join(key), reason=_unknown(key)) for key in _unknown_keys(values)
     ]
@@ -72,11 +85,12 @@ def load(path: str | None, environ: Mapping[str, str]) -> Settings:
         raise ConfigError(_explain(error, origin, from_environment)) from None
 
 
-def _read(path: str | None, environ: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+def read(path: str | None, environ: Mapping[str, str]) -> Source:
+    """The text of the file; empty where the environment alone does."""
     chosen = path or environ.get("FORWARDER_CONFIG") or ""
     if not chosen and not Path(DEFAULT_FILE).exists():
         if PREFIX + "HOSTNAME" in environ:
-            return "environment", {}
+            return Source(origin="environment", text="")
         reason = (
             f"there is no ./{DEFAULT_FILE}; copy config.example.toml to {DEFAULT_FILE} and set hostname in "
             "it, or name another file with --config or FORWARDER_CONFIG"
@@ -84,14 +98,20 @@ def _read(path: str | None, environ: Mapping[str, str]) -> tuple[str, dict[str, 
         raise ConfigError([Problem(origin="configuration", key="", reason=reason)])
     origin = chosen or DEFAULT_FILE
     try:
-        return origin, tomllib.loads(Path(origin).read_text(encoding="utf-8"))
+        return Source(origin=origin, text=Path(origin).read_text(encoding="utf-8"))
     except OSError as error:
         reason = f"cannot be read ({error.strerror}); check the path and its permissions"
     except UnicodeDecodeError:
         reason = "is not UTF-8 text; save it as UTF-8"
+    raise ConfigError([Problem(origin=origin, key="", reason=reason)])
+
+
+def _values(source: Source) -> dict[str, Any]:
+    try:
+        return tomllib.loads(source.text)
     except tomllib.TOMLDecodeError as error:
         reason = f"is not TOML: {error}; strings need quotation marks, and sections look like [mx]"
-    raise ConfigError([Problem(origin=origin, key="", reason=reason)])
+        raise ConfigError([Problem(origin=source.origin, key="", reason=reason)]) from None
 
 
 def _section(key: KeyPath) -> type[BaseModel] | None:
