@@ -40,9 +40,16 @@ class Chore:
 
 
 def chores_of(
-    settings: Settings, database: Database, journal: Journal, recheck: Callable[[datetime], Awaitable[int]]
+    settings: Settings,
+    database: Database,
+    journal: Journal,
+    recheck: Callable[[datetime], Awaitable[int]],
+    steady: Callable[[], bool],
 ) -> Sequence[Chore]:
-    """What is to be done, and how often; ``recheck`` is a round of looking at the DNS of domains."""
+    """What is to be done, and how often.
+
+    ``recheck`` is a round of looking at the DNS of domains; ``steady``: whether our own signs of life come through.
+    """
 
     async def purge_journal(now: datetime) -> int:
         return await journal.purge(now - settings.logs.retention)
@@ -56,7 +63,7 @@ def chores_of(
 
     hour = timedelta(hours=1)
     poll = max(timedelta(seconds=1), settings.workers.lease / 10)
-    takeover = workers.Takeover(database, lease=settings.workers.lease, every=poll)
+    takeover = workers.Takeover(database, lease=settings.workers.lease, every=poll, steady=steady)
     return (
         Chore(
             name="take-over", every=poll, patience=settings.workers.lease, work=takeover.look, everybodys=True

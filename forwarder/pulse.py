@@ -57,6 +57,10 @@ class Pulse:
         """Whether nobody can have taken our leases."""
         return self._clock() < self._until and self._seconds() < self._until_seconds
 
+    def steady(self) -> bool:
+        """Whether our own beats come through; while they do not, the same trouble may keep back those of others."""
+        return self._seconds() < self._until_seconds - self._lease.total_seconds() / 2
+
     async def sure(self) -> None:
         """Return when ``alive``; whoever waited asks again what is still his."""
         while not self.alive():

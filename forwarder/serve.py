@@ -297,7 +297,10 @@ class Engine:
         watch.keep("queue", self.queue.run)
         watch.keep("memory", allocator.tidy)
         watch.keep("dispatcher", self.dispatcher.run)
-        for chore in chores_of(self.settings, self.database, self.journal, self._recheck_domains):
+        chores = chores_of(
+            self.settings, self.database, self.journal, self._recheck_domains, self._pulse.steady
+        )
+        for chore in chores:
             turns = partial(keep_house, chore, self.database, owner=self.worker_id, clock=self._clock)
             watch.keep(f"chore {chore.name}", turns)
 

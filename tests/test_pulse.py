@@ -1,6 +1,8 @@
 """The sign of life: when leases are ours, when they are not, and who waits until that is known."""
 
 import asyncio
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -17,7 +19,9 @@ LEASE = timedelta(seconds=12)
 class Stage:
     """A pulse whose clock and whose store's answers the test sets."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, seconds: Callable[[], float] = time.monotonic
+    ) -> None:
         self.now = NOON
         self.answer: bool | Exception = True
         self.told: list[str] = []
@@ -29,6 +33,7 @@ class Stage:
             clock=lambda: self.now,
             register=self._register,
             lost=lambda: self.told.append("lost"),
+            seconds=seconds,
         )
 
     async def _heartbeat(self, *_: Any, now: datetime, alive_for: timedelta) -> bool:
@@ -54,6 +59,19 @@ async def test_alive_from_a_beat_until_the_lease_is_over(stage: Stage) -> None:
     assert stage.pulse.alive()
     stage.now += timedelta(microseconds=1)
     assert not stage.pulse.alive()  # from this moment on another may take over
+
+
+async def test_steady_while_beats_come_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = 100.0
+    stage = Stage(monkeypatch, seconds=lambda: seconds)
+    assert not stage.pulse.steady()
+    await stage.pulse.begin()
+    seconds += 5.9
+    assert stage.pulse.steady()
+    seconds += 0.2  # half a lease without one
+    assert not stage.pulse.steady()
+    await stage.pulse.beat()
+    assert stage.pulse.steady()
 
 
 async def test_a_late_beat_that_finds_its_row_keeps_everything(stage: Stage) -> None:

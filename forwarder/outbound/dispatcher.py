@@ -123,6 +123,7 @@ class Dispatcher:
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._open = False  # takes fresh mail
         self._starved = False  # the window is too full for a claim
+        self._forgot_at: datetime | None = None  # what was leased before is somebody else's
         self._claim_size = min(_CLAIM, outbound.window // 8 + 1)
 
     def lease(self, destination_domain: str) -> bool:
@@ -151,6 +152,8 @@ class Dispatcher:
         leased = [first_attempt(message, new) for new in message.leased]
         if not leased:
             return
+        if self._forgot_at is not None and message.created_at <= self._forgot_at:
+            return  # it was committed when we had no row any more: others may have it; if not, it is a stray
         parcel = self._window.parcel(message.id) or prepared or Parcel.of_message(message)
         self._window.admit(parcel, leased, message.content)
         try:
@@ -217,8 +220,9 @@ class Dispatcher:
         return self._window.held.keys()
 
     def forget(self) -> None:
-        """Our leases are somebody else's now: send nothing more of what is in memory."""
+        """Our leases are somebody else's now: send nothing of what is in memory, or on its way there."""
         self._window.forget()
+        self._forgot_at = self._clock()
 
     def status(self) -> Status:
         """What is held now."""
@@ -312,9 +316,9 @@ class Dispatcher:
         self._starved = False
         if free <= 0:
             return _POLL
-        limit = min(free, _CLAIM)
+        limit, forgot_at = min(free, _CLAIM), self._forgot_at
         claimed = await self._queue.claim_due(self._clock(), limit, self._lanes.blocked_domains(now))
-        if claimed:
+        if claimed and forgot_at == self._forgot_at:  # else others may have them; if not, they are strays
             failpoint.reach("dispatch.claimed")
             await self._take_in(claimed)
         if len(claimed) == limit:

@@ -109,6 +109,10 @@ class Database:
         """Run ``work`` in the next group commit; it may run again when others in the group fail."""
         return await self.writer.write(work)
 
+    async def write_aside(self, work: Callable[[Connection], T]) -> T:
+        """As ``write``, but on PostgreSQL past what waits for a lock: for signs of life, which must not be late."""
+        return await self.writer.write_aside(work)
+
     async def revision(self) -> str | None:
         """The schema's revision as the database says it; None when it says nothing, for whatever reason."""
         try:

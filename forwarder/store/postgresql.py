@@ -93,6 +93,19 @@ class PostgresWriter(Writer):
         else:
             self._watch_the_line()
 
+    async def write_aside(self, work: Callable[[Connection], T]) -> T:
+        """Commit one change in a transaction of its own; as ``write`` but for the line."""
+        item = Item(self._work, work, 0, self.loop.create_future(), None)
+        try:
+            [result] = await self._with_patience([item])
+        except Exception as error:
+            trouble = trouble_of(error)
+            if trouble is None or trouble is error:
+                raise
+            raise trouble from error
+        written: T = result
+        return written
+
     def _rouse(self) -> None:
         self._idle -= 1
         self._signal.release()

@@ -3,7 +3,8 @@
 A row for each worker process; its leases in ``deliveries`` name the row. One heartbeat keeps all of a worker's leases;
 ``Takeover`` frees those of workers that beat no more, or of which no row is left, and deletes their rows. A worker is
 dead when its ``alive_until`` has stood still for a whole lease, by the monotonic clock of the process that looks: wall
-clocks of two machines differ, and are set, and no living worker must lose what it is delivering for that. A worker that
+clocks of two machines differ, and are set, and no living worker must lose what it is delivering for that. Nor for a
+store that takes no changes: then who looks does not come through either, and begins anew. A worker that
 wakes after it was taken for dead learns it from its heartbeat (False), registers anew, and finds the attempts of its
 old leases moved on: ``settle`` writes nothing for them.
 
@@ -60,7 +61,7 @@ async def heartbeat(
 ) -> bool:
     """Live on. False: the worker was taken for dead, its leases are others' now; it has to register again."""
     query = update(workers).where(workers.c.id == worker_id).values(alive_until=now + alive_for)
-    return await database.write(lambda conn: conn.execute(query).rowcount == 1)
+    return await database.write_aside(lambda conn: conn.execute(query).rowcount == 1)
 
 
 class Takeover:
@@ -72,9 +73,12 @@ class Takeover:
         *,
         lease: timedelta,
         every: timedelta,
+        steady: Callable[[], bool] = lambda: True,
         seconds: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``steady``: whether the signs of life of the process that looks come through."""
         self._database = database
+        self._steady = steady
         self._lease = lease.total_seconds()
         # Whoever could not look for so long (it was stopped, the store was away) knows nothing of the others: they may
         # have been kept from beating by the same trouble. It begins anew.
@@ -88,7 +92,7 @@ class Takeover:
     async def look(self, now: datetime) -> int:
         """Free the leases of dead workers; how many there were. ``now`` is when they become due."""
         began = self._seconds()
-        if began - self._looked > self._blind:
+        if began - self._looked > self._blind or not self._steady():
             self._signs.clear()
         signs, ownerless = await self._database.read(lambda conn: (_signs(conn), _ownerless(conn)))
         self._looked = self._seconds()

@@ -203,6 +203,10 @@ class Writer:
         result: T = await self.submit(self._work, work)
         return result
 
+    async def write_aside(self, work: Callable[[Connection], T]) -> T:
+        """The same past those who wait, where that can be."""
+        return await self.write(work)
+
     def wake(self) -> None:
         """There is something to take."""
         raise TypeError(f"{type(self).__name__} must say how it is woken")

@@ -249,6 +249,19 @@ async def test_what_others_took_over_while_this_process_was_stopped_is_not_sent(
         assert await rooms.statuses(taken_over) == ["QUEUED"]
 
 
+async def test_what_was_committed_while_this_process_had_no_row_is_not_sent(tmp_path: Path) -> None:
+    """Its leases were nobody's then; another process may have it."""
+    async with house(tmp_path) as rooms:
+        message = rooms.message("bob@dest.test")
+        await rooms.queue.enqueue(message)
+        rooms.dispatcher.forget()
+        rooms.dispatcher.hand_over(message)
+        (after,) = await rooms.accept("ann@dest.test")
+        await rooms.until_statuses(after, "QUEUED", "DELIVERED")
+        assert rooms.dispatcher.status().held == 0
+        assert [received.recipients for received in rooms.sink.messages] == [("ann@dest.test",)]
+
+
 class Away:
     """A queue whose store goes away on command; everything else is the real queue's."""
 

@@ -3,6 +3,7 @@
 import asyncio
 from datetime import datetime, timedelta
 
+import asyncpg
 import pytest
 
 from forwarder.mail.event import DeliveryState
@@ -21,8 +22,13 @@ class Observer:
         self.worker = worker
         self.seconds = 0.0
         self.takeover = workers.Takeover(
-            worker.database, lease=30 * SECOND, every=2 * SECOND, seconds=lambda: self.seconds
+            worker.database,
+            lease=30 * SECOND,
+            every=2 * SECOND,
+            steady=lambda: self.steady,
+            seconds=lambda: self.seconds,
         )
+        self.steady = True
 
     async def watch(self, seconds: int, now: datetime, *beating: str) -> int:
         """Look every other second while these beat; how many leases were freed."""
@@ -68,6 +74,35 @@ async def test_who_could_not_look_takes_nobody_for_dead(stage: Stage) -> None:
     observer.seconds += 600
     assert await observer.watch(28, NOON, other.id) == 0
     assert await observer.watch(6, NOON, other.id) == 1
+
+
+async def test_whose_own_signs_do_not_come_through_takes_nobody_for_dead(stage: Stage) -> None:
+    """As while a lock keeps every change waiting, and reads go on."""
+    one, other = await stage.worker("a"), await stage.worker("b")
+    await one.queue.enqueue(stage.message(leased=True))
+    observer = Observer(other)
+    assert await observer.watch(10, NOON, one.id, other.id) == 0
+    observer.steady = False
+    assert await observer.watch(60, NOON) == 0
+    observer.steady = True
+    assert await observer.watch(28, NOON, other.id) == 0
+    assert await observer.watch(6, NOON, other.id) == 1
+
+
+@pytest.mark.parametrize("store_url", ["postgresql"], indirect=True)
+async def test_a_sign_of_life_does_not_wait_behind_a_lock(stage: Stage, store_url: str) -> None:
+    worker = await stage.worker("a")
+    other = await asyncpg.connect(store_url)
+    try:
+        async with other.transaction():
+            await other.execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE")
+            stuck = [asyncio.create_task(worker.queue.enqueue(stage.message())) for _ in range(4)]
+            for _ in range(20):
+                assert await workers.heartbeat(worker.database, worker.id, now=NOON)
+            assert not any(task.done() for task in stuck)
+    finally:
+        await other.close()
+    await asyncio.gather(*stuck)
 
 
 async def test_a_message_that_kills_its_workers_keeps_its_planned_time(stage: Stage) -> None:
