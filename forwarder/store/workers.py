@@ -9,20 +9,21 @@ wakes after it was taken for dead learns it from its heartbeat (False), register
 old leases moved on: ``settle`` writes nothing for them.
 
 What is freed is due at once while its attempts are few; from SUSPECT attempts on it keeps the time that was planned
-when it was leased, so that a message which kills every worker that touches it does not do so all day.
+when it was leased, so that a message which kills every worker that touches it does not do so all day. Several such are
+spread over as much time again: else what died beside that message would be sent, and die, beside it for ever.
 """
 
 import time
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, case, delete, literal, or_, select, update
+from sqlalchemy import Connection, Update, case, delete, literal, or_, select, update
 
 from forwarder.failpoint import reach
 from forwarder.mail.event import DeliveryState
 from forwarder.store.engine import Database
-from forwarder.store.rows import is_postgres, upsert
-from forwarder.store.tables import IS_LEASED, UtcDateTime, deliveries, workers
+from forwarder.store.rows import Rows, by_dialect, execute, is_postgres, upsert
+from forwarder.store.tables import IS_LEASED, Id, UtcDateTime, deliveries, workers
 
 ALIVE_FOR = timedelta(seconds=30)
 SUSPECT = 3
@@ -164,9 +165,16 @@ def _ownerless(conn: Connection) -> list[str]:
 def _free(conn: Connection, owners: Sequence[str], now: datetime) -> int:
     if not owners:
         return 0
-    query = (
+    theirs = (IS_LEASED, or_(*(deliveries.c.lease_owner == owner for owner in owners)))
+    suspects = (
+        select(deliveries.c.id, deliveries.c.next_attempt_at)
+        .where(*theirs, deliveries.c.attempts >= SUSPECT)
+        .order_by(deliveries.c.id)
+    )
+    planned = [(row.id, row.next_attempt_at) for row in conn.execute(suspects)]
+    freed = (
         update(deliveries)
-        .where(IS_LEASED, or_(*(deliveries.c.lease_owner == owner for owner in owners)))
+        .where(*theirs)
         .values(
             state=DeliveryState.QUEUED.value,
             lease_owner=None,
@@ -176,4 +184,24 @@ def _free(conn: Connection, owners: Sequence[str], now: datetime) -> int:
             ),
         )
     )
-    return conn.execute(query).rowcount
+    count = conn.execute(freed).rowcount
+    if len(planned) > 1:
+        execute(conn, _plan_anew, _PLANS.values(conn, spread(planned, now)))
+    return count
+
+
+def spread(planned: Sequence[tuple[str, datetime]], now: datetime) -> list[tuple[str, datetime]]:
+    """Deliveries with their planned times, each later by another share of the time that its plan is away."""
+    return [
+        (id_, at + max(at - now, timedelta(0)) * place / len(planned))
+        for place, (id_, at) in enumerate(planned)
+    ]
+
+
+_PLANS = Rows(id=Id, at=UtcDateTime())
+
+
+@by_dialect
+def _plan_anew(postgres: bool) -> Update:
+    given = _PLANS.source(postgres)
+    return update(deliveries).where(deliveries.c.id == given.c.id).values(next_attempt_at=given.c.at)
