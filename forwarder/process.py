@@ -143,6 +143,10 @@ class Process:
         except Exception:  # nobody foresaw it: no reason to stop serving
             log.exception("the new configuration cannot be read; the old one stays")
             return engine
+        if settings.workers != engine.settings.workers:
+            # Of two engines side by side with two leases, one would take the other for dead.
+            log.warning("[workers] is taken over at the next start; what it was stays")
+            settings = settings.model_copy(update={"workers": engine.settings.workers})
         if settings == engine.settings:
             log.info("the configuration is unchanged")
             return engine
@@ -152,8 +156,6 @@ class Process:
         ):
             log.error("data_dir and database.url cannot change while running; restart for that")
             return engine
-        if settings.workers.processes != engine.settings.workers.processes:
-            log.warning("workers.processes is taken over at the next start; the number of processes stays")
         if self._draining is not None and not await self.unless_ended(asyncio.wait({self._draining})):
             return engine
         successor = Engine(settings, self._next_place())

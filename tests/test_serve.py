@@ -193,6 +193,17 @@ async def test_sighup_takes_a_new_configuration_without_a_gap(house: House) -> N
     assert values["mx"]["listen"] == ["127.0.0.1:0"]
 
 
+async def test_the_lease_of_a_running_engine_stays(house: House) -> None:
+    """The engine that begins beside the old one would take it for dead by a shorter lease."""
+    file = house.folder / "config.toml"
+    file.write_text('[workers]\nlease = "9s"\n')
+    async with EngineProcess(house, environ={"FORWARDER_CONFIG": str(file)}) as process:
+        file.write_text('[workers]\nlease = "2s"\n')
+        process.process.send_signal(signal.SIGHUP)
+        await wait_until(lambda: "the configuration is unchanged" in process.log())
+        assert "[workers] is taken over at the next start" in process.log()
+
+
 async def _features(port: int) -> str:
     async with Client("127.0.0.1", port) as client:
         return (await client.ehlo()).text
