@@ -1,6 +1,7 @@
 """The commands as a person types them: what they print, their JSON, their exit status."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -286,6 +287,23 @@ async def test_queue_and_logs_of_a_running_engine(
         assert (await run(lambda: cli.json("queue", "list")))["deliveries"] == []
         assert "The queue is empty" in (await run(lambda: cli("queue", "list", "--state", "held")))[1]
         assert (await house.statuses())[-1] == "HARD-BOUNCE"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("retry",),
+        ("hold",),
+        ("release",),
+        ("drop", "--yes"),
+        ("retry", "--all", "x"),
+        ("list", "--state", "done"),
+    ],
+)
+def test_nothing_is_done_to_a_queue_of_which_nothing_is_named(cli: Cli, command: tuple[str, ...]) -> None:
+    status, output, errors = cli("queue", *command)
+    assert (status, output) == (2, "")
+    assert re.match("forwarder: (name the ids|either --all or ids|done is no state)", errors)
 
 
 @pytest.mark.parametrize("command", [("domain", "remove", "example.com"), ("queue", "drop", "0" * 32)])

@@ -44,6 +44,27 @@ def test_a_key_is_revoked_by_what_the_list_shows(cli: Cli) -> None:
         assert "in force" in cli.fails("account", "key", "revoke", "you@example.org", str(listed[shown]))
 
 
+def test_a_key_without_a_name_is_called_by_its_beginning(cli: Cli, tmp_path: Path) -> None:
+    cli.json("account", "create", "you@example.org")
+    made = cli.json("account", "key", "add", "you@example.org")
+    listed = cli.json("account", "key", "list", "you@example.org")[1]
+    assert made["name"] == listed["name"] == listed["prefix"]
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "data").rglob("forwarder.db*"))
+    assert made["api_key"].encode() not in stored
+
+
+def test_what_means_several_keys_revokes_none_of_them(cli: Cli) -> None:
+    cli.json("account", "create", "you@example.org")
+    (first,) = cli.json("account", "key", "list", "you@example.org")
+    named = cli.json("account", "key", "add", "you@example.org", "--name", first["prefix"])
+    said = cli.fails("account", "key", "revoke", "you@example.org", first["prefix"])
+    assert f"several keys; write {first['id']} or {named['id']}" in said
+    listed = cli.json("account", "key", "list", "you@example.org")
+    assert [key["revoked_at"] for key in listed] == [None, None]
+    cli.json("account", "key", "revoke", "you@example.org", str(named["id"]))
+    assert cli.json("account", "key", "revoke", "you@example.org", first["prefix"])["revoked"] == first["id"]
+
+
 def test_a_key_is_shown_to_people_once(cli: Cli) -> None:
     cli.json("account", "create", "you@example.org")
     status, output, _ = cli("account", "key", "add", "you@example.org", "--name", "[/x]")

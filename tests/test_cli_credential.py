@@ -1,5 +1,6 @@
 """``forwarder credential``: log-ins are listed, get other passwords and end."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,31 @@ def test_a_credential_is_removed(hosted: Cli, tmp_path: Path) -> None:
     assert login(tmp_path, "richard@example.com") is None
     for command in ("remove", "password"):
         assert "credential list" in hosted.fails("credential", command, "example.com", "richard")
+
+
+def test_a_password_is_asked_for_unseen_and_never_with_json(
+    hosted: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, object]] = []
+
+    def prompt(text: str, **more: object) -> str:
+        asked.append(more)
+        return "hunter2hunter2"
+
+    monkeypatch.setattr("typer.prompt", prompt)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    made = hosted.json("credential", "add", "example.com", "printer")
+    assert (asked, len(made["password"])) == ([], 24)
+    status, output, _ = hosted("credential", "add", "example.com", "richard")
+    assert (status, "hunter2" in output) == (0, False)
+    assert [(more["hide_input"], more["confirmation_prompt"]) for more in asked] == [(True, True)]
+    assert is_password(tmp_path, "richard@example.com", "hunter2hunter2")
+
+
+def test_credentials_have_the_limits_of_the_plan(hosted: Cli) -> None:
+    hosted.write(more="[plans.default]\ncredentials = 1\n")
+    hosted.json("credential", "add", "example.com", "richard")
+    assert "[plans]" in hosted.fails("credential", "add", "example.com", "printer")
 
 
 @pytest.mark.parametrize("password", ["12345", "x" * 257, "two\nlines"])

@@ -100,6 +100,13 @@ def test_sizes(text: str, octets: int) -> None:
     assert given.mx.size_limit == octets
 
 
+@pytest.mark.parametrize("value", ["true", "-1", '"-1 MiB"', '"1 MiBs"', "1.5"])
+def test_what_is_no_size_is_refused(tmp_path: Path, value: str) -> None:
+    ((key, reason),) = problems(tmp_path, f'hostname = "a"\n[mx]\nsize_limit = {value}')
+    assert key == "mx.size_limit"
+    assert '"25 MiB"' in reason
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("90s", 90), ("5m", 300), ("1h30m", 5400), ("250ms", 0.25), ("2d", 172_800), ("1w", 604_800)],

@@ -1,5 +1,6 @@
 """Keys on disk: made once, private, the same for all who come at once, and never by those who only open them."""
 
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -105,6 +106,44 @@ def test_keys_that_others_may_read_are_tightened(tmp_path: Path) -> None:
     assert (mode(folder), mode(folder / "srs")) == (0o700, 0o600)
 
 
+@pytest.mark.parametrize(("of_file", "of_folder"), [(0o640, 0o750), (0o604, 0o705)])
+def test_a_key_that_one_other_may_read_is_tightened(tmp_path: Path, of_file: int, of_folder: int) -> None:
+    made(tmp_path)
+    folder = tmp_path / "data" / "keys"
+    for path in folder.iterdir():
+        path.chmod(of_file)
+    folder.chmod(of_folder)
+    open_keyring(settings(tmp_path))
+    assert {mode(path) for path in folder.iterdir()} == {0o600}
+    assert mode(folder) == 0o700
+
+
+def test_a_key_is_private_and_on_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    link = os.link
+
+    def linked(draft: Path, path: Path) -> None:
+        steps.append(f"link {mode(draft):o} {draft.read_bytes().decode()}")
+        link(draft, path)
+
+    def synced(descriptor: int) -> None:
+        steps.append("sync folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "sync file")
+
+    monkeypatch.setattr(os, "link", linked)
+    monkeypatch.setattr(os, "fsync", synced)
+    before = os.umask(0)
+    try:
+        assert create_private(tmp_path / "key", b"secret") is True
+        assert steps == ["sync file", "link 600 secret", "sync folder"]
+        monkeypatch.undo()
+        make_missing_keys(settings(tmp_path))
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "data" / "keys") == 0o700
+
+
 def test_srs_secrets_rotate_by_a_new_first_line(tmp_path: Path) -> None:
     (old,) = made(tmp_path).srs_secrets
     path = tmp_path / "data" / "keys" / "srs"
@@ -118,6 +157,8 @@ def test_srs_secrets_rotate_by_a_new_first_line(tmp_path: Path) -> None:
         ("srs", b""),
         ("srs", b"short\n"),
         ("store.key", b"zz"),
+        ("store.key", b"ab" * 16),
+        ("store.key", b"ab" * 33),
         ("dkim-fwd1.pem", b"no key"),
         ("store.key", b"\xff"),
     ],

@@ -27,6 +27,20 @@ async def test_a_body_beyond_the_limit_is_413_whether_announced_or_not(desk: Des
         assert (answer.status_code, answer.json()["code"]) == (413, 413)
 
 
+@pytest.mark.parametrize(("octets", "status"), [(200, 200), (201, 413)])
+async def test_a_body_may_be_as_large_as_the_limit(store_url: str, octets: int, status: int) -> None:
+    async with Desk(store_url, api={"body_limit": 200}) as desk:
+        for number, announced in enumerate((True, False)):
+            content = json.dumps({"domain": f"d{number}.com"}).encode().ljust(octets)
+
+            async def pieces(whole: bytes = content) -> AsyncIterator[bytes]:
+                yield whole[:150]
+                yield whole[150:]
+
+            sent = content if announced else pieces()
+            assert (await desk.http.post("/domains", content=sent, headers=JSON)).status_code == status
+
+
 @pytest.mark.parametrize("inside", ["[" * 10_000 + "]" * 10_000, '{"a":' * 10_000 + "1" + "}" * 10_000])
 async def test_deep_json_is_400(desk: Desk, inside: str) -> None:
     for content in (inside, f'{{"domain": "a.com", "x": {inside}}}'):
@@ -82,6 +96,12 @@ async def test_what_is_no_json_object_is_400(desk: Desk, content: bytes) -> None
     assert (await desk.get("/domains")).json()["total"] == 0
 
 
+MANY_PARTS = (
+    b"".join(b'--b\r\nContent-Disposition: form-data; name="a%d"\r\n\r\n1\r\n' % n for n in range(201))
+    + b"--b--\r\n"
+)
+
+
 @pytest.mark.parametrize(
     ("kind", "content"),
     [
@@ -93,6 +113,7 @@ async def test_what_is_no_json_object_is_400(desk: Desk, content: bytes) -> None
             "multipart/form-data; boundary=b",
             b'--b\r\nContent-Disposition: form-data; name="f"; filename="x"\r\n\r\nx\r\n--b--\r\n',
         ),
+        ("multipart/form-data; boundary=b", MANY_PARTS),
         ("application/x-www-form-urlencoded", b"domain=%FF%FE"),
         ("application/x-www-form-urlencoded", b"domain=a.com&domain=b.com"),
         ("application/x-www-form-urlencoded", b"&".join(b"a%d=1" % n for n in range(1000))),
@@ -100,7 +121,7 @@ async def test_what_is_no_json_object_is_400(desk: Desk, content: bytes) -> None
 )
 async def test_a_broken_form_is_400(desk: Desk, kind: str, content: bytes) -> None:
     answer = await desk.http.post("/domains", content=content, headers={"Content-Type": kind})
-    assert answer.status_code == 400, answer.text
+    assert (answer.status_code, list(answer.json())) == (400, ["success", "code", "error"]), answer.text
 
 
 async def test_a_key_that_occurs_twice_is_named(desk: Desk) -> None:
@@ -303,6 +324,15 @@ async def test_odd_names_in_a_path_are_not_found(desk: Desk, method: str, name: 
         answer = await desk.http.request(method, path, json=fields)
         assert answer.status_code in (404, 405), (path, answer.text)
         assert answer.json()["code"] == answer.status_code
+
+
+async def test_a_name_that_postgresql_cannot_compare_with_is_not_found(either_store_url: str) -> None:
+    async with Desk(either_store_url) as desk:
+        await desk.domain()
+        for path in ("domains/%00", "domains/piedpiper.com/aliases/a%00", "domains/piedpiper.com/logs/%00a"):
+            assert (await desk.get(path)).status_code == 404
+        credential = "/domains/piedpiper.com/credentials/%00"
+        assert (await desk.put(credential, {"password": "abc123"})).status_code == 404
 
 
 async def test_a_body_that_does_not_come_is_the_client_s_trouble(

@@ -109,6 +109,28 @@ async def test_the_mx_is_right_when_mail_comes_here_first(desk: Desk, mx: Any, v
     assert await is_active(desk) is valid
 
 
+@pytest.mark.parametrize(
+    ("gone", "kind", "needed_by_all"),
+    [
+        (NAME, "MX", True),
+        (NAME, "TXT", True),
+        (f"fwd2._domainkey.{NAME}", "CNAME", False),
+        (f"_dmarc.{NAME}", "TXT", False),
+    ],
+)
+async def test_a_domain_without_one_of_its_records_is_not_valid(
+    desk: Desk, gone: str, kind: str, needed_by_all: bool
+) -> None:
+    await desk.domain(NAME)
+    await publish(desk)
+    assert (await checked(desk))["valid"] is True
+    desk.dns.remove(gone, kind)
+    assert (await checked(desk))["valid"] is not needed_by_all
+    await desk.post(f"/domains/{NAME}/credentials", {"username": "a", "password": "abc123"})
+    body = await checked(desk)
+    assert (body["valid"], body["records"]["valid"], body["success"]) == (False, False, kind != "MX")
+
+
 async def test_two_spf_records_are_an_error_that_is_explained(desk: Desk) -> None:
     await desk.domain(NAME)
     desk.dns.set(NAME, "TXT", [f"v=spf1 include:{HOST} ~all", "v=spf1 -all"])
@@ -238,6 +260,16 @@ async def test_a_break_that_a_person_saw_first_is_told_too(desk: Desk, round_of:
     lines = bag.messages[0].content.decode().splitlines()
     assert any(line.startswith(f"Add a CNAME record fwd1._domainkey.{NAME} ") for line in lines)
     assert f"Add a TXT record _dmarc.{NAME}: v=DMARC1; p=none;" in lines
+
+
+async def test_what_was_never_right_does_not_break(desk: Desk, round_of: Any) -> None:
+    await desk.post("/domains", {"domain": NAME, "notification_email": "owner@gmail.com"})
+    bag = Bag()
+    look = round_of(desk, bag)
+    for _ in range(2):
+        assert await look() == 1
+        desk.now += timedelta(hours=13)
+    assert bag.messages == []
 
 
 async def test_silence_of_the_dns_tells_nobody(desk: Desk, round_of: Any) -> None:

@@ -4,10 +4,13 @@ import base64
 import json
 import re
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
+from forwarder.store.tables import credentials
 from tests.api.desk import NOW_MS, Desk
 
 # --- requests
@@ -34,6 +37,26 @@ async def test_the_key_comes_as_base64_or_literally_with_any_spaces(desk: Desk, 
     async with desk.client(None) as client:
         answer = await client.get("/account", headers={"Authorization": value})
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["root:{key}", "API:{key}", ":{key}", "{key}", "Digest api:{key}", "Bearer api:{key}", "Token {key}"],
+)
+async def test_a_key_that_is_presented_otherwise_is_none(desk: Desk, form: str) -> None:
+    value = form.format(key=desk.key)
+    async with desk.client(None) as client:
+        for header in (value,) if " " in value else (_basic(value), f"Basic {value}"):
+            assert (await client.get("/account", headers={"Authorization": header})).status_code == 401
+
+
+async def test_the_last_use_of_a_key_is_noted_once_in_ten_minutes(desk: Desk) -> None:
+    seen = []
+    for minutes in (0, 9, 2, 9, 2):
+        desk.now += timedelta(minutes=minutes)
+        (key,) = (await desk.get("/account/keys")).json()["keys"]
+        seen.append((key["last_used"] - NOW_MS) // 60_000)
+    assert seen == [0, 0, 11, 11, 22]
 
 
 async def test_a_trailing_slash_works_on_every_path_without_a_redirect(desk: Desk) -> None:
@@ -383,6 +406,24 @@ async def test_a_credential_shows_creation_usage_and_name_and_may_be_limited(des
     shown = (await desk.post("/domains/piedpiper.com/credentials", fields)).json()["credential"]
     assert shown == {"created": NOW_MS, "usage": 0, "username": "bighead"}
     assert "abc123" not in json.dumps(shown)
+
+
+async def test_a_limited_credential_is_so_until_something_else_is_said(desk: Desk) -> None:
+    async def limited() -> list[bool]:
+        query = select(credentials.c.is_limited)
+        return await desk.database.read(lambda conn: [bool(one) for one in conn.execute(query).scalars()])
+
+    await desk.domain()
+    path = "/domains/piedpiper.com/credentials"
+    await desk.post(path, {"username": "bighead", "password": "abc123", "is_limited": True})
+    assert await limited() == [True]
+    for value in (False, True):
+        assert (await desk.put(f"{path}/BigHead", {"is_limited": value})).status_code == 200
+        assert await limited() == [value]
+    assert (await desk.put(f"{path}/bighead", {"password": "abc456"})).status_code == 200
+    assert await limited() == [True]
+    assert (await desk.delete(f"{path}/BIGHEAD")).status_code == 200
+    assert await limited() == []
 
 
 async def test_account_limits_are_integers_and_flags_are_booleans(desk: Desk) -> None:

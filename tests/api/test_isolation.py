@@ -6,6 +6,7 @@ import pytest
 
 from api.app import OPERATIONS
 from api.operation import Operation
+from forwarder.store.tables import accounts
 from tests.api.desk import Desk
 
 BODIES: dict[str, Any] = {
@@ -50,6 +51,25 @@ async def test_what_another_account_owns_is_not_found_and_stays_as_it_is(
     assert answer.status_code == 404
     assert (answer.status_code, answer.json()) == (nothing.status_code, nothing.json())
     assert await _everything(desk) == before
+
+
+@pytest.mark.parametrize(
+    "operation", [one for one in OPERATIONS if one.method != "GET"], ids=lambda operation: operation.name
+)
+async def test_a_locked_account_changes_nothing(desk: Desk, operation: Operation) -> None:
+    await desk.domain("piedpiper.com", {"richard": "richard@gmail.com"})
+    await desk.post("/domains/piedpiper.com/credentials", {"username": "richard", "password": "abc123"})
+    (key,) = (await desk.get("/account/keys")).json()["keys"]
+    (rule,) = (await desk.get("/domains/piedpiper.com/rules")).json()["rules"]
+    before = await _everything(desk)
+    values = {"domain": "piedpiper.com", "alias": "richard", "username": "richard", "key": str(key["id"])}
+    path = operation.path.format(**values, rule=rule["id"]).removeprefix("/v3")
+    body = BODIES.get(operation.name)
+    await desk.database.write(lambda conn: conn.execute(accounts.update().values(locked_at=desk.now)))
+    assert (await desk.http.request(operation.method, path, json=body)).status_code == 403
+    assert await _everything(desk) == before
+    await desk.database.write(lambda conn: conn.execute(accounts.update().values(locked_at=None)))
+    assert (await desk.http.request(operation.method, path, json=body)).status_code == 200
 
 
 async def test_an_id_of_another_domain_is_not_found(desk: Desk) -> None:

@@ -117,6 +117,21 @@ async def test_the_plan_of_the_account_decides(store_url: str) -> None:
         )
 
 
+async def test_the_plan_of_the_account_limits_the_destinations_of_an_alias(store_url: str) -> None:
+    plans = {"default": {"destinations": 1}, "large": {"destinations": 2}}
+    async with Desk(store_url, plans=plans) as desk:
+        for email, plan, statuses in (
+            ("a@hooli.test", "default", [400, 400]),
+            ("b@hooli.test", "large", [200, 400]),
+        ):
+            async with desk.client(await desk.account(email, plan)) as client:
+                assert (await client.post("/domains", json={"domain": f"{plan}.com"})).status_code == 200
+                for number, forward in enumerate(("a@x.test,b@x.test", "a@x.test,b@x.test,c@x.test")):
+                    fields = {"alias": f"a{number}", "forward": forward}
+                    answer = await client.post(f"/domains/{plan}.com/aliases", json=fields)
+                    assert answer.status_code == statuses[number]
+
+
 async def test_requests_beyond_the_rate_are_429_over_all_processes(either_store_url: str) -> None:
     async with Desk(either_store_url, api={"rate": 40}) as desk:
         others = [desk.client(desk.key, desk.another_app()) for _ in range(2)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dns.message import from_wire, make_response
 
 from forwarder.config import HostPort
 from forwarder.mail.dane import Tlsa
@@ -106,6 +107,16 @@ async def test_cannot_tell_is_never_a_no(dns: DnsServer, resolver: Resolver, fau
     assert len(dns.queries) <= 4
 
 
+@pytest.mark.parametrize("broken", ["A", "AAAA"])
+async def test_a_family_that_cannot_tell_is_no_no_though_the_other_has_nothing(
+    dns: DnsServer, resolver: Resolver, broken: str
+) -> None:
+    dns.set("mx.test", "AAAA" if broken == "A" else "A", [])
+    dns.fault("mx.test", "servfail", broken)
+    for _ in range(2):  # asked, and from the cache
+        assert isinstance(await resolver.addresses("mx.test"), CannotTell)
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [("timeout", "the name server does not answer"), ("servfail", "the name server answers SERVFAIL")],
@@ -117,6 +128,29 @@ async def test_a_useless_server_is_named_beside_the_reason(
     answer = await resolver.a("example.test")
     assert isinstance(answer, CannotTell)
     assert (answer.reason, answer.server) == (reason, f"127.0.0.1:{dns.port}")
+
+
+class Lame(asyncio.DatagramProtocol):
+    """Answers that there is nothing, though it is neither the zone's server nor one that asks others."""
+
+    transport: asyncio.DatagramTransport
+
+    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.transport.sendto(make_response(from_wire(data)).to_wire(), addr)
+
+
+async def test_the_empty_answer_of_a_lame_server_is_no_no(clock: Clock) -> None:
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(Lame, ("127.0.0.1", 0))
+    resolver = Resolver([HostPort(*transport.get_extra_info("sockname"))], clock=clock)
+    assert await resolver.mx("example.test") == CannotTell(
+        reason="the name server answers with a referral",
+        server="127.0.0.1:" + str(transport.get_extra_info("sockname")[1]),
+    )
+    transport.close()
+    await resolver.close()
 
 
 async def test_nobody_listens() -> None:
@@ -203,6 +237,17 @@ async def test_an_answer_is_secure_when_all_of_its_chain_is(unsigned: str, clock
         nothing = await resolver.mx("www.test")
         assert isinstance(nothing, NotFound)
         assert nothing.secure is (unsigned == "")
+        await resolver.close()
+
+
+async def test_every_step_of_a_chain_has_to_be_signed(clock: Clock) -> None:
+    async with DnsServer(chase=False) as dns:
+        dns.signed = lambda name: name != "first.test"
+        dns.set("first.test", "CNAME", ["second.test"])
+        dns.set("second.test", "CNAME", ["third.test"])
+        dns.set("third.test", "A", ["192.0.2.1"])
+        resolver = Resolver([HostPort(dns.host, dns.port)], clock=clock)
+        assert [(await resolver.a(name)).secure for name in ("first.test", "second.test")] == [False, True]  # type: ignore[union-attr]
         await resolver.close()
 
 
@@ -349,6 +394,20 @@ async def test_one_who_gives_up_waiting_does_not_take_the_answer_from_the_others
     assert dns.count() == 1
 
 
+@pytest.mark.parametrize("places", [0, 1])
+async def test_a_question_gives_its_place_back_and_cannot_tell_without_one(
+    dns: DnsServer, clock: Clock, monkeypatch: pytest.MonkeyPatch, places: int
+) -> None:
+    monkeypatch.setattr("forwarder.net.dns.QUESTIONS", places)
+    dns.set("example.test", "A", ["192.0.2.1"])
+    dns.fault("broken.test", "servfail")
+    resolver = Resolver([HostPort(dns.host, dns.port)], clock=clock, deadline=timedelta(seconds=0.4))
+    answers = [await resolver.a(name) for name in ("missing.test", "broken.test", "example.test")]
+    kinds = [NotFound, CannotTell, Found] if places else [CannotTell] * 3
+    assert [type(answer) for answer in answers] == kinds
+    await resolver.close()
+
+
 async def test_the_cache_holds_a_fixed_number(dns: DnsServer, clock: Clock) -> None:
     resolver = Resolver([HostPort(dns.host, dns.port)], clock=clock, cache_size=2)
     for name in ("a.test", "b.test", "a.test", "c.test", "a.test", "b.test"):
@@ -378,6 +437,43 @@ async def test_fresh_asks_the_servers_of_the_zone(dns: DnsServer, clock: Clock) 
         assert records(answer) == (b"new",)
         assert records(await resolver.txt("_dmarc.example.test")) == (b"new",)
         assert zone.count() == 1
+
+
+async def test_fresh_asks_no_private_address_no_top_level_domain_and_not_too_many(
+    dns: DnsServer, clock: Clock
+) -> None:
+    async with DnsServer(host="127.0.0.2") as zone:
+        zone.authoritative = True
+        dns.set("example.test", "NS", [f"ns{number}.example.test" for number in range(8)])
+        for number in range(8):
+            dns.set(f"ns{number}.example.test", "A", ["127.0.0.2"])
+        for server in (dns, zone):
+            server.set("example.test", "TXT", ["v=spf1 -all"])
+        resolver = Resolver([HostPort(dns.host, dns.port)], clock=clock, authority_port=zone.port)
+        assert records(await resolver.txt("example.test", fresh=True)) == (b"v=spf1 -all",)
+        assert zone.queries == []
+        assert dns.count(kind="A") == 3
+        await resolver.txt("other.test", fresh=True)
+        assert [query.name for query in dns.queries if query.kind == "NS"] == ["example.test", "other.test"]
+        await resolver.close()
+
+
+async def test_fresh_believes_only_who_speaks_with_authority(dns: DnsServer, clock: Clock) -> None:
+    async with DnsServer(host="127.0.0.2") as zone:
+        dns.set("example.test", "NS", ["ns.example.test"])
+        dns.set("ns.example.test", "A", ["127.0.0.2"])
+        dns.set("example.test", "MX", [(10, "right.test")])
+        zone.set("example.test", "MX", [(10, "wrong.test")])
+        resolver = Resolver(
+            [HostPort(dns.host, dns.port)],
+            clock=clock,
+            askable=lambda address: True,
+            authority_port=zone.port,
+        )
+        answer = await resolver.mx("example.test", fresh=True)
+        assert records(answer) == (Mx(preference=10, host="right.test"),)
+        assert zone.count() == 1
+        await resolver.close()
 
 
 async def test_fresh_falls_back_to_the_ordinary_servers_past_the_cache(

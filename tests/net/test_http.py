@@ -60,6 +60,8 @@ BLOCKED = [
     "http://localhost/",
     "http://x.localhost/",
     "http://intranet/",
+    "http://printer.local./",
+    "http://router.home.arpa/",
     "http://metadata.google.internal/",
     "http://%31%32%37.0.0.1/",
     "http://example.com\\@127.0.0.1/",
@@ -131,6 +133,14 @@ async def test_a_post_arrives(dns: DnsServer, hooks: WebhookServer, client: Guar
     assert (request.method, request.target, request.body) == ("POST", "/x?y=1", b'{"a": 1}')
     assert request.headers["host"] == f"hooks.example.test:{hooks.port}"
     assert request.headers["x-sign"] == "s"
+
+
+async def test_an_ipv4_address_is_tried_before_one_of_ipv6(
+    dns: DnsServer, hooks: WebhookServer, client: GuardedClient
+) -> None:
+    dns.set("hooks.example.test", "A", ["127.0.0.1"])
+    dns.set("hooks.example.test", "AAAA", ["::1"])  # nobody listens there
+    assert (await client.post(f"http://hooks.example.test:{hooks.port}/", b"{}", {}, SOON))[0] == 200
 
 
 async def test_a_redirect_is_a_result_and_not_followed(hooks: WebhookServer, client: GuardedClient) -> None:
