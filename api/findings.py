@@ -4,13 +4,14 @@ The zone's own servers are asked, so that a record that was just put right is se
 reached, the usual resolver. Nothing found and nobody answered are told apart: trouble with the DNS never counts as a
 record that is missing.
 
-A question takes at most seven seconds; all are asked at once. Nothing raises for what the DNS answers.
+A look takes at most ``_ALL_QUESTIONS`` seconds; what can be is asked at once. Nothing raises for what the DNS answers.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from forwarder.mail import records
@@ -18,7 +19,8 @@ from forwarder.net.dns import Answer, CannotTell, Found, Mx, NotFound, Resolver
 from forwarder.net.registered import registered_domain
 from forwarder.store.dkim_keys import DkimKey
 
-_ONE_QUESTION = 3.5  # seconds; it may be asked twice, and a request has nine
+_ONE_QUESTION = 3.5  # seconds; it may be asked twice
+_ALL_QUESTIONS = 7.5  # of a look: a request has nine
 
 
 class Kind(Enum):
@@ -28,6 +30,9 @@ class Kind(Enum):
     TXT = "TXT"
     CNAME = "CNAME"
     NS = "NS"
+
+
+Ask = Callable[[str, Kind], Awaitable[Answer[Any]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +73,13 @@ class Checked:
 
 async def look(resolver: Resolver, domain: str, hostname: str, keys: Sequence[DkimKey]) -> Checked:
     """Ask the DNS everything at once; never raises for what it answers."""
+    ask = partial(_ask, resolver, asyncio.get_running_loop().time() + _ALL_QUESTIONS)
     mx, texts, dmarc, name_servers, *dkim = await asyncio.gather(
-        _ask(resolver, domain, Kind.MX),
-        _ask(resolver, domain, Kind.TXT),
-        _ask_dmarc(resolver, domain),
-        _ask(resolver, domain, Kind.NS),
-        *(_dkim(resolver, domain, hostname, key) for key in keys),
+        ask(domain, Kind.MX),
+        ask(domain, Kind.TXT),
+        _ask_dmarc(ask, domain),
+        ask(domain, Kind.NS),
+        *(_dkim(ask, domain, hostname, key) for key in keys),
     )
     servers = name_servers.records if isinstance(name_servers, Found) else ()
     return Checked(
@@ -85,10 +91,10 @@ async def look(resolver: Resolver, domain: str, hostname: str, keys: Sequence[Dk
     )
 
 
-async def _ask(resolver: Resolver, name: str, kind: Kind) -> Answer[Any]:
+async def _ask(resolver: Resolver, until: float, name: str, kind: Kind) -> Answer[Any]:
     for fresh in (True, False):
         try:
-            async with asyncio.timeout(_ONE_QUESTION):
+            async with asyncio.timeout_at(min(asyncio.get_running_loop().time() + _ONE_QUESTION, until)):
                 match kind:
                     case Kind.MX:
                         return await resolver.mx(name, fresh=fresh)
@@ -103,15 +109,15 @@ async def _ask(resolver: Resolver, name: str, kind: Kind) -> Answer[Any]:
     return CannotTell(reason="no answer in time")
 
 
-async def _ask_dmarc(resolver: Resolver, domain: str) -> Answer[Any]:
+async def _ask_dmarc(ask: Ask, domain: str) -> Answer[Any]:
     """The domain's own record, or the one it inherits from its organisational domain (RFC 7489 6.6.3)."""
-    answer = await _ask(resolver, f"_dmarc.{domain}", Kind.TXT)
+    answer = await ask(f"_dmarc.{domain}", Kind.TXT)
     if isinstance(answer, CannotTell) or records.dmarc_records(_texts(answer)):
         return answer
     organisation = registered_domain(domain)
     if organisation == domain:
         return answer
-    inherited = await _ask(resolver, f"_dmarc.{organisation}", Kind.TXT)
+    inherited = await ask(f"_dmarc.{organisation}", Kind.TXT)
     return inherited if records.dmarc_records(_texts(inherited)) else answer
 
 
@@ -150,18 +156,18 @@ def _spf(answer: Answer[Any], domain: str, hostname: str) -> Finding:
     return Finding(expected=expected, values=values, valid=False, advice=f"{verb} {domain}: {expected}")
 
 
-async def _dkim(resolver: Resolver, domain: str, hostname: str, key: DkimKey) -> Finding:
+async def _dkim(ask: Ask, domain: str, hostname: str, key: DkimKey) -> Finding:
     name = records.dkim_name(domain, key.selector)
     target = records.dkim_target(domain, key.selector, hostname)
     expected = f"{target}." if target is not None else key.public_record
-    alias = await _ask(resolver, name, Kind.CNAME)
+    alias = await ask(name, Kind.CNAME)
     if isinstance(alias, Found):
         value = str(alias.records[0]).rstrip(".").lower()
         if value == target:
             return Finding(expected=expected, values=f"{value}.", valid=True)
         advice = f"The CNAME {name} leads to {value}; it should lead to {target}."
         return Finding(expected=expected, values=f"{value}.", valid=False, advice=advice)
-    answer = await _ask(resolver, name, Kind.TXT)
+    answer = await ask(name, Kind.TXT)
     if isinstance(answer, CannotTell):
         return Finding(expected=expected, values=None, valid=None, advice=_silence(f"the DKIM record {name}"))
     texts = _texts(answer)

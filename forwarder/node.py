@@ -80,7 +80,8 @@ class NodeLock:
 def run_folder(data_dir: Path) -> Path:
     folder = data_dir / "run"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise NodeError(
             f"{folder} cannot be made ({error.strerror}); data_dir must be writable for the user that runs this"

@@ -44,6 +44,11 @@ def test_a_key_is_revoked_by_what_the_list_shows(cli: Cli) -> None:
         assert "in force" in cli.fails("account", "key", "revoke", "you@example.org", str(listed[shown]))
 
 
+def test_an_address_that_no_alias_can_lead_to_is_no_account(cli: Cli) -> None:
+    assert "comma" in cli.fails("account", "create", '"a,b"@example.org')
+    assert cli.json("account", "list") == []
+
+
 def test_a_key_without_a_name_is_called_by_its_beginning(cli: Cli, tmp_path: Path) -> None:
     cli.json("account", "create", "you@example.org")
     made = cli.json("account", "key", "add", "you@example.org")

@@ -1,6 +1,5 @@
 """``forwarder domain``: the domains hosted here and the DNS records they need."""
 
-import ipaddress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -230,15 +229,10 @@ def server_records(settings: "Settings") -> "list[DnsRecord]":
 
 def _public_addresses(settings: "Settings") -> list[str]:
     """The addresses that the MX listens on, where the configuration names them."""
+    from forwarder.net.addresses import is_private
+
     named = {at.host for at in settings.mx.listen}
-    return sorted(host for host in named if _is_public(host))
-
-
-def _is_public(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_global
-    except ValueError:
-        return False
+    return sorted(host for host in named if not is_private(host))
 
 
 def _print_records(out: "Console", title: str, records: "list[DnsRecord]") -> None:

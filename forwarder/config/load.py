@@ -194,7 +194,8 @@ def _explain(
         path = tuple(str(part) for part in detail["loc"])
         # pydantic's location goes on into lists and unions; the key ends where the models do.
         key = next((path[:end] for end in range(len(path), 0, -1) if _known(path[:end])), path)
-        reason = _sentence(detail["type"], detail["msg"], detail.get("ctx", {}), detail["input"])
+        value = None if key == ("database", "url") else detail["input"]  # it may hold a password in any form
+        reason = _sentence(detail["type"], detail["msg"], detail.get("ctx", {}), value)
         if key in from_environment:
             yield Problem(origin="environment", key=from_environment[key], reason=reason)
         else:

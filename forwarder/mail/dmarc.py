@@ -5,17 +5,16 @@ FAIL is only said when everything that could have passed was looked up: trouble 
 refused for it.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from forwarder.mail.author import Author
+from forwarder.mail.records import DMARC_VERSION
 from forwarder.mail.tags import MAX_OCTETS
 from forwarder.mail.verification import Answers, AuthResult, SignatureResult
 
 Organisational = Callable[[str], str]
-_VERSION = re.compile(rb"[ \t]*v[ \t]*=[ \t]*DMARC1[ \t]*(?:;|\Z)")
 
 
 class Policy(StrEnum):
@@ -67,7 +66,7 @@ def record_names(author: Author, organisational: Organisational) -> tuple[str, .
 
 def published(records: Sequence[bytes]) -> list[bytes]:
     """Those of the TXT records of a name that are policies: the version comes first (RFC 7489 6.6.3, step 2)."""
-    return [record for record in records if _VERSION.match(record)]
+    return [record for record in records if DMARC_VERSION.match(record)]
 
 
 def parse_record(records: Sequence[bytes]) -> Record | None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 DMARC = "v=DMARC1; p=none;"
 _SPF_VERSION = re.compile(r"v=spf1(?: |$)", re.IGNORECASE)
-_DMARC_VERSION = re.compile(r"v=DMARC1\s*(?:;|$)", re.IGNORECASE)
+DMARC_VERSION = re.compile(rb"[ \t]*v[ \t]*=[ \t]*DMARC1[ \t]*(?:;|\Z)")  # RFC 7489 6.4
 _ALL = re.compile(r"[+?~-]?all", re.IGNORECASE)
 _LONGEST_NAME = 253
 _PROVIDERS = (  # the ending of a name server's name, and who runs it
@@ -163,7 +163,7 @@ def spf_includes(record: str, hostname: str) -> bool:
 
 def dmarc_records(texts: Iterable[str]) -> list[str]:
     """The DMARC records among TXT records (RFC 7489 6.6.3)."""
-    return [text for text in texts if _DMARC_VERSION.match(text.strip())]
+    return [text for text in texts if DMARC_VERSION.match(text.encode())]
 
 
 def same_key(found: str, public_record: str) -> bool:

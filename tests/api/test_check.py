@@ -1,11 +1,13 @@
 """What the DNS says of a domain, what the API says of it, and what becomes of it in the background."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from api import findings, recheck
 from api.recheck import Recheck
 from forwarder.mail.ids import IdSource
 from forwarder.store import dkim_keys, domains
@@ -245,6 +247,29 @@ async def test_the_owner_is_told_once_when_something_breaks_and_again_when_it_br
     desk.now += timedelta(hours=13)
     await look()
     assert len(bag.messages) == 2
+
+
+async def test_a_silent_dns_is_waited_for_no_longer_than_a_request_lasts(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record may take two questions after the other, a DKIM record four."""
+
+    async def never(*_given: object, **_more: object) -> None:
+        await asyncio.Event().wait()
+
+    await desk.domain(NAME)
+    for kind in ("mx", "txt", "cname", "ns"):
+        monkeypatch.setattr(desk.resolver, kind, never)
+    monkeypatch.setattr(findings, "_ONE_QUESTION", 60.0)  # the request would be given up
+    monkeypatch.setattr(findings, "_ALL_QUESTIONS", 0.2)
+    assert "try again in a minute" in (await checked(desk))["records"]["error"]
+
+
+def test_a_notice_has_no_line_that_is_too_long() -> None:
+    for word in ("x", "é", "\U0001f600"):
+        lines = recheck._wrapped(f"{word * 5000} and {word * 300}").split("\r\n")
+        assert max(len(line.encode()) for line in lines) <= 900
+        assert "".join(lines).replace(" ", "") == f"{word * 5000}and{word * 300}"
 
 
 async def test_a_break_that_a_person_saw_first_is_told_too(desk: Desk, round_of: Any) -> None:

@@ -69,9 +69,11 @@ def test_spf_and_dmarc_are_found_among_other_texts() -> None:
         "google-site-verification=v=spf1 ",
         "v=DMARC1; p=none",
         "v=DMARC12",
+        "v=dmarc1; p=reject",
+        "v = DMARC1; p=none",
     ]
     assert spf_records(texts) == ["v=spf1", "V=SPF1 mx"]
-    assert dmarc_records(texts) == ["v=DMARC1; p=none"]
+    assert dmarc_records(texts) == ["v=DMARC1; p=none", "v = DMARC1; p=none"]  # as mail is judged by them
 
 
 @pytest.mark.parametrize(
