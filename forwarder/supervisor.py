@@ -239,7 +239,7 @@ class Supervisor:
             try:
                 self._forget_clients(worker)
             except OSError as error:
-                # A full disk, and a table of an older release: its counts only make us refuse too early.
+                # A full disk: its counts only make us refuse too early.
                 log.warning("what a dead worker had counted stays", reason=error.strerror)
             while True:
                 await asyncio.sleep(pause)

@@ -99,8 +99,8 @@ class Courier:
         # An SRS address would make SPF pass for our domain, and so for the author that nobody has proved to be of it.
         if parcel.transport is not Transport.SMTP or parcel.borrows:
             return parcel.reverse_path
-        # Inbound refuses what is too long to rewrite (``Srs.fits``). Of what an older release took, or was taken for
-        # another domain of ours, a late bounce finds nobody; sent as it came it would lend its domain our address.
+        # Inbound refuses what is too long to rewrite (``Srs.fits``). Of what was taken while our domain had a shorter
+        # name a late bounce finds nobody; sent as it came it would lend its domain our address.
         return self._srs.forward(parcel.reverse_path, now=self._clock()) or Path.null()
 
     def _trace(self, parcel: Parcel, deliveries: Sequence[Delivery]) -> bytes:
