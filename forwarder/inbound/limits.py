@@ -211,8 +211,8 @@ def _shared_file(path: Path, size: int) -> int:
         os.unlink(fresh)
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        # More workers than before: what is new is zero. On a full disk this is an error, where a page of a hole would be
-        # the end of the process (SIGBUS).
+        # More workers than before: what is new is zero. On a full disk this is an error, where a page of a hole would
+        # be the end of the process (SIGBUS).
         os.posix_fallocate(descriptor, 0, size)
     except OSError:
         os.close(descriptor)
