@@ -161,18 +161,18 @@ async def _dkim(ask: Ask, domain: str, hostname: str, key: DkimKey) -> Finding:
     target = records.dkim_target(domain, key.selector, hostname)
     expected = f"{target}." if target is not None else key.public_record
     alias = await ask(name, Kind.CNAME)
-    if isinstance(alias, Found):
-        value = str(alias.records[0]).rstrip(".").lower()
-        if value == target:
-            return Finding(expected=expected, values=f"{value}.", valid=True)
-        advice = f"The CNAME {name} leads to {value}; it should lead to {target}."
-        return Finding(expected=expected, values=f"{value}.", valid=False, advice=advice)
+    leads_to = str(alias.records[0]).rstrip(".").lower() if isinstance(alias, Found) else None
+    if leads_to is not None and leads_to == target:
+        return Finding(expected=expected, values=f"{leads_to}.", valid=True)
     answer = await ask(name, Kind.TXT)
     if isinstance(answer, CannotTell):
         return Finding(expected=expected, values=None, valid=None, advice=_silence(f"the DKIM record {name}"))
     texts = _texts(answer)
     if any(records.same_key(text, key.public_record) for text in texts):
         return Finding(expected=key.public_record, values=texts[0], valid=True)
+    if leads_to is not None:
+        advice = f"The CNAME {name} leads to {leads_to}; it should lead to {target}."
+        return Finding(expected=expected, values=f"{leads_to}.", valid=False, advice=advice)
     if texts:
         advice = f"The TXT record {name} holds another key; it should be: {key.public_record}"
         return Finding(expected=key.public_record, values=texts[0], valid=False, advice=advice)

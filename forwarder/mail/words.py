@@ -20,7 +20,9 @@ _CHARSETS = frozenset(
         "utf-16",
         "utf-16le",
         "utf-16be",
+        "utf16",
         "latin1",
+        "latin-1",
         "koi8-r",
         "koi8-u",
         "gb2312",
@@ -69,6 +71,12 @@ def printable(text: str, limit: int = 1024) -> str:
     return encoded[: limit - 3].decode("utf-8", "ignore") + "…"
 
 
+def known_charset(name: str) -> str | None:
+    """The character set that a stranger names, as Python knows it; None for one that is not in the table."""
+    named = name.strip().lower()
+    return named if named in _CHARSETS else None
+
+
 def decode_words(text: str) -> str:
     """RFC 2047 encoded words as characters; white space between two of them goes (RFC 2047 6.2)."""
     if "=?" not in text:
@@ -78,8 +86,8 @@ def decode_words(text: str) -> str:
     charset = ""  # of the pending words; empty when what came last is no decoded word
     end = 0
     for word in _WORD.finditer(text):
-        named = word[1].partition("*")[0].lower()  # RFC 2231 5: a language may follow
-        octets = _octets(word[2], word[3]) if named in _CHARSETS else None
+        named = known_charset(word[1].partition("*")[0])  # RFC 2231 5: a language may follow
+        octets = None if named is None else _octets(word[2], word[3])
         gap = text[end : word.start()]
         joins = bool(charset) and octets is not None and not gap.strip()
         if not joins or named != charset:
@@ -87,7 +95,7 @@ def decode_words(text: str) -> str:
             pending = []
         if not joins:
             pieces.append(gap)
-        if octets is None:
+        if octets is None or named is None:
             pieces.append(word[0])
             charset = ""
         else:

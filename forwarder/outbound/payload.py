@@ -21,7 +21,7 @@ from urllib.parse import unquote_to_bytes
 
 from forwarder.mail import content as mail
 from forwarder.mail.address import Path
-from forwarder.mail.words import decode_words, printable
+from forwarder.mail.words import decode_words, known_charset, printable
 
 _DEPTH = 20
 _PARTS = 500
@@ -29,10 +29,6 @@ _UNKNOWN = {"type": "application/octet-stream", "name": "", "encoding": "base64"
 _FIELDS = 500
 _HEAD = 64 * 1024  # octets of a part's head that are looked at
 _TEXT = 16 * 1024 * 1024  # octets of text decoded, of all parts together
-_CHARSETS = re.compile(
-    r"(?i)(?:us-?ascii|ascii|utf-?8|utf-?16(?:le|be)?|iso-8859-\d{1,2}|latin-?1|windows-12\d\d|cp12\d\d"
-    r"|koi8-[ru]|gb2312|gbk|gb18030|big5|euc-(?:jp|kr)|shift_jis|iso-2022-(?:jp|kr))"
-)
 _PARAMETER = re.compile(
     r';\s*([!#$%&\'*+.^_`|~0-9a-z-]{1,60})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;\s]*))', re.IGNORECASE
 )
@@ -257,8 +253,7 @@ def _characters(octets: bytes, kind: _Kind) -> str:
 
 
 def _decode(octets: bytes, charset: str) -> str:
-    # Asking Python for any name a stranger writes would grow its table of unknown codecs for ever.
-    known = charset.strip() if _CHARSETS.fullmatch(charset.strip()) else "utf-8"
+    known = known_charset(charset) or "utf-8"
     try:
         return octets.decode(known, "replace")
     except (LookupError, UnicodeError):

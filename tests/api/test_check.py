@@ -161,6 +161,16 @@ async def test_another_key_or_another_target_is_not_valid(desk: Desk) -> None:
     assert "another key" in records["error"]
 
 
+async def test_a_cname_elsewhere_that_ends_at_our_key_is_right(desk: Desk) -> None:
+    """As submission sees it, which sends then."""
+    await desk.domain(NAME)
+    one, _ = await keys_of(desk)
+    desk.dns.set(f"{one.selector}._domainkey.{NAME}", "CNAME", ["keys.example.org"])
+    desk.dns.set("keys.example.org", "TXT", [one.public_record])
+    found = (await checked(desk))["records"]["dkim1"]
+    assert found == {"expected": one.public_record, "values": one.public_record, "valid": True}
+
+
 async def test_silence_of_the_dns_is_no_missing_record_and_changes_nothing(desk: Desk) -> None:
     await desk.domain(NAME)
     await publish(desk)

@@ -51,6 +51,20 @@ def test_alternatives_inlines_and_attachments_are_told_apart() -> None:
     assert base64.b64decode(attachment["content"]) == b"%PDF-"
 
 
+@pytest.mark.parametrize(
+    ("charset", "octets", "text"),
+    [
+        ("CP437", b"\x81", "ü"),
+        ("tis-620", b"\xa1", "ก"),
+        ("Latin-1", b"\xfc", "ü"),
+        ("utf-7", b"+APw-", "+APw-"),  # not in the table
+    ],
+)
+def test_a_text_is_read_in_its_character_set(charset: str, octets: bytes, text: str) -> None:
+    body = told(b"Content-Type: text/plain; charset=" + charset.encode() + b"\r\n\r\n" + octets)
+    assert body["text"] == text
+
+
 def test_fields_folded_with_a_tab_are_told_with_a_space() -> None:
     content = (
         b"Subject: a long one\r\n\tfolded\r\nReferences: <1@x.test>\r\n\t<2@x.test>\r\n"
