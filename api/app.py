@@ -11,13 +11,11 @@ the application.
 """
 
 import asyncio
-import ipaddress
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Final
 
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -31,6 +29,7 @@ from api.errors import Refusal, unavailable
 from api.health import Health
 from api.improvmx import account, aliases, check, credentials, domains, logs, rules
 from api.limits import RateLimit
+from api.metrics import is_local, measured
 from api.openapi import document
 from api.operation import Operation, Rooms, endpoint, json_response
 from api.page import page
@@ -53,7 +52,6 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
 )
 HEAVY_AT_ONCE = 2
 READY_PATIENCE = 3.0  # seconds
-_OF_PROXIES = frozenset({"forwarded", "via", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"})
 
 _NOTHING = Refusal(404, "There is nothing at this path: not found. Paths begin with /v3; /docs lists them.")
 
@@ -102,7 +100,9 @@ def build_app(
         return await _ready(database, health)
 
     async def metrics(request: Request) -> Response:
-        return _metrics(request, settings.api.trusted_proxies)
+        if not is_local(request, settings.api.trusted_proxies):
+            return json_response(_NOTHING.body(), 404)
+        return await measured(database, clock)
 
     async def otherwise(request: Request) -> Response:
         allowed = request.scope["forwarder.allow"]
@@ -164,27 +164,6 @@ async def _ready(database: Database, health: Callable[[], Health]) -> Response:
     ready = now.ready and not wrong
     body = {"status": "ready" if ready else "not ready", "troubles": sorted(wrong), "tasks": dict(now.tasks)}
     return json_response(body, 200 if ready else 503)
-
-
-def _metrics(request: Request, trusted_proxies: Sequence[str]) -> Response:
-    if not _is_local(request, trusted_proxies):
-        return json_response(_NOTHING.body(), 404)
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
-
-
-def _is_local(request: Request, trusted_proxies: Sequence[str]) -> bool:
-    """Whether the request was made on this machine, as far as its headers tell.
-
-    A proxy on this machine has a loopback address itself. What a trusted one says in X-Forwarded-For has taken the
-    place of its address before this; what others say, and says in other headers, only shows that there is a proxy.
-    """
-    try:
-        client = ipaddress.ip_address(request.client.host if request.client else "")
-    except ValueError:
-        return False
-    if "x-forwarded-for" in request.headers:
-        return client.is_loopback and any(client in ipaddress.ip_network(one) for one in trusted_proxies)
-    return client.is_loopback and not _OF_PROXIES & set(request.headers)
 
 
 def _no_ids() -> str:

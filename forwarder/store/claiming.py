@@ -82,6 +82,14 @@ class Claiming:
         ]
 
 
+def next_due(conn: Connection) -> datetime | None:
+    """When the earliest queued delivery is due, or became so; None when nothing is queued."""
+    query = (
+        select(deliveries.c.next_attempt_at).where(IS_QUEUED).order_by(deliveries.c.next_attempt_at).limit(1)
+    )
+    return conn.execute(query).scalar_one_or_none()
+
+
 def _asked(conn: Connection, item: Claim) -> dict[str, Any]:
     now = item.now if is_postgres(conn) else micros(item.now)
     excluded = _DOMAINS.values(conn, [(domain,) for domain in item.exclude_domains])

@@ -30,7 +30,7 @@ import structlog
 from sqlalchemy import Connection, select
 
 from forwarder.failpoint import reach
-from forwarder.store.claiming import Claim, Claiming
+from forwarder.store.claiming import Claim, Claiming, next_due
 from forwarder.store.engine import Database
 from forwarder.store.enqueueing import Enqueueing
 from forwarder.store.records import Delivery as Delivery
@@ -42,7 +42,7 @@ from forwarder.store.records import Settlement as Settlement
 from forwarder.store.rows import is_postgres
 from forwarder.store.settling import Doubt, Ended, Release, Releasing, Settling, withdraw
 from forwarder.store.straight import read_blob, run_text
-from forwarder.store.tables import IS_LEASED, IS_QUEUED, deliveries, messages
+from forwarder.store.tables import IS_LEASED, deliveries, messages
 from forwarder.store.trouble import CommitUnknown, StoreUnavailable
 from forwarder.store.writer import Failed
 
@@ -195,13 +195,7 @@ class Queue:
 
     async def next_due_at(self) -> datetime | None:
         """When the earliest queued delivery is due; None when nothing is queued."""
-        query = (
-            select(deliveries.c.next_attempt_at)
-            .where(IS_QUEUED)
-            .order_by(deliveries.c.next_attempt_at)
-            .limit(1)
-        )
-        return await self._database.read(lambda conn: conn.execute(query).scalar_one_or_none())
+        return await self._database.read(next_due)
 
     async def held(self) -> dict[str, int]:
         """The attempt of every delivery that the store says this worker holds, by its id."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ import pytest
 from api.app import OPERATIONS
 from api.health import Health
 from forwarder.config import HostPort
+from forwarder.store.claiming import next_due
 from forwarder.store.trouble import StoreUnavailable
 from forwarder.web import WebServer
 from tests.api.desk import Desk
@@ -104,6 +106,32 @@ async def test_metrics_are_for_loopback_only(desk: Desk) -> None:
     away = httpx.ASGITransport(app=desk.app, client=("192.0.2.7", 1))
     async with httpx.AsyncClient(transport=away, base_url="http://api.test") as client:
         assert (await client.get("/metrics")).status_code == 404
+
+
+async def test_metrics_tell_of_the_queue(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def measured() -> list[str]:
+        text = (await desk.get("http://api.test/metrics")).text
+        return [line for line in text.splitlines() if line.startswith("forwarder_")]
+
+    assert await measured() == [
+        'forwarder_deliveries{state="queued"} 0.0',
+        'forwarder_deliveries{state="leased"} 0.0',
+        'forwarder_deliveries{state="held"} 0.0',
+        "forwarder_oldest_due_seconds 0.0",
+    ]
+    await desk.domain()
+    await desk.mail("piedpiper.com", count=3)
+    due = await desk.database.read(next_due)
+    assert due is not None
+    desk.now = due + timedelta(seconds=90)
+    assert (await measured())[0] == 'forwarder_deliveries{state="queued"} 3.0'
+    assert (await measured())[3] == "forwarder_oldest_due_seconds 90.0"
+
+    async def away(*_work: object) -> None:
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(desk.database, "read", away)
+    assert await measured() == []
 
 
 @pytest.mark.parametrize(

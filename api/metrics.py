@@ -1,0 +1,67 @@
+"""``/metrics``, for a Prometheus on this machine.
+
+What the queue holds is asked of the store, so that every process answers the same:
+
+    forwarder_deliveries{state="queued|leased|held"}    deliveries in the queue
+    forwarder_oldest_due_seconds                        how long the one that is due longest has been waiting
+
+What is told of memory, processor and descriptors is that of the process which answers. While the store is away, the
+queue is left out.
+"""
+
+import ipaddress
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from sqlalchemy import Connection
+from starlette.requests import Request
+from starlette.responses import Response
+
+from forwarder.mail.event import DeliveryState
+from forwarder.store import admin
+from forwarder.store.claiming import next_due
+from forwarder.store.engine import Database
+from forwarder.store.trouble import StoreUnavailable
+
+_OF_PROXIES = frozenset({"forwarded", "via", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"})
+
+
+async def measured(database: Database, clock: Callable[[], datetime]) -> Response:
+    """All of it, as Prometheus reads it."""
+
+    def read(conn: Connection) -> tuple[dict[DeliveryState, int], datetime | None]:
+        return admin.counts(conn), next_due(conn)
+
+    try:
+        queue = _queue(*await database.read(read), clock())
+    except StoreUnavailable:
+        queue = b""
+    return Response(generate_latest() + queue, media_type=CONTENT_TYPE_LATEST)
+
+
+def _queue(counts: dict[DeliveryState, int], oldest_due: datetime | None, now: datetime) -> bytes:
+    registry = CollectorRegistry()
+    held = Gauge("forwarder_deliveries", "Deliveries in the queue.", ["state"], registry=registry)
+    for state, count in counts.items():
+        held.labels(state.value).set(count)
+    oldest = Gauge(
+        "forwarder_oldest_due_seconds", "How long the delivery due longest waits.", registry=registry
+    )
+    oldest.set(0.0 if oldest_due is None else max(0.0, (now - oldest_due).total_seconds()))
+    return generate_latest(registry)
+
+
+def is_local(request: Request, trusted_proxies: Sequence[str]) -> bool:
+    """Whether the request was made on this machine, as far as its headers tell.
+
+    A proxy on this machine has a loopback address itself. What a trusted one says in X-Forwarded-For has taken the
+    place of its address before this; what others say, and says in other headers, only shows that there is a proxy.
+    """
+    try:
+        client = ipaddress.ip_address(request.client.host if request.client else "")
+    except ValueError:
+        return False
+    if "x-forwarded-for" in request.headers:
+        return client.is_loopback and any(client in ipaddress.ip_network(one) for one in trusted_proxies)
+    return client.is_loopback and not _OF_PROXIES & set(request.headers)
