@@ -1,8 +1,4 @@
-"""Sockets to listen on: shared among our processes, and asked for only where the machine can have them.
-
-``listening_socket`` binds without listening. A socket that is bound but does not listen takes no connection from those
-that do, so the supervisor may hold the port while its workers serve on it.
-"""
+"""The ports that the configuration names: whether this machine can have them, and nobody else holds them."""
 
 import ipaddress
 import socket
@@ -12,26 +8,10 @@ from itertools import chain
 import structlog
 
 from forwarder.config import HostPort, Settings
+from forwarder.net.listening import bound_socket
 from forwarder.node import NodeError
 
 log = structlog.get_logger("ports")
-
-
-def listening_socket(address: HostPort, *, shared: bool = True) -> socket.socket:
-    """A bound socket; ``shared``: other processes of ours may bind the port as well."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    opened = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
-        if family == socket.AF_INET6:
-            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        opened.bind((address.host, address.port))
-        opened.setblocking(False)
-    except BaseException:
-        opened.close()
-        raise
-    return opened
 
 
 def check_free(settings: Settings, *, ours: Collection[HostPort] = ()) -> None:
@@ -43,9 +23,9 @@ def check_free(settings: Settings, *, ours: Collection[HostPort] = ()) -> None:
         if address.port == 0 or any(overlap(address, own) for own in ours):
             continue
         try:
-            listening_socket(address, shared=False).close()
+            bound_socket(address, shared=False).close()
         except OSError as error:
-            raise NodeError(f"cannot listen on {address}: {refusal(error)}") from error
+            raise NodeError(error.strerror) from error
 
 
 def overlap(one: HostPort, other: HostPort) -> bool:
@@ -77,11 +57,3 @@ def listenable(settings: Settings) -> Settings:
         }
         return settings.model_copy(update=changed)
     return settings
-
-
-def refusal(error: OSError) -> str:
-    """Why an address cannot be had, and what helps."""
-    text = error.strerror or str(error)
-    if isinstance(error, PermissionError):
-        text += "; ports below 1024 need root or the capability CAP_NET_BIND_SERVICE"
-    return text

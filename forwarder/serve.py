@@ -57,7 +57,7 @@ from forwarder.outbound.pool import Pool
 from forwarder.outbound.prepare import Signing
 from forwarder.outbound.route import Router
 from forwarder.outbound.webhook import Webhooks
-from forwarder.ports import listenable, refusal
+from forwarder.ports import listenable
 from forwarder.preparation import prepare
 from forwarder.pulse import Pulse
 from forwarder.store import workers
@@ -369,7 +369,7 @@ async def _listen(server: "Server | WebServer") -> None:
     try:
         await server.start()
     except OSError as error:
-        raise StartError(f"cannot listen: {refusal(error)}") from error
+        raise StartError(error.strerror or str(error)) from error
 
 
 @asynccontextmanager

@@ -42,8 +42,9 @@ from forwarder.forked import Forked, fork
 from forwarder.inbound.limits import clear_region, table_path
 from forwarder.keyring import KeyringError
 from forwarder.mail.ids import new_id
+from forwarder.net.listening import bound_socket
 from forwarder.node import NodeError, NodeLock, forget_ports, notify, write_ports
-from forwarder.ports import check_free, listenable, listening_socket, overlap, refusal
+from forwarder.ports import check_free, listenable, overlap
 from forwarder.preparation import prepare
 from forwarder.process import first_of, take_lock
 from forwarder.process import serve_as_worker as serve_as_worker  # loaded here, shared with every worker
@@ -183,9 +184,9 @@ class Supervisor:
 
     def _hold(self, listener: HostPort) -> socket.socket:
         try:
-            opened = listening_socket(listener)
+            opened = bound_socket(listener)
         except OSError as error:
-            raise NodeError(f"cannot listen on {listener}: {refusal(error)}") from error
+            raise NodeError(error.strerror) from error
         self._reserved.append(opened)
         return opened
 

@@ -14,7 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from forwarder.config import HostPort
-from forwarder.ports import listening_socket
+from forwarder.net.listening import bound_socket
 from forwarder.web_protocol import Protocol
 
 GRACE = 5  # seconds
@@ -58,7 +58,7 @@ class WebServer:
         )
 
     async def start(self) -> None:
-        opened = listening_socket(self._listen)
+        opened = bound_socket(self._listen)
         self.addresses = [opened.getsockname()[:2]]
         self._task = asyncio.create_task(self._server.serve(sockets=[opened]), name="api")
         opening = asyncio.create_task(self._server.opened.wait())

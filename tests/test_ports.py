@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from forwarder.config import HostPort, Settings
+from forwarder.net.listening import bound_socket
 from forwarder.node import NodeError
-from forwarder.ports import check_free, listening_socket
+from forwarder.ports import check_free
 
 
 def asking_for(*listen: HostPort) -> Settings:
@@ -18,13 +19,13 @@ def asking_for(*listen: HostPort) -> Settings:
 @pytest.fixture
 def taken() -> Iterator[int]:
     """The port of a listener on 127.0.0.1 that would share it."""
-    with listening_socket(HostPort("127.0.0.1", 0)) as opened:
+    with bound_socket(HostPort("127.0.0.1", 0)) as opened:
         opened.listen()
         yield opened.getsockname()[1]
 
 
 def test_a_port_that_somebody_listens_on_is_refused_though_it_would_be_shared(taken: int) -> None:
-    with listening_socket(HostPort("127.0.0.1", taken)):
+    with bound_socket(HostPort("127.0.0.1", taken)):
         pass  # it would
     with pytest.raises(NodeError, match=f"cannot listen on 127.0.0.1:{taken}"):
         check_free(asking_for(HostPort("127.0.0.1", taken)))

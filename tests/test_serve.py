@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from forwarder.config import HostPort
+from forwarder.net.listening import bound_socket
 from forwarder.net.tls import self_signed
 from forwarder.node import NodeError
-from forwarder.ports import listening_socket
 from forwarder.serve import running
 from tests.harness import EngineProcess, House, as_environment, wait_until
 from tests.peers.client import Client, Closed
@@ -295,8 +295,8 @@ async def test_a_new_listener_where_another_program_listens_leaves_the_old_confi
 ) -> None:
     file = house.folder / "config.toml"
     with (
-        listening_socket(HostPort("127.0.0.1", 0)) as first,
-        listening_socket(HostPort("127.0.0.1", 0)) as it,
+        bound_socket(HostPort("127.0.0.1", 0)) as first,
+        bound_socket(HostPort("127.0.0.1", 0)) as it,
     ):
         old, new = first.getsockname()[1], it.getsockname()[1]
 
@@ -316,7 +316,7 @@ async def test_a_new_listener_where_another_program_listens_leaves_the_old_confi
         await wait_until(lambda: process.log().count(sign) == count)
 
     async with process:
-        with listening_socket(HostPort("127.0.0.1", new)) as other:  # which would share its port
+        with bound_socket(HostPort("127.0.0.1", new)) as other:  # which would share its port
             other.listen()
             configure(f"127.0.0.1:{new}")
             await reload("the old one stays", 1)
@@ -352,7 +352,7 @@ async def test_signals_are_heard_while_the_start_waits_for_the_database(house: H
 async def test_sigterm_is_obeyed_while_an_older_engine_drains(house: House, processes: int) -> None:
     file = house.folder / "config.toml"
     file.write_text('[mx]\nsize_limit = "1 MiB"\n')
-    with listening_socket(HostPort("127.0.0.1", 0)) as free:
+    with bound_socket(HostPort("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = EngineProcess(
         house,

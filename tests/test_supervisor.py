@@ -13,8 +13,8 @@ import pytest
 
 from forwarder import supervisor
 from forwarder.config import HostPort, Settings, Source
+from forwarder.net.listening import bound_socket
 from forwarder.node import NodeLock, forget_ports, write_ports
-from forwarder.ports import listening_socket
 from tests.harness import EngineProcess, House, wait_until
 from tests.peers.client import Closed
 from tests.postgres import Server
@@ -321,8 +321,8 @@ async def test_what_is_armed_reaches_the_first_workers_and_not_their_successors(
 async def test_a_worker_that_reloads_late_shares_the_new_port_of_its_sibling(house: House) -> None:
     file = house.folder / "config.toml"
     with (
-        listening_socket(HostPort("127.0.0.1", 0)) as first,
-        listening_socket(HostPort("127.0.0.1", 0)) as it,
+        bound_socket(HostPort("127.0.0.1", 0)) as first,
+        bound_socket(HostPort("127.0.0.1", 0)) as it,
     ):
         old, new = first.getsockname()[1], it.getsockname()[1]
     file.write_text(f'[api]\nlisten = "127.0.0.1:{old}"\n')

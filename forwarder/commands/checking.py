@@ -5,7 +5,6 @@ mended; what is only advice does not count.
 """
 
 import errno
-import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -132,21 +131,18 @@ def _certificate(settings: "Settings") -> Finding:
 
 def _port(name: str, at: "HostPort") -> Finding:
     """Whether the port can be had; one that answers already is taken to be the engine's own."""
+    from forwarder.net.listening import bound_socket
+
     about = f"{name} {at}"
-    family = socket.AF_INET6 if ":" in at.host else socket.AF_INET
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((at.host, at.port))
+        bound_socket(at, shared=False).close()
     except PermissionError:
         text = "needs a privilege: run as root, or give CAP_NET_BIND_SERVICE as deploy/forwarder.service does"
         return Finding(about=about, grade=Grade.WRONG, text=text)
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         text = (
-            "is in use: by this engine, if it runs; else stop what holds it"
-            if taken
-            else f"cannot be had: {error.strerror}"
+            "is in use: by this engine, if it runs; else stop what holds it" if taken else str(error.strerror)
         )
         return Finding(about=about, grade=Grade.ADVICE if taken else Grade.WRONG, text=text)
     return Finding(about=about, grade=Grade.FINE, text="is free; the engine does not run here now")

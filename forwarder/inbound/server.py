@@ -24,6 +24,7 @@ from forwarder.inbound.intake import Rooms
 from forwarder.inbound.limits import Allowance, ClientTable, Doorkeeper, table_path
 from forwarder.inbound.reception import Desk, Reception
 from forwarder.inbound.tls_door import TlsDoor
+from forwarder.net.listening import bound_socket
 
 BACKLOG = 1024
 MESSAGES_HELD = 16  # of the largest size, while they are read and stored, per service and process
@@ -71,7 +72,7 @@ class Server:
         desk = self._desk = self._make_desk(loop)
         try:
             for endpoint in self._listen:
-                listener = _listening(endpoint)
+                listener = bound_socket(endpoint)
                 server = await self._opened(loop, listener, desk)
                 self._servers.append(server)
                 self.addresses.append(listener.getsockname()[:2])
@@ -146,26 +147,3 @@ class Server:
             loop=loop,
             line_limit=self._line_limit,
         )
-
-
-def _listening(endpoint: HostPort) -> socket.socket:
-    """A socket bound to one address; OSError says which."""
-    host, port = endpoint
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot listen on {endpoint}: {error.strerror}") from error
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # 0.0.0.0 has a socket of its own
-        listener.setblocking(False)
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise OSError(error.errno, f"cannot listen on {endpoint}: {error.strerror}") from error
-    return listener

@@ -1,0 +1,41 @@
+"""Sockets to listen on, shared among the processes of one engine (SO_REUSEPORT).
+
+A socket that is bound but does not listen takes no connection from those that do: whoever only wants to hold a port, or
+to know that it can be had, never listens.
+"""
+
+import socket
+
+from forwarder.config import HostPort
+
+
+def bound_socket(at: HostPort, *, shared: bool = True) -> socket.socket:
+    """A socket bound to an address, not listening; ``shared``: other processes of ours may bind it as well.
+
+    OSError, of the kind and number that the system gave, says which address cannot be had, why, and what helps.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            at.host or None, at.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        opened = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise _named(error, at) from error
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
+        if family == socket.AF_INET6:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # 0.0.0.0 has a socket of its own
+        opened.setblocking(False)
+        opened.bind(address)
+    except OSError as error:
+        opened.close()
+        raise _named(error, at) from error
+    return opened
+
+
+def _named(error: OSError, at: HostPort) -> OSError:
+    text = f"cannot listen on {at}: {error.strerror}"
+    if isinstance(error, PermissionError):
+        text += "; ports below 1024 need root or the capability CAP_NET_BIND_SERVICE"
+    return OSError(error.errno, text)
