@@ -43,8 +43,10 @@ def create_account(
     from forwarder.store import accounts
 
     address = parse_address(email).display()
-    if "," in address:
-        raise Failure("an account's address cannot hold a comma: the first alias of a new domain leads to it")
+    if not {",", "$"}.isdisjoint(address):
+        raise Failure(
+            "an account's address cannot hold a comma or $: the first alias of a new domain leads to it"
+        )
     key = accounts.new_key()
 
     def create(conn: "Connection", settings: "Settings") -> None:

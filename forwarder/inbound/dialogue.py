@@ -198,6 +198,7 @@ class Dialogue(Connection):
             content = normalized(raw)
         else:
             content = unstuffed(raw)
+        content = mbox_line_as_field(content)
         if len(content) > bounds.size_limit:  # RFC 1870 5 counts a line end as two octets
             return replies.MESSAGE_TOO_BIG
         if head_too_large(content):
@@ -206,7 +207,7 @@ class Dialogue(Connection):
             return replies.LINE_TOO_LONG.saying(
                 f"a line of the message is longer than {bounds.line_limit} octets"
             )
-        return mbox_line_as_field(content)
+        return content
 
     async def smtp_RSET(self, arguments: bytes) -> Reply:
         self.state.transaction = None

@@ -34,7 +34,7 @@ from forwarder.inbound.session import Recipient, Session, Transaction
 from forwarder.inbound.usage import Usage
 from forwarder.mail import content as contents
 from forwarder.mail import reply as replies
-from forwarder.mail.address import Path
+from forwarder.mail.address import AddressError, Path, parse_path
 from forwarder.mail.authentication import remove_forged
 from forwarder.mail.envelope import MailCommand
 from forwarder.mail.event import Transport
@@ -150,6 +150,10 @@ class SubmissionReception:
             return replies.AUTH_REQUIRED if session.tls else replies.TLS_REQUIRED
         # A read receipt has the null reverse-path (RFC 8098 3); its From is checked like any other.
         if not command.path.is_null:
+            try:
+                parse_path(command.path.wire(), smtputf8=True)  # what is said of it must be able to come back
+            except AddressError as error:
+                return replies.BAD_SENDER.saying(str(error))
             refusal = await self._objection(login, command.path)
             if refusal is not None:
                 return refusal

@@ -323,11 +323,14 @@ def parse_literal(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | 
 
 @lru_cache(maxsize=1024)
 def parse_helo(text: str) -> str | None:
-    """The argument of HELO or EHLO in canonical form, or None when it is neither a domain nor a literal."""
+    """The argument of HELO or EHLO in canonical form, or None when it is neither a domain nor a literal.
+
+    A domain may have a ``_``, as in a reverse-path.
+    """
     literal = parse_literal(text)
     if literal is not None:
         return f"[IPv6:{literal}]" if literal.version == 6 else f"[{literal}]"
     try:
-        return parse_domain(text)
+        return _parse_domain(text, _LOOSE_DOMAIN)
     except AddressError:
         return None

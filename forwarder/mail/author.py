@@ -16,6 +16,7 @@ from forwarder.mail.verification import SignatureError, domain_name
 MAX_OCTETS = 64 * 1024
 # Blanks stand beside a dot, never between two words (RFC 5322 4.4: obs-domain): what follows is no domain any more.
 _TWO_WORDS = re.compile(r"[^\s.]\s+[^\s.]")
+_NO_DIVIDER = re.compile(r"[^@,:;]*")
 # A name, in quotes or not, and an address in brackets; without comments, lists, escapes and whatever is odd.
 _PLAIN = re.compile(r'[^"\\<>(),:;]*+(?:"[^"\\]*+"[^"\\<>(),:;]*+)?<([^"\\<>(),:;]*+)>')
 
@@ -53,9 +54,6 @@ def author(message: Canonical) -> Author:
     # "Pied Piper, Inc. <a@b.example>": words that somebody forgot to quote name no domain.
     domains.discard("")
     if len(domains) > 1:
-        # "Joe @ Acme, Inc. <joe@acme.example>" neither: a domain of mail has a dot.
-        domains = {domain for domain in domains if "." in domain} or domains
-    if len(domains) > 1:
         return Author(fault=AuthorFault.SEVERAL)
     domain = next(iter(domains), "")
     return Author(domain=domain) if domain else Author(fault=AuthorFault.UNREADABLE)
@@ -72,9 +70,11 @@ def may_name(message: Canonical, claimed: Author, domains: Collection[str]) -> b
 
 def _domain(address: str) -> str:
     """The domain of one address, empty without one; ValueError or SignatureError when it is no name."""
-    _, at, domain = address.rpartition("@")
+    local, at, domain = address.rpartition("@")
     if not at:
         return ""
+    if not _NO_DIVIDER.fullmatch(local):  # readers differ in which of them divides the address, or ends it
+        raise ValueError("an address within an address")
     if _TWO_WORDS.search(domain.strip()):
         raise ValueError("words after an address")
     return domain_name(domain)
@@ -95,7 +95,7 @@ def addresses(value: str, *, strict: bool = False) -> list[str]:
     depth = 0
     quoted = False
     # What is quoted divides no address. Strictly, the address is another one than that with _: no address at all.
-    veil = "\0" if strict else "_"
+    veil, veiled = ("\0", "@, \t") if strict else ("_", "@,:; \t")
     characters = iter(value)
     for character in characters:
         place = outside if inside is None else inside
@@ -109,7 +109,7 @@ def addresses(value: str, *, strict: bool = False) -> list[str]:
             if character == '"':
                 quoted = False
             else:
-                place.append(veil if character in "@, \t" else character)
+                place.append(veil if character in veiled else character)
         elif character == "(":
             depth += 1
         elif depth:

@@ -56,7 +56,8 @@ MAX_FIELDS = 2000
 MAX_VALUE = 8192  # octets of one field that are looked at
 _BLOCK = 128 * 1024  # octets
 _FIELD_START = re.compile(rb"[!-9;-~]+[ \t]*:")
-_MBOX_LINE = re.compile(rb">*From (?![ \t]*:)")
+# With a time in it, and a field in the line that follows.
+_MBOX_LINE = re.compile(rb">*From (?![ \t]*:)[^\r\n]*\d\d:\d\d[^\r\n]*\r\n[!-9;-~]+[ \t]*:")
 _ONE_MAILBOX = re.compile(r'(?:"([^"\\]*)"\s*|([^"\\<>(),:;@]*))<([^"\\<>(),:;\s]+)>[ \t]*')
 
 
@@ -198,7 +199,7 @@ def malformed_head(head: bytes) -> ContentFault | None:
 def mbox_line_as_field(content: bytes) -> bytes:
     """The content with a first line as mailbox files have it (RFC 4155) made a field, as Postfix does it.
 
-    It is none, so the head would end there for the next host, and all true fields be text. The very object without one.
+    It is none, so the head would end there for the next host, and all fields be text. The very object without one.
     """
     return b"X-Mailbox-Line: " + content if _MBOX_LINE.match(content) else content
 

@@ -159,9 +159,10 @@ def _day(now: datetime) -> int:
 
 def _is_domain(text: str) -> bool:
     try:
-        return bool(parse_domain(text))
+        parse_reverse_path(f"x@{text}", smtputf8=False)
     except AddressError:
         return False
+    return True
 
 
 def _restored(local: str, domain: str) -> Path | SrsFault:

@@ -18,7 +18,7 @@ from enum import StrEnum
 
 import idna
 
-from forwarder.mail.canonical import Canonical, Form, relaxed_field, relaxed_value, simple_field
+from forwarder.mail.canonical import Canonical, Form, relaxed_field, simple_field
 from forwarder.mail.public_key import KeyRecordError, read_key
 from forwarder.mail.records import dkim_name
 from forwarder.mail.seal import OVERSIGNED
@@ -254,8 +254,9 @@ def _check_cover(message: Canonical, signature: Signature) -> None:
         instances = message.instances(name)
         if not 0 < covered[name] < len(instances):
             continue
-        signed = set(map(relaxed_value, instances[-covered[name] :]))
-        if not signed.issuperset(map(relaxed_value, instances[: -covered[name]])):
+        canonical = relaxed_field if signature.head_form is Form.RELAXED else simple_field
+        signed = set(map(canonical, instances[-covered[name] :]))
+        if not signed.issuperset(map(canonical, instances[: -covered[name]])):
             raise SignatureError(f"a second {name.decode()} is not signed", AuthResult.POLICY)
 
 

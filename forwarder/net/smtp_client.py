@@ -52,6 +52,7 @@ from forwarder.net.smtp_wire import PATIENCE, Wire, WireTrouble, dial
 from forwarder.net.tls import TlsMode
 
 BLOCK = 256 * 1024  # octets of content between two looks at the peer
+HANDSHAKE = 60.0  # seconds at most for that of TLS, behind which there may be a way in the clear
 FAREWELL = 2.0  # seconds we wait for the answer to QUIT
 
 __all__ = ["Features", "Session", "SessionFault", "Timeouts", "Transaction"]
@@ -66,7 +67,7 @@ class Timeouts:
 
     connect: timedelta = timedelta(seconds=30)
     greeting: timedelta = timedelta(seconds=300)
-    command: timedelta = timedelta(seconds=300)  # each; also the TLS handshake
+    command: timedelta = timedelta(seconds=300)  # each
     data: timedelta = timedelta(seconds=180)  # between two blocks of content; the answer to DATA
     dot: timedelta = timedelta(seconds=600)
 
@@ -234,7 +235,7 @@ class Session:
             raise fault_at(Stage.STARTTLS, Fault.TLS_REQUIRED, f"STARTTLS was answered {reply}")
         self._demand(220, reply, Stage.STARTTLS)
         try:
-            self.tls = await self._wire.start_tls(context, self.host, self._command)
+            self.tls = await self._wire.start_tls(context, self.host, min(self._command, HANDSHAKE))
         except WireTrouble as trouble:
             raise over(Stage.STARTTLS, trouble) from trouble
         if tlsa and not authenticated(tlsa, self._wire.certificates, host=self.host, now=datetime.now(UTC)):

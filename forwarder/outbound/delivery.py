@@ -1,4 +1,4 @@
-"""One attempt: the deliveries of one message to one site, in one transaction.
+"""One attempt: the deliveries of a job, of one message to one site, in one transaction.
 
 What goes out is the stored content, byte for byte, with header lines before it: signatures and seals (``prepare``),
 then our trace (``mail.trace``) on top. The reverse-path of mail from outside becomes an SRS address, so that SPF of

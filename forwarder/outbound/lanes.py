@@ -32,7 +32,6 @@ _TRIP = 3
 _PATIENCE = 30.0  # seconds
 _SUSPENSIONS = (15.0, 600.0)  # seconds: the first and the longest
 _REMEMBERED = 10_000
-_REPORT_LIMIT = 1  # of mail that wants no answer: some hosts take a report for several recipients for spam
 _JOB_LIMIT = 100  # recipients of one transaction (RFC 5321 4.5.3.1.8: every host takes as many)
 _DOMAINS_NAMED = 200  # domains of a blocked lane that a claim is asked to leave out
 
@@ -244,10 +243,8 @@ class Lanes:
 
     def _start(self, lane: Lane, now: float) -> Job:
         key, job = lane.waiting.popitem(last=False)
-        limit = _REPORT_LIMIT if job.parcel.reverse_path.is_null else _JOB_LIMIT
-        if len(job.deliveries) > limit:
-            rest: list[Delivery] = job.deliveries[limit:]
-            del job.deliveries[limit:]
+        rest = _set_aside(job)
+        if rest:
             lane.waiting[key] = Job(parcel=job.parcel, deliveries=rest, route=job.route)
         lane.active += 1
         self.active += 1
@@ -270,6 +267,21 @@ class Lanes:
                 self._lanes.move_to_end(oldest.site)
                 return
             del self._lanes[oldest.site]
+
+
+def _set_aside(job: Job) -> list[Delivery]:
+    """Take out of a job, and return, what does not belong in its first transaction.
+
+    Mail that wants no answer goes to one address at a time: some hosts take a report for several recipients for spam.
+    """
+    if job.parcel.reverse_path.is_null:
+        first = job.deliveries[0].destination
+        rest = [delivery for delivery in job.deliveries if delivery.destination != first]
+        job.deliveries = [delivery for delivery in job.deliveries if delivery.destination == first]
+        return rest
+    rest = job.deliveries[_JOB_LIMIT:]
+    del job.deliveries[_JOB_LIMIT:]
+    return rest
 
 
 def suspensions(policy: RetryPolicy) -> tuple[float, float]:

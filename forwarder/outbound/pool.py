@@ -30,7 +30,7 @@ from forwarder.net.tls import TlsMode, client_context
 from forwarder.outbound.route import MxHost, Route
 
 BROKEN_TLS = 600.0  # seconds
-SHUNNED = 60.0  # seconds
+SHUNNED = 60.0  # seconds at least, and twice as long as it took to find out
 REMEMBERED = 10_000  # hosts of either kind
 # The last: silent before its greeting.
 _DEAD = (Fault.REFUSED, Fault.UNREACHABLE, Fault.CONNECT_TIMEOUT, Fault.TIMEOUT)
@@ -106,12 +106,12 @@ class Pool:
 
     async def open(self, route: Route, host: MxHost, address: str) -> Session:
         """A new session to one address of one host of the route; ``SessionFault``."""
-        key = (address, route.port)
+        key, began = (address, route.port), self._now()
         try:
             session = await self._open(route, host, address)
         except SessionFault as fault:
             if fault.stage is Stage.CONNECT and fault.fault in _DEAD:
-                self._remember(self._shunned, key, SHUNNED)
+                self._remember(self._shunned, key, max(SHUNNED, 2 * (self._now() - began)))
             raise
         self._shunned.pop(key, None)
         return session

@@ -119,6 +119,17 @@ async def test_the_first_line_of_a_mailbox_file_does_not_end_the_head(engine):
     assert (entry.sender_name, entry.subject) == ("Ann", "x")
 
 
+async def test_the_first_line_of_a_mailbox_file_is_bounded_as_it_goes_out(engine):
+    await hosting(engine)
+    line = b"From ann@sender.test 12:00:00 ".ljust(983, b"x")
+    text = line + b"\r\nFrom: Ann <ann@sender.test>\r\n\r\nx\r\n"
+    answers = [
+        await engine.send(b"ann@sender.test", [b"info@here.test"], content)
+        for content in (text, text[:982] + text[983:])
+    ]
+    assert [answer[-1].code for answer in answers] == [500, 250]
+
+
 async def test_a_fresh_delivery_that_has_room_is_handed_over_leased(engine):
     await hosting(engine)
     engine.intake.takes = True

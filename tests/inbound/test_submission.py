@@ -85,6 +85,13 @@ async def test_a_message_is_queued_to_be_signed_by_the_domain(engine, domain):
     assert [event.status for event in entry.events] == [Status.QUEUED]
 
 
+async def test_a_sender_to_whom_nothing_could_come_back_is_refused(engine, domain):
+    """The MX takes such local parts of strangers, and of nobody as a recipient."""
+    sender = b"ann+" + b"x" * 50 + b"=someone.else.test@here.test"
+    answers = await submit(engine, sender=sender)
+    assert (answers[0].code, answers[0].text[:5]) == (501, "5.1.7")
+
+
 async def test_tls_from_the_first_byte(engine, domain):
     async with engine.client("submission-tls", tls=any_certificate()) as client:
         answer = await client.ehlo()

@@ -168,7 +168,9 @@ def test_a_field_folded_with_a_tab_is_told_with_a_space() -> None:
     assert content.mailbox(content.first_raw(head, b"to") or b"") == ("hook@x.org", "Hendricks, Richard")
 
 
-@pytest.mark.parametrize("line", [b"From a@out.test Sat Nov 28 12:00:00 2026", b">From x", b">>From x: y"])
+@pytest.mark.parametrize(
+    "line", [b"From a@out.test Sat Nov 28 12:00:00 2026", b">From - Sat Nov 28 12:00", b">>From x: 12:00"]
+)
 def test_a_first_line_of_a_mailbox_file_becomes_a_field(line: bytes) -> None:
     rest = b"\r\nFrom: a@out.test\r\n\r\nFrom here on\r\n"
     assert content.mbox_line_as_field(line + rest) == b"X-Mailbox-Line: " + line + rest
@@ -177,11 +179,15 @@ def test_a_first_line_of_a_mailbox_file_becomes_a_field(line: bytes) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        b"From: x\r\n\r\n",
-        b"From  : x\r\n\r\n",
-        b"From \t: x\r\n\r\n",
-        b"\r\nFrom x\r\n",
-        b"Fromage x\r\n",
+        b"From: x\r\nTo: 12:00\r\n\r\n",
+        b"From  : 12:00\r\nTo: y\r\n\r\n",
+        b"From \t: 12:00\r\nTo: y\r\n\r\n",
+        b"\r\nFrom 12:00\r\nTo: y\r\n",
+        b"Fromage 12:00\r\nTo: y\r\n",
+        b"From now on we meet at five\r\nBring: cake\r\n\r\nBye\r\n",
+        b"From server1 at 12:00: disk full\r\n",
+        b"From 12:00 on\r\nnothing works\r\n",
+        b"From \r\n12:00\r\nTo: y\r\n",
         b"",
     ],
 )

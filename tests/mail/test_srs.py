@@ -134,13 +134,23 @@ def test_a_chained_hash_cannot_be_spent_as_a_wrapped_one() -> None:
         assert ours.reverse(Path(local=local, domain="fwd.example"), now=NOW) is SrsFault.FORGED
 
 
-@pytest.mark.parametrize("local", ["SRS0", "srs0-newsletter", "SRS1=x", "SRS0=a=b", "SRS1=a=not_a_domain==b"])
+@pytest.mark.parametrize("local", ["SRS0", "srs0-newsletter", "SRS1=x", "SRS0=a=b", "SRS1=a=-no-domain==b"])
 def test_what_only_looks_like_srs_is_wrapped(local: str) -> None:
     path = parse_address(f"{local}@example.org")
     rewritten = ours.forward(path, now=NOW)
     assert rewritten.local.startswith("SRS0=")
     assert rewritten.local.endswith("=example.org=" + local)
     assert ours.reverse(rewritten, now=NOW) == path
+
+
+def test_a_chain_that_began_at_a_host_with_an_underscore_does_not_grow() -> None:
+    path = parse_reverse_path("SRS1=abcd=fwd_1.example==hash=BB=x.org=ann@fwd2.example", smtputf8=False)
+    rewritten = ours.forward(path, now=NOW)
+    assert rewritten.local.startswith("SRS1=")
+    assert rewritten.local.endswith("=fwd_1.example==hash=BB=x.org=ann")
+    assert ours.reverse(rewritten, now=NOW) == parse_reverse_path(
+        "SRS0=hash=BB=x.org=ann@fwd_1.example", smtputf8=False
+    )
 
 
 def test_long_local_parts_are_sent_and_taken_back() -> None:

@@ -131,6 +131,13 @@ def test_a_second_header_that_says_the_same_takes_nothing_from_a_signature(names
     assert only(added).result is AuthResult.POLICY
 
 
+@pytest.mark.parametrize(("head", "same"), [(b"relaxed", True), (b"simple", False)])
+def test_whether_two_headers_say_the_same_is_as_the_signer_has_it(head: bytes, same: bool) -> None:
+    content = signed_by_dkimpy(b"Cc: a  b@x.org\r\n" + MESSAGE, canonicalize=(head, b"simple"))
+    added = only(b"Cc: a b@x.org\r\n" + content).result
+    assert added is (AuthResult.PASS if same else AuthResult.POLICY)
+
+
 def test_sha1_does_not_count() -> None:
     content = signed_by_dkimpy(MESSAGE).replace(b"a=rsa-sha256", b"a=rsa-sha1")
     assert only(content).result is AuthResult.PERMERROR

@@ -302,6 +302,29 @@ async def test_a_host_that_could_not_be_dialled_comes_last_for_a_while() -> None
         await pool.close()
 
 
+async def test_a_host_that_kept_a_message_waiting_is_avoided_for_longer() -> None:
+    """Else each minute another message would wait five for a greeting."""
+    now = 0.0
+
+    def clock() -> float:
+        return now
+
+    async with Sink() as sink:
+        pool = Pool(OutboundSection(), hello="h.test", time=clock)
+        best = MxHost(name="mx1.test", addresses=("127.0.0.7",))
+        backup = MxHost(name="mx2.test", addresses=(sink.host,), rank=1)
+        route = Route(site="site", hosts=(best, backup), port=sink.port)
+        opening = asyncio.create_task(pool.open(route, best, "127.0.0.7"))
+        await asyncio.sleep(0)  # it has begun
+        now = 300.0
+        with pytest.raises(SessionFault):
+            await opening
+        for at, order in ((301.0, [backup, best]), (899.0, [backup, best]), (901.0, [best, backup])):
+            now = at
+            assert pool.ordered(route) == order
+        await pool.close()
+
+
 async def test_a_dead_address_is_not_a_dead_host() -> None:
     """No route for IPv6, as on many machines: the host's other address is still the best there is."""
     async with Sink() as sink, Sink(host="127.0.0.2", port=sink.port) as other:
