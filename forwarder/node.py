@@ -106,8 +106,11 @@ def write_ports(data_dir: Path, ports: Mapping[str, Sequence[tuple[str, int]]]) 
     try:
         path = run_folder(data_dir) / "ports.json"
         draft = path.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps({"pid": os.getpid(), **shown}), encoding="utf-8")
-        draft.replace(path)
+        try:
+            draft.write_text(json.dumps({"pid": os.getpid(), **shown}), encoding="utf-8")
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
     except (NodeError, OSError) as error:
         log.warning("where the ports are cannot be written down", reason=str(error))
 
@@ -121,9 +124,12 @@ def forget_ports(data_dir: Path) -> None:
 
 
 def notify(state: str) -> None:
-    """Tell systemd, when it is systemd that waits (``Type=notify``)."""
+    """Tell systemd, when it is systemd that waits (``Type=notify``); where nobody hears it, a warning is all."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
-            link.connect("\0" + address[1:] if address.startswith("@") else address)
-            link.sendall(state.encode())
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
+                link.connect("\0" + address[1:] if address.startswith("@") else address)
+                link.sendall(state.encode())
+        except OSError as error:
+            log.warning("NOTIFY_SOCKET cannot be told", state=state, reason=str(error))

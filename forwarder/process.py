@@ -6,7 +6,8 @@ program listens on included, is said, and the old one stays. A changed configura
 second engine opens the same ports beside the first, which then drains.
 
 A worker of a supervisor reads a pipe: ``go`` starts it, the end of the stream means that the supervisor is gone, and
-then it drains in a few seconds, so that the next supervisor finds the door open. It answers ``ready`` on another.
+then it drains in a few seconds, so that the next supervisor finds the door open. It answers ``ready`` on another, with
+the digest of the configuration that it obeys from then on.
 """
 
 import asyncio
@@ -205,9 +206,18 @@ def serve_alone(load: Callable[[], Settings], settings: Settings) -> int:
 
 
 def serve_as_worker(
-    load: Callable[[], Settings], settings: Settings, place: Place, *, hears: int, says: int
+    load: Callable[[], Settings],
+    settings: Settings,
+    place: Place,
+    *,
+    hears: int,
+    says: int,
+    taken: Callable[[], str],
 ) -> int:
-    """One worker of a supervisor, which holds the lock and has prepared the node."""
+    """One worker of a supervisor, which holds the lock and has prepared the node.
+
+    ``taken`` names the configuration that was loaded last; the supervisor is told of it when it is in force.
+    """
 
     async def main() -> None:
         process = Process(load, place)
@@ -221,7 +231,7 @@ def serve_as_worker(
 
         def started(_engine: Engine) -> None:
             with suppress(BrokenPipeError):  # the supervisor is gone; the other pipe says it too
-                os.write(says, b"ready\n")
+                os.write(says, f"ready {taken()}\n".encode())
 
         await process.run(listenable(settings), started, keyring)
         orphaned.cancel()

@@ -29,7 +29,7 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain
 from typing import IO
@@ -72,16 +72,14 @@ class Worker:
         self.index = index
         self.process: asyncio.subprocess.Process | Forked | None = None
         self.worker_id = ""
-        self.obeys: Source | None = None  # the configuration it was started with
         self.serves = False
         self.has_served = False  # in this life or an earlier one
         self.started_at = 0.0
         self._pause = 0.0
 
-    def begin(self, source: Source) -> None:
+    def begin(self) -> None:
         """Another life, under another id."""
         self.worker_id = new_id(datetime.now(UTC), os.urandom(8))
-        self.obeys = source
         self.serves = False
         self.started_at = time.monotonic()
 
@@ -99,6 +97,8 @@ class Supervisor:
     def __init__(self, settings: Settings, *, source: Source, config_path: str | None, count: int) -> None:
         self._settings = settings
         self._in_force = self._offered = source  # what the workers obey, and what they were last told to read
+        self._offers = {source.digest: source}  # what they may say that they obey now
+        self._announced = False
         self._config_path = config_path
         self._workers = [Worker(index) for index in range(count)]
         self._environ: dict[str, str] = dict(os.environ)
@@ -112,7 +112,7 @@ class Supervisor:
         try:
             self._reserve()
             for worker in self._workers:
-                worker.begin(self._in_force)
+                worker.begin()
                 worker.process = fork(partial(self._work, worker), let_go=self._let_go)
         except OSError as error:  # its elders leave when our ends of their pipes close, with us
             self._free_ports()
@@ -195,7 +195,7 @@ class Supervisor:
 
     async def _replace(self, worker: Worker, lock: NodeLock, *, dead: str) -> None:
         """A new process in the place of the worker ``dead``; OSError: there is no room for one now."""
-        worker.begin(self._in_force)
+        worker.begin()
         with _in_memory(self._in_force.text) as given:
             arguments = [
                 *("--index", str(worker.index), "--of", str(len(self._workers)), "--id", worker.worker_id),
@@ -208,7 +208,8 @@ class Supervisor:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 pass_fds=(lock.descriptor, given.fileno()),
-                env=self._environ,
+                # The others keep the lease that they began with: by a shorter one they would be taken for dead.
+                env=self._environ | {"FORWARDER_WORKERS__LEASE": milliseconds(self._settings.workers.lease)},
                 start_new_session=True,  # Ctrl-C reaches the supervisor, which drains them in order
             )
 
@@ -219,10 +220,12 @@ class Supervisor:
             assert process is not None
             assert process.stdin is not None
             assert process.stdout is not None
-            process.stdin.write(b"go\n")
-            async for word in process.stdout:
-                if word == b"ready\n":
-                    self._opened(worker)
+            with suppress(OSError, RuntimeError):  # it has ended already; RuntimeError: uvloop says it so
+                process.stdin.write(b"go\n")
+            async for line in process.stdout:
+                word, _, digest = line.decode("ascii", "replace").strip().partition(" ")
+                if word == "ready":
+                    self._opened(worker, digest)
             status = await process.wait()
             if not worker.has_served:
                 log.error("a worker could not start; ending", worker=worker.index, status=status)
@@ -254,20 +257,22 @@ class Supervisor:
                         "there is no room for a worker", worker=worker.index, reason=reason, pause=pause
                     )
 
-    def _opened(self, worker: Worker) -> None:
+    def _opened(self, worker: Worker, digest: str) -> None:
         """A worker has opened its ports: it has begun to serve, or has taken over a new configuration."""
         if worker.serves:
-            self._in_force = self._offered
+            if digest in self._offers:
+                self._in_force = self._offers[digest]
+                while next(iter(self._offers)) != digest:  # what was offered before counts no more
+                    del self._offers[next(iter(self._offers))]
             return
-        worker.serves = True
-        if worker.obeys is not self._offered:  # it was starting when the others were told
+        worker.serves = worker.has_served = True
+        if digest != self._offered.digest:  # it was starting when the others were told
             self._signal(worker, signal.SIGHUP)
-        if not worker.has_served:
-            worker.has_served = True
-            if all(other.serves for other in self._workers):
-                write_ports(self._settings.data_dir, self._ports)
-                notify("READY=1")
-                log.info("all workers serve", workers=len(self._workers))
+        if not self._announced and all(other.serves for other in self._workers):
+            self._announced = True
+            write_ports(self._settings.data_dir, self._ports)
+            notify("READY=1")
+            log.info("all workers serve", workers=len(self._workers))
 
     def _forget_clients(self, worker: Worker) -> None:
         for service in ("mx", "submission"):
@@ -283,7 +288,7 @@ class Supervisor:
                 settings = listenable(parse(source, self._environ))
                 check_free(settings, ours=self._held())
                 self._reserve_new(settings)
-                self._offered = source
+                self._offer(source, settings)
         except NodeError as error:
             log.error("the new configuration cannot be used; the old one stays", reason=str(error))
             return
@@ -292,6 +297,13 @@ class Supervisor:
         for worker in self._workers:
             if worker.serves:
                 self._signal(worker, signal.SIGHUP)
+
+    def _offer(self, source: Source, settings: Settings) -> None:
+        """Remember what the workers are told to read; not what every one of them refuses."""
+        own = self._settings
+        if (settings.data_dir, settings.database.url) == (own.data_dir, own.database.url):
+            self._offers.pop(source.digest, None)
+            self._offered = self._offers[source.digest] = source
 
     def _signal(self, worker: Worker, number: signal.Signals) -> None:
         if worker.process is not None and worker.process.returncode is None:
@@ -311,6 +323,11 @@ class Supervisor:
                 if process.returncode is None:
                     process.kill()
             await asyncio.wait(waits)
+
+
+def milliseconds(duration: timedelta) -> str:
+    """A duration as the configuration has it."""
+    return f"{duration // timedelta(milliseconds=1)}ms"
 
 
 def _in_memory(text: str) -> IO[bytes]:

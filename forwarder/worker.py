@@ -46,7 +46,7 @@ def work(source: "Source", config: str | None, place: "Place", *, hears: int, sa
     ``source`` is the configuration in force; SIGHUP reads ``config`` anew.
     """
     from forwarder import failpoint
-    from forwarder.config import ConfigError, load, parse
+    from forwarder.config import ConfigError, parse, read
     from forwarder.diagnostics import set_up
     from forwarder.process import serve_as_worker
 
@@ -55,8 +55,12 @@ def work(source: "Source", config: str | None, place: "Place", *, hears: int, sa
     ):  # ``ps -o comm`` and ``top`` show it; a forked worker has its supervisor's command line
         Path("/proc/self/comm").write_text(f"forwarder/{place.region}")
 
+    taken = source
+
     def load_settings() -> "Settings":
-        return load(config, os.environ)
+        nonlocal taken
+        taken = read(config, os.environ)
+        return parse(taken, os.environ)
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     try:
@@ -66,7 +70,7 @@ def work(source: "Source", config: str | None, place: "Place", *, hears: int, sa
         return 2
     set_up(settings, process=place.region)
     failpoint.arm(os.environ)
-    return serve_as_worker(load_settings, settings, place, hears=hears, says=says)
+    return serve_as_worker(load_settings, settings, place, hears=hears, says=says, taken=lambda: taken.digest)
 
 
 if __name__ == "__main__":

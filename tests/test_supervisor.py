@@ -14,7 +14,7 @@ import pytest
 from forwarder import supervisor
 from forwarder.config import HostPort, Settings, Source
 from forwarder.net.listening import bound_socket
-from forwarder.node import NodeLock, forget_ports, write_ports
+from forwarder.node import NodeLock, forget_ports, notify, write_ports
 from tests.harness import EngineProcess, House, wait_until
 from tests.peers.client import Closed
 from tests.postgres import Server
@@ -45,6 +45,10 @@ def alive(pid: int) -> bool:
 def words_of(pid: int) -> str:
     """The command line of a process."""
     return Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def environment_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/environ").read_text().split("\0")
 
 
 def name_of(pid: int) -> str:
@@ -232,13 +236,60 @@ async def test_who_looks_after_no_worker_any_more_does_not_stay(
     assert told.is_set()
 
 
+def supervisor_of(count: int, data_dir: Path) -> supervisor.Supervisor:
+    settings = Settings.model_validate({"hostname": "mx.test", "data_dir": str(data_dir)})
+    source = Source(origin="config.toml", text="as it began")
+    return supervisor.Supervisor(settings, source=source, config_path=None, count=count)
+
+
+def test_what_is_in_force_is_what_a_worker_says_it_obeys(tmp_path: Path) -> None:
+    """A reload may wait for the drain of the one before, and another be told meanwhile."""
+    over = supervisor_of(1, tmp_path)
+    [worker] = over._workers
+    elsewhere = Settings.model_validate({"hostname": "mx.test", "data_dir": str(tmp_path / "other")})
+    first, second, third = (Source(origin="config.toml", text=text) for text in ("1", "2", "3"))
+    over._opened(worker, over._in_force.digest)
+    for source, settings in ((first, over._settings), (second, over._settings), (third, elsewhere)):
+        over._offer(source, settings)
+    for said, in_force in ((first, first), (third, first), (second, second), (first, second)):
+        over._opened(worker, said.digest)
+        assert over._in_force is in_force
+
+
+def test_readiness_is_told_once_when_all_serve_whoever_died_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(supervisor, "notify", told.append)
+    over = supervisor_of(2, tmp_path)
+    first, second = over._workers
+    digest = over._in_force.digest
+    over._opened(first, digest)
+    first.begin()  # it died; another life
+    over._opened(second, digest)
+    assert told == []
+    for worker in (first, second):
+        over._opened(worker, digest)
+        assert told == ["READY=1"]
+
+
+def test_a_readiness_that_nobody_hears_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
+    notify("READY=1")
+    assert "NOTIFY_SOCKET cannot be told" in "".join(capsys.readouterr())
+
+
 async def test_a_successor_obeys_what_the_others_obey_whatever_the_file_says(house: House) -> None:
     file = house.folder / "config.toml"
     url = Settings.model_validate(house.values()).database.url
     other = f"sqlite:///{house.folder / 'other.db'}"
 
     def configure(size: str, url: str = url) -> None:
-        file.write_text(f'[mx]\nsize_limit = {size}\n[database]\nurl = "{url}"\n')
+        lease = "2s" if "3" in size else "15s"
+        database = f'[database]\nurl = "{url}"\n[workers]\nlease = "{lease}"\n'
+        file.write_text(f"[mx]\nsize_limit = {size}\n{database}")
 
     process = EngineProcess(house, environ={"FORWARDER_CONFIG": str(file)}, workers={"processes": 2})
     configure('"1 MiB"')
@@ -272,8 +323,12 @@ async def test_a_successor_obeys_what_the_others_obey_whatever_the_file_says(hou
         await told("in force", 2)
         configure("nonsense")
         await told("the old one stays", 2)
+        before = set(children(process))
         await replaced(6)  # two of them are the second engines of the reload
         assert await sizes() == {"SIZE 3145728"}
+        (successor,) = set(children(process)) - before
+        # By a shorter lease it would take its sibling, who keeps the old one, for dead.
+        assert "FORWARDER_WORKERS__LEASE=15000ms" in environment_of(successor)
 
 
 async def test_a_worker_that_is_starting_hears_of_a_new_configuration_when_it_serves(house: House) -> None:

@@ -7,9 +7,11 @@ left alone unless it is nearly one: container platforms set names such as ``FORW
 """
 
 import difflib
+import hashlib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +46,17 @@ class ConfigError(Exception):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """A configuration file as it was when it was read."""
 
     origin: str  # the file's name, or "environment"
     text: str
+
+    @cached_property
+    def digest(self) -> str:
+        """The same for the same text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
 
 
 def load(path: str | None, environ: Mapping[str, str]) -> Settings:

@@ -10,6 +10,7 @@ There is no setting that makes a commit less durable.
 """
 
 import asyncio
+import errno
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -143,8 +144,10 @@ def make_private_file(path: str) -> None:
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except FileExistsError:
-            if os.path.isdir(path) or not os.access(path, os.R_OK | os.W_OK):
-                raise
+            if os.path.isdir(path):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path) from None
+            if not os.access(path, os.R_OK | os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path) from None
         os.chmod(path, 0o600)
     except OSError as error:
         raise StoreUnavailable("the file of the store cannot be opened") from error

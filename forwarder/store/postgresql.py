@@ -85,6 +85,7 @@ class PostgresWriter(Writer):
         self._signal = asyncio.Semaphore(0)
         self._idle = 0
         self._joining: asyncio.TimerHandle | None = None
+        self._aside_tasks: set[asyncio.Task[Any]] = set()
         self._lanes = [self.loop.create_task(self._lane(), name=f"store-lane-{n}") for n in range(LANES)]
 
     def wake(self) -> None:
@@ -94,7 +95,17 @@ class PostgresWriter(Writer):
             self._watch_the_line()
 
     async def write_aside(self, work: Callable[[Connection], T]) -> T:
-        """Commit one change in a transaction of its own; as ``write`` but for the line."""
+        """Commit one change in a transaction of its own; as ``write`` but for the line.
+
+        In a task of its own: what becomes of a COMMIT under way is nothing that a cancelled caller is to be told.
+        """
+        task = self.loop.create_task(self._aside(work))
+        self._aside_tasks.add(task)
+        task.add_done_callback(self._aside_ended)
+        written: T = await asyncio.shield(task)
+        return written
+
+    async def _aside(self, work: Callable[[Connection], T]) -> T:
         item = Item(self._work, work, 0, self.loop.create_future(), None)
         try:
             [result] = await self._with_patience([item])
@@ -105,6 +116,11 @@ class PostgresWriter(Writer):
             raise trouble from error
         written: T = result
         return written
+
+    def _aside_ended(self, task: "asyncio.Task[Any]") -> None:
+        self._aside_tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen by the caller, if there still is one
 
     def _rouse(self) -> None:
         self._idle -= 1
@@ -133,10 +149,11 @@ class PostgresWriter(Writer):
             self._joining.cancel()
         for _ in self._lanes:
             self._signal.release()
-        await asyncio.wait(self._lanes, timeout=TRANSACTION_LIMIT)
-        for lane in self._lanes:
-            lane.cancel()
-        await asyncio.gather(*self._lanes, return_exceptions=True)
+        under_way = {*self._lanes, *self._aside_tasks}
+        await asyncio.wait(under_way, timeout=TRANSACTION_LIMIT)
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
 
     async def _lane(self) -> None:
         while True:

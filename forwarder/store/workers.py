@@ -170,6 +170,7 @@ def _free(conn: Connection, owners: Sequence[str], now: datetime) -> int:
         select(deliveries.c.id, deliveries.c.next_attempt_at)
         .where(*theirs, deliveries.c.attempts >= SUSPECT)
         .order_by(deliveries.c.id)
+        .with_for_update()  # (SQLite has no need of it, and leaves it out)
     )
     planned = [(row.id, row.next_attempt_at) for row in conn.execute(suspects)]
     freed = (

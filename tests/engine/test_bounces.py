@@ -73,9 +73,10 @@ async def test_a_report_to_a_sender_hosted_here_goes_where_the_alias_leads(engin
     engine.dns.set("example.com", "MX", [(10, "mx.test")])
     await engine.alias("team", "ann@out.test, bob@out.test")
     assert (await engine.send("team@example.com", "to.550-at-rcpt@example.com", MAIL)).code == 250
-    reports = await engine.origin.wait_for(1)
-    assert [(report.reverse_path, sorted(report.recipients)) for report in reports] == [
-        ("", ["ann@out.test", "bob@out.test"])
+    reports = await engine.origin.wait_for(2)
+    assert sorted((report.reverse_path, *report.recipients) for report in reports) == [
+        ("", "ann@out.test"),
+        ("", "bob@out.test"),
     ]
     assert b"\r\nTo: <team@example.com>\r\n" in reports[0].content
     await engine.goes_on()

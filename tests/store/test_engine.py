@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forwarder.store import postgresql, sqlite, straight, writer
 from forwarder.store.engine import CommitUnknown, Database, StoreFull, StoreUnavailable
@@ -340,6 +341,33 @@ async def test_a_second_opening_leaves_the_locks_of_the_first(sqlite_url: str) -
     await first.write(lambda conn: conn.execute(text("INSERT INTO t VALUES (1)")) and None)
     assert await visitor() == "1"
     await first.close()
+
+
+async def test_who_is_cancelled_while_a_change_aside_is_committed_is_cancelled(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the heartbeat of an engine that ends; told that its COMMIT is unknown it would go on for ever."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    commit = AsyncConnection.commit
+
+    async def slow(conn: AsyncConnection) -> None:
+        begun.set()
+        await go_on.wait()
+        await commit(conn)
+
+    database = await Database.open(postgres_url)
+    monkeypatch.setattr(AsyncConnection, "commit", slow)
+    beat = asyncio.create_task(database.write_aside(put("aside")))
+    await begun.wait()
+    beat.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await beat
+    closing = asyncio.create_task(database.close())
+    go_on.set()
+    await closing
+    again = await Database.open(postgres_url)
+    assert await names(again) == {"aside"}
+    await again.close()
 
 
 async def test_a_restarted_server_is_noticed_by_nobody(own_postgres: Server, shaky: Database) -> None:
