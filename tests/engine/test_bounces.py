@@ -81,7 +81,7 @@ async def test_a_report_to_a_sender_hosted_here_goes_where_the_alias_leads(engin
     assert b"\r\nTo: <team@example.com>\r\n" in reports[0].content
     await engine.goes_on()
     await engine.settled()
-    assert len(engine.origin.messages) == 1
+    assert len(engine.origin.messages) == 2
 
 
 async def test_a_report_to_an_address_of_our_rewriting_goes_to_whom_it_stands_for(engine: Town) -> None:
