@@ -274,6 +274,8 @@ def _set_aside(job: Job) -> list[Delivery]:
 
     Mail that wants no answer goes to one address at a time: some hosts take a report for several recipients for spam.
     """
+    if len(job.deliveries) == 1:  # nearly always
+        return []
     if job.parcel.reverse_path.is_null:
         first = job.deliveries[0].destination
         rest = [delivery for delivery in job.deliveries if delivery.destination != first]
