@@ -72,13 +72,15 @@ class Worker:
         self.index = index
         self.process: asyncio.subprocess.Process | Forked | None = None
         self.worker_id = ""
+        self.offered: Source | None = None
         self.serves = False
         self.has_served = False  # in this life or an earlier one
         self.started_at = 0.0
         self._pause = 0.0
 
-    def begin(self) -> None:
-        """Another life, under another id."""
+    def begin(self, offered: Source) -> None:
+        """Another life, under another id; ``offered`` is what the workers were last told to read."""
+        self.offered = offered
         self.worker_id = new_id(datetime.now(UTC), os.urandom(8))
         self.serves = False
         self.started_at = time.monotonic()
@@ -112,7 +114,7 @@ class Supervisor:
         try:
             self._reserve()
             for worker in self._workers:
-                worker.begin()
+                worker.begin(self._offered)
                 worker.process = fork(partial(self._work, worker), let_go=self._let_go)
         except OSError as error:  # its elders leave when our ends of their pipes close, with us
             self._free_ports()
@@ -195,7 +197,7 @@ class Supervisor:
 
     async def _replace(self, worker: Worker, lock: NodeLock, *, dead: str) -> None:
         """A new process in the place of the worker ``dead``; OSError: there is no room for one now."""
-        worker.begin()
+        worker.begin(self._offered)
         with _in_memory(self._in_force.text) as given:
             arguments = [
                 *("--index", str(worker.index), "--of", str(len(self._workers)), "--id", worker.worker_id),
@@ -266,7 +268,7 @@ class Supervisor:
                     del self._offers[next(iter(self._offers))]
             return
         worker.serves = worker.has_served = True
-        if digest != self._offered.digest:  # it was starting when the others were told
+        if worker.offered is not self._offered:  # it was starting when the others were told of another
             self._signal(worker, signal.SIGHUP)
         if not self._announced and all(other.serves for other in self._workers):
             self._announced = True

@@ -245,6 +245,7 @@ def test_what_is_in_force_is_what_a_worker_says_it_obeys(tmp_path: Path) -> None
     """A reload may wait for the drain of the one before, and another be told meanwhile."""
     over = supervisor_of(1, tmp_path)
     [worker] = over._workers
+    worker.begin(over._offered)
     elsewhere = Settings.model_validate({"hostname": "mx.test", "data_dir": str(tmp_path / "other")})
     first, second, third = (Source(origin="config.toml", text=text) for text in ("1", "2", "3"))
     over._opened(worker, over._in_force.digest)
@@ -255,6 +256,23 @@ def test_what_is_in_force_is_what_a_worker_says_it_obeys(tmp_path: Path) -> None
         assert over._in_force is in_force
 
 
+def test_a_successor_is_told_of_what_came_while_it_started_and_not_of_what_was_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = supervisor_of(1, tmp_path)
+    [worker] = over._workers
+    told: list[int] = []
+    monkeypatch.setattr(over, "_signal", lambda _worker, number: told.append(number))
+    over._offer(Source(origin="config.toml", text="nobody obeys it"), over._settings)
+    worker.begin(over._offered)
+    over._opened(worker, over._in_force.digest)
+    assert told == []
+    worker.begin(over._offered)
+    over._offer(Source(origin="config.toml", text="new"), over._settings)
+    over._opened(worker, over._in_force.digest)
+    assert told == [signal.SIGHUP]
+
+
 def test_readiness_is_told_once_when_all_serve_whoever_died_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,8 +281,10 @@ def test_readiness_is_told_once_when_all_serve_whoever_died_before(
     over = supervisor_of(2, tmp_path)
     first, second = over._workers
     digest = over._in_force.digest
+    for worker in (first, second):
+        worker.begin(over._offered)
     over._opened(first, digest)
-    first.begin()  # it died; another life
+    first.begin(over._offered)  # it died; another life
     over._opened(second, digest)
     assert told == []
     for worker in (first, second):
