@@ -151,7 +151,7 @@ def fold(local: str) -> str:
 
 
 def parse_path(raw: bytes | str, *, smtputf8: bool) -> Path:
-    """The path between < and > of MAIL or RCPT.
+    """The path between < and >, by the grammar alone.
 
     Raises AddressError; without ``smtputf8`` anything beyond ASCII is the fault NON_ASCII.
     """

@@ -181,10 +181,8 @@ def _typed(address: str) -> str:
     for character in address:
         plain = "!" <= character <= "~" and character not in "\\+="
         piece = character if plain else f"\\x{{{ord(character):X}}}"
-        if (
-            len(escaped) + len(piece) > _MAX_TEXT
-        ):  # a path of 254 octets stays below it, unless it is made of \+=
-            break
+        if len(escaped) + len(piece) > _MAX_TEXT:
+            break  # a path of 254 octets stays below it, unless it is made of \+=
         escaped += piece
     return f"utf-8; {escaped}"
 

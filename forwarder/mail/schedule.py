@@ -17,9 +17,8 @@ class RetryPolicy:
 
     delays: tuple[timedelta, ...]  # after the first attempt, the second, …; the last one repeats
     give_up_after: timedelta  # counted from the moment the message was accepted
-    spread: float = (
-        0.1  # at most this fraction of the delay is added, or taken away where ``jitter`` is negative
-    )
+    # At most this fraction of the delay is added, or taken away where ``jitter`` is negative.
+    spread: float = 0.1
 
     def __post_init__(self) -> None:
         if not self.delays:

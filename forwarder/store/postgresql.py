@@ -16,7 +16,8 @@ CommitUnknown.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import asyncpg
@@ -76,6 +77,37 @@ def make_engine(url: str, *, pool_size: int) -> AsyncEngine:
     )
 
 
+class _Unbroken:
+    """Runs work in tasks of its own: a caller that is cancelled cuts nothing in the middle."""
+
+    def __init__(self) -> None:
+        self.running: set[asyncio.Task[Any]] = set()
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """What ``work`` returns or raises."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.running.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self.running.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen by the caller, if there still is one
+
+
+@contextmanager
+def _said_as_trouble() -> Iterator[None]:
+    """What is wrong with the database as StoreUnavailable; whatever else is wrong as it is."""
+    try:
+        yield
+    except Exception as error:
+        trouble = trouble_of(error)
+        if trouble is None or trouble is error:
+            raise
+        raise trouble from error
+
+
 class PostgresWriter(Writer):
     """Group commit in a few tasks of the event loop."""
 
@@ -85,7 +117,7 @@ class PostgresWriter(Writer):
         self._signal = asyncio.Semaphore(0)
         self._idle = 0
         self._joining: asyncio.TimerHandle | None = None
-        self._aside_tasks: set[asyncio.Task[Any]] = set()
+        self._unbroken = _Unbroken()
         self._lanes = [self.loop.create_task(self._lane(), name=f"store-lane-{n}") for n in range(LANES)]
 
     def wake(self) -> None:
@@ -99,28 +131,14 @@ class PostgresWriter(Writer):
 
         In a task of its own: what becomes of a COMMIT under way is nothing that a cancelled caller is to be told.
         """
-        task = self.loop.create_task(self._aside(work))
-        self._aside_tasks.add(task)
-        task.add_done_callback(self._aside_ended)
-        written: T = await asyncio.shield(task)
-        return written
+        return await self._unbroken.run(self._aside(work))
 
     async def _aside(self, work: Callable[[Connection], T]) -> T:
         item = Item(self._work, work, 0, self.loop.create_future(), None)
-        try:
+        with _said_as_trouble():
             [result] = await self._with_patience([item])
-        except Exception as error:
-            trouble = trouble_of(error)
-            if trouble is None or trouble is error:
-                raise
-            raise trouble from error
         written: T = result
         return written
-
-    def _aside_ended(self, task: "asyncio.Task[Any]") -> None:
-        self._aside_tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen by the caller, if there still is one
 
     def _rouse(self) -> None:
         self._idle -= 1
@@ -149,7 +167,7 @@ class PostgresWriter(Writer):
             self._joining.cancel()
         for _ in self._lanes:
             self._signal.release()
-        under_way = {*self._lanes, *self._aside_tasks}
+        under_way = {*self._lanes, *self._unbroken.running}
         await asyncio.wait(under_way, timeout=TRANSACTION_LIMIT)
         for task in under_way:
             task.cancel()
@@ -247,36 +265,23 @@ class PostgresReaders:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._running: set[asyncio.Task[Any]] = set()
+        self._unbroken = _Unbroken()
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run ``work``; once more when the connection turned out to be lost.
 
         In a task of its own: a caller that is cancelled must not leave a statement half read on a pooled connection.
         """
-        task = asyncio.get_running_loop().create_task(self._with_patience(work))
-        self._running.add(task)
-        task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen by the caller, if there still is one
+        return await self._unbroken.run(self._with_patience(work))
 
     async def _with_patience(self, work: Callable[[Connection], T]) -> T:
-        try:
+        with _said_as_trouble():
             try:
                 return await self._run(work)
             except Exception as error:
                 if not may_work_again(error):
                     raise
                 return await self._run(work)
-        except Exception as error:
-            trouble = trouble_of(error)
-            if trouble is None:
-                raise
-            raise trouble from error
 
     async def _run(self, work: Callable[[Connection], T]) -> T:
         conn: AsyncConnection | None = None
@@ -293,5 +298,5 @@ class PostgresReaders:
 
     async def close(self) -> None:
         """Wait for reads under way."""
-        if self._running:
-            await asyncio.wait(self._running, timeout=TRANSACTION_LIMIT)
+        if self._unbroken.running:
+            await asyncio.wait(self._unbroken.running, timeout=TRANSACTION_LIMIT)
