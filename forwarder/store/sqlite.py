@@ -38,7 +38,7 @@ from forwarder.store.writer import Failed, Item, Writer, apply_group, halves
 READERS = 3
 BUSY_TIMEOUT = 5.0  # seconds, for programs that write to the file without taking our locks
 READ_LIMIT = 10.0
-CHECKPOINT_PAGES = 4000  # rows of mail that came and went between two checkpoints never reach the main file
+CHECKPOINT_PAGES = 16_000  # rows of mail that came and went between two checkpoints never reach the main file
 
 T = TypeVar("T")
 _log = structlog.get_logger("forwarder.store")
@@ -65,7 +65,7 @@ def make_engine(path: str, *, immediate: bool, begins: bool = True) -> Engine:
             "secure_delete=FAST",
             f"cache_size={-16 * 1024 if immediate else -8 * 1024}",  # KiB
             f"wal_autocheckpoint={CHECKPOINT_PAGES}",
-            f"journal_size_limit={64 * 1024 * 1024}",
+            f"journal_size_limit={128 * 1024 * 1024}",
             f"query_only={'OFF' if immediate else 'ON'}",
         ):
             raw.execute(f"PRAGMA {pragma}").close()
