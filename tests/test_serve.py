@@ -16,6 +16,7 @@ from forwarder.net.listening import bound_socket
 from forwarder.net.tls import self_signed
 from forwarder.node import NodeError
 from forwarder.serve import running
+from tests.free_ports import free_port
 from tests.harness import EngineProcess, House, as_environment, wait_until
 from tests.peers.client import Client, Closed
 from tests.postgres import Server
@@ -294,11 +295,7 @@ async def test_a_new_listener_where_another_program_listens_leaves_the_old_confi
     house: House, processes: int
 ) -> None:
     file = house.folder / "config.toml"
-    with (
-        bound_socket(HostPort("127.0.0.1", 0)) as first,
-        bound_socket(HostPort("127.0.0.1", 0)) as it,
-    ):
-        old, new = first.getsockname()[1], it.getsockname()[1]
+    old, new = free_port(), free_port()
 
     def configure(listen: str, size: int = 1) -> None:
         file.write_text(f'[api]\nlisten = "{listen}"\n[mx]\nsize_limit = "{size} MiB"\n')
@@ -352,8 +349,7 @@ async def test_signals_are_heard_while_the_start_waits_for_the_database(house: H
 async def test_sigterm_is_obeyed_while_an_older_engine_drains(house: House, processes: int) -> None:
     file = house.folder / "config.toml"
     file.write_text('[mx]\nsize_limit = "1 MiB"\n')
-    with bound_socket(HostPort("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     process = EngineProcess(
         house,
         environ={"FORWARDER_CONFIG": str(file)},

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from forwarder import supervisor
-from forwarder.config import HostPort, Settings, Source
-from forwarder.net.listening import bound_socket
+from forwarder.config import Settings, Source
 from forwarder.node import NodeLock, forget_ports, notify, write_ports
+from tests.free_ports import free_port
 from tests.harness import EngineProcess, House, wait_until
 from tests.peers.client import Closed
 from tests.postgres import Server
@@ -394,11 +394,7 @@ async def test_what_is_armed_reaches_the_first_workers_and_not_their_successors(
 
 async def test_a_worker_that_reloads_late_shares_the_new_port_of_its_sibling(house: House) -> None:
     file = house.folder / "config.toml"
-    with (
-        bound_socket(HostPort("127.0.0.1", 0)) as first,
-        bound_socket(HostPort("127.0.0.1", 0)) as it,
-    ):
-        old, new = first.getsockname()[1], it.getsockname()[1]
+    old, new = free_port(), free_port()
     file.write_text(f'[api]\nlisten = "127.0.0.1:{old}"\n')
     process = EngineProcess(house, environ={"FORWARDER_CONFIG": str(file)}, workers={"processes": 2})
     del process.values["api"]["listen"]  # the environment would win

@@ -14,15 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.crash.nursery import Child, Nursery
+from tests.free_ports import free_port
 
 PATIENCE = 30.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Node:
