@@ -3,6 +3,10 @@
 JSON when nobody watches, columns and colours on a terminal (``logs.format``). Rooms write with ``structlog`` or with
 the standard ``logging``; both end here. Mail itself is recorded in the journal, which the logs API serves, not here.
 
+One dialect: an event is a sentence of plain words without a full stop, which says what happened and, after a
+semicolon, what is done about it ("the new certificate cannot be used; the old one stays"). What varies stands in
+fields: ``reason`` for trouble in words, a plural (``deliveries=3``) for how many, ``ids`` for which.
+
 Promises: one event is one line and, in JSON, one object. A field holds at most 1,024 characters, and control
 characters, line separators and lone surrogates are escaped, whoever wrote them (CWE-117). Fields whose name says that
 they hold a secret are blanked. An exception becomes its type, its text and the places it passed, on the same line.

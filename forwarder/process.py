@@ -96,12 +96,12 @@ class Process:
             if self._reloads.is_set() and not self._ends.is_set():
                 self._reloads.clear()
                 engine = await self._reload(engine, started)
-        log.info("draining")
+        log.info("the engine drains")
         stopping = [asyncio.create_task(engine.stop(grace=self._grace))]
         if self._draining is not None:  # an older one, which began to earlier
             stopping.append(self._draining)
         await asyncio.gather(*stopping)
-        log.info("ended")
+        log.info("the engine has ended")
 
     def end(self, grace: timedelta = GRACE) -> None:
         """Drain within ``grace`` and return from ``run``."""

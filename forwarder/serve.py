@@ -337,8 +337,9 @@ class Engine:
         return Health(ready=not troubles, troubles=troubles, tasks=tasks)
 
     def refresh_certificates(self) -> None:
-        if self._tls is not None and self._tls.refresh():
-            log.info("the certificate is loaded anew", certificate=self.settings.tls.certificate)
+        """Load the certificate's files again if they changed; a bad pair leaves the old one in use."""
+        if self._tls is not None:
+            self._tls.refresh()
 
     async def stop(self, *, grace: timedelta = GRACE) -> None:
         """Drain and close; bounded by ``grace`` and a few seconds."""

@@ -220,6 +220,21 @@ def test_no_except_that_swallows_everything() -> None:
     assert faults == []
 
 
+def test_a_log_event_is_a_sentence() -> None:
+    """The dialect that ``forwarder.diagnostics`` describes; what varies stands in fields."""
+    faults = []
+    for path in FILES:
+        for node in ast.walk(tree(path)):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args):
+                continue
+            told = node.func.attr in {"debug", "info", "warning", "error", "exception", "critical"}
+            if told and isinstance(node.func.value, ast.Name) and node.func.value.id in {"log", "_log"}:
+                event = ast.unparse(node.args[0]).strip("\"'")
+                if " " not in event or event.endswith(".") or event.startswith("f"):
+                    faults.append(f"{where(path, node.lineno)} says {event}")
+    assert faults == []
+
+
 def test_nothing_is_left_for_later() -> None:
     marks = ("TO" + "DO", "FIX" + "ME", "XX" + "X", "NotImplemented" + "Error")
     faults = [

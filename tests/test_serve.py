@@ -374,7 +374,7 @@ async def test_sigterm_is_obeyed_while_an_older_engine_drains(house: House, proc
         await wait_until(lambda: process.log().count("in force") == processes)
         held += [await in_data() for _ in range(4)]
         process.process.send_signal(signal.SIGTERM)
-        await wait_until(lambda: process.log().count("draining") == processes)
+        await wait_until(lambda: process.log().count("the engine drains") == processes)
 
         async def refused() -> bool:
             client = Client("127.0.0.1", port)

@@ -142,7 +142,7 @@ async def test_ctrl_c_reaches_the_supervisor_alone(pair: EngineProcess) -> None:
     assert [os.getsid(pid) for pid in workers] == workers
     os.killpg(pair.process.pid, signal.SIGINT)
     assert await pair.process.wait() == 0
-    assert pair.log().count('"event": "ended"') == 2
+    assert pair.log().count('"event": "the engine has ended"') == 2
 
 
 @pytest.mark.parametrize("stopped", [0, 1])

@@ -187,7 +187,7 @@ class Authenticator:
                 partial(credentials.renew_hash, credential=login.credential, password_hash=digest)
             )
         except StoreUnavailable as trouble:  # the log-in was right all the same; the next one tries again
-            log.warning("a password's hash is not renewed", error=str(trouble))
+            log.warning("a password's hash is not renewed", reason=str(trouble))
 
     async def _count(self, name: str, client: str) -> None:
         now = self._clock()

@@ -128,7 +128,7 @@ class Connection(SMTP):
         except Expired:
             self._say(replies.TIMED_OUT)
         except Exception:  # a defect of ours must not leave a connection open, nor be told to the peer
-            log.exception("session failed", service=self._desk.name, client=self.state.client)
+            log.exception("a session failed", service=self._desk.name, client=self.state.client)
             self._say(replies.SERVICE_TROUBLE)
         finally:
             try:

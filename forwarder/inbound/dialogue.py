@@ -85,11 +85,14 @@ class Dialogue(Connection):
             raise
         except StoreUnavailable as trouble:
             log.warning(
-                "store trouble", service=self._desk.name, error=str(trouble), cause=repr(trouble.__cause__)
+                "a command met trouble of the store",
+                service=self._desk.name,
+                reason=str(trouble),
+                cause=repr(trouble.__cause__),
             )
             return replies.STORAGE_FULL if isinstance(trouble, StoreFull) else replies.TROUBLE
         except Exception:
-            log.exception("command failed", service=self._desk.name, verb=verb.decode())
+            log.exception("a command failed", service=self._desk.name, verb=verb.decode())
             return replies.TROUBLE
 
     def _weighed(self, answer: Reply) -> Reply:
@@ -270,7 +273,7 @@ class Dialogue(Connection):
             )
         except OSError as error:  # ssl.SSLError and TimeoutError among them
             client = self.state.client
-            log.info("TLS handshake failed", service=desk.name, client=client, error=type(error).__name__)
+            log.info("a TLS handshake failed", service=desk.name, client=client, reason=type(error).__name__)
             self.abort()
             raise Gone from error
         if secured is None:

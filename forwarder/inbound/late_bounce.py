@@ -52,7 +52,7 @@ class LateBounces:
         try:
             report = read_report(content)
         except Exception:  # what a stranger wrote; who cannot be understood is not believed
-            log.exception("late bounce not understood")
+            log.exception("a late bounce was not understood")
             return False
         if report is None:
             return False
@@ -78,9 +78,9 @@ class LateBounces:
             for entry in named or (ours if len(ours) == 1 else []):
                 await self._journal.append_event(entry.id, self._event(report))
         except StoreUnavailable as trouble:
-            log.warning("late bounce not noted", error=str(trouble))
+            log.warning("a late bounce was not noted", reason=str(trouble))
         except Exception:  # whatever a stranger wrote into a report, the message itself is already on its way
-            log.exception("late bounce not understood")
+            log.exception("a late bounce was not understood")
 
     async def _ours(self, passage: trace.Passage) -> LogEntry | None:
         """The log of a delivery of ours that a report names; None: it is none, or its failure is known."""

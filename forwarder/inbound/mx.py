@@ -101,7 +101,7 @@ class MxReception:
             return replies.SENDER_TOO_LONG
         if self._disk.has_room(self._size_limit):
             return replies.SENDER_OK
-        log.warning("disk nearly full", path=str(self._rooms.settings.data_dir))
+        log.warning("the disk is nearly full", path=str(self._rooms.settings.data_dir))
         return replies.STORAGE_FULL
 
     async def recipient(self, session: Session, transaction: Transaction, path: Path) -> Reply:

@@ -87,4 +87,4 @@ class Quotas:
                     amount=-1,
                 )
         except StoreUnavailable as trouble:
-            log.warning("places of a quota not given back", places=len(places), error=str(trouble))
+            log.warning("places of a quota were not given back", places=len(places), reason=str(trouble))

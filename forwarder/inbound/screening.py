@@ -128,7 +128,7 @@ class Screening:
             )
         except Exception:
             # Our fault is not the sender's: the message goes on, and nothing is said about its authenticity.
-            log.exception("screening failed")
+            log.exception("a screening failed")
             return Screened(reply=None, headers=self._nothing_seen, content=kept)
 
     @cached_property

@@ -108,7 +108,7 @@ class Server:
             await door.wait_closed()
         await self._ended(grace.total_seconds())
         if self._sessions:
-            log.warning("sessions cut off", service=self.name, sessions=len(self._sessions))
+            log.warning("sessions were cut off", service=self.name, sessions=len(self._sessions))
             for session in list(self._sessions):
                 session.cut_off()
             await self._ended(FAREWELL_SECONDS)

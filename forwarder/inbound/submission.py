@@ -127,12 +127,12 @@ class SubmissionReception:
         try:
             found = await self._authenticator.log_in(asked.name, asked.password, session.client)
         except StoreUnavailable:
-            log.warning("log-in not verified: store trouble", client=session.client)
+            log.warning("a log-in was not verified: trouble of the store", client=session.client)
             return replies.AUTH_TROUBLE
         if isinstance(found, Login):
             session.login = found
             return replies.AUTHENTICATED
-        log.info("log-in failed", client=session.client, reason=found.name)
+        log.info("a log-in failed", client=session.client, reason=found.name)
         if found is Denied.BARRED:
             return replies.TOO_MANY_FAILED_LOGINS
         if found is not Denied.WRONG:

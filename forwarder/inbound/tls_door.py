@@ -65,7 +65,7 @@ class TlsDoor:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:  # no descriptor or no memory left
-                log.error("cannot accept connections", service=self._desk.name, error=str(error))
+                log.error("connections cannot be accepted", service=self._desk.name, reason=str(error))
                 loop.remove_reader(self._listener)
                 loop.call_later(REST, self._resume)
                 return
@@ -94,7 +94,7 @@ class TlsDoor:
                 ssl_handshake_timeout=HANDSHAKE_SECONDS,
             )
         except OSError as error:  # ssl.SSLError and TimeoutError among them
-            log.info("TLS handshake failed", service=desk.name, client=client, error=type(error).__name__)
+            log.info("a TLS handshake failed", service=desk.name, client=client, reason=type(error).__name__)
         finally:
             if protocol.task is None:  # no session began that would do it
                 protocol.give_back_place()

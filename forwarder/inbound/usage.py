@@ -59,7 +59,9 @@ class Usage:
         try:
             await self._database.write(partial(_add, counts=counts, now=self._clock()))
         except StoreUnavailable as trouble:
-            log.warning("usage of credentials not written", credentials=len(counts), error=str(trouble))
+            log.warning(
+                "the usage of credentials was not written", credentials=len(counts), reason=str(trouble)
+            )
 
 
 def _add(conn: Connection, *, counts: Mapping[int, int], now: datetime) -> None:

@@ -192,7 +192,7 @@ async def _excerpt(response: "httpx.Response") -> str:
         async with asyncio.timeout(EXCERPT_TIME):
             excerpt = await _beginning(response, EXCERPT)
     except (TimeoutError, httpx.HTTPError) as exc:
-        _log.debug("webhook_answer_cut", reason=str(exc) or type(exc).__name__)
+        _log.debug("the answer of a webhook was cut", reason=str(exc) or type(exc).__name__)
     return excerpt.decode("utf-8", "replace")
 
 

@@ -70,10 +70,10 @@ class ServerTls:
             _load(self._context, self.certificate, self.key)
         except TlsFilesError as exc:
             self.trouble = str(exc)
-            _log.warning("tls.kept_old_certificate", reason=self.trouble)
+            _log.warning("the new certificate cannot be used; the old one stays", reason=self.trouble)
             return False
         self.trouble = ""
-        _log.info("tls.certificate_loaded", certificate=str(self.certificate))
+        _log.info("the certificate is loaded anew", certificate=str(self.certificate))
         return True
 
 

@@ -92,7 +92,7 @@ class Crew:
         await _ended(self._workers, seconds * 0.8)
         cut, self._cut = self._cut, []
         if cut:
-            _log.warning("attempts_cut_short", deliveries=sum(len(job.deliveries) for job in cut))
+            _log.warning("attempts were cut short", deliveries=sum(len(job.deliveries) for job in cut))
             records = [self._record(None, job, _all(job, Action.RETRY_LATER, _CUT_SHORT)) for job in cut]
             await _ended({asyncio.ensure_future(record) for record in records}, seconds * 0.2)
 
@@ -126,7 +126,11 @@ class Crew:
         await self._sure()  # a process that was stopped for long must not send what others have taken over
         ours = self._window.ours(job.deliveries)
         if len(ours) < len(job.deliveries):
-            _log.info("lease_lost", message=job.parcel.message_id, deliveries=len(job.deliveries) - len(ours))
+            _log.info(
+                "leases were lost; what they held is not sent",
+                message=job.parcel.message_id,
+                deliveries=len(job.deliveries) - len(ours),
+            )
             if not ours:
                 return Carried(verdicts=(), reached=True)
             job = replace(job, deliveries=ours)
@@ -134,7 +138,7 @@ class Crew:
             return await self._courier.carry(job, job.parcel.content)
         async with self._window.content(job.parcel) as content:
             if content is None:
-                _log.info("message_gone", message=job.parcel.message_id)
+                _log.info("a message is gone; nothing is sent", message=job.parcel.message_id)
                 return Carried(verdicts=(), reached=True)
             return await self._courier.carry(job, content)
 
@@ -150,10 +154,10 @@ class Crew:
             if verdicts:
                 await self._settling.settle(job.parcel, verdicts, self._window.read)
         except asyncio.CancelledError:
-            _log.error("outcome_not_recorded", deliveries=[v.delivery.id for v in verdicts])
+            _log.error("an outcome was not recorded", ids=[v.delivery.id for v in verdicts])
             raise
         except Exception:  # noqa: BLE001 - the lease stays ours until the comparison with the store finds it
-            _log.exception("settling_failed", deliveries=[v.delivery.id for v in verdicts])
+            _log.exception("settling failed", ids=[v.delivery.id for v in verdicts])
         finally:
             self.settling -= 1
             if lane is not None:

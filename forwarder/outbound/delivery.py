@@ -74,7 +74,7 @@ class Courier:
                 return await self._webhooks.carry(job, content)
             return await self._by_smtp(job, content)
         except Exception:  # noqa: BLE001 - our own trouble is temporary, whatever it is
-            _log.exception("attempt_failed", message=job.parcel.message_id)
+            _log.exception("an attempt failed", message=job.parcel.message_id)
             return everyone(job.deliveries, Action.RETRY_LATER, reply_for(Fault.INTERNAL), reached=True)
 
     async def _by_smtp(self, job: Job, content: bytes) -> Carried:

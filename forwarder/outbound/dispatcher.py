@@ -144,7 +144,7 @@ class Dispatcher:
             try:
                 self._courier.prepare(parcel, message.content)
             except Exception:  # noqa: BLE001 - it is tried again with the first attempt, which has an answer to it
-                _log.exception("preparing_failed", message=message.id)
+                _log.exception("a message was not signed in advance", message=message.id)
         return partial(self.hand_over, message, parcel)
 
     def hand_over(self, message: NewMessage, prepared: Parcel | None = None) -> None:
@@ -163,7 +163,7 @@ class Dispatcher:
             else:  # accepted while we were told to stop
                 self._return(Job(parcel=parcel, deliveries=leased), timedelta(0))
         except Exception:  # noqa: BLE001 - the message is safe in the store, and its client must hear so
-            _log.exception("hand_over_failed", message=message.id)
+            _log.exception("a message was not handed over", message=message.id)
             self._window.let_go(parcel, leased)  # strays now, which are given back to the queue
 
     def wake(self) -> None:
@@ -208,7 +208,7 @@ class Dispatcher:
         await self._give_back(until=ends + 1.0)  # what was handed over in the meantime
         if self._window.held:
             _log.error(
-                "leases_left_behind", deliveries=list(self._window.held)[:100], count=len(self._window.held)
+                "leases are left behind", deliveries=len(self._window.held), ids=list(self._window.held)[:100]
             )
 
     def tasks(self) -> dict[str, bool]:
@@ -288,10 +288,10 @@ class Dispatcher:
                 wait = await self._claim()
                 pause = 0.1
             except StoreUnavailable as error:
-                _log.warning("store_away", reason=str(error))
+                _log.warning("the claims wait for the store", reason=str(error))
                 pause = min(pause * 2, _LONGEST_PAUSE)
             except Exception:  # noqa: BLE001 - one bad turn must not be the last
-                _log.exception("claim_failed")
+                _log.exception("a claim failed")
                 wait = _POLL
             if wait > 0:
                 await self._sleep(wait)
@@ -376,7 +376,7 @@ class Dispatcher:
                     away = True
                     continue
                 if isinstance(result, BaseException):
-                    _log.error("release_failed", delivery=returned[1].id, exc_info=result)  # a stray now
+                    _log.error("a lease is a stray now", delivery=returned[1].id, exc_info=result)
                 self._window.let_go(returned[0], [returned[1]])
             if away:
                 if until is None or asyncio.get_running_loop().time() >= until:

@@ -82,7 +82,7 @@ class Lookups:
             try:
                 route = await self._router.route(domain)
             except Exception:  # noqa: BLE001 - our own trouble is temporary, whatever it is
-                _log.exception("lookup_failed", domain=domain)
+                _log.exception("a look-up of a route failed", domain=domain)
                 route = Failure(reply=reply_for(Fault.INTERNAL))
             jobs = self._take(domain)
             try:
@@ -93,7 +93,7 @@ class Lookups:
                     self._known.pop(domain, None)
                     await self._failed(route, jobs)
             except Exception:  # noqa: BLE001 - the other domains must not wait for ever
-                _log.exception("route_not_taken", domain=domain)
+                _log.exception("a route was not taken", domain=domain)
 
     def _take(self, domain: str) -> list[Job]:
         jobs = self._pending.pop(domain, [])

@@ -106,7 +106,7 @@ class Policies:
         try:
             await self._renew(domain)
         except Exception:  # noqa: BLE001 - our own trouble must not take the policy that is kept from anybody
-            _log.exception("policy_not_renewed", domain=domain)
+            _log.exception("a policy was not renewed", domain=domain)
             self._note(domain, self._clock(), UNFETCHED, "an error of ours")
 
     async def _renew(self, domain: str) -> None:
@@ -132,7 +132,9 @@ class Policies:
             self._note(domain, now, UNFETCHED, str(exc))
             return
         max_age = max(policy.max_age, LEAST)
-        _log.info("policy_fetched", domain=domain, mode=str(policy.mode), id=announced, max_age=str(max_age))
+        _log.info(
+            "a policy is fetched", domain=domain, mode=str(policy.mode), id=announced, max_age=str(max_age)
+        )
         self._in_vain.pop(domain, None)
         self._kept[domain] = _Kept(
             policy=policy,
@@ -156,7 +158,7 @@ class Policies:
         return parse_policy(page.body)
 
     def _note(self, domain: str, now: datetime, pause: timedelta, reason: str) -> None:
-        _log.info("policy_not_fetched", domain=domain, reason=reason)
+        _log.info("a policy was not fetched", domain=domain, reason=reason)
         self._in_vain[domain] = _InVain(since=now, pause=pause)
         self._in_vain.move_to_end(domain)
         if len(self._in_vain) > IN_VAIN:

@@ -84,7 +84,9 @@ class Settling:
                 return await act()
             except StoreUnavailable as error:
                 if pause == _FIRST_PAUSE:
-                    _log.warning("store_away_while_settling", reason=str(error), unwritten=self.unwritten + 1)
+                    _log.warning(
+                        "settling waits for the store", reason=str(error), unwritten=self.unwritten + 1
+                    )
                 self.unwritten += 1
                 try:
                     await asyncio.sleep(pause)
@@ -169,5 +171,9 @@ class Settling:
         written = await self.persistently(lambda: self._queue.settle_all(settlements))
         for settlement, done in zip(settlements, written, strict=True):
             if not done:
-                _log.info("lease_lost", delivery=settlement.delivery.id, outcome=str(settlement.outcome))
+                _log.info(
+                    "a lease was lost; its outcome is not written",
+                    delivery=settlement.delivery.id,
+                    outcome=str(settlement.outcome),
+                )
         return written

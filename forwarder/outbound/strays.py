@@ -36,7 +36,7 @@ class Strays:
             except StoreUnavailable:
                 continue  # another look will do; the claims say that the store is away
             except Exception:  # noqa: BLE001 - one bad look must not be the last
-                _log.exception("look_for_strays_failed")
+                _log.exception("a look for strays failed")
 
     async def look(self) -> int:
         """Compare once; how many leases were given back."""
@@ -48,5 +48,5 @@ class Strays:
         if not strays:
             return 0
         given_back = await self._queue.give_back(strays)
-        _log.warning("stray_leases_given_back", count=given_back, deliveries=list(strays)[:20])
+        _log.warning("stray leases are given back", deliveries=given_back, ids=list(strays)[:20])
         return given_back

@@ -193,10 +193,10 @@ class Directory:
                 await self.catch_up()
             except StoreUnavailable as error:
                 if not failing:
-                    _log.warning("store.directory_not_followed", error=repr(error.__cause__ or error))
+                    _log.warning("the directory waits for the store", reason=repr(error.__cause__ or error))
                 failing = True
             except Exception as error:  # noqa: BLE001 - this task must outlive what it has not foreseen
-                _log.error("store.directory_failed", error=repr(error))
+                _log.error("the directory was not followed; it is read anew", reason=repr(error))
                 self._forget_everything()
             else:
                 failing = False

@@ -141,7 +141,7 @@ class Journal:
         error = None if written.cancelled() else written.exception()
         if error is not None:
             self.dropped += 1
-            _log.warning("store.refusal_not_logged", error=repr(error.__cause__ or error))
+            _log.warning("a refusal was not logged", reason=repr(error.__cause__ or error))
 
     async def flush(self) -> None:
         """Return when every refused log given so far is written or given up."""

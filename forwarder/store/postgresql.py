@@ -210,7 +210,7 @@ class PostgresWriter(Writer):
             if trouble is not error:
                 trouble.__cause__ = error
             self.failing = True
-            _log.error("store.write_failed", items=len(part), error=repr(error.__cause__ or error))
+            _log.error("a write failed", items=len(part), reason=repr(error.__cause__ or error))
             return [Failed(trouble)] * len(part)
         if len(part) == 1:
             return [Failed(error)]
@@ -257,7 +257,7 @@ async def discard(conn: AsyncConnection, error: BaseException) -> None:
         async with asyncio.timeout(CONNECT_LIMIT):
             await conn.close()
     except Exception as second:  # noqa: BLE001 - the first error is the one that counts
-        _log.warning("store.connection_lost", error=repr(second))
+        _log.warning("a connection was not given back", reason=repr(second))
 
 
 class PostgresReaders:

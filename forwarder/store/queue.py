@@ -224,9 +224,9 @@ class Queue:
             try:
                 await self.withdraw_doubtful(loop.time())
             except StoreUnavailable:
-                _log.info("store.still_unavailable", doubtful=len(self._doubts))
+                _log.info("doubtful messages wait for the store", doubtful=len(self._doubts))
             except Exception as error:  # noqa: BLE001 - this task must outlive what it has not foreseen
-                _log.error("store.withdrawal_failed", error=repr(error))
+                _log.error("doubtful messages were not withdrawn", reason=repr(error))
 
     async def withdraw_doubtful(self, now: float) -> None:
         """Withdraw every doubtful message; forget those that have been in doubt for DOUBT seconds."""
@@ -239,7 +239,7 @@ class Queue:
             if now - since >= DOUBT:
                 del self._doubts[message_id]
         if withdrawn:
-            _log.warning("store.withdrawn", messages=len(found), deliveries=withdrawn)
+            _log.warning("doubtful messages are withdrawn", messages=len(found), deliveries=withdrawn)
 
     def _check_alive(self) -> None:
         if not self._alive():  # others may already deliver what we would lease
@@ -268,7 +268,7 @@ class Queue:
                 await asyncio.sleep(TICK)
             else:
                 return
-        _log.warning("store.leases_left", deliveries=len(leased))  # the dispatcher finds them
+        _log.warning("leases were not given back", deliveries=len(leased))  # the dispatcher finds them
 
 
 def _unheard(ended: "bool | Failed") -> None:

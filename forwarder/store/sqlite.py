@@ -168,7 +168,7 @@ class SqliteWriter(Writer):
             told = {id(item) for item, _ in done}
             failed = [item for item in group or self.waiting.take() if id(item) not in told]
             done += [(item, Failed(trouble)) for item in failed]
-            _log.error("store.write_failed", items=len(failed), error=repr(error))
+            _log.error("a write failed", items=len(failed), reason=repr(error))
         self._tell(self._finish, group, done)
 
     def _write(

@@ -82,7 +82,7 @@ async def test_a_full_disk_is_temporary_and_over_when_there_is_room_again(
         bound[0] = 1_000_000
         answers = await client.message(b"ann@out.test", [b"info@example.com"], big)
         assert answers[-1].code == 250
-    engine.forgive("store.write_failed")
+    engine.forgive("a write failed")
     await engine.sink.wait_for(2, timeout=20)
     await engine.goes_on()
     await engine.settled()
@@ -122,7 +122,7 @@ async def test_a_file_that_somebody_locks_is_temporary_and_blocks_nobody(
             assert change.json()["success"] is False
             assert not any(word in change.text.lower() for word in LEAKS)
             assert temporary(await waiting)
-        town.forgive("store.write_failed")
+        town.forgive("a write failed")
         await town.goes_on()
         await town.settled()
         assert town.sink.messages == []
@@ -186,7 +186,7 @@ async def test_a_database_that_goes_away_is_temporary_at_every_step(town: Town) 
             await wait_until(lambda: _status(api, "/health/ready", 200), deadline=30)
         for client in clients:
             await client.close()
-        town.forgive("store.write_failed")
+        town.forgive("a write failed")
         await town.goes_on()
         await town.settled()
         assert town.sink.messages == []
@@ -211,7 +211,7 @@ async def test_a_database_that_dies_in_the_commit_is_temporary_and_leaves_all_or
             assert temporary(await waiting)
             server.restart()
             await wait_until(lambda: _sends(town), deadline=30)
-        town.forgive("store.write_failed")
+        town.forgive("a write failed")
         await town.goes_on()
         await town.settled()
         await town.sink.wait_until(lambda: sum(len(m.recipients) for m in town.sink.messages) >= 2)
