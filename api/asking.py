@@ -11,20 +11,19 @@ names of the domain and of the address. Limit: a link stands in the queue until 
 import os
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from email.utils import format_datetime
 
 from sqlalchemy import Connection
 
+from api.letter import letter
 from forwarder.config import Settings
 from forwarder.mail.address import Path
-from forwarder.mail.event import DeliveryKind, Transport
 from forwarder.mail.ids import IdSource
 from forwarder.store import confirmations
 from forwarder.store.aliases import Alias
 from forwarder.store.confirmations import VALID_FOR, Asked
 from forwarder.store.domains import Domain
 from forwarder.store.enqueueing import Enqueueing
-from forwarder.store.records import NewDelivery, NewMessage
+from forwarder.store.records import NewMessage
 
 
 def public_url(settings: Settings) -> str:
@@ -48,21 +47,8 @@ def ask_owners(
 
 
 def _mail(settings: Settings, domain: Domain, asked: Asked, ids: IdSource, now: datetime) -> NewMessage:
-    to, identifier = asked.address, ids()
-    sender = f"postmaster@{settings.hostname}"
-    message_id = f"<{identifier}@{settings.hostname}>"
-    subject = f"May mail for {domain.name} be forwarded to you?"
+    to = asked.address
     lines = [
-        f"From: Forwarder <{sender}>",
-        f"To: <{to.wire()}>",
-        f"Subject: {subject}",
-        f"Date: {format_datetime(now)}",
-        f"Message-ID: {message_id}",
-        "MIME-Version: 1.0",
-        "Content-Type: text/plain; charset=utf-8",
-        "Content-Transfer-Encoding: 8bit",
-        "Auto-Submitted: auto-generated",
-        "",
         "Hello,",
         "",
         f"whoever looks after {domain.display} wants mail for that domain to be forwarded to",
@@ -73,32 +59,6 @@ def _mail(settings: Settings, domain: Domain, asked: Asked, ids: IdSource, now: 
         f"The link works once, for {VALID_FOR.days} days. If you do nothing, nothing is forwarded to you.",
         "",
         f"This mail was written by the mail server {settings.hostname}.",
-        "",
     ]
-    return NewMessage(
-        id=identifier,
-        created_at=now,
-        transport=Transport.REPORT,
-        reverse_path=Path.null(),
-        smtputf8=to.needs_smtputf8,
-        signing_domain=None,
-        content="\r\n".join(lines).encode(),
-        hostname=None,
-        message_id=message_id,
-        subject=subject,
-        sender_email=sender,
-        sender_name=None,
-        deliveries=(
-            NewDelivery(
-                id=ids(),
-                kind=DeliveryKind.SMTP,
-                domain_id=None,
-                alias=None,
-                recipient=to,
-                destination=to.storage(),
-                destination_domain=to.domain,
-                leased=False,
-                next_attempt_at=now,
-            ),
-        ),
-    )
+    subject = f"May mail for {domain.name} be forwarded to you?"
+    return letter(lines, to=to, subject=subject, hostname=settings.hostname, ids=ids, now=now)

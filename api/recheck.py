@@ -13,7 +13,6 @@ import asyncio
 import textwrap
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from email.utils import format_datetime
 from typing import Protocol
 
 import structlog
@@ -21,14 +20,14 @@ from sqlalchemy import Connection
 
 from api.findings import Checked, look
 from api.improvmx.check import record
+from api.letter import letter
 from forwarder.config import Settings
-from forwarder.mail.address import AddressError, Path, parse_address
-from forwarder.mail.event import DeliveryKind, Transport
+from forwarder.mail.address import AddressError, parse_address
 from forwarder.net.dns import Resolver
 from forwarder.store import dkim_keys, domains
 from forwarder.store.domains import Domain
 from forwarder.store.engine import Database
-from forwarder.store.records import NewDelivery, NewMessage
+from forwarder.store.records import NewMessage
 
 ROUND = 500  # domains a call
 AT_ONCE = 8
@@ -113,68 +112,23 @@ class Recheck:
             to = parse_address(domain.notification_email)
         except AddressError:
             return False
-        hostname, identifier = self._settings.hostname, self._ids()
-        sender = f"postmaster@{hostname}"
         subject = f"The DNS of {domain.name} needs your attention"
-        message = NewMessage(
-            id=identifier,
-            created_at=now,
-            transport=Transport.REPORT,
-            reverse_path=Path.null(),
-            smtputf8=to.needs_smtputf8,
-            signing_domain=None,
-            content=notice(domain, checked, to, sender, subject, identifier, hostname, now),
-            hostname=None,
-            message_id=f"<{identifier}@{hostname}>",
-            subject=subject,
-            sender_email=sender,
-            sender_name=None,
-            deliveries=(
-                NewDelivery(
-                    id=self._ids(),
-                    kind=DeliveryKind.SMTP,
-                    domain_id=None,
-                    alias=None,
-                    recipient=to,
-                    destination=to.storage(),
-                    destination_domain=to.domain,
-                    leased=False,
-                    next_attempt_at=now,
-                ),
-            ),
-        )
+        hostname = self._settings.hostname
+        lines = notice(domain, checked)
+        message = letter(lines, to=to, subject=subject, hostname=hostname, ids=self._ids, now=now)
         await self._mailbag.enqueue(message)
         return True
 
 
-def notice(
-    domain: Domain,
-    checked: Checked,
-    to: Path,
-    sender: str,
-    subject: str,
-    identifier: str,
-    hostname: str,
-    now: datetime,
-) -> bytes:
-    """The notice as bytes, CRLF at every line's end."""
+def notice(domain: Domain, checked: Checked) -> list[str]:
+    """What the owner is told, as the lines of a letter."""
     advice = checked.advice(sending=True) or "The records are right again while this is written."
     effect = (
         f"Mail for {domain.display} may no longer reach this server."
         if not domain.is_active
         else f"Mail sent as {domain.display} may no longer be accepted by others."
     )
-    lines = [
-        f"From: Forwarder <{sender}>",
-        f"To: <{to.wire()}>",
-        f"Subject: {subject}",
-        f"Date: {format_datetime(now)}",
-        f"Message-ID: <{identifier}@{hostname}>",
-        "MIME-Version: 1.0",
-        "Content-Type: text/plain; charset=utf-8",
-        "Content-Transfer-Encoding: 8bit",
-        "Auto-Submitted: auto-generated",
-        "",
+    return [
         "Hello,",
         "",
         f"the DNS records of {domain.display} were right and are not any more.",
@@ -182,15 +136,13 @@ def notice(
         "",
         "What to do:",
         "",
-        *map(_wrapped, advice.splitlines()),
+        *(line for text in advice.splitlines() for line in _wrapped(text)),
         "",
         f"The records are looked at again by themselves; a look on demand is GET /v3/domains/{domain.name}/check.",
-        "",
     ]
-    return "\r\n".join(lines).encode()
 
 
-def _wrapped(text: str) -> str:
+def _wrapped(text: str) -> list[str]:
     """At most 900 octets a line (RFC 5322 2.1.1): a DKIM key alone, which stays whole, is half of that."""
     width = 900 if text.isascii() else 225  # a character may be four octets
-    return "\r\n".join(textwrap.wrap(text, width, break_on_hyphens=False))
+    return textwrap.wrap(text, width, break_on_hyphens=False) or [""]

@@ -277,7 +277,7 @@ async def test_a_silent_dns_is_waited_for_no_longer_than_a_request_lasts(
 
 def test_a_notice_has_no_line_that_is_too_long() -> None:
     for word in ("x", "é", "\U0001f600"):
-        lines = recheck._wrapped(f"{word * 5000} and {word * 300}").split("\r\n")
+        lines = recheck._wrapped(f"{word * 5000} and {word * 300}")
         assert max(len(line.encode()) for line in lines) <= 900
         assert "".join(lines).replace(" ", "") == f"{word * 5000}and{word * 300}"
 
