@@ -47,7 +47,7 @@ def list_queue(
     to = None if destination_domain is None else _as_stored(destination_domain)
     wanted: DeliveryState | None = None
     if state is not None:
-        if state not in ("queued", "leased", "held"):
+        if state not in set(DeliveryState):
             raise Failure(f"{state} is no state of the queue; write queued, leased or held", status=2)
         wanted = DeliveryState(state)
 

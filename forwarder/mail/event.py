@@ -1,8 +1,7 @@
 """What is recorded about a message, and the states a delivery passes through.
 
-The five statuses are the wire words of the logs API. A delivery's row exists in the queue only while it is
-``queued``, ``leased`` or ``held``; ``delivered`` and ``failed`` are terminal: the row leaves and the journal keeps
-the last event.
+The five statuses are the wire words of the logs API. A delivery's row exists in the queue only while it waits for
+something; when it is delivered or has failed the row leaves, and the journal keeps the last event.
 """
 
 from enum import StrEnum
@@ -29,22 +28,11 @@ def hosts(status: Status, ours: str | None, theirs: str | None) -> tuple[str | N
 
 
 class DeliveryState(StrEnum):
-    """Where one delivery (message x destination) stands."""
+    """Where one delivery (message x destination) stands in the queue, and who moves it on."""
 
-    QUEUED = "queued"  # due at next_attempt_at
-    LEASED = "leased"  # one worker holds it
-    HELD = "held"  # an operator put it aside; only ``forwarder queue release`` moves it
-    DELIVERED = "delivered"  # terminal
-    FAILED = "failed"  # terminal
-
-
-TRANSITIONS: dict[DeliveryState, frozenset[DeliveryState]] = {
-    DeliveryState.QUEUED: frozenset({DeliveryState.LEASED, DeliveryState.HELD, DeliveryState.FAILED}),
-    DeliveryState.LEASED: frozenset({DeliveryState.QUEUED, DeliveryState.DELIVERED, DeliveryState.FAILED}),
-    DeliveryState.HELD: frozenset({DeliveryState.QUEUED, DeliveryState.FAILED}),
-    DeliveryState.DELIVERED: frozenset(),
-    DeliveryState.FAILED: frozenset(),
-}
+    QUEUED = "queued"  # due at next_attempt_at; leased by a claim; held or dropped by an operator
+    LEASED = "leased"  # one worker holds it; settled, it is queued again or leaves, delivered or failed
+    HELD = "held"  # an operator put it aside; only ``forwarder queue release`` or ``drop`` moves it
 
 
 class DeliveryKind(StrEnum):

@@ -146,8 +146,7 @@ def counts(conn: Connection) -> dict[DeliveryState, int]:
     """How many deliveries there are in each state."""
     query = select(deliveries.c.state, func.count()).group_by(deliveries.c.state)
     found: dict[str, int] = {row[0]: row[1] for row in conn.execute(query)}
-    waiting = (DeliveryState.QUEUED, DeliveryState.LEASED, DeliveryState.HELD)
-    return {state: found.get(state.value, 0) for state in waiting}
+    return {state: found.get(state.value, 0) for state in DeliveryState}
 
 
 def _named(ids: Sequence[str] | None) -> ColumnElement[bool]:
