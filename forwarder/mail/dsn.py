@@ -1,9 +1,8 @@
 """Delivery status notifications: RFC 3464 reports as bytes.
 
 ``build_report`` writes multipart/report with three parts: words a person understands, message/delivery-status, and the
-header of the original (or, asked to, up to 256 KiB of the whole). The result has CRLF line ends, no line above 998
-octets, and is pure ASCII but for a non-ASCII address in To and for an 8-bit original that is returned whole. The
-caller sends it from the null reverse-path and signs it.
+header of the original: its body stays here. The result has CRLF line ends, no line above 998 octets, and is pure ASCII
+but for a non-ASCII address in To. The caller sends it from the null reverse-path and signs it.
 
 Text of strangers (a reply, the original's subject) is written on one line with everything unprintable escaped, so
 that it can neither end a field nor start one. What the sender may not know (where an alias leads) is the caller's to
@@ -20,8 +19,7 @@ from email.utils import format_datetime
 from forwarder.mail.content import bare_newline, first, line_too_long, split
 from forwarder.mail.words import printable
 
-MAX_ORIGINAL = 256 * 1024  # octets of the original that a report carries back
-MAX_HEAD = 64 * 1024
+MAX_HEAD = 64 * 1024  # octets of the original's header that a report carries back
 SUBJECT = "Undelivered Mail Returned to Sender"
 MAX_FAILURES = 100  # recipients described; the rest are counted
 _MAX_ADDRESS = 320  # characters
@@ -70,12 +68,11 @@ def build_report(
     message_id: str,
     boundary: str,
     now: datetime,
-    return_body: bool = False,
 ) -> bytes:
     """The whole report. ``sender`` and ``to`` are addresses; ``boundary`` must be one nobody could guess."""
     head, _ = split(original)
     mark = boundary.encode()
-    while b"--" + mark in original:
+    while b"--" + mark in head:
         mark += b"x"
     lines = [
         f"Date: {format_datetime(now)}",
@@ -94,7 +91,7 @@ def build_report(
     parts = (
         _text_part("text/plain; charset=utf-8", _explanation(reporting_mta, failures, head, arrival_at)),
         _part("message/delivery-status", _status(reporting_mta, failures, arrival_at)),
-        _returned(original, head, whole=return_body),
+        _returned(head),
     )
     report = "\r\n".join(lines).encode() + b"\r\n"
     for part in parts:
@@ -191,11 +188,8 @@ def _ascii(text: str, limit: int) -> str:
     return printable(text, limit).encode("ascii", "backslashreplace").decode()[:limit]
 
 
-def _returned(original: bytes, head: bytes, *, whole: bool) -> bytes:
-    """The third part: the original, or its header when that is what was asked for or all that fits."""
-    clean = b"\0" not in original and bare_newline(original) is None
-    if whole and len(original) <= MAX_ORIGINAL and clean and not line_too_long(original):
-        return _part("message/rfc822", original, "7bit" if original.isascii() else "8bit")
+def _returned(head: bytes) -> bytes:
+    """The third part: the header of the original, as many whole lines of it as fit."""
     if len(head) > MAX_HEAD:
         head = head[: head.rfind(b"\r\n", 0, MAX_HEAD) + 2] or head[:MAX_HEAD]
     return _text_part("text/rfc822-headers", head)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forwarder.mail.dsn import MAX_ORIGINAL, FailedRecipient, build_report
+from forwarder.mail.dsn import FailedRecipient, build_report
 from forwarder.mail.returned import read_report
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -27,7 +27,6 @@ def report(
     *failures: FailedRecipient,
     original: bytes = ORIGINAL,
     to: str = "alice@example.org",
-    return_body: bool = False,
 ) -> bytes:
     return build_report(
         reporting_mta="mx1.example.net",
@@ -39,7 +38,6 @@ def report(
         message_id="<report@mx1.example.net>",
         boundary="report-019aa5b3",
         now=NOW,
-        return_body=return_body,
     )
 
 
@@ -115,19 +113,10 @@ def test_the_destination_is_not_told_unless_it_is_given() -> None:
     assert b"Actual-Recipient" not in report(failed())
 
 
-def test_the_body_stays_here_unless_it_is_asked_for() -> None:
+def test_the_header_of_the_original_comes_back_and_its_body_stays_here() -> None:
     assert b"secret body" not in report()
-    _, parts = parsed(report(return_body=True))
-    assert parts[2].get_content_type() == "message/rfc822"
-    assert report(return_body=True).count(ORIGINAL) == 1
-    large = ORIGINAL + b"x" * 70 + b"\r\n"
-    large += (b"x" * 70 + b"\r\n") * (MAX_ORIGINAL // 72)
-    _, parts = parsed(report(original=large, return_body=True))
-    assert parts[2].get_content_type() == "text/rfc822-headers"
-
-
-def test_the_header_of_the_original_comes_back() -> None:
     _, parts = parsed(report())
+    assert parts[2].get_content_type() == "text/rfc822-headers"
     assert parts[2].get_content().encode() == ORIGINAL.partition(b"\r\n\r\n")[0] + b"\r\n"
 
 
@@ -207,14 +196,14 @@ def test_a_status_that_is_none_becomes_general() -> None:
 
 
 def test_a_boundary_that_the_original_would_end_is_avoided() -> None:
-    forged = b"--report-019aa5b3\r\nContent-Type: text/html\r\n\r\nforged\r\n--report-019aa5b3--\r\n"
-    _, parts = parsed(report(original=b"Subject: x\r\n\r\n" + forged, return_body=True))
+    forged = b"Subject: x\r\n--report-019aa5b3\r\nContent-Type: text/html\r\n--report-019aa5b3--\r\n"
+    _, parts = parsed(report(original=forged))
     assert len(parts) == 3
 
 
 def test_a_boundary_inside_the_original_is_avoided() -> None:
     original = b"Subject: x\r\nX: y\r\n --report-019aa5b3\r\n\r\n--report-019aa5b3--\r\n"
-    _, parts = parsed(report(original=original, return_body=True))
+    _, parts = parsed(report(original=original))
     assert len(parts) == 3
 
 
@@ -227,11 +216,7 @@ def test_original_heads_of_any_size_and_shape() -> None:
 
 
 def test_we_understand_our_own_reports() -> None:
-    for content in (
-        report(),
-        report(return_body=True),
-        report(original=ORIGINAL.replace(b"Alice", b"\xc3\xa4")),
-    ):
+    for content in (report(), report(original=ORIGINAL.replace(b"Alice", b"\xc3\xa4"))):
         returned = read_report(content)
         assert returned is not None
         assert returned.token == ID
