@@ -155,7 +155,7 @@ def log(entry: LogEntry, *, as_milliseconds: bool = False) -> Json:
         "created_raw": format_datetime(entry.created_at, usegmt=True),
         "events": [event(one, as_milliseconds=as_milliseconds) for one in entry.events],
         # The person is the one the mail was written to, under whichever of the two addresses.
-        "forward": _mailbox(entry.forward_email, entry.forward_name or entry.recipient_name),
+        "forward": _mailbox(entry.forward_email, entry.recipient_name),
         "hostname": entry.hostname or "",
         "id": log_public_id(entry.id),
         "messageId": entry.message_id or "",

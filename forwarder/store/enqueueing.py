@@ -159,7 +159,6 @@ def _log_rows(message: NewMessage) -> list[tuple[Any, ...]]:
             delivery.recipient.storage(),
             clean(delivery.recipient_name),
             delivery.destination,
-            None,
             delivery.dead_end is not None,
         )
         for delivery in message.deliveries

@@ -94,7 +94,6 @@ class LogEntry:
     recipient_email: str | None
     recipient_name: str | None
     forward_email: str | None
-    forward_name: str | None
     events: tuple[Event, ...]
 
 
@@ -273,8 +272,7 @@ def _log_row(log: RefusedLog) -> tuple[Any, ...]:
         clean(log.sender_name),
         clean(log.recipient_email),
         clean(log.recipient_name),
-        None,
-        None,
+        None,  # it leads nowhere
         True,
     )
 

@@ -38,7 +38,6 @@ LOG_COLUMNS = (
     "recipient_email",
     "recipient_name",
     "forward_email",
-    "forward_name",
     "failed",
 )
 EVENT_COLUMNS = ("log_id", "id", "created_at", "status", "code", "message", "local", "server", "recipient")

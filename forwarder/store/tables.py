@@ -313,7 +313,7 @@ logs = Table(
     Column("recipient_email", Text),
     Column("recipient_name", Text),
     Column("forward_email", Text),
-    Column("forward_name", Text),
+    Column("forward_name", Text),  # always NULL: a destination is an address without a name
     Column(
         "failed", Boolean, nullable=False, server_default=text("false")
     ),  # it has a REFUSED, SOFT or HARD event
