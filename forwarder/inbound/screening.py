@@ -62,7 +62,7 @@ class Screened:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
+class _Brief:
     """What has to be known about a message before it can be judged."""
 
     message: Canonical
@@ -114,15 +114,15 @@ class Screening:
                 kept = remove_forged(content, self._authserv_id)
                 return Screened(reply=None, headers=self._nothing_seen, content=kept)
             small = len(content) <= SMALL_OCTETS
-            plan = await self._run(small, self._plan, content)
-            kept = plan.content
-            answers, spf = await self._ask(plan, client_address, helo, reverse_path)
-            small = small and len(plan.keys) <= FEW_KEYS
-            results = await self._run(small, self._judge, plan, answers, spf)
+            brief = await self._run(small, self._brief, content)
+            kept = brief.content
+            answers, spf = await self._ask(brief, client_address, helo, reverse_path)
+            small = small and len(brief.keys) <= FEW_KEYS
+            results = await self._run(small, self._judge, brief, answers, spf)
             return Screened(
                 reply=verdict(results, reject=self._reject)
                 or borrowed_spf(results, reverse_path, ours=self._ours)
-                or self._unreadable(plan),
+                or self._unreadable(brief),
                 headers=authentication_results_header(self._authserv_id, results),
                 content=kept,
             )
@@ -139,9 +139,9 @@ class Screening:
     def _ours(self, domain: str) -> bool:
         return registered_domain(domain) in self._own
 
-    def _unreadable(self, plan: _Plan) -> Reply | None:
+    def _unreadable(self, brief: _Brief) -> Reply | None:
         # Sent on under a name of ours it might pass for ours, and as it came for that of whoever trusts our address.
-        if not may_name(plan.message, plan.author, self._own):
+        if not may_name(brief.message, brief.author, self._own):
             return None
         return BAD_CONTENT.saying("the author in the From header cannot be read")
 
@@ -151,7 +151,7 @@ class Screening:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(None, functools.partial(work, *arguments))
 
-    def _plan(self, content: bytes) -> _Plan:
+    def _brief(self, content: bytes) -> _Brief:
         message = Canonical(content)
         keys: tuple[str, ...] = ()
         if self._dkim:
@@ -160,7 +160,7 @@ class Screening:
             keys += arc.needed_keys(message)
         claimed = author(message)
         policies = dmarc.record_names(claimed, registered_domain) if self._dmarc else ()
-        return _Plan(
+        return _Brief(
             message=message,
             content=remove_forged(content, self._authserv_id),
             author=claimed,
@@ -169,7 +169,7 @@ class Screening:
         )
 
     async def _ask(
-        self, plan: _Plan, client_address: str, helo: str, reverse_path: Path
+        self, brief: _Brief, client_address: str, helo: str, reverse_path: Path
     ) -> tuple[dict[str, tuple[bytes, ...]], SpfResult | None]:
         """TXT answers by name (absent: cannot tell) and SPF, as far as they were there in time."""
         answers: dict[str, tuple[bytes, ...]] = {}
@@ -201,8 +201,8 @@ class Screening:
                 )
             )
 
-        wanted: list[Coroutine[Any, Any, None]] = [text(name) for name in plan.policies]
-        wanted += [key(name) for name in plan.keys if name not in plan.policies]
+        wanted: list[Coroutine[Any, Any, None]] = [text(name) for name in brief.policies]
+        wanted += [key(name) for name in brief.keys if name not in brief.policies]
         if self._spf:
             wanted.append(sender())
         await _within(self._time_limit, wanted)
@@ -216,14 +216,14 @@ class Screening:
             )
         return answers, spf[0] if spf else None
 
-    def _judge(self, plan: _Plan, answers: dict[str, tuple[bytes, ...]], spf: SpfResult | None) -> Results:
-        signatures = verification.verify(plan.message, answers, now=self._clock()) if self._dkim else []
+    def _judge(self, brief: _Brief, answers: dict[str, tuple[bytes, ...]], spf: SpfResult | None) -> Results:
+        signatures = verification.verify(brief.message, answers, now=self._clock()) if self._dkim else []
         policy = None
         if self._dmarc:
             policy = dmarc.evaluate(
-                plan.author, answers, spf=spf, dkim=signatures, organisational=registered_domain
+                brief.author, answers, spf=spf, dkim=signatures, organisational=registered_domain
             )
-        chain = arc.validate(plan.message, answers) if self._arc else None
+        chain = arc.validate(brief.message, answers) if self._arc else None
         return Results(spf=spf, dkim=signatures, dmarc=policy, arc=chain)
 
 

@@ -1,6 +1,6 @@
 """What screening found out about a message: the verdict, and the Authentication-Results header (RFC 8601).
 
-The header is read back when the message is forwarded (``recorded``), so that its ARC set says what was seen when the
+The header is read back when the message is forwarded (``own_results``), so that its ARC set says what was seen when the
 mail came in. Whatever the peer said (HELO name, domains) is written only when it is an ordinary name; anything else
 becomes ``unknown``, so no text of a peer can pose as a result. ``remove_forged`` takes out the headers of a message
 that claim to be ours (RFC 8601 section 5).
@@ -15,7 +15,7 @@ from forwarder.mail.address import Path
 from forwarder.mail.arc import Chain, ChainStatus
 from forwarder.mail.author import AuthorFault
 from forwarder.mail.canonical import Canonical, relaxed_value
-from forwarder.mail.dmarc import DmarcResult, Policy, SpfResult
+from forwarder.mail.dmarc import DmarcPolicy, DmarcResult, SpfResult
 from forwarder.mail.reply import BAD_CONTENT, CANNOT_TELL, POLICY_REFUSAL, Reply
 from forwarder.mail.verification import AuthResult, SignatureResult
 
@@ -37,7 +37,7 @@ class Results:
     arc: Chain | None = None
 
 
-class Recorded(NamedTuple):
+class OwnResults(NamedTuple):
     """Our own header of a stored message."""
 
     text: str  # what follows the authserv-id, unfolded
@@ -57,11 +57,11 @@ def verdict(results: Results, *, reject: bool) -> Reply | None:
     if dmarc.result is AuthResult.PERMERROR and dmarc.reason == AuthorFault.SEVERAL:
         # RFC 7489 6.6.1: which author a reader will be shown cannot be known, so none can be vouched for.
         return BAD_CONTENT.saying("the message must name one author in one From header")
-    if dmarc.policy is Policy.REJECT and dmarc.result is AuthResult.FAIL:
+    if dmarc.policy is DmarcPolicy.REJECT and dmarc.result is AuthResult.FAIL:
         return POLICY_REFUSAL.saying(
             f"{dmarc.domain} asks to refuse mail that fails DMARC, as this message does"
         )
-    if dmarc.policy is Policy.REJECT and dmarc.result is AuthResult.TEMPERROR:
+    if dmarc.policy is DmarcPolicy.REJECT and dmarc.result is AuthResult.TEMPERROR:
         # Whoever can make a look-up fail, of a key that nobody needs, must not gain by it (RFC 7489 6.6.2).
         return _not_now(dmarc)
     return None
@@ -76,7 +76,7 @@ def borrowed_spf(results: Results, reverse_path: Path, *, ours: Callable[[str], 
     7208 2.4), and the next hop would see DMARC pass. ``p=none`` asks nobody for anything: that mail goes on, marked.
     """
     dmarc = results.dmarc
-    if dmarc is None or dmarc.policy is Policy.NONE:
+    if dmarc is None or dmarc.policy is DmarcPolicy.NONE:
         return None
     if dmarc.result not in (AuthResult.FAIL, AuthResult.TEMPERROR) or not ours(dmarc.domain):
         return None
@@ -136,7 +136,7 @@ def remove_forged(content: bytes, authserv_id: str) -> bytes:
     return b"".join(kept) + b"\r\n" + content[message.body_start :]
 
 
-def recorded(content: bytes | Canonical, authserv_id: str) -> Recorded | None:
+def own_results(content: bytes | Canonical, authserv_id: str) -> OwnResults | None:
     """What our topmost Authentication-Results header says; None when there is none."""
     message = content if isinstance(content, Canonical) else Canonical(content)
     for raw in message.instances(_HEADER):
@@ -144,7 +144,7 @@ def recorded(content: bytes | Canonical, authserv_id: str) -> Recorded | None:
         name, _, text = value.partition(";")
         if name.strip().lower() == authserv_id.lower():
             chain = _ARC.search(text)
-            return Recorded(text=text.strip(), chain=ChainStatus(chain.group(1)) if chain else None)
+            return OwnResults(text=text.strip(), chain=ChainStatus(chain.group(1)) if chain else None)
     return None
 
 

@@ -17,7 +17,7 @@ from forwarder.mail.verification import Answers, AuthResult, SignatureResult
 Organisational = Callable[[str], str]
 
 
-class Policy(StrEnum):
+class DmarcPolicy(StrEnum):
     """What a domain asks receivers to do with mail that fails."""
 
     NONE = "none"
@@ -41,7 +41,8 @@ class DmarcResult:
 
     result: AuthResult
     domain: str = ""  # of the From header
-    policy: Policy | None = Policy.NONE  # what applies to this message when it fails; None: nobody could tell
+    # What applies to this message when it fails; None: nobody could tell.
+    policy: DmarcPolicy | None = DmarcPolicy.NONE
     reason: str = ""
 
 
@@ -49,8 +50,8 @@ class DmarcResult:
 class Record:
     """One published policy."""
 
-    policy: Policy
-    subdomain_policy: Policy
+    policy: DmarcPolicy
+    subdomain_policy: DmarcPolicy
     strict_dkim: bool = False
     strict_spf: bool = False
     percent: int = 100
@@ -81,7 +82,7 @@ def parse_record(records: Sequence[bytes]) -> Record | None:
         # RFC 7489 6.6.3: with somebody to report to, a record with a bad policy counts as p=none.
         if "rua" not in tags:
             return None
-        policy = subdomain_policy = Policy.NONE
+        policy = subdomain_policy = DmarcPolicy.NONE
     percent = tags.get("pct", "100")
     return Record(
         policy=policy,
@@ -117,7 +118,7 @@ def evaluate(
     if author.fault is not None:
         return DmarcResult(result=AuthResult.PERMERROR, reason=author.fault.value)
     record: Record | None = None
-    policy = Policy.NONE
+    policy = DmarcPolicy.NONE
     for index, name in enumerate(record_names(author, organisational)):
         texts = answers.get(name)
         if texts is None:
@@ -134,9 +135,9 @@ def evaluate(
             break
     if record is None:
         return DmarcResult(result=AuthResult.NONE, domain=author.domain)
-    if policy is Policy.REJECT and record.percent < 100:
+    if policy is DmarcPolicy.REJECT and record.percent < 100:
         # RFC 7489 6.6.4: a share of the mail gets the next milder policy. No dice here: all of it does.
-        policy = Policy.QUARANTINE
+        policy = DmarcPolicy.QUARANTINE
     same = _aligned(author.domain, organisational)
     verdicts = [signature.result for signature in dkim if same(signature.domain, record.strict_dkim)]
     if spf is not None and same(spf.domain, record.strict_spf):
@@ -161,8 +162,8 @@ def _aligned(author_domain: str, organisational: Organisational) -> Callable[[st
     return same
 
 
-def _policy(value: str | None) -> Policy | None:
+def _policy(value: str | None) -> DmarcPolicy | None:
     try:
-        return Policy((value or "").lower())
+        return DmarcPolicy((value or "").lower())
     except ValueError:
         return None

@@ -1,7 +1,7 @@
 """MTA-STS (RFC 8461): what a domain publishes about how mail is to be brought to it, read and applied.
 
 ``record_id`` reads the TXT records of ``_mta-sts.<domain>``, ``parse_policy`` the file they announce, and
-``Policy.names`` says whether a host may be given the domain's mail. Pure: ``outbound.policies`` fetches and keeps.
+``StsPolicy.names`` says whether a host may be given the domain's mail. Pure: ``outbound.policies`` fetches and keeps.
 
 Strict where a mistake would turn mail away: a policy with a value that cannot be read is no policy. What the RFC tells
 readers to pass over (unknown keys, later copies of a key, CRLF or LF) is passed over. Bounds: 64 KiB, 64 patterns.
@@ -39,7 +39,7 @@ class Mode(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class StsPolicy:
     """One policy file."""
 
     mode: Mode
@@ -67,7 +67,7 @@ def record_id(records: Sequence[bytes]) -> str | None:
     return found[1].decode("ascii") if found else None
 
 
-def parse_policy(body: bytes) -> Policy:
+def parse_policy(body: bytes) -> StsPolicy:
     """A policy file (RFC 8461 3.2); ``PolicyError``."""
     if len(body) > MAX_OCTETS:
         raise PolicyError(f"the policy is longer than {MAX_OCTETS} octets")
@@ -98,4 +98,4 @@ def parse_policy(body: bytes) -> Policy:
     if len(patterns) > MAX_PATTERNS:
         raise PolicyError(f"the policy has more than {MAX_PATTERNS} mx patterns")
     max_age = min(timedelta(seconds=int(values["max_age"])), MAX_AGE)
-    return Policy(mode=mode, mx=frozenset(patterns), max_age=max_age)
+    return StsPolicy(mode=mode, mx=frozenset(patterns), max_age=max_age)

@@ -33,7 +33,7 @@ from forwarder.outbound.delivery import Courier
 from forwarder.outbound.lanes import Lane, Lanes, suspensions
 from forwarder.outbound.lookups import Lookups
 from forwarder.outbound.parcel import Job, Parcel, first_attempt
-from forwarder.outbound.route import Failure, Route, Router
+from forwarder.outbound.route import NoRoute, Route, Router
 from forwarder.outbound.settling import Settling
 from forwarder.outbound.strays import Strays
 from forwarder.outbound.window import Window
@@ -53,8 +53,8 @@ async def _always() -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
-    """What the dispatcher holds, for health and metrics."""
+class Load:
+    """What the dispatcher holds at one moment."""
 
     held: int  # deliveries in memory
     looking_up: int  # of these, waiting for a route
@@ -224,9 +224,9 @@ class Dispatcher:
         self._window.forget()
         self._forgot_at = self._clock()
 
-    def status(self) -> Status:
+    def load(self) -> Load:
         """What is held now."""
-        return Status(
+        return Load(
             held=len(self._window.held),
             looking_up=self._lookups.waiting,
             dialling=self._lanes.sessions,
@@ -262,10 +262,10 @@ class Dispatcher:
             self._queue_up(lane, job, domain)
         self._crew.pump()
 
-    async def _unroutable(self, failure: Failure, jobs: Sequence[Job]) -> None:
+    async def _unroutable(self, found: NoRoute, jobs: Sequence[Job]) -> None:
         # The DNS spoke for the whole domain: as if its only host had said so about the message.
-        action = decide(Scope.MESSAGE, failure.reply, more_hosts=False)
-        await self._crew.fail(jobs, action, failure.reply)
+        action = decide(Scope.MESSAGE, found.reply, more_hosts=False)
+        await self._crew.fail(jobs, action, found.reply)
 
     def _queue_up(self, lane: Lane, job: Job, domain: str) -> None:
         # A site may have many domains, which a claim cannot all leave out: what comes in spite of that goes back.

@@ -12,7 +12,7 @@ import structlog
 
 from forwarder.mail.outcome import Fault, reply_for
 from forwarder.outbound.parcel import Job
-from forwarder.outbound.route import Failure, Route, Router
+from forwarder.outbound.route import NoRoute, Route, Router
 
 _AT_ONCE = 64
 _FRESH = 10.0
@@ -29,7 +29,7 @@ class Lookups:
         router: Router,
         *,
         found: Callable[[str, Route, Sequence[Job]], None],
-        failed: Callable[[Failure, Sequence[Job]], Awaitable[None]],
+        failed: Callable[[NoRoute, Sequence[Job]], Awaitable[None]],
     ) -> None:
         self._router = router
         self._found = found
@@ -83,7 +83,7 @@ class Lookups:
                 route = await self._router.route(domain)
             except Exception:  # noqa: BLE001 - our own trouble is temporary, whatever it is
                 _log.exception("a look-up of a route failed", domain=domain)
-                route = Failure(reply=reply_for(Fault.INTERNAL))
+                route = NoRoute(reply=reply_for(Fault.INTERNAL))
             jobs = self._take(domain)
             try:
                 if isinstance(route, Route):

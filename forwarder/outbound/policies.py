@@ -26,7 +26,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from forwarder.mail.mta_sts import MAX_OCTETS, Mode, Policy, PolicyError, parse_policy, record_id
+from forwarder.mail.mta_sts import MAX_OCTETS, Mode, PolicyError, StsPolicy, parse_policy, record_id
 from forwarder.net.dns import CannotTell, Found, NotFound, Resolver
 from forwarder.net.http import Blocked, GuardedClient, Unreachable
 
@@ -48,7 +48,7 @@ _log = structlog.get_logger(__name__)
 class _Kept:
     """A policy as it was fetched."""
 
-    policy: Policy
+    policy: StsPolicy
     record_id: str
     refresh_at: datetime
     expires_at: datetime
@@ -77,7 +77,7 @@ class Policies:
         self._under_way: dict[str, asyncio.Task[None]] = {}
         self._fetches = asyncio.Semaphore(FETCHES)
 
-    async def in_force(self, domain: str) -> Policy | None:
+    async def in_force(self, domain: str) -> StsPolicy | None:
         """The policy to keep to with mail for a domain (A-labels, lower case)."""
         task = self._under_way.get(domain)
         if task is None and len(self._under_way) < UNDER_WAY:
@@ -146,7 +146,7 @@ class Policies:
         if len(self._kept) > KEPT:
             self._kept.popitem(last=False)
 
-    async def _fetch(self, domain: str) -> Policy:
+    async def _fetch(self, domain: str) -> StsPolicy:
         url = f"https://mta-sts.{domain}:{self._port}/.well-known/mta-sts.txt"
         async with self._fetches:
             page = await self._client.get(url, DEADLINE, limit=MAX_OCTETS)

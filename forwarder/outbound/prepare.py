@@ -28,7 +28,7 @@ from functools import cached_property, partial
 from typing import NamedTuple
 
 from forwarder.mail.arc import seal_arc
-from forwarder.mail.authentication import recorded
+from forwarder.mail.authentication import own_results
 from forwarder.mail.author import author, may_name
 from forwarder.mail.canonical import Canonical
 from forwarder.mail.event import Transport
@@ -212,7 +212,7 @@ class Signing:
         signed = sign(message, order.signers, now=order.now) if order.signers and not borrows else b""
         if order.arc is None:
             return _Sealed(signed, borrows)
-        found = recorded(message, self._authserv_id)
+        found = own_results(message, self._authserv_id)
         results, status = (found.text, found.chain) if found is not None else ("none", None)
         seal = seal_arc(
             message,
@@ -232,5 +232,5 @@ class Signing:
         ours = registered_domain(claimed.domain)
         if ours not in self._own:
             return False
-        found = recorded(message, self._authserv_id)
+        found = own_results(message, self._authserv_id)
         return found is None or ours not in map(registered_domain, found.authenticated)

@@ -37,8 +37,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from forwarder.config import HostPort, Settings
-from forwarder.mail import mta_sts
 from forwarder.mail.dane import Tlsa, usable
+from forwarder.mail.mta_sts import StsPolicy
 from forwarder.mail.outcome import Fault, reply_for
 from forwarder.mail.reply import Reply
 from forwarder.net.addresses import is_private, literal
@@ -76,17 +76,16 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
+class NoRoute:
     """No way to go; ``reply`` is our wording."""
 
     reply: Reply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """What the operator says about hosts."""
+class AddressRule:
+    """Which addresses may be dialled: our own never, private ones where the operator says so."""
 
-    own_name: str
     own_addresses: frozenset[str] = frozenset()
     private_allowed: bool = False
 
@@ -110,36 +109,35 @@ class Router:
         # shuffling hosts of equal preference is no secret
         self._chance = chance or random.Random()  # noqa: S311
 
-    async def route(self, domain: str) -> Route | Failure:
+    async def route(self, domain: str) -> Route | NoRoute:
         """Never raises for what the DNS says."""
         if self._outbound.smarthost is not None:
             return await self._smarthost(self._outbound.smarthost)
         if domain.startswith("[") or not domain:
-            return Failure(reply=reply_for(Fault.NO_DOMAIN, "mail to address literals is not carried"))
+            return NoRoute(reply=reply_for(Fault.NO_DOMAIN, "mail to address literals is not carried"))
         answer, demands = await self._ask(domain)
         names = mail_hosts(domain, answer, own_name=self._hostname)
-        if not isinstance(names, Failure):
+        if not isinstance(names, NoRoute):
             names = permitted(names, demands)
-        if isinstance(names, Failure):
+        if isinstance(names, NoRoute):
             return names
         # a name that stands there with several preferences counts once, where it is best
         candidates = list(dict.fromkeys(name for group in names for name in self._shuffled(group)))
-        policy = Policy(
-            own_name=self._hostname,
+        rule = AddressRule(
             own_addresses=await self._own_addresses(),
             private_allowed=self._outbound.allow_private_destinations,
         )
-        found = await self._addresses_of(candidates[:NAMES_IN_ALL], policy)
-        candidates = _us_first([name for name in candidates if name in found], names, found, policy)
-        hosts = usable_hosts(candidates, found, policy)
-        if isinstance(hosts, Failure):
+        found = await self._addresses_of(candidates[:NAMES_IN_ALL], rule)
+        candidates = _us_first([name for name in candidates if name in found], names, found, rule)
+        hosts = usable_hosts(candidates, found, rule)
+        if isinstance(hosts, NoRoute):
             return hosts
         place = _places(names)
         hosts = tuple(replace(host, rank=place[host.name]) for host in hosts)
         complete = not any(isinstance(found[name], CannotTell) for name in candidates)
         hosts, unknown = bound(hosts, await self._tlsa_of(hosts, answer, found))
         if not hosts:
-            return Failure(reply=reply_for(Fault.DNS, unknown))
+            return NoRoute(reply=reply_for(Fault.DNS, unknown))
         return Route(
             site=_site(names, hosts, verified=demands is not None),
             hosts=hosts,
@@ -148,18 +146,18 @@ class Router:
             verified=demands is not None,
         )
 
-    async def _ask(self, domain: str) -> tuple[Answer[Mx], mta_sts.Policy | None]:
+    async def _ask(self, domain: str) -> tuple[Answer[Mx], StsPolicy | None]:
         if self._policies is None:
             return await self._resolver.mx(domain), None
         return await asyncio.gather(self._resolver.mx(domain), self._policies.in_force(domain))
 
-    async def _addresses_of(self, names: Sequence[str], policy: Policy) -> dict[str, Answer[str]]:
+    async def _addresses_of(self, names: Sequence[str], rule: AddressRule) -> dict[str, Answer[str]]:
         """Of ten names, and of ten more while none can be dialled: nobody is without hosts for the first ten."""
         found: dict[str, Answer[str]] = {}
         for start in range(0, len(names), NAMES):
             batch = await self._resolver.addresses_of(names[start : start + NAMES])
             found |= batch
-            if any(_decides(answer, policy) for answer in batch.values()):
+            if any(_decides(answer, rule) for answer in batch.values()):
                 break
             if all(isinstance(answer, CannotTell) for answer in batch.values()):
                 break  # the DNS is away: it will not tell more of others
@@ -175,11 +173,11 @@ class Router:
         answers = await asyncio.gather(*(self._resolver.tlsa(name, self._outbound.port) for name in names))
         return dict(zip(names, answers, strict=True))
 
-    async def _smarthost(self, smarthost: HostPort) -> Route | Failure:
+    async def _smarthost(self, smarthost: HostPort) -> Route | NoRoute:
         try:
             address = literal(smarthost.host)
         except ValueError as exc:
-            return Failure(reply=reply_for(Fault.DNS, f"smarthost: {exc}"))
+            return NoRoute(reply=reply_for(Fault.DNS, f"smarthost: {exc}"))
         if address is not None:
             addresses: tuple[str, ...] = (address,)
         else:
@@ -187,11 +185,11 @@ class Router:
                 case Found(records=records):
                     addresses = records[:ADDRESSES]
                 case NotFound():
-                    return Failure(
+                    return NoRoute(
                         reply=reply_for(Fault.DNS, f"the smarthost {smarthost.host} has no address")
                     )
                 case CannotTell(reason=reason):
-                    return Failure(reply=reply_for(Fault.DNS, f"the smarthost {smarthost.host}: {reason}"))
+                    return NoRoute(reply=reply_for(Fault.DNS, f"the smarthost {smarthost.host}: {reason}"))
         host = MxHost(name=smarthost.host, addresses=addresses)
         return Route(site=f"smarthost {smarthost}", hosts=(host,), port=smarthost.port)
 
@@ -207,39 +205,39 @@ class Router:
         return frozenset(own.union(answer.records if isinstance(answer, Found) else ()))
 
 
-def mail_hosts(domain: str, answer: Answer[Mx], *, own_name: str) -> list[list[str]] | Failure:
+def mail_hosts(domain: str, answer: Answer[Mx], *, own_name: str) -> list[list[str]] | NoRoute:
     """Names to try, best first, in groups of equal preference."""
     match answer:
         case CannotTell(reason=reason):
-            return Failure(reply=reply_for(Fault.DNS, reason))
+            return NoRoute(reply=reply_for(Fault.DNS, reason))
         case NotFound(nxdomain=True):
-            return Failure(reply=reply_for(Fault.NO_DOMAIN))
+            return NoRoute(reply=reply_for(Fault.NO_DOMAIN))
         case NotFound():
             # RFC 5321 5.1: without an MX the domain is its own host, as with preference 0
-            return Failure(reply=reply_for(Fault.LOOP)) if domain == own_name else [[domain]]
+            return NoRoute(reply=reply_for(Fault.LOOP)) if domain == own_name else [[domain]]
         case Found(records=records):
             if all(mx.host == "" for mx in records):
-                return Failure(reply=reply_for(Fault.NULL_MX))
+                return NoRoute(reply=reply_for(Fault.NULL_MX))
             return _without_us([mx for mx in records if mx.host], own_name)
 
 
-def _without_us(records: Sequence[Mx], own_name: str) -> list[list[str]] | Failure:
+def _without_us(records: Sequence[Mx], own_name: str) -> list[list[str]] | NoRoute:
     groups = []
     for _, group in groupby(sorted(set(records)), key=lambda mx: mx.preference):
         names = [mx.host for mx in group]
         if own_name in names:
             break
         groups.append(names)
-    return groups or Failure(reply=reply_for(Fault.LOOP))
+    return groups or NoRoute(reply=reply_for(Fault.LOOP))
 
 
-def permitted(groups: Sequence[Sequence[str]], demands: mta_sts.Policy | None) -> list[list[str]] | Failure:
+def permitted(groups: Sequence[Sequence[str]], demands: StsPolicy | None) -> list[list[str]] | NoRoute:
     """The names that the policy of the domain allows for; all of them where it demands nothing."""
     if demands is None:
         return [list(group) for group in groups]
     named = [[name for name in group if demands.names(name)] for group in groups]
     left_out = [name for group in groups for name in group if not demands.names(name)]
-    return [group for group in named if group] or Failure(
+    return [group for group in named if group] or NoRoute(
         reply=reply_for(Fault.POLICY, ", ".join(left_out[:HOSTS]))
     )
 
@@ -276,14 +274,14 @@ def _us_first(
     candidates: Sequence[str],
     groups: Sequence[Sequence[str]],
     answers: Mapping[str, Answer[str]],
-    policy: Policy,
+    rule: AddressRule,
 ) -> list[str]:
     """Hosts that are we ourselves before the others of their preference, which are then left out with them."""
     place = _places(groups)
 
     def is_other(name: str) -> bool:
         answer = answers[name]
-        return not (isinstance(answer, Found) and policy.own_addresses.intersection(answer.records))
+        return not (isinstance(answer, Found) and rule.own_addresses.intersection(answer.records))
 
     return sorted(candidates, key=lambda name: (place[name], is_other(name)))
 
@@ -298,8 +296,8 @@ def _places(groups: Sequence[Sequence[str]]) -> dict[str, int]:
 
 
 def usable_hosts(
-    names: Sequence[str], answers: Mapping[str, Answer[str]], policy: Policy
-) -> tuple[MxHost, ...] | Failure:
+    names: Sequence[str], answers: Mapping[str, Answer[str]], rule: AddressRule
+) -> tuple[MxHost, ...] | NoRoute:
     """The hosts to try, or why there is none; what might change in an hour outranks what will not."""
     hosts: list[MxHost] = []
     private = False
@@ -307,12 +305,12 @@ def usable_hosts(
     for name in names:
         match answers[name]:
             case Found(records=records):
-                if policy.own_addresses.intersection(records):
+                if rule.own_addresses.intersection(records):
                     # RFC 5321 5.1: we are this host; it and what is worse is not for us to dial
                     if not hosts and not unknown:
-                        return Failure(reply=reply_for(Fault.LOOP))
+                        return NoRoute(reply=reply_for(Fault.LOOP))
                     break
-                allowed = _allowed(records, policy)
+                allowed = _allowed(records, rule)
                 private |= not allowed
                 if allowed:
                     hosts.append(MxHost(name=name, addresses=allowed))
@@ -323,19 +321,19 @@ def usable_hosts(
     if hosts:
         return tuple(hosts[:HOSTS])
     if unknown:
-        return Failure(reply=reply_for(Fault.DNS, unknown))
+        return NoRoute(reply=reply_for(Fault.DNS, unknown))
     if private:
-        return Failure(reply=reply_for(Fault.PRIVATE))
-    return Failure(reply=reply_for(Fault.NO_HOST))
+        return NoRoute(reply=reply_for(Fault.PRIVATE))
+    return NoRoute(reply=reply_for(Fault.NO_HOST))
 
 
-def _decides(answer: Answer[str], policy: Policy) -> bool:
+def _decides(answer: Answer[str], rule: AddressRule) -> bool:
     """Whether a host can be dialled, or is we ourselves."""
     if not isinstance(answer, Found):
         return False
-    return bool(policy.own_addresses.intersection(answer.records)) or bool(_allowed(answer.records, policy))
+    return bool(rule.own_addresses.intersection(answer.records)) or bool(_allowed(answer.records, rule))
 
 
-def _allowed(records: Collection[str], policy: Policy) -> tuple[str, ...]:
-    usable = records if policy.private_allowed else [each for each in records if not is_private(each)]
+def _allowed(records: Collection[str], rule: AddressRule) -> tuple[str, ...]:
+    usable = records if rule.private_allowed else [each for each in records if not is_private(each)]
     return tuple(usable)[:ADDRESSES]

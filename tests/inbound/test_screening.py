@@ -12,7 +12,7 @@ from forwarder.inbound.screening import KEYS, Screened, Screening
 from forwarder.inbound.spf import check_spf
 from forwarder.mail.address import Path
 from forwarder.mail.arc import ChainStatus
-from forwarder.mail.authentication import recorded
+from forwarder.mail.authentication import own_results
 from forwarder.mail.seal import Signer, generate, load_key, sign
 from forwarder.mail.verification import AuthResult
 from forwarder.net.dns import Answer, CannotTell, Found, Mx, NotFound
@@ -240,7 +240,7 @@ async def test_honest_mail() -> None:
     assert b"spf=pass smtp.mailfrom=example.org" in screened.headers
     assert b"dkim=pass header.d=example.org" in screened.headers
     assert b"dmarc=pass (p=reject) header.from=example.org" in screened.headers
-    found = recorded(screened.headers + content, OURS)
+    found = own_results(screened.headers + content, OURS)
     assert found is not None
     assert found.chain is ChainStatus.NONE
 

@@ -10,14 +10,14 @@ from forwarder.mail.arc import Chain, ChainStatus
 from forwarder.mail.authentication import (
     Results,
     authentication_results_header,
-    recorded,
+    own_results,
     remove_forged,
     results_text,
     verdict,
 )
 from forwarder.mail.author import Author, AuthorFault, addresses, author
 from forwarder.mail.canonical import Canonical
-from forwarder.mail.dmarc import DmarcResult, Policy, SpfResult, evaluate, parse_record, record_names
+from forwarder.mail.dmarc import DmarcPolicy, DmarcResult, SpfResult, evaluate, parse_record, record_names
 from forwarder.mail.verification import AuthResult, SignatureResult
 
 OURS = "mx1.example.net"
@@ -156,7 +156,7 @@ def test_policy_records() -> None:
 def test_a_slip_in_the_rest_of_a_record_does_not_switch_its_policy_off(rest: bytes) -> None:
     record = parse_record([b"v=DMARC1; p=reject;" + rest])
     assert record is not None
-    assert record.policy is Policy.REJECT
+    assert record.policy is DmarcPolicy.REJECT
 
 
 @pytest.mark.parametrize(
@@ -225,11 +225,11 @@ def test_alignment(
 
 
 def test_which_policy_applies() -> None:
-    assert dmarc(REJECT).policy is Policy.REJECT
+    assert dmarc(REJECT).policy is DmarcPolicy.REJECT
     organisation = b"v=DMARC1; p=none; sp=reject"
-    assert dmarc(organisation, domain="mail.example.org", at="example.org").policy is Policy.REJECT
-    assert dmarc(organisation, domain="example.org").policy is Policy.NONE
-    assert dmarc(b"v=DMARC1; p=reject; pct=50").policy is Policy.QUARANTINE
+    assert dmarc(organisation, domain="mail.example.org", at="example.org").policy is DmarcPolicy.REJECT
+    assert dmarc(organisation, domain="example.org").policy is DmarcPolicy.NONE
+    assert dmarc(b"v=DMARC1; p=reject; pct=50").policy is DmarcPolicy.QUARANTINE
     assert record_names(Author(domain="a.b.example.org"), registered) == (
         "_dmarc.a.b.example.org",
         "_dmarc.example.org",
@@ -274,7 +274,7 @@ FULL = Results(
         )
     ],
     arc=Chain(status=ChainStatus.NONE),
-    dmarc=DmarcResult(result=AuthResult.PASS, domain="example.org", policy=Policy.REJECT),
+    dmarc=DmarcResult(result=AuthResult.PASS, domain="example.org", policy=DmarcPolicy.REJECT),
 )
 
 
@@ -327,7 +327,7 @@ def test_the_header_is_one_field_of_ascii(domain: str, reason: str) -> None:
     assert (name, raw) == (b"authentication-results", header)
     assert header.isascii()
     assert header.count(b"dmarc=") == header.count(b"spf=") == 1
-    found = recorded(header + b"\r\n", OURS)
+    found = own_results(header + b"\r\n", OURS)
     assert found is not None
     assert found.chain is ChainStatus.FAIL
 
@@ -336,13 +336,13 @@ def test_what_was_recorded_is_found_again() -> None:
     content = (
         authentication_results_header(OURS, FULL) + b"Authentication-Results: mx1.example.net; old\r\n\r\n"
     )
-    found = recorded(content, "MX1.example.net")
+    found = own_results(content, "MX1.example.net")
     assert found is not None
     assert found.text == results_text(FULL)
     assert found.chain is ChainStatus.NONE
-    assert recorded(content, "mx2.example.net") is None
+    assert own_results(content, "mx2.example.net") is None
     waiting = Results(arc=Chain(status=ChainStatus.FAIL, temporary=True))
-    undecided = recorded(authentication_results_header(OURS, waiting) + b"\r\n", OURS)
+    undecided = own_results(authentication_results_header(OURS, waiting) + b"\r\n", OURS)
     assert undecided is not None
     assert undecided.chain is None
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forwarder.mail.mta_sts import Mode, Policy, PolicyError, parse_policy, record_id
+from forwarder.mail.mta_sts import Mode, PolicyError, StsPolicy, parse_policy, record_id
 
 # RFC 8461 3.2, the example of the text
 EXAMPLE = (
@@ -52,7 +52,7 @@ def test_the_record(records: list[bytes], expected: str | None) -> None:
 
 
 def test_the_policy_of_the_rfc() -> None:
-    expected = Policy(
+    expected = StsPolicy(
         mode=Mode.ENFORCE,
         mx=frozenset({"mail.example.com", "*.example.net", "backupmx.example.com"}),
         max_age=timedelta(days=7),

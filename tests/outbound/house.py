@@ -284,7 +284,7 @@ class House:
             if value:
                 return value
             if (seconds := seconds - 0.01) < 0:
-                raise AssertionError(f"it did not come to that; {self.dispatcher.status()}")
+                raise AssertionError(f"it did not come to that; {self.dispatcher.load()}")
             await asyncio.sleep(0.01)
         return value
 

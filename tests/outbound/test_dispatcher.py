@@ -25,7 +25,7 @@ async def test_a_fresh_message_is_delivered_once_and_leaves_the_queue(tmp_path: 
         assert message.reverse_path.endswith("=origin.test=ann@srs.forwarder.test")
         assert message.content.endswith(CONTENT)
         assert await rooms.counts() == (0, 0)
-        assert rooms.dispatcher.status().held == 0
+        assert rooms.dispatcher.load().held == 0
 
 
 async def test_what_is_not_handed_over_is_claimed_from_the_store(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ async def test_recipients_beyond_a_hundred_travel_in_transactions_of_their_own(t
     async with house(tmp_path) as rooms:
         ids = await rooms.accept(*(f"user{number}@dest.test" for number in range(250)))
         await rooms.sink.wait_for(3)
-        await rooms.until(lambda: rooms.dispatcher.status().held == 0)
+        await rooms.until(lambda: rooms.dispatcher.load().held == 0)
         assert sorted(len(m.recipients) for m in rooms.sink.messages) == [50, 100, 100]
         assert len({r for m in rooms.sink.messages for r in m.recipients}) == len(ids)
 
@@ -72,7 +72,7 @@ async def test_what_exceeds_the_window_stays_in_the_store_until_there_is_room(tm
         leased = 0
         for number in range(40):
             await rooms.accept(f"user{number}@dest.test")
-            leased = max(leased, rooms.dispatcher.status().held)
+            leased = max(leased, rooms.dispatcher.load().held)
         assert leased <= 20
         rooms.sink.behave()
         await rooms.sink.wait_for(40)
@@ -90,9 +90,7 @@ async def test_a_hanging_site_leaves_room_for_the_others(tmp_path: Path) -> None
             await rooms.accept(f"user{number}@dest.test", in_memory=number % 2 == 0)
         await rooms.sink.wait_for(30)  # while every attempt at the other site still hangs
         assert rooms.origin.open <= 10
-        await rooms.until(
-            lambda: rooms.dispatcher.status().held <= 30
-        )  # half of the window is all it may hold
+        await rooms.until(lambda: rooms.dispatcher.load().held <= 30)  # half of the window is all it may hold
 
 
 async def test_a_refusal_of_a_second_sender_in_a_session_is_heard_again_in_a_new_one(tmp_path: Path) -> None:
@@ -139,7 +137,7 @@ async def test_a_site_that_cannot_be_reached_is_left_alone_for_a_while(tmp_path:
         for delivery in ids:
             await rooms.until_statuses(delivery, "QUEUED", "SOFT-BOUNCE")
         assert rooms.origin.connections <= 5
-        assert rooms.dispatcher.status().suspended == 1
+        assert rooms.dispatcher.load().suspended == 1
         assert not rooms.dispatcher.lease("origin.test")
         told = [(await rooms.events(delivery))[-1][2] for delivery in ids]
         assert sum("not being tried" in text for text in told) >= 25
@@ -152,7 +150,7 @@ async def test_drain_ends_what_is_under_way_and_gives_back_the_rest(tmp_path: Pa
         rooms.sink.slowness = 0.2
         rooms.sink.play("dot", "slow")
         ids = [(await rooms.accept(f"user{number}@dest.test"))[0] for number in range(20)]
-        await rooms.until(lambda: rooms.dispatcher.status().dialling == 2)
+        await rooms.until(lambda: rooms.dispatcher.load().dialling == 2)
         await rooms.dispatcher.drain(timedelta(seconds=5))
         rows = await rooms.waiting()
         delivered = len(rooms.sink.messages)
@@ -160,7 +158,7 @@ async def test_drain_ends_what_is_under_way_and_gives_back_the_rest(tmp_path: Pa
         assert len(rows) == 20 - delivered
         assert {row.state for row in rows} == {"queued"}
         assert {row.attempts for row in rows} == {0}
-        assert rooms.dispatcher.status().held == 0
+        assert rooms.dispatcher.load().held == 0
         assert not rooms.dispatcher.lease("dest.test")
         left = {row.id for row in rows}
         for delivery in ids:
@@ -204,7 +202,7 @@ async def test_a_lost_lease_is_settled_by_nobody_here(tmp_path: Path) -> None:
         await rooms.database.write(
             lambda conn: conn.execute(update(deliveries).values(lease_owner="f" * 32, attempts=2))
         )
-        await rooms.until(lambda: rooms.dispatcher.status().held == 0)
+        await rooms.until(lambda: rooms.dispatcher.load().held == 0)
         assert await rooms.statuses(delivery) == ["QUEUED"]
         (row,) = await rooms.waiting()
         assert (row.state, row.lease_owner, row.attempts) == ("leased", "f" * 32, 2)
@@ -222,7 +220,7 @@ async def test_a_lost_lease_is_reported_by_nobody_here(tmp_path: Path) -> None:
             lambda conn: conn.execute(update(deliveries).values(lease_owner="f" * 32, attempts=2))
         )
         lost.set()
-        await rooms.until(lambda: rooms.dispatcher.status().held == 0)
+        await rooms.until(lambda: rooms.dispatcher.load().held == 0)
         assert rooms.sink.connections == 1
         assert await rooms.statuses(delivery) == ["QUEUED"]
         assert await rooms.reports() == []
@@ -244,7 +242,7 @@ async def test_what_others_took_over_while_this_process_was_stopped_is_not_sent(
         (ours,) = await rooms.accept("ann@dest.test")
         sure.set()
         await rooms.until_statuses(ours, "QUEUED", "DELIVERED")
-        await rooms.until(lambda: rooms.dispatcher.status().held == 0)
+        await rooms.until(lambda: rooms.dispatcher.load().held == 0)
         assert [message.recipients for message in rooms.sink.messages] == [("ann@dest.test",)]
         assert await rooms.statuses(taken_over) == ["QUEUED"]
 
@@ -258,7 +256,7 @@ async def test_what_was_committed_while_this_process_had_no_row_is_not_sent(tmp_
         rooms.dispatcher.hand_over(message)
         (after,) = await rooms.accept("ann@dest.test")
         await rooms.until_statuses(after, "QUEUED", "DELIVERED")
-        assert rooms.dispatcher.status().held == 0
+        assert rooms.dispatcher.load().held == 0
         assert [received.recipients for received in rooms.sink.messages] == [("ann@dest.test",)]
 
 
@@ -296,12 +294,12 @@ async def test_a_delivery_is_not_forgotten_because_the_store_is_away(tmp_path: P
         (delivery,) = await rooms.accept("bob@dest.test")
         away.away = True
         await rooms.sink.wait_for(1)
-        await rooms.until(lambda: rooms.dispatcher.status().unwritten == 1)
+        await rooms.until(lambda: rooms.dispatcher.load().unwritten == 1)
         assert rooms.dispatcher.tasks() == {"claims": True, "strays": True}
         away.away = False
         await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
         assert len(rooms.sink.messages) == 1
-        assert rooms.dispatcher.status().unwritten == 0
+        assert rooms.dispatcher.load().unwritten == 0
 
 
 async def test_claims_go_on_when_the_store_is_back(tmp_path: Path) -> None:
@@ -343,7 +341,7 @@ async def test_a_message_dropped_by_an_operator_is_not_sent(tmp_path: Path) -> N
         (claimed,) = await rooms.queue.claim_due(rooms.now(), 10)
         await rooms.database.write(lambda conn: conn.execute(delete(messages)))
         await rooms.dispatcher._take_in([claimed])
-        await rooms.until(lambda: rooms.dispatcher.status().held == 0)
+        await rooms.until(lambda: rooms.dispatcher.load().held == 0)
         assert rooms.sink.messages == []
         assert await rooms.statuses(delivery) == ["QUEUED"]
 
@@ -369,7 +367,7 @@ async def test_a_window_that_slow_sites_fill_lets_due_mail_in_all_the_same(tmp_p
             rooms.dns.mail_host(f"slow{number}.test", "127.0.0.2")
             for user in range(6):
                 await rooms.accept(f"user{user}@slow{number}.test")
-        assert rooms.dispatcher.status().held >= 14  # less is free than a claim would like to have
+        assert rooms.dispatcher.load().held >= 14  # less is free than a claim would like to have
         (delivery,) = await rooms.accept("bob@dest.test", in_memory=False)
         await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from forwarder.config import HostPort
-from forwarder.mail.mta_sts import Policy
+from forwarder.mail.mta_sts import StsPolicy
 from forwarder.net.dns import Resolver
 from forwarder.net.http import GuardedClient, Page, Unreachable
 from forwarder.outbound import policies as room
@@ -246,7 +246,7 @@ async def test_the_policy_not_used_for_longest_goes(hand: Hand, monkeypatch: pyt
 
     async def fetches(name: str) -> int:
         before = len(hand.site.urls)
-        assert isinstance(await hand.policies.in_force(name), Policy)
+        assert isinstance(await hand.policies.in_force(name), StsPolicy)
         return len(hand.site.urls) - before
 
     order = ("one.test", "two.test", "one.test", "three.test", "one.test", "two.test")

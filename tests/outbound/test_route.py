@@ -13,9 +13,9 @@ from forwarder.mail import mta_sts
 from forwarder.net.dns import CannotTell, Found, Mx, NotFound, Resolver
 from forwarder.outbound.policies import Policies
 from forwarder.outbound.route import (
-    Failure,
+    AddressRule,
     MxHost,
-    Policy,
+    NoRoute,
     Route,
     Router,
     mail_hosts,
@@ -26,7 +26,7 @@ from tests.peers.dns_server import DnsServer
 
 OWN = "mx1.example.net"
 TTL = timedelta(minutes=1)
-POLICY = Policy(own_name=OWN)
+RULE = AddressRule()
 
 
 def mx(*records: tuple[int, str]) -> Found[Mx]:
@@ -38,7 +38,7 @@ def at(*addresses: str) -> Found[str]:
 
 
 def failure(result: object) -> tuple[int, str]:
-    assert isinstance(result, Failure)
+    assert isinstance(result, NoRoute)
     return result.reply.code, result.reply.enhanced
 
 
@@ -87,7 +87,7 @@ def test_hosts_without_an_address_are_passed_over() -> None:
         "b.test": CannotTell(reason="timeout"),
         "c.test": at("1.1.1.1"),
     }
-    hosts = usable_hosts(list(answers), answers, POLICY)
+    hosts = usable_hosts(list(answers), answers, RULE)
     assert hosts == (MxHost(name="c.test", addresses=("1.1.1.1",)),)
 
 
@@ -102,34 +102,34 @@ def test_hosts_without_an_address_are_passed_over() -> None:
     ],
 )
 def test_no_hosts(answers: Any, expected: tuple[int, str]) -> None:
-    assert failure(usable_hosts(list(answers), answers, POLICY)) == expected
+    assert failure(usable_hosts(list(answers), answers, RULE)) == expected
 
 
 def test_private_addresses_are_left_out_one_by_one_unless_allowed() -> None:
     answers = {"a.test": at("10.0.0.1", "1.1.1.1")}
-    assert usable_hosts(["a.test"], answers, POLICY) == (MxHost(name="a.test", addresses=("1.1.1.1",)),)
-    allowing = Policy(own_name=OWN, private_allowed=True)
+    assert usable_hosts(["a.test"], answers, RULE) == (MxHost(name="a.test", addresses=("1.1.1.1",)),)
+    allowing = AddressRule(private_allowed=True)
     assert usable_hosts(["a.test"], answers, allowing) == (
         MxHost(name="a.test", addresses=("10.0.0.1", "1.1.1.1")),
     )
 
 
 def test_a_host_with_our_address_is_us() -> None:
-    policy = Policy(own_name=OWN, own_addresses=frozenset({"9.9.9.9"}))
+    rule = AddressRule(own_addresses=frozenset({"9.9.9.9"}))
     answers = {"a.test": at("1.1.1.1"), "b.test": at("9.9.9.9"), "c.test": at("2.2.2.2")}
-    assert usable_hosts(list(answers), answers, policy) == (MxHost(name="a.test", addresses=("1.1.1.1",)),)
-    assert failure(usable_hosts(["b.test", "c.test"], answers, policy)) == (554, "5.4.6")
+    assert usable_hosts(list(answers), answers, rule) == (MxHost(name="a.test", addresses=("1.1.1.1",)),)
+    assert failure(usable_hosts(["b.test", "c.test"], answers, rule)) == (554, "5.4.6")
 
 
 def test_five_hosts_and_six_addresses_at_most() -> None:
     answers = {f"h{number}.test": at(*(f"1.1.1.{n}" for n in range(9))) for number in range(8)}
-    hosts = usable_hosts(list(answers), answers, POLICY)
+    hosts = usable_hosts(list(answers), answers, RULE)
     assert isinstance(hosts, tuple)
     assert [host.name for host in hosts] == ["h0.test", "h1.test", "h2.test", "h3.test", "h4.test"]
     assert all(len(host.addresses) == 6 for host in hosts)
 
 
-DEMANDS = mta_sts.Policy(
+DEMANDS = mta_sts.StsPolicy(
     mode=mta_sts.Mode.ENFORCE, mx=frozenset({"a.test", "*.net.test"}), max_age=timedelta(days=1)
 )
 
@@ -143,7 +143,7 @@ def test_names_that_a_policy_does_not_name_are_left_out() -> None:
 def test_when_a_policy_names_no_host_the_mail_waits_and_the_reply_says_why() -> None:
     refused = permitted([["b.test", "c.test"], ["d.test"]], DEMANDS)
     assert failure(refused) == (451, "4.7.5")
-    assert isinstance(refused, Failure)
+    assert isinstance(refused, NoRoute)
     assert refused.reply.text == (
         "the MTA-STS policy of the domain names none of its mail hosts: b.test, c.test, d.test"
     )
@@ -161,11 +161,11 @@ async def dns() -> AsyncIterator[DnsServer]:
 class Demanding(Policies):
     """Gives a policy for the domains that enforce one, and keeps who was asked about."""
 
-    def __init__(self, **policies: mta_sts.Policy) -> None:
+    def __init__(self, **policies: mta_sts.StsPolicy) -> None:
         self.policies = {f"{name}.test": policy for name, policy in policies.items()}
         self.asked: list[str] = []
 
-    async def in_force(self, domain: str) -> mta_sts.Policy | None:
+    async def in_force(self, domain: str) -> mta_sts.StsPolicy | None:
         self.asked.append(domain)
         return self.policies.get(domain)
 
@@ -406,6 +406,6 @@ async def test_a_smarthost_that_is_missing_is_our_trouble(dns: DnsServer) -> Non
 
 
 def test_a_better_host_that_cannot_be_looked_up_just_now_may_take_what_is_worse_than_us() -> None:
-    policy = Policy(own_name=OWN, own_addresses=frozenset({"192.0.2.9"}))
+    rule = AddressRule(own_addresses=frozenset({"192.0.2.9"}))
     answers: dict[str, Any] = {"a.test": CannotTell(reason="timeout"), "us.test": at("192.0.2.9")}
-    assert failure(usable_hosts(["a.test", "us.test"], answers, policy)) == (451, "4.4.3")
+    assert failure(usable_hosts(["a.test", "us.test"], answers, rule)) == (451, "4.4.3")
