@@ -1,28 +1,24 @@
 """How many requests an account may send a minute, over all processes, at the cost of few writes.
 
-The count of the current minute is a row that all processes share (``store.counters``). A process takes places from it
-in small blocks and gives them out by itself: a sixteenth of what is left, one at a time when little is left. So the
-limit is never passed, however many processes serve, and a request costs a write now and then only. Places that a
-process took and did not give out are lost at the end of the minute. A large body counts as several requests
-(``places_of``), since it takes as much of the time of others as these.
+The count of the current minute is shared, and a process takes blocks of it (``store.blocks``): a sixteenth of what is
+left, one place at a time when little is left. A large body counts as several requests (``places_of``), since it takes
+as much of the time of others as these.
 
 Wrong keys are counted by client address in the same way, one write each: guessing is what has to be slow.
 """
 
-import asyncio
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from forwarder.store import counters
+from forwarder.store.blocks import Block, Blocks
 from forwarder.store.engine import Database
 
 WINDOW = timedelta(minutes=1)
 FREE = 16 * 1024  # octets of a body that come with each place
 UNLIMITED = 1_000_000  # shown where there is no limit: clients read "0 remaining" as "stop"
-_KEPT = 10_000  # accounts whose blocks a process remembers
 
 
 def places_of(octets: int, limit: int) -> int:
@@ -52,13 +48,10 @@ class Standing:
 
 
 @dataclass(slots=True)
-class _Block:
-    """Places taken from the shared count and not given out yet."""
+class _Requests(Block):
+    """Requests that this process may still answer."""
 
-    resets_at: datetime
-    left: int = 0
     shared: int = 0  # the shared count when last seen
-    busy: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class RateLimit:
@@ -69,15 +62,15 @@ class RateLimit:
         self._name = name
         self._limit = limit
         self._clock = clock
-        self._blocks: OrderedDict[str, _Block] = OrderedDict()
+        self._blocks: Blocks[str, _Requests] = Blocks(_Requests, window=WINDOW)
 
     async def hit(self, who: str, places: int = 1) -> Standing:
         """Count a request of ``who``, as so many; it is not allowed where there are fewer left. StoreUnavailable."""
         now = self._clock()
         if self._limit == 0:
             return self.idle(now)
-        block = self._block(who, now)
-        async with block.busy:  # requests of one account that arrive together share the write
+        block = self._blocks.of(who, now)
+        async with block.busy:
             if block.left < places:
                 await self._take(who, block, now, places - block.left)
             allowed = block.left >= places
@@ -95,7 +88,7 @@ class RateLimit:
         shown = self._limit or UNLIMITED
         return Standing(limit=shown, remaining=shown, resets_at=now + WINDOW, allowed=True)
 
-    async def _take(self, who: str, block: _Block, now: datetime, least: int) -> None:
+    async def _take(self, who: str, block: _Requests, now: datetime, least: int) -> None:
         wanted = max(least, (self._limit - block.shared) // 16)
         taken, counted = await counters.hit_block(
             self._database, f"{self._name}:{who}", window=WINDOW, limit=self._limit, now=now, wanted=wanted
@@ -103,12 +96,3 @@ class RateLimit:
         block.shared = min(counted.value, self._limit) if taken else self._limit
         block.resets_at = counted.resets_at
         block.left += taken
-
-    def _block(self, who: str, now: datetime) -> _Block:
-        block = self._blocks.get(who)
-        if block is None or now >= block.resets_at:
-            block = self._blocks[who] = _Block(resets_at=now + WINDOW)
-            while len(self._blocks) > _KEPT:
-                self._blocks.popitem(last=False)
-        self._blocks.move_to_end(who)
-        return block

@@ -1,40 +1,33 @@
 """How many messages a day may be forwarded for an account (``daily_quota`` of its plan), over all processes.
 
-The count of the day is a row that all processes share (``store.counters``). A process takes places from it in blocks
-and gives them out by itself: as many as it has given out before, a thousandth of the limit at most. So the limit is
-never passed, whatever runs in parallel, and a message costs a write now and then only. Places that a process took and
-did not give out are lost until the day ends (UTC): few, since blocks grow with use.
+The count of the day (UTC) is shared, and a process takes blocks of it (``store.blocks``): as many places as it has
+given out before, a thousandth of the limit at most. So what is lost of them when the day ends is little.
 
 A message is counted after its dot, once for each account that its recipients belong to, and refused, 452 4.2.2, when
 nothing is left; from then on recipients are refused at RCPT. How it fails: StoreUnavailable, when a block has to be
 taken.
 """
 
-import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from forwarder.config import Plan
 from forwarder.store import accounts, counters
+from forwarder.store.blocks import Block, Blocks
 from forwarder.store.engine import Database
 
 DAY = timedelta(days=1)
 _UNCOUNTED = timedelta(minutes=1)  # how long an account is believed to have no limit
-_KEPT = 10_000  # accounts whose blocks a process remembers
 
 
 @dataclass(slots=True)
-class _Block:
-    """Places taken from the shared count and not given out yet."""
+class _Messages(Block):
+    """Messages that this process may still take for an account."""
 
-    resets_at: datetime
-    left: int = 0
-    given: int = 0
+    given: int = 0  # messages counted in this block's time
     unlimited: bool = False
     used_up: bool = False
-    busy: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class ForwardingQuota:
@@ -47,17 +40,17 @@ class ForwardingQuota:
         self._database = database
         self._plan_of = plan_of
         self._clock = clock
-        self._blocks: OrderedDict[int, _Block] = OrderedDict()
+        self._blocks: Blocks[int, _Messages] = Blocks(_Messages, window=DAY)
 
     def used_up(self, account_id: int) -> bool:
         """Whether the day's places are known to be gone; asks nobody, so that RCPT never waits for a write."""
-        return self._block(account_id).used_up
+        return self._blocks.of(account_id, self._clock()).used_up
 
     async def count(self, account_ids: Iterable[int]) -> bool:
         """Count one message for each account; False, and nothing counted, when one of them has no place left."""
-        blocks: list[_Block] = []
+        blocks: list[_Messages] = []
         for account_id in account_ids:
-            block = self._block(account_id)
+            block = self._blocks.of(account_id, self._clock())
             if not (block.unlimited or block.left > 0 or await self._refill(account_id, block)):
                 _give_back(blocks)
                 return False
@@ -68,20 +61,11 @@ class ForwardingQuota:
 
     def give_back(self, account_ids: Iterable[int]) -> None:
         """The message that was counted was not stored after all."""
-        known = (self._blocks.get(account_id) for account_id in account_ids)
+        known = (self._blocks.known(account_id) for account_id in account_ids)
         _give_back(block for block in known if block is not None and block.given > 0)
 
-    def _block(self, account_id: int) -> _Block:
-        block = self._blocks.get(account_id)
-        if block is None or self._clock() >= block.resets_at:
-            block = self._blocks[account_id] = _Block(resets_at=self._clock() + DAY)
-            while len(self._blocks) > _KEPT:
-                self._blocks.popitem(last=False)
-        self._blocks.move_to_end(account_id)
-        return block
-
-    async def _refill(self, account_id: int, block: _Block) -> bool:
-        async with block.busy:  # messages that arrive together share the write
+    async def _refill(self, account_id: int, block: _Messages) -> bool:
+        async with block.busy:
             if block.unlimited or block.left > 0 or block.used_up:
                 return not block.used_up
             account = await self._database.read(lambda conn: accounts.get(conn, account_id))
@@ -109,7 +93,7 @@ class ForwardingQuota:
             return False
 
 
-def _give_back(blocks: Iterable[_Block]) -> None:
+def _give_back(blocks: Iterable[_Messages]) -> None:
     for block in blocks:
         block.left += 1
         block.given -= 1
