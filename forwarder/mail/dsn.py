@@ -25,7 +25,7 @@ MAX_FAILURES = 100  # recipients described; the rest are counted
 _MAX_ADDRESS = 320  # characters
 _MAX_TEXT = 900  # characters of a stranger's text: a field stays below 998 octets
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,250}>\Z")
-_STATUS = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}\Z")
+_FAILED = re.compile(r"[45]\.[0-9]{1,3}\.[0-9]{1,3}\Z")
 
 # What a status means to somebody who never read RFC 3463; the longest matching beginning counts.
 _MEANINGS = {
@@ -50,7 +50,7 @@ class FailedRecipient:
     """One recipient that mail could not reach, as the sender may know it."""
 
     address: str  # the alias address the sender wrote to
-    status: str  # enhanced status code, "5.1.1"
+    status: str  # the enhanced status code of the last reply, "5.1.1"; may hold anything
     diagnostic: str  # the last reply, "550 5.1.1 no such user"; may hold anything
     remote_mta: str = ""  # "" when no host was reached, or not disclosed
     destination: str = ""  # where the alias leads; "" unless disclosed
@@ -127,7 +127,10 @@ def _explanation(
         lines.append(f"    Subject:  {printable(subject, 200)}")
     lines += [f"    Received: {format_datetime(arrival_at)}", ""]
     for failed in failures[:MAX_FAILURES]:
-        lines += [f"<{printable(failed.address, _MAX_ADDRESS)}>", f"    {_meaning(failed.status)}"]
+        lines += [
+            f"<{printable(failed.address, _MAX_ADDRESS)}>",
+            f"    {_meaning(failed_status(failed.status))}",
+        ]
         if failed.destination:
             lines.append(f"    It leads to <{printable(failed.destination, _MAX_ADDRESS)}>.")
         lines += [f"    The answer was: {printable(failed.diagnostic, _MAX_TEXT)}", ""]
@@ -153,11 +156,10 @@ def _status(reporting_mta: str, failures: Sequence[FailedRecipient], arrival_at:
     """
     lines = [f"Reporting-MTA: dns; {reporting_mta}", f"Arrival-Date: {format_datetime(arrival_at)}", ""]
     for failed in failures[:MAX_FAILURES]:
-        status = failed.status if _STATUS.match(failed.status) else "5.0.0"
         lines += [
             f"Final-Recipient: {_typed(failed.address)}",
             "Action: failed",
-            f"Status: {status}",
+            f"Status: {failed_status(failed.status)}",
         ]
         if failed.destination:
             lines.append(f"X-Actual-Recipient: {_typed(failed.destination)}")
@@ -168,6 +170,11 @@ def _status(reporting_mta: str, failures: Sequence[FailedRecipient], arrival_at:
             lines.append(f"Last-Attempt-Date: {format_datetime(failed.last_attempt_at)}")
         lines.append("")
     return "\r\n".join(lines).encode("ascii")
+
+
+def failed_status(enhanced: str) -> str:
+    """What is reported of a failed recipient: what the host said, when it was a failure, else 5.0.0 (RFC 3463 2)."""
+    return enhanced if _FAILED.match(enhanced) else "5.0.0"
 
 
 def _typed(address: str) -> str:

@@ -25,8 +25,6 @@ from forwarder.outbound.addressees import Addressee, Addressees
 from forwarder.outbound.parcel import Parcel, Verdict
 from forwarder.store.queue import NewDelivery, NewMessage
 
-_STATUS = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
-
 
 class Bounces:
     """Writes reports in the name of this host."""
@@ -121,17 +119,12 @@ class Bounces:
         diagnostic = f"{reply.code} {reply.enhanced} {text}" if reply.enhanced else f"{reply.code} {text}"
         return FailedRecipient(
             address=alias,
-            status=failed_status(reply.enhanced),
+            status=reply.enhanced,
             diagnostic=diagnostic,
             remote_mta=verdict.server or "" if self._disclose else "",
             destination=delivery.destination if self._disclose else "",
             last_attempt_at=now,
         )
-
-
-def failed_status(enhanced: str) -> str:
-    """The status of a failed recipient: what the host said, when it was a failure, else 5.0.0 (RFC 3463 2)."""
-    return enhanced if _STATUS.fullmatch(enhanced) and enhanced[0] != "2" else "5.0.0"
 
 
 def _without_destinations(text: str, verdict: Verdict, failed: Sequence[Verdict]) -> str:

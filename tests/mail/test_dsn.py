@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forwarder.mail.dsn import FailedRecipient, build_report
+from forwarder.mail.dsn import FailedRecipient, build_report, failed_status
 from forwarder.mail.returned import read_report
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -193,6 +193,13 @@ def test_an_address_made_of_what_has_to_be_escaped_keeps_its_line_short() -> Non
 def test_a_status_that_is_none_becomes_general() -> None:
     _, recipient = status_groups(report(failed(status="nonsense\r\nX: y")))
     assert recipient["Status"] == "5.0.0"
+
+
+@pytest.mark.parametrize(
+    ("enhanced", "status"), [("5.1.1", "5.1.1"), ("4.4.7", "4.4.7"), ("", "5.0.0"), ("2.0.0", "5.0.0")]
+)
+def test_the_status_of_a_failed_recipient_is_a_failure(enhanced: str, status: str) -> None:
+    assert failed_status(enhanced) == status
 
 
 def test_a_boundary_that_the_original_would_end_is_avoided() -> None:

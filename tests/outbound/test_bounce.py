@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from forwarder.outbound.bounce import concealed, failed_status
+from forwarder.outbound.bounce import concealed
 from forwarder.outbound.budget import Budget
 from tests.outbound.house import house
 
@@ -57,13 +57,6 @@ def test_a_webhook_s_url_is_not_quoted() -> None:
 )
 def test_what_a_webhook_answered_stays_with_its_owner(said: str, shown: str) -> None:
     assert concealed(said, "https://hooks.test/in/s3cret", "ann@hosted.test") == shown
-
-
-@pytest.mark.parametrize(
-    ("enhanced", "status"), [("5.1.1", "5.1.1"), ("4.4.7", "4.4.7"), ("", "5.0.0"), ("2.0.0", "5.0.0")]
-)
-def test_the_status_of_a_failed_recipient_is_a_failure(enhanced: str, status: str) -> None:
-    assert failed_status(enhanced) == status
 
 
 async def test_the_destination_is_named_where_the_operator_wants_it(tmp_path: Path) -> None:
