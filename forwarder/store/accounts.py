@@ -22,9 +22,8 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
 
-from forwarder.store.conflict import AlreadyExists, LimitReached
+from forwarder.store.conflict import AlreadyExists, LimitReached, insert_new
 from forwarder.store.tables import accounts, api_keys
 
 KEY_PREFIX = "fwd_"  # lets secret scanners and people recognise a key of ours
@@ -78,11 +77,7 @@ def key_digest(secret: str) -> str:
 def create(conn: Connection, email: str, plan: str, now: datetime) -> Account:
     """A new account; AlreadyExists("email")."""
     values = {"email": email.lower(), "plan": plan, "created_at": now}
-    try:
-        row = conn.execute(insert(accounts).values(values).returning(*accounts.c)).mappings().one()
-    except IntegrityError as fault:
-        raise AlreadyExists("email") from fault
-    return _account(row)
+    return _account(insert_new(conn, accounts, values, clash="email"))
 
 
 def get(conn: Connection, account_id: int) -> Account | None:

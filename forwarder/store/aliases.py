@@ -35,7 +35,7 @@ from sqlalchemy.exc import IntegrityError
 from forwarder.mail.pattern import AliasKind, classify
 from forwarder.store import accounts, directory
 from forwarder.store import domains as domain_verbs
-from forwarder.store.conflict import AlreadyExists, LimitReached, Missing
+from forwarder.store.conflict import AlreadyExists, LimitReached, Missing, insert_new
 from forwarder.store.domains import Domain
 from forwarder.store.tables import aliases, domains
 
@@ -97,11 +97,7 @@ def add(
         "rank": rank,
         "is_skipped": is_skipped,
     }
-    try:
-        row = conn.execute(insert(aliases).values(values).returning(*aliases.c)).mappings().one()
-    except IntegrityError as fault:
-        raise AlreadyExists("alias") from fault
-    return _alias(row)
+    return _alias(insert_new(conn, aliases, values, clash="alias"))
 
 
 def get(conn: Connection, domain_id: int, pattern: str) -> Alias | None:

@@ -1,8 +1,14 @@
 """Why the store refused a change that was well-formed: somebody else has it, a limit is reached, or it came too late.
 
 All are raised inside the transaction, so nothing of the refused change remains; they reach only the caller whose change
-it was. None says anything about other accounts.
+it was. None says anything about other accounts. ``insert_new`` is how rows come in that may clash.
 """
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, Table, insert
+from sqlalchemy.exc import IntegrityError
 
 
 class AlreadyExists(Exception):
@@ -31,3 +37,11 @@ class Missing(Exception):
     def __init__(self, what: str) -> None:
         super().__init__(f"this {what} is not there")
         self.what = what
+
+
+def insert_new(conn: Connection, table: Table, values: Mapping[str, Any], *, clash: str) -> RowMapping:
+    """Insert one row and return it as it is stored; AlreadyExists(clash) where a constraint refuses it."""
+    try:
+        return conn.execute(insert(table).values(values).returning(*table.c)).mappings().one()
+    except IntegrityError as fault:
+        raise AlreadyExists(clash) from fault

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, RowMapping, delete, func, select, update
 
 from forwarder.store import accounts, directory
 from forwarder.store import domains as domain_verbs
-from forwarder.store.conflict import AlreadyExists, LimitReached, Missing
+from forwarder.store.conflict import AlreadyExists, LimitReached, Missing, insert_new
 from forwarder.store.domains import Domain
 from forwarder.store.tables import accounts as account_table
 from forwarder.store.tables import credentials
@@ -76,11 +75,7 @@ def add(
         "created_at": now,
         "changed_at": now,
     }
-    try:
-        row = conn.execute(insert(credentials).values(values).returning(*credentials.c)).mappings().one()
-    except IntegrityError as fault:
-        raise AlreadyExists("username") from fault
-    return _credential(row)
+    return _credential(insert_new(conn, credentials, values, clash="username"))
 
 
 def get(conn: Connection, domain_id: int, username: str) -> Credential | None:

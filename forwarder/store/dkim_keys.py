@@ -8,11 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, delete, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, RowMapping, delete, select, update
 
 from forwarder.store import directory
-from forwarder.store.conflict import AlreadyExists
+from forwarder.store.conflict import insert_new
 from forwarder.store.domains import Domain
 from forwarder.store.tables import dkim_keys, domains
 
@@ -68,11 +67,7 @@ def _insert(conn: Connection, domain: Domain, key: NewDkimKey, now: datetime) ->
         "public_record": key.public_record,
         "created_at": now,
     }
-    try:
-        row = conn.execute(insert(dkim_keys).values(values).returning(*dkim_keys.c)).mappings().one()
-    except IntegrityError as fault:
-        raise AlreadyExists("selector") from fault
-    return _key(row)
+    return _key(insert_new(conn, dkim_keys, values, clash="selector"))
 
 
 def list_keys(conn: Connection, domain_id: int) -> Sequence[DkimKey]:

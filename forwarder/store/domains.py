@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, func, insert, or_, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, func, or_, select, update
 
 from forwarder.store import accounts, directory
-from forwarder.store.conflict import AlreadyExists, LimitReached, Missing
+from forwarder.store.conflict import AlreadyExists, LimitReached, Missing, insert_new
 from forwarder.store.tables import domains
 
 _AT_ONCE = 5000  # names in one statement
@@ -82,11 +81,7 @@ def add(
         "dkim_selector": dkim_selector,
         "added_at": now,
     }
-    try:
-        row = conn.execute(insert(domains).values(values).returning(*domains.c)).mappings().one()
-    except IntegrityError as fault:
-        raise AlreadyExists("domain") from fault
-    return _domain(row)
+    return _domain(insert_new(conn, domains, values, clash="domain"))
 
 
 def get(conn: Connection, name: str, *, account_id: int | None = None) -> Domain | None:
