@@ -12,6 +12,7 @@ its places back (``quotas``). Trouble of ours is 4xx.
 
 import asyncio
 from collections.abc import Sequence
+from datetime import datetime
 from functools import partial
 
 import structlog
@@ -211,12 +212,34 @@ class SubmissionReception:
         if contents.count_fields(head, b"authentication-results"):
             content = await asyncio.to_thread(remove_forged, content, self._hostname)
             head = contents.split(content)[0]
-        refusal = await self._refusal(login, head)
-        places = refusal if refusal is not None else await self._quotas.take(login)
+        places = await self._refusal(login, head) or await self._quotas.take(login)
         if isinstance(places, Reply):
-            refusal = places
-            self.refused(session, transaction, head, refusal)
-            return refusal
+            self.refused(session, transaction, head, places)
+            return places
+        message = self._composed(session, transaction, login, content, head, now)
+        del content  # what came is let go of
+        reach("receive.before-enqueue")
+        try:
+            await self._rooms.queue.enqueue(message)
+        except StoreUnavailable as trouble:
+            if not isinstance(trouble, CommitUnknown):  # then it may be stored after all
+                await self._quotas.give_back(places)
+            raise
+        reach("receive.before-reply")
+        # After the reply: the dialogue writes it before the loop comes round again.
+        asyncio.get_running_loop().call_soon(self._accepted, message, login)
+        return replies.queued_as(message.id)
+
+    def _composed(
+        self,
+        session: Session,
+        transaction: Transaction,
+        login: Login,
+        content: bytes,
+        head: bytes,
+        now: datetime,
+    ) -> NewMessage:
+        """What is stored of a content: with the fields it lacks and its trace, without the blind copies."""
         deliveries = self._composer.deliveries(
             transaction,
             facts(head),
@@ -234,30 +257,16 @@ class SubmissionReception:
             show_client=self._settings.show_client_address,
         )
         added = missing_fields(head, message_id=f"{identifier}@{login.domain.name}", now=now)
-        seen = facts(added + head)
-        # What came is let go of.
-        content = contents.prepend(without_blind_copies(content, head), trail, added)
-        message = self._composer.message(
+        return self._composer.message(
             transaction,
             deliveries,
-            content,
-            seen,
+            contents.prepend(without_blind_copies(content, head), trail, added),
+            facts(added + head),
             identifier=identifier,
             now=now,
             hostname=client_name(session),
             signing_domain=login.domain.name,
         )
-        reach("receive.before-enqueue")
-        try:
-            await self._rooms.queue.enqueue(message)
-        except StoreUnavailable as trouble:
-            if not isinstance(trouble, CommitUnknown):  # then it may be stored after all
-                await self._quotas.give_back(places)
-            raise
-        reach("receive.before-reply")
-        # After the reply: the dialogue writes it before the loop comes round again.
-        asyncio.get_running_loop().call_soon(self._accepted, message, login)
-        return replies.queued_as(identifier)
 
     def _accepted(self, message: NewMessage, login: Login) -> None:
         self._hand_over(partial(self._rooms.intake.hand_over, message))
