@@ -57,11 +57,13 @@ class Forked:
         os.close(self._news)
 
     def send_signal(self, number: int) -> None:
+        """Harmless once it has ended."""
         if self.returncode is None:  # only ``wait`` reaps, so the id is its own until then
             with suppress(ProcessLookupError):  # where SIGCHLD is ignored the kernel reaps
                 os.kill(self.pid, number)
 
     def kill(self) -> None:
+        """At once; harmless once it has ended."""
         self.send_signal(signal.SIGKILL)
 
     async def wait(self) -> int:

@@ -109,6 +109,7 @@ def way_on(settings: Settings, renewed: str) -> str:
 
 
 def keys_folder(settings: Settings) -> Path:
+    """Where the private keys of this machine are: to be backed up, and readable by nobody else."""
     return settings.data_dir / "keys"
 
 

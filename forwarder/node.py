@@ -74,10 +74,12 @@ class NodeLock:
             time.sleep(0.05)
 
     def release(self) -> None:
+        """Let another engine have the folder."""
         os.close(self.descriptor)
 
 
 def run_folder(data_dir: Path) -> Path:
+    """Where the processes of a node meet, made where it is missing; NodeError."""
     folder = data_dir / "run"
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +37,7 @@ from forwarder.domain_keys import DomainKeys
 from forwarder.failpoint import reach
 from forwarder.housekeeping import chores_of, keep_house
 from forwarder.inbound import mx, submission
-from forwarder.inbound.intake import Rooms
+from forwarder.inbound.intake import Rooms, utc_now
 from forwarder.inbound.screening import Screening
 from forwarder.inbound.server import Server
 from forwarder.keyring import Keyring, open_keyring
@@ -94,10 +94,6 @@ class Place:
     successor_of: str = ""  # the id of a worker that died: its leases are released at start
 
 
-def utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 class Engine:
     """Everything one process serves mail with."""
 
@@ -125,6 +121,7 @@ class Engine:
         self._tls: ServerTls | None = None
 
     async def start(self) -> None:
+        """Open, bind and begin everything, in order; where something fails, what was begun ends, and it is raised."""
         try:
             await self._start()
         except BaseException:

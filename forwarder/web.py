@@ -58,6 +58,7 @@ class WebServer:
         )
 
     async def start(self) -> None:
+        """Bind and serve; raises why it cannot."""
         opened = bound_socket(self._listen)
         self.addresses = [opened.getsockname()[:2]]
         self._task = asyncio.create_task(self._server.serve(sockets=[opened]), name="api")
@@ -69,9 +70,11 @@ class WebServer:
 
     @property
     def alive(self) -> bool:
+        """Whether it serves still."""
         return self._task is not None and not self._task.done()
 
     async def stop(self) -> None:
+        """Take no more requests; those under way have GRACE seconds to end."""
         if self._task is not None:
             self._server.should_exit = True
             await asyncio.wait({self._task}, timeout=GRACE + 2)

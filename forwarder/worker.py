@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
+    """The command line of a worker that replaces another; the exit status."""
     gc.disable()  # until it serves: collecting while modules load is a fifth of the start
     sys.modules["rich"] = None  # type: ignore[assignment]  # structlog would load it for tracebacks in colour
     parser = argparse.ArgumentParser(prog="forwarder.worker")

@@ -29,11 +29,12 @@ import httpx
 
 from forwarder.config import Settings
 from forwarder.diagnostics import set_up
+from forwarder.inbound.intake import utc_now
 from forwarder.keyring import create_private, open_keyring
 from forwarder.mail.ids import IdSource
 from forwarder.mail.seal import GeneratedKey, generate
 from forwarder.net.tls import self_signed
-from forwarder.serve import Engine, running, utc_now
+from forwarder.serve import Engine, running
 from forwarder.store import accounts, aliases, credentials, dkim_keys, domains
 from forwarder.store.dkim_keys import NewDkimKey
 from forwarder.store.engine import Database

@@ -100,11 +100,13 @@ def store_trouble(error: Exception) -> str:
 
 
 def complain(sentence: str, *, as_json: bool) -> None:
+    """Say on standard error why a command failed."""
     text = json.dumps({"error": sentence}) if as_json else f"forwarder: {sentence}"
     print(text, file=sys.stderr)  # noqa: T201 - the command line's own channel
 
 
 def settings_of(config: str | None) -> "Settings":
+    """The configuration that ``--config`` names, with logging set up for a person at a prompt; ConfigError."""
     from forwarder.config import load
     from forwarder.diagnostics import set_up
 
@@ -115,10 +117,12 @@ def settings_of(config: str | None) -> "Settings":
 
 
 def now() -> datetime:
+    """The time of this command: aware, UTC."""
     return datetime.now(UTC)
 
 
 def make_data_dir(settings: "Settings") -> None:
+    """The folder that SQLite needs, made where it is missing; Failure."""
     if not settings.database.url.startswith("sqlite"):
         return
     try:
@@ -192,6 +196,7 @@ def confirm(question: str, *, yes: bool, as_json: bool) -> None:
 
 
 def console() -> "Console":
+    """What people read: highlights nothing by itself, and breaks no line of what goes to a file."""
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty())

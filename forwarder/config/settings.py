@@ -32,15 +32,21 @@ from forwarder.config.units import (
 
 
 class Section(BaseModel):
+    """A part of the configuration: frozen, and a key that it does not know is an error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
 
 
 class DatabaseSection(Section):
+    """Where the store is."""
+
     url: DatabaseUrl = Field(default="", repr=False)  # "": SQLite in data_dir
     pool_size: Positive = 8  # PostgreSQL connections a process
 
 
 class MxSection(Section):
+    """Mail from the Internet; RFC 5321 4.5.3 has the least a server must allow."""
+
     listen: Endpoints = (HostPort("0.0.0.0", 25), HostPort("::", 25))  # noqa: S104 - the Internet is the point
     size_limit: Size = 25 * MIB
     recipients: Positive = 1000  # per message
@@ -58,6 +64,8 @@ class MxSection(Section):
 
 
 class SubmissionSection(Section):
+    """Mail from people who log in (RFC 6409); what is not explained here is as in ``[mx]``."""
+
     listen: Endpoints = (HostPort("0.0.0.0", 587),)  # noqa: S104
     listen_tls: Endpoints = (HostPort("0.0.0.0", 465),)  # noqa: S104
     require_dns: bool = True
@@ -82,11 +90,14 @@ class SubmissionSection(Section):
 
 
 class TlsSection(Section):
+    """The certificate of every listener but the API; both empty: no TLS, and no submission."""
+
     certificate: str = ""
     key: str = ""
 
     @property
     def configured(self) -> bool:
+        """Whether there is a certificate."""
         return bool(self.certificate)
 
     @model_validator(mode="after")
@@ -97,6 +108,8 @@ class TlsSection(Section):
 
 
 class ApiSection(Section):
+    """The REST face."""
+
     listen: OptionalEndpoint = HostPort("127.0.0.1", 8080)  # "": no API
     public_url: PublicUrl = ""  # how people reach it, for links in answers; empty: http://<listen>
     body_limit: Size = 1 * MIB
@@ -107,12 +120,16 @@ class ApiSection(Section):
 
 
 class DnsSection(Section):
+    """How the DNS is asked."""
+
     nameservers: NameServers = ()  # empty: the system's
     timeout: SomeTime = timedelta(seconds=5)  # of one question, with its repetitions
     cache: Positive = 50_000  # answers held
 
 
 class OutboundSection(Section):
+    """How mail leaves."""
+
     smarthost: OptionalEndpoint = None
     port: Annotated[int, Field(ge=1, le=65535)] = 25
     allow_private_destinations: bool = False
@@ -136,6 +153,8 @@ class OutboundSection(Section):
 
 
 class RetrySection(Section):
+    """When a delivery that failed for now is tried again; the last delay repeats."""
+
     delays: Annotated[tuple[SomeTime, ...], BeforeValidator(split_list), Field(min_length=1)] = tuple(
         timedelta(minutes=minutes) for minutes in (1, 5, 15, 30, 60, 120, 240)
     )
@@ -144,11 +163,15 @@ class RetrySection(Section):
 
 
 class SrsSection(Section):
+    """The reverse-paths under which mail is forwarded."""
+
     domain: OptionalHostName = ""  # filled with hostname
     max_age_days: Annotated[int, Field(ge=1, le=511)] = 21
 
 
 class DkimSection(Section):
+    """The signature of the service; a customer's domain has its own keys, with the same selector."""
+
     domain: OptionalHostName = ""  # filled with hostname
     selector: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?$")] = (
         "fwd"  # fwd1: RSA, fwd2: Ed25519
@@ -159,10 +182,14 @@ class DkimSection(Section):
 
 
 class ArcSection(Section):
+    """Whether forwarded mail is sealed (RFC 8617)."""
+
     enabled: bool = True
 
 
 class ScreeningSection(Section):
+    """What is looked up about mail that comes in."""
+
     spf: bool = True
     dkim: bool = True
     dmarc: bool = True
@@ -190,12 +217,16 @@ class Plan(Section):
 
 
 class LogsSection(Section):
+    """What is kept of mail, and what the engine says about itself."""
+
     retention: Duration = timedelta(days=30)
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "console"] = "auto"  # auto: console on a terminal
 
 
 class WorkersSection(Section):
+    """The processes of this machine."""
+
     processes: Count = 0  # 0: one per core
     lease: SomeTime = timedelta(
         seconds=15

@@ -23,12 +23,13 @@ from forwarder.config import Settings
 from forwarder.demo.peers import Catcher, Caught, Zone
 from forwarder.demo.show import Show
 from forwarder.diagnostics import set_up
+from forwarder.inbound.intake import utc_now
 from forwarder.keyring import open_keyring
 from forwarder.mail.records import KeyRecord, dkim_name, records_to_publish
 from forwarder.mail.seal import public_record
 from forwarder.mail.verification import needed_keys, verify
 from forwarder.net.tls import self_signed
-from forwarder.serve import Engine, running, utc_now
+from forwarder.serve import Engine, running
 from forwarder.store import accounts, dkim_keys, domains
 
 HOSTNAME = "mx1.example.net"

@@ -68,6 +68,7 @@ class Share:
         return True
 
     def release(self) -> None:
+        """Hold nothing any more; harmless when repeated."""
         self._memory.held -= self._held
         self._held = 0
 

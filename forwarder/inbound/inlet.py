@@ -112,6 +112,7 @@ class Inlet:
 
     @property
     def ended(self) -> bool:
+        """Whether no more bytes will come; what is here already can still be read."""
         return self._ended
 
     def has_line(self) -> bool:

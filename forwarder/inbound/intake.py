@@ -67,6 +67,7 @@ class HandOver:
 
 
 def utc_now() -> datetime:
+    """The system's clock: aware, UTC."""
     return datetime.now(UTC)
 
 

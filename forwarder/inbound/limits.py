@@ -98,6 +98,7 @@ class ClientTable:
             self._words[place] = 0
 
     def close(self) -> None:
+        """Let go of the file; what it counts for others stays."""
         self._words.release()
         self._map.close()
         os.close(self._file)
@@ -112,6 +113,7 @@ class ClientTable:
 
     @property
     def open_here(self) -> int:
+        """Connections open in this process."""
         return self._words[self._own]
 
     def open_of(self, cells: tuple[int, ...]) -> int:
@@ -181,9 +183,11 @@ class Doorkeeper:
         return cells
 
     def leave(self, cells: tuple[int, ...]) -> None:
+        """The connection that ``enter`` gave this token ended."""
         self._table.left(cells)
 
     def close(self) -> None:
+        """Nobody comes or leaves any more."""
         self._table.close()
 
 

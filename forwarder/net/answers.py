@@ -109,6 +109,7 @@ def _text(name: dns.name.Name) -> str:
 
 
 def merged(first: Answer[_T], second: Answer[_T]) -> Answer[_T]:
+    """Two answers as one: what either found, in turns; else what either cannot tell; else what is not there."""
     match first, second:
         case Found(), Found():
             pairs = zip_longest(first.records, second.records)

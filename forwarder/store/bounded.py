@@ -39,6 +39,7 @@ class Bounded(Generic[K, V]):
         return None if entry is None else entry[0]
 
     def put(self, key: K, value: V, weight: int) -> None:
+        """Keep a value of ``weight`` octets, used now; what is used least recently goes until it fits."""
         self.forget(key)
         self._entries[key] = (value, weight + ENTRY)
         self.weight += weight + ENTRY
@@ -47,10 +48,12 @@ class Bounded(Generic[K, V]):
             self.weight -= dropped
 
     def forget(self, key: K) -> None:
+        """Keep it no longer; harmless if it is not there."""
         entry = self._entries.pop(key, None)
         if entry is not None:
             self.weight -= entry[1]
 
     def clear(self) -> None:
+        """Keep nothing."""
         self._entries.clear()
         self.weight = 0

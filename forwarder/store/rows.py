@@ -57,6 +57,7 @@ def at_micros(value: int) -> datetime:
 
 
 def is_postgres(conn: Connection) -> bool:
+    """Which of the two databases this is a connection to."""
     return conn.dialect.name == "postgresql"
 
 

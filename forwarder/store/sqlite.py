@@ -87,6 +87,7 @@ class FairLock:
 
     @contextmanager
     def held(self) -> Iterator[None]:
+        """Wait for the turn, and have it."""
         fcntl.flock(self._turn, fcntl.LOCK_EX)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -98,6 +99,7 @@ class FairLock:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def close(self) -> None:
+        """Let go of the files; whoever waits goes on."""
         os.close(self._turn)
         os.close(self._lock)
 
@@ -258,6 +260,7 @@ class SqliteReaders:
             raise trouble from error
 
     def close(self) -> None:
+        """End the threads once they have read what they are at; what waits for them is not read."""
         self._threads.shutdown(wait=True, cancel_futures=True)
         for conn in self._connections:
             with suppress(Exception):

@@ -23,9 +23,9 @@ import dkim
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from forwarder.inbound.intake import utc_now
 from forwarder.keyring import open_keyring
 from forwarder.mail.seal import public_record
-from forwarder.serve import utc_now
 from forwarder.store import aliases, dkim_keys
 from tests.harness import House, wait_until
 from tests.peers.sink import Received, Sink
