@@ -15,7 +15,8 @@ from functools import partial
 from typing import Any
 
 from forwarder.mail import records
-from forwarder.net.dns import Answer, CannotTell, Found, Mx, NotFound, Resolver
+from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound
+from forwarder.net.dns import Resolver
 from forwarder.net.registered import registered_domain
 from forwarder.store.dkim_keys import DkimKey
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 from benchmarks import fill, report
 from benchmarks.bench import Bench
 from forwarder.mail.address import Path as Address
-from forwarder.mail.rules import Alias, RuleSet
+from forwarder.mail.aliases import Alias, RuleSet
 from forwarder.store import accounts, migrations
 from forwarder.store.directory import CAPACITY, Directory
 from forwarder.store.engine import Database

@@ -20,8 +20,9 @@ import structlog
 
 from forwarder.config import Settings
 from forwarder.store import chores, confirmations, counters, directory, workers
-from forwarder.store.engine import Database, StoreUnavailable
+from forwarder.store.engine import Database
 from forwarder.store.journal import Journal
+from forwarder.store.trouble import StoreUnavailable
 
 CHANGES_KEPT = timedelta(hours=1)  # a cache that slept longer than this loads everything again
 

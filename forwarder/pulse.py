@@ -18,7 +18,8 @@ from datetime import datetime, timedelta
 import structlog
 
 from forwarder.store import workers
-from forwarder.store.engine import Database, StoreUnavailable
+from forwarder.store.engine import Database
+from forwarder.store.trouble import StoreUnavailable
 
 LONGEST_PAUSE = 5.0  # seconds between two beats
 RETRY = 1.0  # after a beat that the store did not take

@@ -62,9 +62,10 @@ from forwarder.preparation import prepare
 from forwarder.pulse import Pulse
 from forwarder.store import workers
 from forwarder.store.directory import Directory
-from forwarder.store.engine import Database, StoreUnavailable
+from forwarder.store.engine import Database
 from forwarder.store.journal import Journal
 from forwarder.store.queue import IF_WORKER_DIES, Queue
+from forwarder.store.trouble import StoreUnavailable
 from forwarder.store.vault import Vault
 from forwarder.watchdog import Watchdog
 

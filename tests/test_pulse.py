@@ -10,7 +10,8 @@ import pytest
 
 from forwarder.pulse import Pulse
 from forwarder.store import workers
-from forwarder.store.engine import Database, StoreUnavailable
+from forwarder.store.engine import Database
+from forwarder.store.trouble import StoreUnavailable
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 LEASE = timedelta(seconds=12)

@@ -27,8 +27,8 @@ from api.improvmx.requests import (
 from api.improvmx.wire import Json
 from api.operation import Call, Operation
 from api.validation import as_sentence
-from forwarder.mail.destination import check_captures
-from forwarder.mail.rules import RuleError, parse_forward, parse_pattern
+from forwarder.mail.destination import check_captures, parse_forward
+from forwarder.mail.pattern import RuleError, parse_pattern
 from forwarder.store import aliases
 from forwarder.store.aliases import Alias
 from forwarder.store.domains import Domain

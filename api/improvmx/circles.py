@@ -13,8 +13,9 @@ from sqlalchemy import Connection
 
 from api.validation import as_sentence
 from forwarder.mail.address import Path
+from forwarder.mail.aliases import Alias, RuleSet
 from forwarder.mail.circles import TooMany, Walk, check_cycles
-from forwarder.mail.rules import Alias, RuleSet, drive
+from forwarder.mail.rules import drive
 from forwarder.store import aliases, domains
 from forwarder.store.domains import Domain
 from forwarder.store.rule_sets import Within

@@ -19,7 +19,7 @@ from api.improvmx.requests import PAGE_SIZE, DomainsQuery, EditDomain, NewDomain
 from api.improvmx.wire import Json
 from api.operation import Call, Operation
 from forwarder.mail.address import display_domain
-from forwarder.mail.rules import canonical_forward, parse_forward
+from forwarder.mail.destination import canonical_forward, parse_forward
 from forwarder.store import aliases, dkim_keys, domains
 from forwarder.store.aliases import Alias
 from forwarder.store.conflict import AlreadyExists, LimitReached

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 from forwarder.mail.address import AddressError, parse_address, parse_domain
-from forwarder.mail.destination import Url, parse_url
-from forwarder.mail.rules import canonical_forward, parse_forward, parse_pattern
+from forwarder.mail.destination import Url, canonical_forward, parse_forward, parse_url
+from forwarder.mail.pattern import parse_pattern
 from forwarder.net.http import Blocked, check_url
 
 _UNWANTED = frozenset({"Cc", "Cs", "Zl", "Zp"})

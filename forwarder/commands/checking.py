@@ -151,7 +151,8 @@ def _port(name: str, at: "HostPort") -> Finding:
 async def _keys_database_and_dns(settings: "Settings") -> list[Finding]:
     from forwarder.node import NodeError
     from forwarder.schema import check_schema
-    from forwarder.store.engine import Database, StoreUnavailable
+    from forwarder.store.engine import Database
+    from forwarder.store.trouble import StoreUnavailable
 
     async def unusable(text: str) -> list[Finding]:
         return [await _keys(settings, None), Finding(about="database", grade=Grade.WRONG, text=text)]
@@ -197,7 +198,7 @@ async def _dns(settings: "Settings", database: "Database") -> list[Finding]:
 
 async def _server_names(settings: "Settings", resolver: "Resolver") -> list[Finding]:
     """The host name leads to addresses, and each address leads back."""
-    from forwarder.net.dns import CannotTell, Found, NotFound
+    from forwarder.net.answers import CannotTell, Found, NotFound
 
     match await resolver.addresses(settings.hostname):
         case CannotTell(reason=reason, server=server):

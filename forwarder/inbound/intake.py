@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from forwarder.store.directory import Directory
     from forwarder.store.engine import Database
     from forwarder.store.journal import Journal
-    from forwarder.store.queue import NewMessage, Queue
+    from forwarder.store.queue import Queue
+    from forwarder.store.records import NewMessage
 
 
 CALM = 0.005  # seconds

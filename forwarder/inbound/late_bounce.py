@@ -19,6 +19,7 @@ from forwarder.mail.address import AddressError, parse_address
 from forwarder.mail.destination import identity
 from forwarder.mail.event import Status
 from forwarder.mail.returned import ReturnedReport, read_report
+from forwarder.mail.words import printable
 from forwarder.store.journal import Journal, LogEntry
 from forwarder.store.records import NewEvent
 from forwarder.store.trouble import StoreUnavailable
@@ -97,13 +98,13 @@ class LateBounces:
 
     def _event(self, report: ReturnedReport) -> NewEvent:
         status = report.status if report.status[:2] == "5." else "5.0.0"
-        text = contents.printable(report.diagnostic or "the destination could not deliver the message", 1024)
+        text = printable(report.diagnostic or "the destination could not deliver the message", 1024)
         return NewEvent(
             status=Status.HARD_BOUNCE,
             code=550,
             message=f"{status} {text}",
             local=self._local_name,
-            recipient=contents.printable(report.recipient, 320) or None,
+            recipient=printable(report.recipient, 320) or None,
         )
 
 

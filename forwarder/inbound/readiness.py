@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from forwarder.mail import records
 from forwarder.mail import reply as replies
 from forwarder.mail.reply import Reply
-from forwarder.net.dns import Answer, CannotTell, Found, Resolver
+from forwarder.net.answers import Answer, CannotTell, Found
+from forwarder.net.dns import Resolver
 from forwarder.store import dkim_keys
 from forwarder.store.dkim_keys import DkimKey
 from forwarder.store.domains import Domain

@@ -39,7 +39,7 @@ from forwarder.mail.canonical import Canonical
 from forwarder.mail.dmarc import SpfResult
 from forwarder.mail.reply import BAD_CONTENT, Reply
 from forwarder.mail.verification import AuthResult
-from forwarder.net.dns import Answer, CannotTell, Found
+from forwarder.net.answers import Answer, CannotTell, Found
 from forwarder.net.registered import registered_domain
 
 log = logging.getLogger(__name__)

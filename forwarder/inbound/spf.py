@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from forwarder.mail.address import Path
 from forwarder.mail.dmarc import SpfResult
 from forwarder.mail.verification import AuthResult
-from forwarder.net.dns import Answer, CannotTell, Found, Mx
+from forwarder.net.answers import Answer, CannotTell, Found, Mx
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the library's old escapes warn when it is compiled for the first time

@@ -36,13 +36,13 @@ from forwarder.inbound.usage import Usage
 from forwarder.mail import content as contents
 from forwarder.mail import reply as replies
 from forwarder.mail.address import AddressError, Path, parse_path
+from forwarder.mail.aliases import UNKNOWN
 from forwarder.mail.authentication import remove_forged
 from forwarder.mail.envelope import MailCommand
 from forwarder.mail.event import Transport
 from forwarder.mail.reply import Reply
-from forwarder.mail.rules import UNKNOWN
 from forwarder.store.credentials import Login
-from forwarder.store.queue import NewMessage
+from forwarder.store.records import NewMessage
 from forwarder.store.trouble import CommitUnknown, StoreUnavailable
 
 log = structlog.get_logger(__name__)

@@ -23,30 +23,6 @@ from functools import lru_cache
 
 from forwarder.mail.words import decode_words, printable
 
-__all__ = [
-    "MAX_LINE",
-    "RECEIVED",
-    "ContentFault",
-    "Fields",
-    "Header",
-    "ascii_head",
-    "bare_newline",
-    "count_fields",
-    "count_received",
-    "first",
-    "first_raw",
-    "head_too_large",
-    "headers",
-    "line_too_long",
-    "mailbox",
-    "mailboxes",
-    "malformed_head",
-    "normalize_newlines",
-    "prepend",
-    "printable",
-    "split",
-]
-
 MAX_LINE = 998  # octets without CRLF, RFC 5322 2.1.1
 RECEIVED = b"received"
 MAX_HEAD = 4 << 20  # octets

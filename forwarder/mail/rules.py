@@ -8,8 +8,8 @@ and ``circles.check_cycles``, which has the same form, over a plain function.
 What it promises: it ends. At most 10 aliases in a row, 1,000 destinations, 2,000 look-ups. An address is followed
 once: a circle adds nothing to what was found before it closed, so its branch stops there and the rest stands.
 
-The parts are in rooms of their own and may all be had from here: ``mail.pattern`` (the left side of an alias),
-``mail.destination`` (the right side), ``mail.aliases`` (the alias, and the rule set that finds the one that answers).
+The parts are in rooms of their own: ``mail.pattern`` (the left side of an alias), ``mail.destination`` (the right
+side), ``mail.aliases`` (the alias, and the rule set that finds the one that answers).
 
 How it fails: ``Expansion.trouble`` says why a recipient leads nowhere. A branch that leads nowhere beside others that
 do not is listed in ``dead_ends`` and in the steps; but a branch that is to be tried later defers the whole recipient,
@@ -26,35 +26,10 @@ from typing import TypeVar, assert_never
 
 from forwarder.mail import reply as replies
 from forwarder.mail.address import Path
-from forwarder.mail.aliases import UNKNOWN, Alias, Match, RuleSet, Unknown, parse_alias
-from forwarder.mail.destination import Destination, Mailbox, Url, canonical_forward, identity, parse_forward
-from forwarder.mail.pattern import AliasKind, RuleError, classify, parse_pattern
+from forwarder.mail.aliases import Alias, RuleSet, Unknown
+from forwarder.mail.destination import Url, identity
+from forwarder.mail.pattern import AliasKind
 from forwarder.mail.reply import Reply
-
-__all__ = [
-    "UNKNOWN",
-    "Alias",
-    "AliasKind",
-    "Destination",
-    "Expansion",
-    "Mailbox",
-    "Match",
-    "RuleError",
-    "RuleSet",
-    "Step",
-    "Target",
-    "Trouble",
-    "Unknown",
-    "Url",
-    "canonical_forward",
-    "classify",
-    "drive",
-    "expand",
-    "parse_alias",
-    "parse_forward",
-    "parse_pattern",
-    "refusal",
-]
 
 MAX_DEPTH = 10  # aliases in a row
 MAX_TARGETS = 1000

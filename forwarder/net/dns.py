@@ -39,8 +39,6 @@ from forwarder.net.addresses import is_private
 from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound, merged, read
 from forwarder.net.nameservers import NoAnswer, ask, system_nameservers
 
-__all__ = ["Answer", "CannotTell", "Found", "Mx", "NotFound", "Resolver"]
-
 CANNOT_TELL_TTL = timedelta(seconds=3)
 ALIASES = 8
 QUESTIONS = 256

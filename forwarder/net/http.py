@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from forwarder.net.addresses import is_private, literal
-from forwarder.net.dns import CannotTell, Found, NotFound, Resolver
+from forwarder.net.answers import CannotTell, Found, NotFound
+from forwarder.net.dns import Resolver
 
 if TYPE_CHECKING:
     import httpx

@@ -55,8 +55,6 @@ BLOCK = 256 * 1024  # octets of content between two looks at the peer
 HANDSHAKE = 60.0  # seconds at most for that of TLS, behind which there may be a way in the clear
 FAREWELL = 2.0  # seconds we wait for the answer to QUIT
 
-__all__ = ["Features", "Session", "SessionFault", "Timeouts", "Transaction"]
-
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _END = b".\r\n"
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from forwarder.mail.address import Path
+from forwarder.mail.destination import Url
 from forwarder.mail.event import DeliveryKind
-from forwarder.mail.rules import Expansion, Target, Url
+from forwarder.mail.rules import Expansion, Target
 from forwarder.mail.srs import Srs
 
 

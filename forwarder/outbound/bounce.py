@@ -23,7 +23,7 @@ from forwarder.mail.dsn import SUBJECT, FailedRecipient, build_report
 from forwarder.mail.event import Transport
 from forwarder.outbound.addressees import Addressee, Addressees
 from forwarder.outbound.parcel import Parcel, Verdict
-from forwarder.store.queue import NewDelivery, NewMessage
+from forwarder.store.records import NewDelivery, NewMessage
 
 
 class Bounces:

@@ -29,13 +29,14 @@ from forwarder.mail.event import DeliveryKind, Transport
 from forwarder.mail.outcome import Action, Fault, Scope, decide, is_permanent, reply_for
 from forwarder.mail.reply import Reply
 from forwarder.mail.srs import Srs
-from forwarder.net.smtp_client import Session, SessionFault, Transaction
+from forwarder.net.smtp_answers import SessionFault, Transaction
+from forwarder.net.smtp_client import Session
 from forwarder.outbound.parcel import Carried, Job, Parcel, Verdict
 from forwarder.outbound.pool import Pool
 from forwarder.outbound.prepare import Signing
 from forwarder.outbound.route import MxHost, Route
 from forwarder.outbound.webhook import Webhooks
-from forwarder.store.queue import Delivery
+from forwarder.store.records import Delivery
 
 _DIALS = 10  # addresses tried in one attempt, of at most five hosts
 _TOO_MANY = (452, 552)  # at RCPT; RFC 5321 4.5.3.1.10: 552 there means 452

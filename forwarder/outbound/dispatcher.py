@@ -37,8 +37,9 @@ from forwarder.outbound.route import NoRoute, Route, Router
 from forwarder.outbound.settling import Settling
 from forwarder.outbound.strays import Strays
 from forwarder.outbound.window import Window
-from forwarder.store.engine import StoreUnavailable
-from forwarder.store.queue import Delivery, NewMessage, Queue
+from forwarder.store.queue import Queue
+from forwarder.store.records import Delivery, NewMessage
+from forwarder.store.trouble import StoreUnavailable
 
 _POLL = 1.0  # seconds between looks at the store when nothing is known to be due
 _CLAIM = 250  # deliveries a claim

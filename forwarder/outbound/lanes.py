@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from forwarder.mail.reply import Reply
 from forwarder.mail.schedule import RetryPolicy
 from forwarder.outbound.parcel import Job
-from forwarder.store.queue import Delivery
+from forwarder.store.records import Delivery
 
 _FIRST_LIMIT = 5
 _TRIP = 3

@@ -15,7 +15,7 @@ from forwarder.mail.event import DeliveryKind, Transport
 from forwarder.mail.outcome import Action
 from forwarder.mail.reply import Reply
 from forwarder.outbound.route import Route
-from forwarder.store.queue import Delivery, NewDelivery, NewMessage
+from forwarder.store.records import Delivery, NewDelivery, NewMessage
 
 
 @dataclass(slots=True, eq=False)

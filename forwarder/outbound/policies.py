@@ -27,7 +27,8 @@ from datetime import datetime, timedelta
 import structlog
 
 from forwarder.mail.mta_sts import MAX_OCTETS, Mode, PolicyError, StsPolicy, parse_policy, record_id
-from forwarder.net.dns import CannotTell, Found, NotFound, Resolver
+from forwarder.net.answers import CannotTell, Found, NotFound
+from forwarder.net.dns import Resolver
 from forwarder.net.http import Blocked, GuardedClient, Unreachable
 
 PATIENCE = 4.0  # seconds that one who asks waits

@@ -25,7 +25,8 @@ from dataclasses import replace
 
 from forwarder.config import OutboundSection
 from forwarder.mail.outcome import Fault, Stage
-from forwarder.net.smtp_client import Session, SessionFault, Timeouts
+from forwarder.net.smtp_answers import SessionFault
+from forwarder.net.smtp_client import Session, Timeouts
 from forwarder.net.tls import TlsMode, client_context
 from forwarder.outbound.route import MxHost, Route
 

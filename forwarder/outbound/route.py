@@ -42,7 +42,8 @@ from forwarder.mail.mta_sts import StsPolicy
 from forwarder.mail.outcome import Fault, reply_for
 from forwarder.mail.reply import Reply
 from forwarder.net.addresses import is_private, literal
-from forwarder.net.dns import Answer, CannotTell, Found, Mx, NotFound, Resolver
+from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound
+from forwarder.net.dns import Resolver
 from forwarder.outbound.policies import Policies
 
 NAMES = 10  # at a time

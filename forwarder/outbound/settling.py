@@ -25,8 +25,9 @@ from forwarder.mail.outcome import Action, expired
 from forwarder.mail.schedule import RetryPolicy, next_attempt_at
 from forwarder.outbound.bounce import Bounces
 from forwarder.outbound.parcel import Parcel, Told, Verdict
-from forwarder.store.engine import StoreUnavailable
-from forwarder.store.queue import NewEvent, NewMessage, Outcome, Queue, Settlement
+from forwarder.store.queue import Queue
+from forwarder.store.records import NewEvent, NewMessage, Outcome, Settlement
+from forwarder.store.trouble import StoreUnavailable
 
 _FIRST_PAUSE = 0.1  # seconds
 _LONGEST_PAUSE = 5.0

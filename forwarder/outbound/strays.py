@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection
 
 import structlog
 
-from forwarder.store.engine import StoreUnavailable
 from forwarder.store.queue import Queue
+from forwarder.store.trouble import StoreUnavailable
 
 _LOOK = 15.0  # seconds
 

@@ -17,14 +17,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 
 from forwarder import __version__
-from forwarder.mail.content import printable
 from forwarder.mail.event import DeliveryKind
 from forwarder.mail.outcome import Scope, decide
 from forwarder.mail.reply import Reply
+from forwarder.mail.words import printable
 from forwarder.net.http import Blocked, GuardedClient, Unreachable
 from forwarder.outbound.parcel import Carried, Job, Verdict
 from forwarder.outbound.payload import message_json
-from forwarder.store.queue import Delivery
+from forwarder.store.records import Delivery
 
 _EXCERPT = 300
 

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 from forwarder.outbound.budget import Budget
 from forwarder.outbound.parcel import Parcel
-from forwarder.store.queue import Delivery
+from forwarder.store.records import Delivery
 
 CONTENTS = 64 * 1024 * 1024
 LOADS = 256 * 1024 * 1024

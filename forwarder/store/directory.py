@@ -30,11 +30,13 @@ import structlog
 from sqlalchemy import Connection, delete, insert, select, update
 
 from forwarder.mail.address import Path
-from forwarder.mail.rules import Expansion, RuleSet, expand
+from forwarder.mail.aliases import RuleSet
+from forwarder.mail.rules import Expansion, expand
 from forwarder.store.bounded import Bounded
-from forwarder.store.engine import Database, StoreUnavailable
+from forwarder.store.engine import Database
 from forwarder.store.rule_sets import Known, Lines, read_domain, read_names
 from forwarder.store.tables import changes, sequences
+from forwarder.store.trouble import StoreUnavailable
 
 POLL = 0.5  # seconds
 CAPACITY = 64 * 1024 * 1024  # octets: three quarters for domains, an eighth for names, an eighth for answers

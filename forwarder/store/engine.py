@@ -20,9 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from forwarder.store import sqlite
-from forwarder.store.trouble import CommitUnknown as CommitUnknown
-from forwarder.store.trouble import StoreFull as StoreFull
-from forwarder.store.trouble import StoreUnavailable as StoreUnavailable
+from forwarder.store.trouble import StoreUnavailable
 from forwarder.store.writer import Writer
 
 if TYPE_CHECKING:

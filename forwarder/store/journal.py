@@ -25,7 +25,7 @@ from sqlalchemy import Connection, Select, delete, select
 from forwarder.failpoint import reach
 from forwarder.mail.event import Status, Transport
 from forwarder.mail.ids import id_floor
-from forwarder.store.engine import Database, StoreUnavailable
+from forwarder.store.engine import Database
 from forwarder.store.recording import (
     FAILURES,
     LOG_COLUMNS,
@@ -37,6 +37,7 @@ from forwarder.store.recording import (
 from forwarder.store.records import NewEvent
 from forwarder.store.rows import Rows, by_dialect, fetch, insert_many, is_postgres
 from forwarder.store.tables import Id, events, logs
+from forwarder.store.trouble import StoreUnavailable
 
 BEHIND = 1000  # refused logs that may wait to be written
 

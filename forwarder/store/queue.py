@@ -33,12 +33,7 @@ from forwarder.failpoint import reach
 from forwarder.store.claiming import Claim, Claiming, next_due
 from forwarder.store.engine import Database
 from forwarder.store.enqueueing import Enqueueing
-from forwarder.store.records import Delivery as Delivery
-from forwarder.store.records import NewDelivery as NewDelivery
-from forwarder.store.records import NewEvent as NewEvent
-from forwarder.store.records import NewMessage as NewMessage
-from forwarder.store.records import Outcome as Outcome
-from forwarder.store.records import Settlement as Settlement
+from forwarder.store.records import Delivery, NewMessage, Settlement
 from forwarder.store.rows import is_postgres
 from forwarder.store.settling import Doubt, Ended, Release, Releasing, Settling, withdraw
 from forwarder.store.straight import read_blob, run_text

@@ -8,7 +8,8 @@ from typing import Any
 
 from forwarder.config import Settings
 from forwarder.inbound.intake import Rooms
-from forwarder.inbound.reception import COMMAND_LIMIT, Ask
+from forwarder.inbound.reception import COMMAND_LIMIT
+from forwarder.inbound.sasl import Ask
 from forwarder.inbound.server import Server
 from forwarder.inbound.session import Recipient, Session, Transaction
 from forwarder.mail import address, reply

@@ -24,7 +24,8 @@ from forwarder.store.directory import Directory
 from forwarder.store.engine import Database
 from forwarder.store.journal import Journal, LogEntry
 from forwarder.store.passwords import hash_password
-from forwarder.store.queue import NewMessage, Queue
+from forwarder.store.queue import Queue
+from forwarder.store.records import NewMessage
 from forwarder.store.tables import deliveries, messages
 from tests.peers.client import Answer, Client
 

@@ -15,7 +15,7 @@ from forwarder.mail.arc import ChainStatus
 from forwarder.mail.authentication import own_results
 from forwarder.mail.seal import Signer, generate, load_key, sign
 from forwarder.mail.verification import AuthResult
-from forwarder.net.dns import Answer, CannotTell, Found, Mx, NotFound
+from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 OURS = "mx1.example.net"

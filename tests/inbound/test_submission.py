@@ -15,7 +15,7 @@ from forwarder.inbound.authenticator import Authenticator
 from forwarder.mail import trace
 from forwarder.mail.address import parse_address
 from forwarder.mail.event import Status
-from forwarder.net.dns import CannotTell, Found, NotFound
+from forwarder.net.answers import CannotTell, Found, NotFound
 from forwarder.store import accounts, credentials, dkim_keys, domains, passwords
 from forwarder.store.passwords import hash_password
 from forwarder.store.trouble import StoreUnavailable

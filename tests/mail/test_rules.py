@@ -8,26 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forwarder.mail.address import Path, parse_address
-from forwarder.mail.pattern import RegexTable, expression_of, pattern_of, star_match
-from forwarder.mail.rules import (
-    UNKNOWN,
-    Alias,
+from forwarder.mail.aliases import UNKNOWN, Alias, Match, RuleSet, parse_alias
+from forwarder.mail.destination import Url, canonical_forward, parse_forward
+from forwarder.mail.pattern import (
     AliasKind,
-    Expansion,
-    Match,
+    RegexTable,
     RuleError,
-    RuleSet,
-    Trouble,
-    Url,
-    canonical_forward,
     classify,
-    drive,
-    expand,
-    parse_alias,
-    parse_forward,
+    expression_of,
     parse_pattern,
-    refusal,
+    pattern_of,
+    star_match,
 )
+from forwarder.mail.rules import Expansion, Trouble, drive, expand, refusal
 
 K = AliasKind
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from forwarder.net.smtp_client import Session, SessionFault, Timeouts
+from forwarder.net.smtp_answers import SessionFault
+from forwarder.net.smtp_client import Session, Timeouts
 from forwarder.net.tls import TlsMode
 from tests.peers.sink import Sink
 

@@ -11,7 +11,8 @@ from dns.message import from_wire, make_response
 
 from forwarder.config import HostPort
 from forwarder.mail.dane import Tlsa
-from forwarder.net.dns import Answer, CannotTell, Found, Mx, NotFound, Resolver
+from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound
+from forwarder.net.dns import Resolver
 from forwarder.net.nameservers import system_nameservers
 from tests.peers.dns_server import DnsServer
 

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from forwarder.mail.outcome import Fault, Scope, Stage
-from forwarder.net.smtp_client import Session, SessionFault, Timeouts
+from forwarder.net.smtp_answers import SessionFault
+from forwarder.net.smtp_client import Session, Timeouts
 from forwarder.net.tls import TlsMode
 from tests.net.sessions import CONTENT, SHORT, Scripted, connect, fault_of, fault_of_opening
 from tests.peers.sink import Sink

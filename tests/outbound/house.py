@@ -36,7 +36,8 @@ from forwarder.outbound.route import Router
 from forwarder.outbound.webhook import Webhooks
 from forwarder.store.engine import Database
 from forwarder.store.migrations import upgrade
-from forwarder.store.queue import NewDelivery, NewMessage, Queue
+from forwarder.store.queue import Queue
+from forwarder.store.records import NewDelivery, NewMessage
 from forwarder.store.tables import deliveries, events, logs, messages
 from tests.peers.dns_server import DnsServer
 from tests.peers.sink import Sink

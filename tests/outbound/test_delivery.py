@@ -9,11 +9,11 @@ import pytest
 from forwarder.mail.address import Path
 from forwarder.mail.outcome import Action, Stage
 from forwarder.mail.reply import Reply
-from forwarder.net.smtp_client import SessionFault, Transaction
+from forwarder.net.smtp_answers import SessionFault, Transaction
 from forwarder.outbound.delivery import _Attempt
 from forwarder.outbound.parcel import Verdict
 from forwarder.outbound.route import MxHost, Route
-from forwarder.store.queue import Delivery
+from forwarder.store.records import Delivery
 
 
 def said(code: int, enhanced: str = "") -> Reply:

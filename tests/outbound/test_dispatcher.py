@@ -7,9 +7,9 @@ from typing import Any
 
 from sqlalchemy import delete, update
 
-from forwarder.store.engine import StoreUnavailable
 from forwarder.store.queue import Queue
 from forwarder.store.tables import deliveries, messages
+from forwarder.store.trouble import StoreUnavailable
 from tests.outbound.house import CONTENT, house
 
 

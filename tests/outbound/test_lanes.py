@@ -8,7 +8,7 @@ from forwarder.mail.event import DeliveryKind, Transport
 from forwarder.mail.reply import Reply
 from forwarder.outbound.lanes import Lane, Lanes
 from forwarder.outbound.parcel import Job, Parcel
-from forwarder.store.queue import Delivery
+from forwarder.store.records import Delivery
 
 AT = datetime(2026, 11, 20, tzinfo=UTC)
 ANN = parse_address("ann@origin.test")

@@ -11,7 +11,8 @@ import pytest
 
 from forwarder.config import OutboundSection
 from forwarder.mail.outcome import Fault, Stage
-from forwarder.net.smtp_client import Session, SessionFault
+from forwarder.net.smtp_answers import SessionFault
+from forwarder.net.smtp_client import Session
 from forwarder.net.tls import self_signed
 from forwarder.outbound.pool import Pool
 from forwarder.outbound.route import MxHost, Route

@@ -10,7 +10,8 @@ import pytest
 
 from forwarder.config import HostPort, Settings
 from forwarder.mail import mta_sts
-from forwarder.net.dns import CannotTell, Found, Mx, NotFound, Resolver
+from forwarder.net.answers import CannotTell, Found, Mx, NotFound
+from forwarder.net.dns import Resolver
 from forwarder.outbound.policies import Policies
 from forwarder.outbound.route import (
     AddressRule,

@@ -17,7 +17,8 @@ from forwarder.mail.ids import IdSource
 from forwarder.store import workers
 from forwarder.store.engine import Database
 from forwarder.store.migrations import upgrade
-from forwarder.store.queue import Delivery, NewDelivery, NewEvent, NewMessage, Outcome, Queue, Settlement
+from forwarder.store.queue import Queue
+from forwarder.store.records import Delivery, NewDelivery, NewEvent, NewMessage, Outcome, Settlement
 from tests.postgres import Server
 
 NOON = datetime(2026, 3, 1, 12, 0, 0, 250_000, tzinfo=UTC)

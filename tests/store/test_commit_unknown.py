@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import pytest
 from sqlalchemy import update
 
-from forwarder.store.engine import CommitUnknown, StoreUnavailable
 from forwarder.store.tables import deliveries, events, logs, messages
+from forwarder.store.trouble import CommitUnknown, StoreUnavailable
 from tests.store.conftest import NOON, Stage, as_delivery, delivered, hard, until
 from tests.store.test_queue import rows, sizes
 

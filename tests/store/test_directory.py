@@ -8,12 +8,13 @@ import pytest
 from sqlalchemy import Connection, delete, insert, update
 
 from forwarder.mail.address import parse_address
-from forwarder.mail.rules import UNKNOWN
+from forwarder.mail.aliases import UNKNOWN
 from forwarder.store import directory as directory_room
 from forwarder.store import rule_sets
 from forwarder.store.directory import Directory, purge_changes, touch
-from forwarder.store.engine import Database, StoreUnavailable
+from forwarder.store.engine import Database
 from forwarder.store.tables import accounts, aliases, domains
+from forwarder.store.trouble import StoreUnavailable
 from tests.store.conftest import NOON, Stage, until
 
 ANYBODY = parse_address("anybody@pied.example")

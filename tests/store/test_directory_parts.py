@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import Connection, Row, delete, insert, update
 
 from forwarder.mail.address import parse_address
-from forwarder.mail.rules import UNKNOWN, Trouble
+from forwarder.mail.aliases import UNKNOWN
+from forwarder.mail.rules import Trouble
 from forwarder.store import rule_sets
 from forwarder.store.directory import Directory, touch
 from forwarder.store.engine import Database

@@ -18,8 +18,9 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forwarder.store import postgresql, sqlite, straight, writer
-from forwarder.store.engine import CommitUnknown, Database, StoreFull, StoreUnavailable
+from forwarder.store.engine import Database
 from forwarder.store.tables import sequences
+from forwarder.store.trouble import CommitUnknown, StoreFull, StoreUnavailable
 from tests.postgres import Server
 
 

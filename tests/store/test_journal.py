@@ -8,7 +8,7 @@ import pytest
 from forwarder.mail.event import DeliveryState, Status, Transport
 from forwarder.store import admin, journal
 from forwarder.store.journal import Journal, RefusedLog
-from forwarder.store.queue import NewEvent
+from forwarder.store.records import NewEvent
 from forwarder.store.tables import deliveries, events, logs, messages
 from tests.store.conftest import NOON, Stage, as_delivery, delivered, hard, soft
 from tests.store.test_queue import add_domain_with_webhook, rows, sizes

@@ -17,8 +17,9 @@ from forwarder.mail.aliases import Match
 from forwarder.store import migrations
 from forwarder.store.aliases import list_aliases
 from forwarder.store.directory import Directory
-from forwarder.store.engine import Database, StoreUnavailable
+from forwarder.store.engine import Database
 from forwarder.store.tables import accounts, aliases, domains, metadata
+from forwarder.store.trouble import StoreUnavailable
 
 really_upgrade = command.upgrade
 

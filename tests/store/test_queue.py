@@ -11,8 +11,9 @@ from sqlalchemy import Connection, func, select
 
 from forwarder.mail.event import DeliveryState, Status
 from forwarder.store import workers
-from forwarder.store.engine import Database, StoreUnavailable
+from forwarder.store.engine import Database
 from forwarder.store.tables import deliveries, domains, events, logs, messages
+from forwarder.store.trouble import StoreUnavailable
 from tests.store.conftest import NOON, Stage, as_delivery, delivered, hard, soft, until
 
 MINUTE = timedelta(minutes=1)
