@@ -102,7 +102,7 @@ def _explained(recipient: "Path", own: OfThisHost | None, found: "Expansion") ->
     trouble = found.trouble
     steps = [str(step) for step in found.steps]
     targets: list[dict[str, str | None]] = [
-        {"destination": str(t.destination), "alias": t.alias, "domain": t.domain} for t in found.matches
+        {"destination": str(t.destination), "alias": t.alias, "domain": t.domain} for t in found.targets
     ]
     if own is not None and trouble is Trouble.NOT_HOSTED:
         # Not a refusal: mail for this server's own addresses goes wherever they lead.

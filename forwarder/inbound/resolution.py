@@ -58,7 +58,7 @@ class Resolution:
         if trouble is None:
             return Recipient(
                 path=path,
-                ways=expansion.matches,
+                ways=expansion.targets,
                 account_id=expansion.account_id,
                 dead_ends=expansion.dead_ends,
             )

@@ -124,7 +124,7 @@ class Expansion:
     """Where a recipient leads."""
 
     recipient: Path
-    matches: tuple[Target, ...] = ()  # empty exactly when there is trouble
+    targets: tuple[Target, ...] = ()  # empty exactly when there is trouble
     trouble: Trouble | None = None
     domain_id: int | None = None  # None: not hosted here
     account_id: int | None = None  # whose domain it is
@@ -181,16 +181,16 @@ def expand(
     if trouble is None and not found:
         trouble = min((step.trouble for step in dead_ends if step.trouble), key=_rank, default=Trouble.LOOP)
     alias = steps[0].alias
+    targets: tuple[Target, ...] = ()
+    if trouble is None and alias is not None:
+        domain_id, domain = first_rules.domain_id, recipient.domain
+        targets = tuple(
+            Target(destination=destination, alias=alias, domain_id=domain_id, domain=domain)
+            for destination in found.values()
+        )
     return Expansion(
         recipient=recipient,
-        matches=()
-        if trouble is not None or alias is None
-        else tuple(
-            Target(
-                destination=destination, alias=alias, domain_id=first_rules.domain_id, domain=recipient.domain
-            )
-            for destination in found.values()
-        ),
+        targets=targets,
         trouble=trouble,
         domain_id=first_rules.domain_id,
         account_id=first_rules.account_id,

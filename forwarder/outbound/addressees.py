@@ -54,8 +54,8 @@ class Addressees:
         origin = self._srs.reverse(reverse_path, now=self._clock())
         sender = origin if isinstance(origin, Path) else reverse_path
         expansion = await self._resolve(sender, behalf)
-        if expansion.matches:
-            return tuple(_addressee(sender, target) for target in expansion.matches)
+        if expansion.targets:
+            return tuple(_addressee(sender, target) for target in expansion.targets)
         return (Addressee(recipient=sender, destination=sender.storage(), domain=sender.domain),)
 
 

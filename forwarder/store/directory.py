@@ -155,7 +155,7 @@ class Directory:
         expansion = await self._for_certain(expand, recipient)
         if expansion.trouble is not None:
             return expansion
-        size = len(expansion.steps) + len(expansion.matches)
+        size = len(expansion.steps) + len(expansion.targets)
         if self._turn == turn and size <= PLAIN:
             self._answers.put(recipient, expansion, size * ANSWER)
         return expansion

@@ -447,7 +447,7 @@ def expanded(recipient: str, *sets: RuleSet) -> Expansion:
 
 
 def ends(expansion: Expansion) -> list[str]:
-    return [str(target.destination) for target in expansion.matches]
+    return [str(target.destination) for target in expansion.targets]
 
 
 def test_expansion_through_hosted_domains() -> None:
@@ -457,7 +457,7 @@ def test_expansion_through_hosted_domains() -> None:
     two = rule_set(("ann", "ann@gmail.com"), domain="e.org", domain_id=8)
     expansion = expanded("team@d.org", one, two)
     assert ends(expansion) == ["bob@x.org", "https://h.org/", "ann@gmail.com", "c@y.org"]
-    assert {(target.alias, target.domain_id, target.domain) for target in expansion.matches} == {
+    assert {(target.alias, target.domain_id, target.domain) for target in expansion.targets} == {
         ("team", 7, "d.org")
     }
     assert (expansion.trouble, expansion.alias, expansion.domain_id) == (None, "team", 7)
@@ -536,13 +536,13 @@ def test_each_address_is_asked_for_once() -> None:
 def test_recipients_that_lead_nowhere(pairs: tuple[tuple[str, str], ...], trouble: Trouble) -> None:
     expansion = expanded("a@d.org", rule_set(*pairs))
     assert expansion.trouble is trouble
-    assert expansion.matches == ()
+    assert expansion.targets == ()
     assert expansion.domain_id == 7
 
 
 def test_domains_that_are_not_ours() -> None:
     expansion = expanded("a@elsewhere.org", rule_set(("a", "b@x.org")))
-    assert (expansion.trouble, expansion.domain_id, expansion.matches) == (Trouble.NOT_HOSTED, None, ())
+    assert (expansion.trouble, expansion.domain_id, expansion.targets) == (Trouble.NOT_HOSTED, None, ())
 
 
 @pytest.mark.parametrize(
@@ -605,7 +605,7 @@ def test_a_thousand_destinations_and_no_more() -> None:
         halves = [",".join(f"u{number}@x.org" for number in range(half, count, 2)) for half in (0, 1)]
         return rule_set(("a", "b@d.org,c@d.org"), ("b", halves[0]), ("c", halves[1]))
 
-    assert len(expanded("a@d.org", spread(1000)).matches) == 1000
+    assert len(expanded("a@d.org", spread(1000)).targets) == 1000
     assert expanded("a@d.org", spread(1001)).trouble is Trouble.TOO_MANY
 
 
@@ -620,7 +620,7 @@ def test_an_expansion_bomb_costs_little() -> None:
     began = time.process_time()
     expansion = expanded("l1n0@d.org", bomb)
     assert time.process_time() - began < 0.2
-    assert len(expansion.matches) == 200
+    assert len(expansion.targets) == 200
     wide = rule_set(("(.*)", ",".join(f"$1{letter}@d.org" for letter in "abcdefghij")))
     began = time.process_time()
     assert expanded("x@d.org", wide).trouble in (Trouble.TOO_MANY, Trouble.LOOP)

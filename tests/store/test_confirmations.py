@@ -45,7 +45,7 @@ async def confirm(database: Database, token: str, at: Any = NOON) -> str | None:
 
 async def reached(directory: Directory, address: str) -> tuple[list[str], Trouble | None]:
     found: Expansion = await directory.resolve(parse_address(address))
-    return sorted(str(target.destination) for target in found.matches), found.trouble
+    return sorted(str(target.destination) for target in found.targets), found.trouble
 
 
 async def test_a_destination_gets_nothing_until_its_token_came_back(stage: Stage) -> None:

@@ -63,7 +63,7 @@ def lead_a_to(forward: str) -> Callable[[Connection], None]:
 
 async def ends(directory: Directory, address: str) -> list[str] | Trouble:
     found = await directory.resolve(parse_address(address))
-    return found.trouble or [str(target.destination) for target in found.matches]
+    return found.trouble or [str(target.destination) for target in found.targets]
 
 
 @pytest.fixture
