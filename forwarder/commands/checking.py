@@ -41,13 +41,28 @@ class Finding:
     grade: Grade
     text: str
 
+    @classmethod
+    def fine(cls, about: str, text: str) -> "Finding":
+        """It is as it should be."""
+        return cls(about=about, grade=Grade.FINE, text=text)
+
+    @classmethod
+    def advice(cls, about: str, text: str) -> "Finding":
+        """It might be better."""
+        return cls(about=about, grade=Grade.ADVICE, text=text)
+
+    @classmethod
+    def wrong(cls, about: str, text: str) -> "Finding":
+        """It must be mended."""
+        return cls(about=about, grade=Grade.WRONG, text=text)
+
 
 def check(config: Config = None, as_json: AsJson = False) -> None:
     """Look whether this server can do its work, and say what to do where it cannot."""
     import asyncio
 
     settings = settings_of(config)
-    found = [Finding(about="configuration", grade=Grade.FINE, text=f"is valid; this is {settings.hostname}")]
+    found = [Finding.fine("configuration", f"is valid; this is {settings.hostname}")]
     found += [*_postmaster(settings), *_ports(settings), *_confirmation(settings)]
     found += asyncio.run(_keys_database_and_dns(settings))
     ok = not any(finding.grade is Grade.WRONG for finding in found)
@@ -75,19 +90,19 @@ async def _keys(settings: "Settings", database: "Database | None") -> Finding:
             await check_keys(database, settings, thorough=True)
         elif missing := missing_keys(settings):
             text = f"{keys_folder(settings)} lacks {', '.join(missing)}; look again when the database answers"
-            return Finding(about="keys", grade=Grade.ADVICE, text=text)
+            return Finding.advice("keys", text)
         keys = open_keyring(settings)
     except KeyringError as error:
-        return Finding(about="keys", grade=Grade.WRONG, text=str(error))
+        return Finding.wrong("keys", str(error))
     names = ", ".join(f"{signer.selector} ({signer.algorithm})" for signer in keys.service)
-    return Finding(about="keys", grade=Grade.FINE, text=f"{keys_folder(settings)} holds {names}")
+    return Finding.fine("keys", f"{keys_folder(settings)} holds {names}")
 
 
 def _postmaster(settings: "Settings") -> Iterator[Finding]:
     """RFC 5321 4.5.1: every server takes mail for its postmaster."""
     if not settings.postmaster:
         text = "mail to this server's postmaster is refused; set postmaster to an address somebody reads"
-        yield Finding(about="postmaster", grade=Grade.ADVICE, text=text)
+        yield Finding.advice("postmaster", text)
 
 
 def _confirmation(settings: "Settings") -> Iterator[Finding]:
@@ -97,13 +112,13 @@ def _confirmation(settings: "Settings") -> Iterator[Finding]:
     about = "confirmation"
     if settings.api.listen is None:
         text = "nobody can confirm a destination without the API; set [api] listen"
-        yield Finding(about=about, grade=Grade.WRONG, text=text)
+        yield Finding.wrong(about, text)
     elif not settings.api.public_url:
         text = "links to confirm a destination would lead where people cannot reach; set [api] public_url"
-        yield Finding(about=about, grade=Grade.WRONG, text=text)
+        yield Finding.wrong(about, text)
     else:
         text = f"links to confirm a destination lead to {settings.api.public_url}"
-        yield Finding(about=about, grade=Grade.FINE, text=text)
+        yield Finding.fine(about, text)
 
 
 def _ports(settings: "Settings") -> Iterator[Finding]:
@@ -111,7 +126,7 @@ def _ports(settings: "Settings") -> Iterator[Finding]:
         yield _certificate(settings)
     else:
         text = "no certificate: mail comes in clear, and submission does not listen; set [tls] certificate and key"
-        yield Finding(about="tls", grade=Grade.ADVICE, text=text)
+        yield Finding.advice("tls", text)
     for name, listeners in settings.listeners.items():
         for at in listeners:
             yield _port(name, at)
@@ -125,8 +140,8 @@ def _certificate(settings: "Settings") -> Finding:
     try:
         ServerTls(Path(settings.tls.certificate), Path(settings.tls.key))
     except TlsFilesError as error:
-        return Finding(about="tls", grade=Grade.WRONG, text=f"{error}; the engine does not start with them")
-    return Finding(about="tls", grade=Grade.FINE, text=f"{settings.tls.certificate} and its key can be used")
+        return Finding.wrong("tls", f"{error}; the engine does not start with them")
+    return Finding.fine("tls", f"{settings.tls.certificate} and its key can be used")
 
 
 def _port(name: str, at: "HostPort") -> Finding:
@@ -138,14 +153,12 @@ def _port(name: str, at: "HostPort") -> Finding:
         bound_socket(at, shared=False).close()
     except PermissionError:
         text = "needs a privilege: run as root, or give CAP_NET_BIND_SERVICE as deploy/forwarder.service does"
-        return Finding(about=about, grade=Grade.WRONG, text=text)
+        return Finding.wrong(about, text)
     except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        text = (
-            "is in use: by this engine, if it runs; else stop what holds it" if taken else str(error.strerror)
-        )
-        return Finding(about=about, grade=Grade.ADVICE if taken else Grade.WRONG, text=text)
-    return Finding(about=about, grade=Grade.FINE, text="is free; the engine does not run here now")
+        if error.errno == errno.EADDRINUSE:
+            return Finding.advice(about, "is in use: by this engine, if it runs; else stop what holds it")
+        return Finding.wrong(about, str(error.strerror))
+    return Finding.fine(about, "is free; the engine does not run here now")
 
 
 async def _keys_database_and_dns(settings: "Settings") -> list[Finding]:
@@ -155,7 +168,7 @@ async def _keys_database_and_dns(settings: "Settings") -> list[Finding]:
     from forwarder.store.trouble import StoreUnavailable
 
     async def unusable(text: str) -> list[Finding]:
-        return [await _keys(settings, None), Finding(about="database", grade=Grade.WRONG, text=text)]
+        return [await _keys(settings, None), Finding.wrong("database", text)]
 
     kind = settings.database.url.partition(":")[0]
     try:
@@ -165,7 +178,7 @@ async def _keys_database_and_dns(settings: "Settings") -> list[Finding]:
     try:
         await check_schema(database, settings.database.url)
         text = f"{kind} answers and has this release's schema"
-        fine = Finding(about="database", grade=Grade.FINE, text=text)
+        fine = Finding.fine("database", text)
         return [await _keys(settings, database), fine, *await _dns(settings, database)]
     except NodeError as error:
         return await unusable(str(error))
@@ -204,21 +217,21 @@ async def _server_names(settings: "Settings", resolver: "Resolver") -> list[Find
         case CannotTell(reason=reason, server=server):
             what = f"{server}: {reason}" if server else reason
             text = f"the DNS cannot tell its addresses ({what}); check [dns] nameservers and the network"
-            return [Finding(about=settings.hostname, grade=Grade.WRONG, text=text)]
+            return [Finding.wrong(settings.hostname, text)]
         case NotFound():
             text = "has no address in the DNS; add an A record (and AAAA) with this server's public address"
-            return [Finding(about=settings.hostname, grade=Grade.WRONG, text=text)]
+            return [Finding.wrong(settings.hostname, text)]
         case Found(records=addresses):
             pass
-    found = [Finding(about=settings.hostname, grade=Grade.FINE, text=f"leads to {', '.join(addresses)}")]
+    found = [Finding.fine(settings.hostname, f"leads to {', '.join(addresses)}")]
     for address in addresses:
         back = await resolver.ptr(address)
         names = back.records if isinstance(back, Found) else ()
         if settings.hostname in names:
-            found.append(Finding(about=address, grade=Grade.FINE, text=f"leads back to {settings.hostname}"))
+            found.append(Finding.fine(address, f"leads back to {settings.hostname}"))
         else:
             text = f"does not lead back to {settings.hostname}; set its PTR record where you rent the address"
-            found.append(Finding(about=address, grade=Grade.ADVICE, text=text))
+            found.append(Finding.advice(address, text))
     return found
 
 
@@ -230,8 +243,8 @@ def _domain(domain: "Domain", checked: "Checked") -> list[Finding]:
     for what, seen in named:
         about = f"{domain.display} {what}"
         if seen.valid:
-            found.append(Finding(about=about, grade=Grade.FINE, text="is right"))
+            found.append(Finding.fine(about, "is right"))
         else:
-            grade = Grade.WRONG if what == "MX" and seen.valid is False else Grade.ADVICE
-            found.append(Finding(about=about, grade=grade, text=seen.advice or "could not be asked now"))
+            judged = Finding.wrong if what == "MX" and seen.valid is False else Finding.advice
+            found.append(judged(about, seen.advice or "could not be asked now"))
     return found
