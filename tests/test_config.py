@@ -230,7 +230,12 @@ def test_an_unknown_key_is_an_error_with_the_key_that_was_meant(
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("FORWARDER_MX__LISTENN", "FORWARDER_MX__LISTEN"), ("FORWARDER_HOSTNAM", "FORWARDER_HOSTNAME")],
+    [
+        ("FORWARDER_MX__LISTENN", "FORWARDER_MX__LISTEN"),
+        ("FORWARDER_HOSTNAM", "FORWARDER_HOSTNAME"),
+        ("FORWARDER_DATABASE_URL", "FORWARDER_DATABASE__URL"),
+        ("FORWARDER_MX_SIZE_LIMIT", "FORWARDER_MX__SIZE_LIMIT"),
+    ],
 )
 def test_an_unknown_variable_is_an_error(tmp_path: Path, name: str, meant: str) -> None:
     ((found, reason),) = problems(tmp_path, 'hostname = "a"', **{name: "x"})
@@ -242,6 +247,8 @@ def test_variables_of_container_platforms_and_our_own_are_left_alone(tmp_path: P
     environ = {
         "FORWARDER_PORT": "tcp://10.0.0.1:25",
         "FORWARDER_SERVICE_HOST": "10.0.0.1",
+        "FORWARDER_DATABASE_PORT": "tcp://10.0.0.1:5432",
+        "FORWARDER_OUTBOUND_PORT": "tcp://10.0.0.1:25",
         "FORWARDER_TEST": "1",
         "FORWARDER_FAILPOINT": "writer.before-commit:kill",
     }

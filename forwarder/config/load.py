@@ -3,7 +3,8 @@
 The file is ``--config``, else ``FORWARDER_CONFIG``, else ``./config.toml``; without any file the
 environment alone may do. Unknown keys are found before values are judged, so that a misspelt key is
 reported as such, with the key that was probably meant. A variable without ``__`` that is no key of ours is
-left alone unless it is nearly one: container platforms set names such as ``FORWARDER_PORT`` by themselves.
+left alone unless it is nearly one, or one with an underscore too few: container platforms set names such as
+``FORWARDER_PORT`` by themselves.
 """
 
 import difflib
@@ -80,6 +81,9 @@ def parse(source: Source, environ: Mapping[str, str]) -> Settings:
             if not _put(values, key, environ[name]):
                 reason = "the file holds a single value where this names a section; mend the file"
                 problems.append(Problem(origin="environment", key=name, reason=reason))
+        elif (meant := _with_one_underscore(name)) is not None:
+            reason = f"unknown key; did you mean {meant}, with two underscores after the section?"
+            problems.append(Problem(origin="environment", key=name, reason=reason))
         elif "__" in name or difflib.get_close_matches(key[0], Settings.model_fields, n=1, cutoff=0.85):
             problems.append(
                 Problem(origin="environment", key=name, reason=_unknown(key, in_environment=True))
@@ -173,6 +177,17 @@ def _unknown(key: KeyPath, *, in_environment: bool = False) -> str:
     if elsewhere := [written(known) for known in every if known[-1] == key[-1]]:
         return f"unknown key here; did you mean {' or '.join(elsewhere[:3])}?"
     return "unknown key; config.example.toml lists every key"
+
+
+def _with_one_underscore(name: str) -> str | None:
+    """The key that ``name`` is but for its underscores, as FORWARDER_DATABASE_URL; None: of none.
+
+    Those in PORT are left alone: Kubernetes sets FORWARDER_OUTBOUND_PORT for a service ``forwarder-outbound``.
+    """
+    if name.endswith("_PORT"):
+        return None
+    written = (PREFIX + "__".join(key).upper() for key in _every_key())
+    return next((one for one in written if one != name and one.replace("__", "_") == name), None)
 
 
 def _every_key() -> Iterator[KeyPath]:
