@@ -345,6 +345,62 @@ def test_check_looks_at_the_certificate(hosted: Cli) -> None:
     assert "✗ tls none.pem" in output
 
 
+async def test_check_looks_at_the_records_of_the_server_itself(hosted: Cli) -> None:
+    import asyncio
+
+    from tests.peers.dns_server import DnsServer
+
+    own = (await asyncio.to_thread(hosted.json, "domain", "dns", "example.com"))["server"]
+    async with DnsServer() as dns:
+        written = hosted.config.read_text().replace("127.0.0.1:1", dns.address).replace("200ms", "5s")
+        hosted.config.write_text(written)
+
+        async def found() -> dict[str, tuple[str, str]]:
+            _, output, _ = await asyncio.to_thread(hosted, "check", "--json")
+            return {one["about"]: (one["grade"], one["text"]) for one in json.loads(output)["findings"]}
+
+        wanted = {
+            "mx1.example.net SPF": "mx1.example.net: v=spf1 a -all",
+            "fwd1._domainkey.mx1.example.net DKIM": "v=DKIM1; k=rsa; p=",
+            "fwd2._domainkey.mx1.example.net DKIM": "v=DKIM1; k=ed25519; p=",
+        }
+        before = await found()
+        for about, text in wanted.items():
+            grade, said = before[about]
+            assert grade == "advice"
+            assert text in said
+        for record in own:
+            if record["type"] == "TXT":
+                dns.set(record["name"], "TXT", [record["value"]])
+        after = await found()
+        assert {about: after[about] for about in wanted} == dict.fromkeys(wanted, ("fine", "is right"))
+        dns.set("mx1.example.net", "TXT", ["v=spf1 a -all", "v=spf1 -all"])  # RFC 7208 4.5: two are none
+        assert (await found())["mx1.example.net SPF"][0] == "advice"
+
+
+@pytest.mark.parametrize("at", ["0.0.0.0", "127.0.0.1"])
+def test_a_low_port_that_the_engine_has_is_not_found_wanting_a_privilege(
+    monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """The engine has the privilege from its unit, who asks has not: EACCES then comes before EADDRINUSE."""
+    import errno
+    import socket
+
+    from forwarder.commands.checking import _port
+    from forwarder.config import HostPort
+
+    def refused(*_: object, **__: object) -> socket.socket:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("forwarder.net.listening.bound_socket", refused)
+    with socket.create_server(("127.0.0.1", 0)) as engine:
+        port = engine.getsockname()[1]
+        found = _port("mx", HostPort(at, port))
+        assert (found.grade, found.text.partition(":")[0]) == ("advice", "is in use")
+    found = _port("mx", HostPort(at, port))
+    assert (found.grade, found.text.partition(":")[0]) == ("wrong", "needs a privilege")
+
+
 def test_wrong_use_is_json_too() -> None:
     for arguments in (["nope", "--json"], ["queue", "list", "--limit", "0", "--json"]):
         done = subprocess.run(

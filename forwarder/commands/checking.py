@@ -5,6 +5,7 @@ mended; what is only advice does not count.
 """
 
 import errno
+import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from forwarder.net.dns import Resolver
     from forwarder.store.domains import Domain
     from forwarder.store.engine import Database
+
+
+CONNECT = 2.0  # seconds, to a port of this machine
 
 
 class Grade(StrEnum):
@@ -151,14 +155,25 @@ def _port(name: str, at: "HostPort") -> Finding:
     about = f"{name} {at}"
     try:
         bound_socket(at, shared=False).close()
-    except PermissionError:
-        text = "needs a privilege: run as root, or give CAP_NET_BIND_SERVICE as deploy/forwarder.service does"
-        return Finding.wrong(about, text)
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
+        # The system refuses a low port to who has no privilege before it looks whether the port is taken, and under
+        # systemd the engine has one that a command of the same user has not.
+        forbidden = isinstance(error, PermissionError)
+        if error.errno == errno.EADDRINUSE or (forbidden and _answers(at)):
             return Finding.advice(about, "is in use: by this engine, if it runs; else stop what holds it")
-        return Finding.wrong(about, str(error.strerror))
+        text = "needs a privilege: run as root, or give CAP_NET_BIND_SERVICE as deploy/forwarder.service does"
+        return Finding.wrong(about, text if forbidden else str(error.strerror))
     return Finding.fine(about, "is free; the engine does not run here now")
+
+
+def _answers(at: "HostPort") -> bool:
+    """Whether somebody on this machine takes connections there."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(at.host, at.host)  # noqa: S104 - what the configuration says
+    try:
+        socket.create_connection((host, at.port), timeout=CONNECT).close()
+    except OSError:
+        return False
+    return True
 
 
 async def _keys_database_and_dns(settings: "Settings") -> list[Finding]:
@@ -197,7 +212,7 @@ async def _dns(settings: "Settings", database: "Database") -> list[Finding]:
 
     resolver = Resolver(settings.dns.nameservers, deadline=settings.dns.timeout)
     try:
-        found = await _server_names(settings, resolver)
+        found = [*await _server_names(settings, resolver), *await _server_records(settings, resolver)]
         hosted = (await database.read(lambda conn: domains.list_domains(conn)))[0]
         for domain in hosted:
             keys = await database.read(partial(dkim_keys.list_keys, domain_id=domain.id))
@@ -232,6 +247,39 @@ async def _server_names(settings: "Settings", resolver: "Resolver") -> list[Find
         else:
             text = f"does not lead back to {settings.hostname}; set its PTR record where you rent the address"
             found.append(Finding.advice(address, text))
+    return found
+
+
+async def _server_records(settings: "Settings", resolver: "Resolver") -> list[Finding]:
+    """SPF and DKIM of the server's own names: all mail that is forwarded carries them, and the SPF of every hosted
+    domain includes the server's, so that without it theirs cannot be evaluated (RFC 7208 5.2)."""
+    from forwarder.commands.domain import server_records
+    from forwarder.keyring import KeyringError
+    from forwarder.mail.records import same_key, spf_records
+    from forwarder.net.dns import CannotTell, Found
+
+    try:
+        wanted = [record for record in server_records(settings) if record.purpose in ("spf", "dkim")]
+    except KeyringError:
+        return []  # that they cannot be read is said of the keys
+    found = []
+    for record in wanted:
+        answer = await resolver.txt(record.name)
+        texts = (
+            [text.decode("utf-8", "replace") for text in answer.records] if isinstance(answer, Found) else []
+        )
+        if record.purpose == "spf":
+            what, right = "SPF", len(spf_records(texts)) == 1
+        else:
+            what, right = "DKIM", any(same_key(text, record.value) for text in texts)
+        about = f"{record.name} {what}"
+        if right:
+            found.append(Finding.fine(about, "is right"))
+        elif isinstance(answer, CannotTell):
+            found.append(Finding.advice(about, "could not be asked now"))
+        else:
+            said = f"forwarded mail needs it: add a TXT record, one only, {record.name}: {record.value}"
+            found.append(Finding.advice(about, said))
     return found
 
 
