@@ -3,6 +3,7 @@
 ``forwarder --help`` must be quick, so nothing heavy is imported before a command runs.
 """
 
+import io
 import sys
 
 import typer
@@ -55,6 +56,10 @@ def options(
 
 def main() -> None:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        # ✓, … and names in scripts of their own: what the terminal's encoding has not becomes a question mark.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         if "--json" not in sys.argv[1:]:
             app()

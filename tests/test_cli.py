@@ -401,6 +401,25 @@ def test_a_low_port_that_the_engine_has_is_not_found_wanting_a_privilege(
     assert (found.grade, found.text.partition(":")[0]) == ("wrong", "needs a privilege")
 
 
+def test_what_is_piped_is_not_cut(hosted: Cli) -> None:
+    """Somebody may look for it with grep."""
+    forward = ",".join(f"somebody.with.a.long.name.{number}@example.org" for number in range(20))
+    assert hosted("alias", "add", "example.com", "everybody-who-has-to-know-of-it", forward)[0] == 0
+    output = hosted("alias", "list", "example.com")[1]
+    assert f"everybody-who-has-to-know-of-it  {forward}  yes" in output
+
+
+def test_an_encoding_without_our_marks_is_no_traceback(hosted: Cli) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "forwarder", "check", "--config", str(hosted.config)],
+        capture_output=True,
+        cwd=ROOT,
+        env={"PYTHONIOENCODING": "iso-8859-1"},
+    )
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert done.stdout.startswith(b"? configuration is valid")
+
+
 def test_wrong_use_is_json_too() -> None:
     for arguments in (["nope", "--json"], ["queue", "list", "--limit", "0", "--json"]):
         done = subprocess.run(

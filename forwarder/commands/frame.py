@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from forwarder.store.engine import Database
     from forwarder.store.vault import Vault
 
+UNCUT = 100_000  # columns: more than any table has
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -196,10 +198,11 @@ def confirm(question: str, *, yes: bool, as_json: bool) -> None:
 
 
 def console() -> "Console":
-    """What people read: highlights nothing by itself, and breaks no line of what goes to a file."""
+    """What people read: nothing highlighted by itself; what goes to a file or a pipe is broken and cut nowhere."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    at_terminal = sys.stdout.isatty()
+    return Console(highlight=False, soft_wrap=not at_terminal, width=None if at_terminal else UNCUT)
 
 
 def answer(value: object, *, as_json: bool, people: Callable[["Console"], None]) -> None:
