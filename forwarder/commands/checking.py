@@ -256,7 +256,7 @@ async def _server_records(settings: "Settings", resolver: "Resolver") -> list[Fi
     from forwarder.commands.domain import server_records
     from forwarder.keyring import KeyringError
     from forwarder.mail.records import same_key, spf_records
-    from forwarder.net.dns import CannotTell, Found
+    from forwarder.net.answers import CannotTell, Found
 
     try:
         wanted = [record for record in server_records(settings) if record.purpose in ("spf", "dkim")]
