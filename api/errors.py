@@ -10,7 +10,7 @@ with the details in the log and nothing of them in the answer. There is no 500.
 
 from collections.abc import Mapping, Sequence
 
-from forwarder.store.conflict import AlreadyExists, LimitReached, Missing
+from forwarder.store.conflict import AlreadyExists, LimitReached, Missing, TooLarge
 from forwarder.store.trouble import StoreUnavailable
 
 FieldErrors = Mapping[str, Sequence[str]]
@@ -88,6 +88,14 @@ def refusal_of(fault: Exception) -> Refusal | None:
         case LimitReached(what=what, limit=limit):
             field, text = _LIMITS[what]
             return bad_fields({field: [text.format(limit=limit)]})
+        case TooLarge():
+            return bad_fields(
+                {
+                    "alias": [
+                        "The regular expressions of this domain are too large together; use fewer, or simpler ones."
+                    ]
+                }
+            )
         case Missing(what=what):
             return not_found(what)
         case StoreUnavailable() | TimeoutError():

@@ -31,9 +31,9 @@ def circle(conn: Connection, domain: Domain, changed: Iterable[aliases.Alias]) -
     hosted = domains.hosted_among(conn, {name for _, _, names in active for name in names})
 
     def rules_for(address: Path) -> RuleSet | None:
-        parsed = within.parsed
+        before = within.effort
         rules = within(address)
-        walk.spend((within.parsed - parsed) // 4)
+        walk.spend(within.effort - before)
         return rules
 
     for index, alias, names in active:

@@ -27,7 +27,7 @@ from forwarder.mail.aliases import LAST_RANK, place
 from forwarder.mail.pattern import AliasKind, classify, expression_of, pattern_of
 from forwarder.store import aliases
 from forwarder.store.aliases import Alias
-from forwarder.store.conflict import AlreadyExists, LimitReached
+from forwarder.store.conflict import AlreadyExists, LimitReached, TooLarge
 from forwarder.store.domains import Domain
 
 _REQUIRED = "This field is required."
@@ -140,7 +140,7 @@ def _naming(kind: str) -> Iterator[None]:
     names = {"alias": "config.alias" if kind == "alias" else "config.regex", "forward": "config.forward"}
     try:
         yield
-    except (Refusal, AlreadyExists, LimitReached) as fault:
+    except (Refusal, AlreadyExists, LimitReached, TooLarge) as fault:
         refusal = refusal_of(fault)
         if refusal is None or not refusal.errors:
             raise

@@ -77,7 +77,7 @@ def explain(error: Exception) -> tuple[int, str] | None:
     from forwarder.keyring import KeyringError
     from forwarder.mail.address import AddressError
     from forwarder.node import NodeError
-    from forwarder.store.conflict import AlreadyExists, LimitReached, Missing
+    from forwarder.store.conflict import AlreadyExists, LimitReached, Missing, TooLarge
     from forwarder.store.trouble import StoreUnavailable
 
     match error:
@@ -85,7 +85,7 @@ def explain(error: Exception) -> tuple[int, str] | None:
             return error.status, str(error)
         case ConfigError():
             return 2, f"the configuration has mistakes:\n{error}"
-        case KeyringError() | NodeError() | AddressError() | AlreadyExists() | Missing():
+        case KeyringError() | NodeError() | AddressError() | AlreadyExists() | Missing() | TooLarge():
             return 1, str(error)
         case LimitReached():
             return 1, f"{error}; the limits stand in [plans] of the configuration"

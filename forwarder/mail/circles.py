@@ -21,7 +21,7 @@ from forwarder.mail.destination import Mailbox, identity
 from forwarder.mail.pattern import AliasKind, Captures, RuleError, groups_of
 from forwarder.mail.rules import MAX_DEPTH
 
-MAX_EFFORT = 10_000  # addresses asked for, destinations read, four patterns parsed
+MAX_EFFORT = 10_000  # addresses asked for, destinations read; and what rules cost to read, in such
 
 
 class TooMany(RuleError):

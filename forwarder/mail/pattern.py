@@ -6,13 +6,17 @@ whole local part has to match, upper and lower case alike.
 
 How it fails: ``RuleError``, whose text a person understands.
 
-Limits: 150 characters, as in the services whose aliases these are; 512 KiB of RE2 memory for each expression.
+Limits: 150 characters, as in the services whose aliases these are; MAX_PROGRAM instructions of RE2 for an expression
+and MAX_PROGRAMS for those of a domain together (``program_size``), since an instruction takes up to a microsecond to
+compile and some octets to keep: what is compiled in the event loop is one expression at most, all of a domain in a
+thread (``RegexTable.prepare``).
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 import re2
@@ -20,11 +24,18 @@ import re2
 from forwarder.mail.address import MAX_LOCAL, AddressError, fold, parse_address
 
 MAX_PATTERN = 150  # characters
-_MEMORY = 512 << 10  # octets for one expression
-_SET_MEMORY = 8 << 20  # octets for all the expressions of a domain together
+MAX_PROGRAM = 2500  # instructions: [\w.+-]{1,64} has 700, and a local part no more than 64 octets
+MAX_PROGRAMS = 250_000  # those of a domain together
+_NEW_MEMORY = 128 << 10  # octets for one expression that is to be saved: a larger one is given up early
+_MEMORY = 512 << 10  # octets for one that is: an earlier release took more
+_SET_MEMORY = 16 << 20  # octets for all the expressions of a domain together
 _REGEX_SIGNS = frozenset("()[]{}\\|^$")
 _ANY_BYTE = re.compile(r"(?:[^\\]|\\[^C])*\\C", re.DOTALL)
 _PROBE_DOMAIN = "example.org"
+
+_TOO_LARGE = (
+    "the regular expression is too large; it is compared with 64 octets at most, and need not count further"
+)
 
 # What RE2 says, and what a person can do with it.
 _EXPLANATIONS = (
@@ -37,7 +48,7 @@ _EXPLANATIONS = (
     ("invalid repetition size", "a repetition may count to 1,000 at most, nested ones multiplied"),
     ("bad repetition operator", "repetition signs may not follow each other"),
     ("no argument for repetition", "there is nothing before a repetition sign"),
-    ("pattern too large", "the regular expression is too large"),
+    ("pattern too large", _TOO_LARGE),
     ("missing )", "an opening parenthesis is not closed"),
     ("unexpected )", "a closing parenthesis was not opened"),
     ("missing ]", "an opening bracket is not closed"),
@@ -130,6 +141,7 @@ def _options(memory: int, *, captures: bool) -> Any:
     return options
 
 
+@lru_cache(maxsize=512)  # saving one asks for it four times
 def compile_regex(pattern: str) -> Any:
     """The expression in RE2, or RuleError. It is for ``fullmatch`` only: anchored at both ends."""
     if len(pattern) > MAX_PATTERN:
@@ -138,9 +150,27 @@ def compile_regex(pattern: str) -> Any:
         # RE2 takes it, and then matches half a character, which no address can hold.
         raise RuleError("\\C is not available in regular expressions here")
     try:
-        return re2.compile(pattern, options=_options(_MEMORY, captures=True))
+        compiled = re2.compile(pattern, options=_options(_NEW_MEMORY, captures=True))
     except (re2.error, UnicodeEncodeError) as error:
         raise RuleError(_explain(error)) from None
+    if compiled.programsize > MAX_PROGRAM:
+        raise RuleError(_TOO_LARGE)
+    return compiled
+
+
+@lru_cache(maxsize=20_000)
+def program_size(pattern: str) -> int:
+    """How many instructions a pattern takes; 0 for one that is no expression, or does not compile.
+
+    The first time it costs what compiling costs.
+    """
+    if classify(pattern) is not AliasKind.REGEX:
+        return 0
+    try:
+        size: int = re2.compile(pattern, options=_options(_MEMORY, captures=False)).programsize
+    except (re2.error, UnicodeEncodeError):
+        return 0
+    return size
 
 
 def _explain(error: Exception) -> str:
@@ -150,6 +180,18 @@ def _explain(error: Exception) -> str:
         if text.startswith(sign):
             return f"{explanation} ({text})" if text.isprintable() else explanation
     return "the regular expression is not well formed"
+
+
+def too_large_together(patterns: Sequence[str]) -> bool:
+    """Whether the patterns of a domain take more than MAX_PROGRAMS; the longest answer takes a quarter of a second."""
+    if len(patterns) * MAX_PROGRAM <= MAX_PROGRAMS:
+        return False
+    total = 0
+    for pattern in patterns:
+        total += program_size(pattern)
+        if total > MAX_PROGRAMS:
+            return True
+    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,18 +239,32 @@ def _names(compiled: Any) -> dict[str, int]:
 class RegexTable:
     """The regular expressions of a domain; the first in order that matches wins.
 
-    Nothing is compiled before it is needed. Many expressions are asked at once as one RE2 set; a last member that
-    matches everything tells a set that found nothing from one that ran out of memory, which RE2 reports alike, and
-    then they are asked one by one. Local parts are nearly always ASCII, and for those the expressions are compiled for
-    single octets: several times smaller and faster, with the same answers.
+    Nothing is compiled before it is needed: ``first`` does it, but where that would hold up others ``prepare`` is to
+    have done it before, in a thread (RE2 lets go of the interpreter meanwhile). Many expressions are asked at once as
+    one RE2 set; a last member that matches everything tells a set that found nothing from one that ran out of memory,
+    which RE2 reports alike, and then they are asked one by one. Local parts are nearly always ASCII, and for those the
+    expressions are compiled for single octets: several times smaller and faster, with the same answers.
     """
 
-    __slots__ = ("_patterns", "_searchers", "_sets")
+    __slots__ = ("_patterns", "_prepared", "_searchers", "_sets")
 
     def __init__(self, patterns: Sequence[str]) -> None:
         self._patterns = tuple(patterns)
         self._sets: dict[bool, Any] = {}
         self._searchers: dict[tuple[int, bool], Any] = {}
+        self._prepared: set[bool] = set()
+
+    def ready(self, local: str) -> bool:
+        """Whether ``first`` would compile no more than one expression for such a local part."""
+        return not self._patterns or local.isascii() in self._prepared
+
+    def prepare(self, local: str) -> None:
+        """Compile what ``first`` needs for such local parts; from any thread."""
+        octets = local.isascii()
+        if len(self._patterns) < _SET_FROM or self._together(octets) is None:
+            for index in range(len(self._patterns)):
+                self._searcher(index, octets)
+        self._prepared.add(octets)
 
     def first(self, local: str) -> tuple[int, Captures] | None:
         """The index of the first expression that matches the whole of ``local``, and what its groups took."""
@@ -228,14 +284,17 @@ class RegexTable:
         return None
 
     def _ask_set(self, subject: str | bytes, octets: bool) -> Iterable[int] | None:
-        if octets not in self._sets:
-            self._sets[octets] = self._compile_set(octets)
-        together = self._sets[octets]
+        together = self._together(octets)
         found = together.Match(subject) if together is not None else None
         sentinel = len(self._patterns)
         if not found or sentinel not in found:
             return None
         return sorted(index for index in found if index != sentinel)
+
+    def _together(self, octets: bool) -> Any:
+        if octets not in self._sets:
+            self._sets[octets] = self._compile_set(octets)
+        return self._sets[octets]
 
     def _compile_set(self, octets: bool) -> Any:
         options = _options(_SET_MEMORY, captures=False)
@@ -259,6 +318,12 @@ class RegexTable:
 
 
 _SET_FROM = 4  # fewer expressions are faster one by one
+
+
+@lru_cache(maxsize=16)
+def table_of(patterns: tuple[str, ...]) -> RegexTable:
+    """The table of these expressions: the same one while other aliases of their domain change."""
+    return RegexTable(patterns)
 
 
 class _Never:

@@ -28,16 +28,18 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    text,
     update,
 )
 from sqlalchemy.exc import IntegrityError
 
-from forwarder.mail.pattern import AliasKind, classify
+from forwarder.mail.pattern import AliasKind, classify, too_large_together
 from forwarder.store import accounts, directory
 from forwarder.store import domains as domain_verbs
-from forwarder.store.conflict import AlreadyExists, LimitReached, Missing, insert_new
+from forwarder.store.conflict import AlreadyExists, LimitReached, Missing, TooLarge, insert_new
 from forwarder.store.domains import Domain
-from forwarder.store.tables import aliases, domains
+from forwarder.store.rows import is_postgres
+from forwarder.store.tables import IS_PATTERN, aliases, domains
 
 _LARGEST_ID = 2**63 - 1
 
@@ -79,7 +81,7 @@ def add(
     is_skipped: bool = False,
     limit: int | None = None,
 ) -> Alias:
-    """A new alias; AlreadyExists("alias"), LimitReached("aliases"), Missing("domain")."""
+    """A new alias; AlreadyExists("alias"), LimitReached("aliases"), TooLarge, Missing("domain")."""
     directory.touch(conn, domain.name, now)
     accounts.lock(conn, domain.account_id)
     domain_verbs.hold(conn, domain)
@@ -97,7 +99,9 @@ def add(
         "rank": rank,
         "is_skipped": is_skipped,
     }
-    return _alias(insert_new(conn, aliases, values, clash="alias"))
+    added = _alias(insert_new(conn, aliases, values, clash="alias"))
+    _check_expressions(conn, domain, [pattern])
+    return added
 
 
 def get(conn: Connection, domain_id: int, pattern: str) -> Alias | None:
@@ -194,7 +198,7 @@ def first_of_each(conn: Connection, domain_ids: Sequence[int], at_most: int) -> 
 def update_alias(conn: Connection, domain: Domain, alias: Alias, now: datetime, **values: Any) -> Alias:
     """Set pattern, forward, is_active, when_disabled, rank, is_skipped (only what is given).
 
-    AlreadyExists("alias"), Missing("alias").
+    AlreadyExists("alias"), TooLarge, Missing("alias").
     """
     unknown = values.keys() - {"pattern", "forward", "is_active", "when_disabled", "rank", "is_skipped"}
     if unknown:
@@ -211,6 +215,8 @@ def update_alias(conn: Connection, domain: Domain, alias: Alias, now: datetime, 
         raise AlreadyExists("alias") from fault
     if row is None:
         raise Missing("alias")
+    if "pattern" in values:
+        _check_expressions(conn, domain, [values["pattern"]])
     return _alias(row)
 
 
@@ -238,7 +244,7 @@ def bulk(
     """Add many (pattern, forward) in one transaction; existing ones are updated or listed as failed.
 
     Of a pattern that comes twice the last counts in an update; else the first, and the others are failed.
-    LimitReached("aliases"), Missing("domain").
+    LimitReached("aliases"), TooLarge, Missing("domain").
     """
     directory.touch(conn, domain.name, now)
     accounts.lock(conn, domain.account_id)
@@ -251,6 +257,7 @@ def bulk(
     if new and limit is not None and count(conn, domain.id) + len(new) > limit:
         raise LimitReached("aliases", limit)
     added = _insert(conn, domain, [(pattern, wanted[pattern]) for pattern in new], now)
+    _check_expressions(conn, domain, new)
     if not update_existing:
         known = existing | {alias.pattern: alias for alias in added}
         failed = [known[pattern] for pattern in times if pattern in existing or times[pattern] > 1]
@@ -264,6 +271,16 @@ def bulk(
         replace(existing[pattern], forward=wanted[pattern]) for pattern in times if pattern in existing
     ]
     return Bulk(added=added, updated=updated, failed=())
+
+
+def _check_expressions(conn: Connection, domain: Domain, new: Iterable[str]) -> None:
+    """TooLarge where the domain's expressions are, together with those among these that were just saved."""
+    if not any(classify(pattern) is AliasKind.REGEX for pattern in new):
+        return
+    is_pattern = text(IS_PATTERN["postgresql" if is_postgres(conn) else "sqlite"])
+    query = select(aliases.c.pattern).where(aliases.c.domain_id == domain.id, is_pattern)
+    if too_large_together(conn.execute(query).scalars().all()):
+        raise TooLarge
 
 
 def _insert(

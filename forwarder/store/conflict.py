@@ -31,6 +31,15 @@ class LimitReached(Exception):
         self.limit = limit
 
 
+class TooLarge(Exception):
+    """The regular expressions of a domain would be larger together than a domain's may be."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the regular expressions of this domain are too large together; use fewer, or simpler ones"
+        )
+
+
 class Missing(Exception):
     """What the change was about is gone: removed by another request in the meantime, or never there."""
 

@@ -130,6 +130,15 @@ class Directory:
 
     async def rule_set(self, address: Path) -> RuleSet | None:
         """Rules that answer for an address as its domain's do, at most a second old; None: not hosted here."""
+        rules = await self._rules_for(address)
+        if rules is not None and not rules.ready(address.local):
+            await self._once(
+                f"{rules.domain} {rules.version} {address.local.isascii()}",
+                partial(asyncio.to_thread, rules.prepare, address.local),
+            )
+        return rules
+
+    async def _rules_for(self, address: Path) -> RuleSet | None:
         known = self._domains.get(address.domain)
         if known is None:
             known = await self._once(address.domain, lambda: self._load(address))

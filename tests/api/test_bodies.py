@@ -3,13 +3,14 @@
 import asyncio
 import gzip
 import json
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from api import body
+from api import body, operation
 from tests.api.desk import Desk
 
 JSON = {"Content-Type": "application/json"}
@@ -351,3 +352,22 @@ async def test_a_body_that_does_not_come_is_the_client_s_trouble(
     )
     assert (answer.status_code, answer.json()["code"]) == (408, 408)
     assert answer.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize(("count", "aside"), [(1, False), (400, True)])
+async def test_many_fields_are_looked_at_in_a_thread(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, count: int, aside: bool
+) -> None:
+    await desk.http.post("/domains", json={"domain": "many.com"})
+    judged: list[bool] = []
+    validate = operation.validate
+
+    def watched(*given: Any, **more: Any) -> Any:
+        judged.append(threading.current_thread() is not threading.main_thread())
+        return validate(*given, **more)
+
+    monkeypatch.setattr(operation, "validate", watched)
+    entries = [{"alias": f"name{number}", "forward": "person@dest.test"} for number in range(count)]
+    answer = await desk.http.post("/domains/many.com/aliases/bulk", json={"aliases": entries})
+    assert (answer.status_code, len(answer.json()["added"])) == (200, count)
+    assert judged == [aside]

@@ -4,9 +4,11 @@ import time
 from collections.abc import Callable
 
 import pytest
+import re2
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forwarder.mail import pattern
 from forwarder.mail.address import Path, parse_address
 from forwarder.mail.aliases import UNKNOWN, Alias, Match, RuleSet, parse_alias
 from forwarder.mail.destination import Url, canonical_forward, parse_forward
@@ -19,6 +21,7 @@ from forwarder.mail.pattern import (
     parse_pattern,
     pattern_of,
     star_match,
+    too_large_together,
 )
 from forwarder.mail.rules import Expansion, Trouble, drive, expand, refusal
 
@@ -105,6 +108,8 @@ def test_patterns(text: str, canonical: str, kind: AliasKind) -> None:
         (".*", "parentheses"),
         ("(.)\\1", "back-references"),
         ("(x{1,1000}){1,1000}", "1,000"),
+        ("(x{1,40}){1,20}y{1,900}z{1,900}", "too large"),
+        (r"\pL{1,20}", "too large"),
         ("x{1001}", "1,000"),
         ("\\C", "\\C"),
         ("a\\\\\\Cb", "\\C"),
@@ -417,6 +422,51 @@ def test_500_expressions_are_fast() -> None:
     found = table.first("last-aaa")
     assert found is not None
     assert (found[0], found[1].groups) == (499, ("last",))
+
+
+def test_what_is_prepared_compiles_no_more_than_one_expression(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    compile_one = re2.compile
+    monkeypatch.setattr(re2, "compile", lambda *a, **k: compiled.append(a[0]) or compile_one(*a, **k))
+    for count in (1, 3, 4, 30):
+        table = RegexTable([f"([a-z]{{1,20}}{number})" for number in range(count)])
+        for local, other in (("abc0", "é0"), ("é0", "abc0")):
+            assert not table.ready(local)
+            table.prepare(local)
+            assert table.ready(local)
+            assert table.ready("x" + local)
+            if local == "abc0":
+                assert not table.ready(other)
+            compiled.clear()
+            assert table.first("nobody" if local.isascii() else "é") is None
+            assert (table.first(local) is not None) == local.isascii()
+            assert len(compiled) <= 1
+    assert RegexTable([]).ready("anybody")
+
+
+def test_where_expressions_do_not_fit_together_all_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pattern, "_SET_MEMORY", 1 << 12)
+    table = RegexTable([f"([a-z]{{1,20}}{number})" for number in range(30)])
+    table.prepare("a")
+    monkeypatch.setattr(re2, "compile", None)
+    found = table.first("abc29")
+    assert found is not None
+    assert found[0] == 29
+
+
+def test_the_expressions_of_a_domain_have_a_size_together() -> None:
+    # 2,003 instructions each (RE2's own count of x{1,1000}), and a domain may have 250,000.
+    large = ["x{1,1000}" + "y" * number for number in range(120)]
+    assert not too_large_together(large)
+    assert too_large_together(large * 2)
+    assert not too_large_together(["sales-*", "*", "name", "(", "(?=x)"] * 1000)
+
+
+def test_a_size_that_is_too_large_is_found_without_a_look_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr(pattern, "program_size", lambda one: looked.append(one) or 20_000)
+    assert too_large_together([f"(heavy{number})" for number in range(10_000)])
+    assert len(looked) == 13  # as an earlier release took them; each may take long to compile
 
 
 def _seconds(table: RegexTable, local: str) -> float:

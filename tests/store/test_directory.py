@@ -1,6 +1,7 @@
 """The cache of rule sets: never stale where a refusal rests on it, fresh within a second elsewhere."""
 
 import asyncio
+import threading
 from datetime import datetime
 from typing import Any
 
@@ -9,6 +10,7 @@ from sqlalchemy import Connection, delete, insert, update
 
 from forwarder.mail.address import parse_address
 from forwarder.mail.aliases import UNKNOWN
+from forwarder.mail.pattern import RegexTable, table_of
 from forwarder.store import directory as directory_room
 from forwarder.store import rule_sets
 from forwarder.store.directory import Directory, purge_changes, touch
@@ -284,3 +286,29 @@ async def test_a_look_up_does_not_join_one_that_has_ended(database: Database) ->
     await ended
     directory._loads["a.test"] = ended
     assert await directory._once("a.test", lambda: bring("new")) == "new"
+
+
+async def test_expressions_are_compiled_in_a_thread_once_while_they_stay_the_same(
+    here: tuple[Database, Directory, Counting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table_of.cache_clear()
+    database, directory, _ = here
+    await database.write(host("pied.example", "(compiled-in-a-thread|a)", "b"))
+    prepared: list[tuple[str, bool]] = []
+    prepare = RegexTable.prepare
+
+    def watched(table: RegexTable, local: str) -> None:
+        prepared.append((local, threading.current_thread() is threading.main_thread()))
+        prepare(table, local)
+
+    monkeypatch.setattr(RegexTable, "prepare", watched)
+    at_once = [answers(directory, f"{name}@pied.example") for name in ("nobody", "a", "b")]
+    assert await asyncio.gather(*at_once) == [False, True, True]
+    assert not await answers(directory, "j\u00f6rg@pied.example")
+    assert prepared == [("nobody", False), ("j\u00f6rg", False)]
+    await database.write(add_to("pied.example", "c"))
+    assert await answers(directory, "c@pied.example", confirmed=True)
+    assert len(prepared) == 2
+    await database.write(add_to("pied.example", "(compiled-as-well|d)"))
+    assert await answers(directory, "d@pied.example", confirmed=True)
+    assert prepared[2:] == [("d", False)]

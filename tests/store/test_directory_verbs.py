@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection, func, select
 
 from forwarder.store import accounts, aliases, credentials, dkim_keys, domains, tables
-from forwarder.store.conflict import AlreadyExists, LimitReached, Missing
+from forwarder.store.conflict import AlreadyExists, LimitReached, Missing, TooLarge
 from forwarder.store.domains import Domain
 from forwarder.store.engine import Database
 from forwarder.store.migrations import upgrade
@@ -377,3 +377,34 @@ def test_passwords_verify_against_argon2id_hashes() -> None:
     assert not verify(made, "abc124")
     assert not verify("nonsense", "abc123")
     assert not outdated(made)
+
+
+async def test_the_regular_expressions_of_a_domain_are_bounded_together(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    domain = await domain_in(database)
+    other = await domain_in(database, "two.com")
+    # RE2 counts 2,003 instructions in x{1,1000}.
+    monkeypatch.setattr("forwarder.mail.pattern.MAX_PROGRAMS", 2200)
+
+    def add(pattern: str, to: Domain = domain) -> Callable[[Connection], aliases.Alias]:
+        return lambda conn: aliases.add(conn, to, pattern, "a@x.org", NOW)
+
+    first = await database.write(add("x{1,1000}"))
+    small = await database.write(add("(a|b)"))
+    for change in (
+        add("y{1,1000}"),
+        lambda conn: aliases.update_alias(conn, domain, small, NOW, pattern="y{1,1000}"),
+        lambda conn: aliases.bulk(
+            conn, domain, [("new", "a@x.org"), ("y{1,1000}", "a@x.org")], NOW, update_existing=True
+        ),
+    ):
+        with pytest.raises(TooLarge, match="too large together"):
+            await database.write(change)
+    # Other domains, other kinds, and changes that add nothing are as free as before.
+    await database.write(add("y{1,1000}", other))
+    await database.write(add("name"))
+    await database.write(lambda conn: aliases.update_alias(conn, domain, first, NOW, forward="b@x.org"))
+    await database.write(lambda conn: aliases.update_alias(conn, domain, first, NOW, pattern="y{1,1000}"))
+    found, _ = await database.read(lambda conn: aliases.list_aliases(conn, domain.id))
+    assert [alias.pattern for alias in found] == ["y{1,1000}", "(a|b)", "name"]
