@@ -73,6 +73,12 @@ def test_segments_make_no_difference(octets: bytes, cuts: list[int]) -> None:
         (b"250 " + b"x" * (LINE - 5) + b"\r\n", [], Fault.PROTOCOL),
         (b"x" * (LINE + 1), [], Fault.PROTOCOL),
         (b"250-x\r\n" * (REPLY // 7) + b"250 x\r\n", [], Fault.PROTOCOL),
+        # Each is new, and only together are they longer than one may be.
+        (
+            b"".join(b"250 %d%s\r\n" % (n, b"x" * 2000) for n in range(10, 50)),
+            [(250, f"{n}{'x' * 998}") for n in range(10, 50)],
+            Fault.LOST,
+        ),
     ],
 )
 async def test_what_is_a_reply(octets: bytes, replies: list[tuple[int, str]], fault: Fault) -> None:
