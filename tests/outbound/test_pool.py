@@ -11,9 +11,12 @@ import pytest
 
 from forwarder.config import OutboundSection
 from forwarder.mail.outcome import Fault, Stage
+from forwarder.net import smtp_client
 from forwarder.net.smtp_answers import SessionFault
 from forwarder.net.smtp_client import Session
+from forwarder.net.smtp_wire import Wire, WireTrouble
 from forwarder.net.tls import self_signed
+from forwarder.outbound import pool as pool_room
 from forwarder.outbound.pool import Pool
 from forwarder.outbound.route import MxHost, Route
 from tests.peers.sink import Sink
@@ -125,6 +128,22 @@ async def test_idle_sessions_are_left_when_their_time_is_over(sink: Sink) -> Non
     assert sink.commands.count(b"QUIT") == 3
 
 
+async def test_a_session_that_was_put_aside_later_stays_for_longer(sink: Sink) -> None:
+    now = 0.0
+    pool, route = Pool(OutboundSection(), hello="h.test", time=lambda: now), route_to(sink)
+    first, second = await opened(pool, sink), await opened(pool, sink)
+    for at, session in ((0.0, first), (4.0, second)):
+        now = at
+        pool.release(route, session)
+    now = 5.5
+    pool._sweep()
+    assert pool.idle == 1
+    assert pool._timer is not None
+    assert 3.0 < pool._timer.when() - asyncio.get_running_loop().time() <= 3.5  # not at once, again and again
+    assert pool.reuse(route) is second
+    second.abort()
+
+
 async def test_what_is_idle_is_bounded_for_a_site_and_in_all(sink: Sink) -> None:
     pool = make(concurrency_per_site=2, concurrency=3)
     sessions = [await opened(pool, sink) for _ in range(5)]
@@ -207,6 +226,37 @@ async def test_a_verified_route_wants_what_the_system_s_authorities_vouch_for(
         assert sink.messages == []
 
 
+async def test_who_demands_tls_does_not_go_by_a_handshake_that_failed_for_others(
+    server_tls: ssl.SSLContext,
+) -> None:
+    async with Sink(starttls=server_tls) as sink:
+        sink.play("starttls", "454", times=1)
+        pool, route = make(), route_to(sink)
+        assert (await opened(pool, sink)).tls == ""
+        signed = replace(route.hosts[0], tlsa=())  # DANE, with records of which none can be used
+        assert (await pool.open(route, signed, sink.host)).tls != ""
+        with pytest.raises(SessionFault) as raised:
+            await pool.open(replace(route, verified=True), route.hosts[0], sink.host)
+        assert raised.value.fault is Fault.CERTIFICATE
+        assert (await opened(pool, sink)).tls == ""
+
+
+async def test_what_is_remembered_of_hosts_is_bounded(
+    server_tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_room, "REMEMBERED", 1)
+    async with (
+        Sink(starttls=server_tls) as first,
+        Sink(starttls=server_tls, host="127.0.0.2", port=first.port) as second,
+    ):
+        pool = make()
+        for sink in (first, second):
+            sink.play("starttls", "454", times=1)
+            assert (await opened(pool, sink)).tls == ""
+        assert (await opened(pool, second)).tls == ""
+        assert (await opened(pool, first)).tls != ""  # the one remembered for longest is tried again
+
+
 async def test_octets_before_the_handshake_do_not_lead_to_clear_text(server_tls: ssl.SSLContext) -> None:
     async with Sink(starttls=server_tls) as sink:
         sink.play("starttls", "inject")
@@ -226,6 +276,26 @@ async def test_the_address_to_dial_from(sink: Sink) -> None:
     session = await opened(make(bind_ipv4="127.0.0.3"), sink)
     await deliver(session)
     assert "127.0.0.3" in sink.messages[0].client
+
+
+@pytest.mark.parametrize(
+    ("address", "own"), [("192.0.2.1", "192.0.2.9"), ("2001:db8::1", "2001:db8::9"), ("::1", "2001:db8::9")]
+)
+async def test_the_address_to_dial_from_is_of_the_kind_of_the_host_s(
+    address: str, own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dialled: list[tuple[str, str]] = []
+
+    async def dial(address: str, _port: int, local_address: str, _timeout: float) -> Wire:
+        dialled.append((address, local_address))
+        raise WireTrouble(Fault.REFUSED)
+
+    monkeypatch.setattr(smtp_client, "dial", dial)
+    pool = make(bind_ipv4="192.0.2.9", bind_ipv6="2001:db8::9")
+    host = MxHost(name="mx.test", addresses=(address,))
+    with pytest.raises(SessionFault):
+        await pool.open(Route(site="site", hosts=(host,), port=25), host, address)
+    assert dialled == [(address, own)]
 
 
 @pytest.mark.parametrize("tls", ["opportunistic", "required"])
