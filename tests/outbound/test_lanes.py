@@ -1,12 +1,16 @@
 """Who is served next: a table of turns, limits and suspensions."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+
+import pytest
 
 from forwarder.mail.address import Path, parse_address
 from forwarder.mail.event import DeliveryKind, Transport
 from forwarder.mail.reply import Reply
-from forwarder.outbound.lanes import Lane, Lanes
+from forwarder.mail.schedule import RetryPolicy
+from forwarder.outbound import lanes as lanes_room
+from forwarder.outbound.lanes import Lane, Lanes, suspensions
 from forwarder.outbound.parcel import Job, Parcel
 from forwarder.store.records import Delivery
 
@@ -155,6 +159,22 @@ def test_ailing_sites_share_half_of_the_slots() -> None:
     assert turns(rooms) == ["w0", "w1", "w2", "w3", "w4"]
 
 
+def test_what_a_site_has_under_way_when_it_falls_ill_counts_among_the_ailing() -> None:
+    rooms = lanes(concurrency=6, per_site=6)  # three for the ailing
+    other = fill(rooms, "other", "o1")
+    assert turns(rooms) == ["o1"]
+    rooms.over(other, reached=False, now=0.0)
+    ill = fill(rooms, "ill", "i1", "i2", "i3", "i4")
+    assert turns(rooms) == ["i1", "i2", "i3", "i4"]
+    rooms.over(ill, reached=False, now=0.0)
+    fill(rooms, "other", "o2")
+    assert turns(rooms) == []
+    fill(rooms, "well", "w1")
+    assert turns(rooms) == ["w1"]
+    rooms.over(ill, reached=True, now=0.0)
+    assert turns(rooms) == ["o2"]
+
+
 def test_sessions_that_last_do_not_keep_the_slots_from_others() -> None:
     rooms = lanes(concurrency=10, per_site=10)
     silent = [fill(rooms, f"silent{number}", "x", "y", "z") for number in range(10)]
@@ -223,3 +243,53 @@ def test_flush_empties_a_lane_and_leave_frees_its_places() -> None:
     rooms.leave(lane, 2)
     assert (rooms.held, lane.held) == (0, 0)
     assert rooms.take(0.0) is None
+
+
+def test_a_suspended_site_is_known_although_nothing_waits_for_it() -> None:
+    rooms = lanes()
+    dead, well = fill(rooms, "dead", "d1", "d2", "d3"), fill(rooms, "well", "w1")
+    assert len(turns(rooms)) == 4
+    for _ in range(3):
+        rooms.over(dead, reached=False, now=0.0)
+    rooms.over(well, reached=True, now=0.0)
+    rooms.leave(dead, 3)
+    rooms.leave(well, 1)
+    assert (list(rooms), rooms.suspended(0.0), rooms.blocked_domains(0.0)) == ([dead], 1, ["dead.test"])
+    rooms.wake(15.0)
+    assert (list(rooms), rooms.suspended(15.0), rooms.blocked_domains(15.0)) == ([], 0, [])
+
+
+def test_the_domains_of_a_site_that_are_named_are_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes_room, "_DOMAINS_NAMED", 2)
+    rooms = lanes(window=8)
+    lane = rooms.lane("site")
+    for number, domain in enumerate(("a.test", "b.test", "a.test", "c.test")):
+        rooms.add(lane, job(f"m{number}"), domain)
+    assert rooms.blocked_domains(0.0) == ["a.test", "c.test"]
+
+
+def test_what_was_learnt_of_sites_is_bounded_and_not_forgotten_of_those_in_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lanes_room, "_REMEMBERED", 2)
+    rooms = lanes()
+    rooms.lane("first")
+    fill(rooms, "used", "m1")
+    for number in range(3):
+        rooms.lane(f"other{number}")
+    known = [site for site in ("first", "used", "other0", "other1", "other2") if rooms.known(site)]
+    assert known == ["used", "other2"]
+
+
+@pytest.mark.parametrize(
+    ("delays", "expected"),
+    [
+        ([timedelta(minutes=5), timedelta(hours=1)], (15.0, 600.0)),
+        ([timedelta(seconds=2), timedelta(seconds=90), timedelta(seconds=60)], (2.0, 90.0)),
+    ],
+)
+def test_a_suspension_is_no_longer_than_a_retry_would_wait(
+    delays: list[timedelta], expected: tuple[float, float]
+) -> None:
+    policy = RetryPolicy(delays=tuple(delays), give_up_after=timedelta(days=5), spread=0.1)
+    assert suspensions(policy) == expected
