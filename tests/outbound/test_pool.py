@@ -164,6 +164,7 @@ async def test_close_says_quit_to_the_idle_and_to_those_that_come_back(sink: Sin
     pool.release(route, idle)
     await pool.close()
     assert sink.commands.count(b"QUIT") == 1
+    assert pool.reuse(route) is None
     await deliver(lent)
     pool.release(route, lent)
     assert pool.idle == 0
