@@ -10,7 +10,7 @@ from sqlalchemy import delete, update
 from forwarder.store.queue import Queue
 from forwarder.store.tables import deliveries, messages
 from forwarder.store.trouble import StoreUnavailable
-from tests.outbound.house import CONTENT, house
+from tests.outbound.house import CONTENT, House, house
 
 
 async def test_a_fresh_message_is_delivered_once_and_leaves_the_queue(tmp_path: Path) -> None:
@@ -145,6 +145,31 @@ async def test_a_site_that_cannot_be_reached_is_left_alone_for_a_while(tmp_path:
         assert await rooms.statuses(fresh) == ["QUEUED"]
 
 
+async def _has_two(rooms: House, log_id: str) -> bool:
+    return len(await rooms.statuses(log_id)) == 2
+
+
+async def test_a_refusal_that_a_site_gave_to_others_is_temporary_for_those_that_wait(tmp_path: Path) -> None:
+    begin = asyncio.Event()
+    options: dict[str, Any] = {"retry": {"delays": ["1m"]}, "sure": begin.wait}
+    async with house(tmp_path, outbound={"concurrency_per_site": 1}, **options) as rooms:
+        rooms.origin.play("connect", "554")
+        ids = [(await rooms.accept(f"user{number}@origin.test"))[0] for number in range(10)]
+        begin.set()
+        told = []
+        for each in ids:
+            await rooms.until(lambda each=each: _has_two(rooms, each))
+            told.append((await rooms.events(each))[-1])
+        heard = [status for status, _, text in told if "not being tried" not in text]
+        assert heard == ["HARD-BOUNCE"] * 3
+        waited = [(status, code, text) for status, code, text in told if "not being tried" in text]
+        assert len(waited) == 7
+        for status, code, text in waited:
+            assert (status, code) == ("SOFT-BOUNCE", 451)
+            assert text.startswith("4.4.1 ")
+            assert "554" in text
+
+
 async def test_drain_ends_what_is_under_way_and_gives_back_the_rest(tmp_path: Path) -> None:
     async with house(tmp_path, outbound={"concurrency_per_site": 2}) as rooms:
         rooms.sink.slowness = 0.2
@@ -247,6 +272,17 @@ async def test_what_others_took_over_while_this_process_was_stopped_is_not_sent(
         assert await rooms.statuses(taken_over) == ["QUEUED"]
 
 
+async def test_of_a_transaction_only_what_is_still_ours_is_sent(tmp_path: Path) -> None:
+    sure = asyncio.Event()
+    async with house(tmp_path, sure=sure.wait) as rooms:
+        taken_over, ours = await rooms.accept("bob@dest.test", "ann@dest.test")
+        del rooms.dispatcher._window.held[taken_over]
+        sure.set()
+        await rooms.until_statuses(ours, "QUEUED", "DELIVERED")
+        assert [message.recipients for message in rooms.sink.messages] == [("ann@dest.test",)]
+        assert await rooms.statuses(taken_over) == ["QUEUED"]
+
+
 async def test_what_was_committed_while_this_process_had_no_row_is_not_sent(tmp_path: Path) -> None:
     """Its leases were nobody's then; another process may have it."""
     async with house(tmp_path) as rooms:
@@ -300,6 +336,37 @@ async def test_a_delivery_is_not_forgotten_because_the_store_is_away(tmp_path: P
         await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
         assert len(rooms.sink.messages) == 1
         assert rooms.dispatcher.load().unwritten == 0
+
+
+class Slow:
+    """A queue that writes outcomes when it is told to; everything else is the real queue's."""
+
+    def __init__(self, queue: Queue, told: asyncio.Event) -> None:
+        self._queue = queue
+        self._told = told
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._queue, name)
+
+    async def settle_all(self, settlements: Any) -> Any:
+        await self._told.wait()
+        return await self._queue.settle_all(settlements)
+
+
+async def test_attempts_go_on_while_outcomes_are_written_up_to_four_a_slot(tmp_path: Path) -> None:
+    begin, told = asyncio.Event(), asyncio.Event()
+    options: dict[str, Any] = {"queue": lambda queue: Slow(queue, told), "sure": begin.wait}
+    async with house(tmp_path, outbound={"concurrency": 1}, **options) as rooms:
+        ids = [(await rooms.accept(f"user{number}@dest.test"))[0] for number in range(10)]
+        begin.set()
+        # The fifth began while four were not exceeded yet.
+        await rooms.until(lambda: rooms.dispatcher.load().settling == 5)
+        assert rooms.dispatcher.load().dialling == 0
+        assert len(rooms.sink.messages) == 5
+        told.set()
+        for each in ids:
+            await rooms.until_statuses(each, "QUEUED", "DELIVERED")
+        assert len(rooms.sink.messages) == 10
 
 
 async def test_claims_go_on_when_the_store_is_back(tmp_path: Path) -> None:
