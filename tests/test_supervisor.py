@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -239,6 +240,28 @@ def supervisor_of(count: int, data_dir: Path) -> supervisor.Supervisor:
     settings = Settings.model_validate({"hostname": "mx.test", "data_dir": str(data_dir)})
     source = Source(origin="config.toml", text="as it began")
     return supervisor.Supervisor(settings, source=source, config_path=None, count=count)
+
+
+def test_a_worker_that_dies_again_and_again_is_started_ever_more_seldom(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: now))
+    worker = supervisor.Worker(0)
+    source = Source(origin="environment", text="")
+
+    def pause_after(seconds: float, *, serves: bool = True) -> float:
+        nonlocal now
+        worker.begin(source)
+        worker.serves = serves
+        now += seconds
+        return worker.next_pause()
+
+    pauses = [pause_after(1.0) for _ in range(10)]
+    assert pauses == [0.0, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0]
+    assert pause_after(60.0) == 30.0
+    assert pause_after(61.0, serves=False) == 30.0
+    assert [pause_after(61.0), pause_after(1.0)] == [0.0, 0.2]  # it had served for a while
 
 
 def test_what_is_in_force_is_what_a_worker_says_it_obeys(tmp_path: Path) -> None:
