@@ -10,12 +10,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import select
 
 from forwarder.config import HostPort
 from forwarder.net.listening import bound_socket
 from forwarder.net.tls import self_signed
 from forwarder.node import NodeError
 from forwarder.serve import running
+from forwarder.store.engine import Database
+from forwarder.store.tables import workers
 from tests.free_ports import free_port
 from tests.harness import EngineProcess, House, as_environment, wait_until
 from tests.peers.client import Client, Closed
@@ -51,6 +54,26 @@ async def test_health(engine: House) -> None:
             return (await api.get("/health/ready")).status_code == 200
 
         await wait_until(ready)
+        tasks = (await api.get("/health/ready")).json()["tasks"]
+        chores = {f"chore {name}" for name in ("take-over", "journal", "counters", "changes", "domains")}
+        others = {"heartbeat", "directory", "queue", "memory", "dispatcher", "claims", "strays", "api"}
+        assert set(tasks) == {"probe store"} | others | chores
+
+
+async def test_an_engine_that_ended_has_written_what_it_refused_and_left_no_worker(house: House) -> None:
+    """So that others of the same database need not wait until they take it for dead."""
+    async with house.engine():
+        await house.host("example.com", {"info": "inbox@dest.test"})
+        answer = await house.send("ann@out.test", "nobody@example.com", MAIL)
+        assert answer.code == 550
+        url = house.settings.database.url
+    house.database = await Database.open(url)
+    try:
+        assert await house.statuses("example.com") == ["REFUSED"]
+        left = await house.database.read(lambda conn: conn.execute(select(workers.c.id)).all())
+        assert left == []
+    finally:
+        await house.database.close()
 
 
 async def test_health_when_the_database_goes_away_and_comes_back(house: House) -> None:
