@@ -12,11 +12,13 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from forwarder.config import HostPort
+from forwarder.config import HostPort, Settings
 from forwarder.net.listening import bound_socket
 from forwarder.net.tls import self_signed
 from forwarder.node import NodeError
-from forwarder.serve import running
+from forwarder.process import Process
+from forwarder.pulse import Pulse
+from forwarder.serve import Place, running
 from forwarder.store.engine import Database
 from forwarder.store.tables import workers
 from tests.free_ports import free_port
@@ -58,6 +60,51 @@ async def test_health(engine: House) -> None:
         chores = {f"chore {name}" for name in ("take-over", "journal", "counters", "changes", "domains")}
         others = {"heartbeat", "directory", "queue", "memory", "dispatcher", "claims", "strays", "api"}
         assert set(tasks) == {"probe store"} | others | chores
+
+
+async def test_nothing_is_sent_before_the_leases_are_known_to_be_ours(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, sure = asyncio.Event(), asyncio.Event()
+
+    async def wait(_pulse: Pulse) -> None:
+        asked.set()
+        await sure.wait()
+
+    monkeypatch.setattr(Pulse, "sure", wait)
+    async with house.engine():
+        await house.host("example.com", {"*": "inbox@dest.test"})
+        assert (await house.send("ann@out.test", "info@example.com", MAIL)).code == 250
+        await asyncio.wait_for(asked.wait(), 10)
+        assert house.sink.connections == 0
+        sure.set()
+        await house.sink.wait_for(1)
+
+
+async def test_no_mail_is_taken_while_others_may_take_us_for_dead(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive, silent = Pulse.alive, False
+    monkeypatch.setattr(Pulse, "alive", lambda pulse: not silent and alive(pulse))
+    async with house.engine():
+        await house.host("example.com", {"*": "inbox@dest.test"})
+        silent = True
+        assert (await house.send("ann@out.test", "info@example.com", MAIL)).code == 451
+        silent = False
+        assert (await house.send("ann@out.test", "info@example.com", MAIL)).code == 250
+        await house.sink.wait_for(1)
+        await wait_until(house.queue_is_empty)
+        assert len(house.sink.messages) == 1
+
+
+def test_a_second_engine_of_a_process_is_another_worker_and_counts_in_another_region() -> None:
+    given = Place(region=1, regions=2, worker_id="id", successor_of="dead")
+    process = Process(lambda: Settings.model_validate({"hostname": "mx.test"}), given)
+    assert [process._next_place() for _ in range(3)] == [
+        Place(region=2, regions=4, worker_id="id", successor_of="dead"),
+        Place(region=3, regions=4),
+        Place(region=2, regions=4),
+    ]
 
 
 async def test_an_engine_that_ended_has_written_what_it_refused_and_left_no_worker(house: House) -> None:
