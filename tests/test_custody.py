@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
-from forwarder import custody
+from forwarder import custody, domain_keys
 from forwarder.cli import app
 from forwarder.config import Settings
 from forwarder.custody import check_keys
@@ -292,3 +292,35 @@ async def test_mail_of_a_former_owner_is_not_signed_as_the_domain_of_the_next(
     )  # the clocks of two nodes
     assert await keys.signers("one.test", made.added_at - timedelta(minutes=6)) == ()
     assert await keys.signers("nowhere.test", made.added_at) == ()
+
+
+async def test_keys_are_loaded_when_they_are_new_and_one_that_does_not_open_is_left_out(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await check_keys(installation.database, installation.settings)
+    made = await installation.host("one.test")
+    clock = 0.0
+    monkeypatch.setattr(domain_keys, "monotonic", lambda: clock)
+    keys = DomainKeys(installation.database, Vault(open_store_key(installation.settings)))
+    first = await keys.signers("one.test", made.added_at)
+    assert len(first) == 1
+    foreign = make_key(Vault(b"x" * 32), "one.test", "other", "ed25519")
+    await installation.database.write(lambda conn: dkim_keys.add(conn, made, foreign, NOW))
+    clock = 4.9
+    assert await keys.signers("one.test", made.added_at) is first  # not asked for again yet
+    assert "cannot be used" not in capsys.readouterr().out
+    clock = 5.0
+    second = await keys.signers("one.test", made.added_at)
+    assert [signer.selector for signer in second] == ["fwd2"]
+    assert "cannot be used" in capsys.readouterr().out
+    clock = 10.0
+    assert await keys.signers("one.test", made.added_at) is second  # asked for, and the same
+    assert "cannot be used" not in capsys.readouterr().out
+
+
+async def test_the_webhook_of_a_domain_that_is_gone_has_no_key(installation: Installation) -> None:
+    await check_keys(installation.database, installation.settings)
+    made = await installation.host("one.test")
+    keys = DomainKeys(installation.database, Vault(open_store_key(installation.settings)))
+    assert await keys.webhook_key(made.id) == made.webhook_key
+    assert await keys.webhook_key(made.id + 1) is None
