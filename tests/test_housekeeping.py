@@ -15,12 +15,13 @@ from forwarder.mail.event import Status, Transport
 from forwarder.mail.ids import IdSource
 from forwarder.store import accounts, confirmations, counters, domains
 from forwarder.store.directory import touch
-from forwarder.store.engine import Database, StoreUnavailable
+from forwarder.store.engine import Database
 from forwarder.store.journal import Journal, RefusedLog
-from forwarder.store.queue import NewEvent
+from forwarder.store.records import NewEvent
 from forwarder.store.tables import changes, logs
 from forwarder.store.tables import confirmations as requests
 from forwarder.store.tables import counters as counted
+from forwarder.store.trouble import StoreUnavailable
 from tests.outbound.house import open_store
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
