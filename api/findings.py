@@ -163,13 +163,19 @@ async def _dkim(ask: Ask, domain: str, hostname: str, key: DkimKey) -> Finding:
     expected = f"{target}." if target is not None else key.public_record
     alias = await ask(name, Kind.CNAME)
     leads_to = str(alias.records[0]).rstrip(".").lower() if isinstance(alias, Found) else None
-    if leads_to is not None and leads_to == target:
-        return Finding(expected=expected, values=f"{leads_to}.", valid=True)
-    answer = await ask(name, Kind.TXT)
+    # A CNAME alone verifies nothing. Where it leads is asked by that name: the server's zone tells its newest.
+    at = target if target is not None and leads_to == target else name
+    answer = await ask(at, Kind.TXT)
     if isinstance(answer, CannotTell):
-        return Finding(expected=expected, values=None, valid=None, advice=_silence(f"the DKIM record {name}"))
+        return Finding(expected=expected, values=None, valid=None, advice=_silence(f"the DKIM record {at}"))
     texts = _texts(answer)
-    if any(records.same_key(text, key.public_record) for text in texts):
+    right = any(records.same_key(text, key.public_record) for text in texts)
+    if at == target:
+        there = "another key stands" if texts else "no key stands"
+        advice = f"The CNAME {name} is right, but {there} where it leads; publish the key at {target} "
+        advice += f"in the server's zone, as a TXT record: {key.public_record}"
+        return Finding(expected=expected, values=f"{target}.", valid=right, advice="" if right else advice)
+    if right:
         return Finding(expected=key.public_record, values=texts[0], valid=True)
     if leads_to is not None:
         advice = f"The CNAME {name} leads to {leads_to}; it should lead to {target}."

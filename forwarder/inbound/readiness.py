@@ -92,7 +92,7 @@ class Readiness:
         target = records.dkim_target(domain.name, key.selector, self._hostname)
         alias = await resolver.cname(name, fresh=fresh)
         if isinstance(alias, Found) and alias.records[0].rstrip(".").lower() == target:
-            return None
+            name = target  # where the key must stand: a CNAME alone verifies nothing
         answer = await resolver.txt(name, fresh=fresh)
         if isinstance(answer, CannotTell):
             return answer

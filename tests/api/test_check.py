@@ -38,6 +38,7 @@ async def publish(desk: Desk, *, as_txt: bool = False) -> None:
             desk.dns.set(name, "TXT", [key.public_record])
         else:
             desk.dns.set(name, "CNAME", [f"{name}.{HOST}"])
+            desk.dns.set(f"{name}.{HOST}", "TXT", [key.public_record])
 
 
 async def checked(desk: Desk) -> Any:
@@ -159,6 +160,42 @@ async def test_another_key_or_another_target_is_not_valid(desk: Desk) -> None:
     assert records["dkim1"]["values"] == "elsewhere.example.org."
     assert "elsewhere.example.org" in records["error"]
     assert "another key" in records["error"]
+
+
+@pytest.mark.parametrize("there", ["nothing", "another"])
+async def test_a_cname_that_leads_to_no_key_is_not_right(desk: Desk, there: str) -> None:
+    """The domain's zone is as it should be, and the server's holds nothing, or another key."""
+    await desk.domain(NAME)
+    await desk.post(f"/domains/{NAME}/credentials", {"username": "a", "password": "abc123"})
+    await publish(desk)
+    one, two = await keys_of(desk)
+    target = f"fwd1._domainkey.{NAME}.{HOST}"
+    if there == "nothing":
+        desk.dns.remove(target)
+    else:
+        desk.dns.set(target, "TXT", [two.public_record])
+    records = (await checked(desk))["records"]
+    assert records["dkim1"] == {"expected": f"{target}.", "values": f"{target}.", "valid": False}
+    (line,) = records["error"].splitlines()
+    assert f"publish the key at {target} in the server's zone" in line
+    assert line.endswith(one.public_record)
+    domain = await desk.database.read(lambda conn: domains.get(conn, NAME))
+    assert domain is not None
+    assert domain.sending_checked_at is None
+    desk.dns.set(target, "TXT", [one.public_record])
+    assert (await checked(desk))["records"]["valid"] is True
+
+
+async def test_a_silent_zone_of_the_server_makes_no_key_wrong(desk: Desk) -> None:
+    await desk.domain(NAME)
+    await publish(desk)
+    await checked(desk)
+    desk.dns.fault(f"fwd1._domainkey.{NAME}.{HOST}", "servfail")
+    records = (await checked(desk))["records"]
+    assert (records["dkim1"]["values"], records["dkim1"]["valid"]) == (None, False)
+    domain = await desk.database.read(lambda conn: domains.get(conn, NAME))
+    assert domain is not None
+    assert domain.sending_checked_at == desk.now
 
 
 async def test_a_cname_elsewhere_that_ends_at_our_key_is_right(desk: Desk) -> None:

@@ -640,6 +640,7 @@ class Dns:
 
     def __init__(self):
         self.texts = {}
+        self.aliases = {}
         self.cached = {}
         self.trouble = False
 
@@ -652,7 +653,12 @@ class Dns:
         return NotFound(nxdomain=False) if text is None else Found(records=(text,), ttl=timedelta(seconds=1))
 
     async def cname(self, name, *, fresh=False):
-        return CannotTell(reason="timeout") if self.trouble else NotFound(nxdomain=False)
+        if self.trouble:
+            return CannotTell(reason="timeout")
+        alias = self.aliases.get(name)
+        return (
+            NotFound(nxdomain=False) if alias is None else Found(records=(alias,), ttl=timedelta(seconds=1))
+        )
 
 
 async def test_nothing_is_sent_before_the_dns_lets_it_pass(engine, monkeypatch):
@@ -683,6 +689,27 @@ async def test_nothing_is_sent_before_the_dns_lets_it_pass(engine, monkeypatch):
     assert (await submit(engine))[-1].code == 550  # not at every message
     monkeypatch.setattr(readiness, "AGAIN_AFTER", 0.0)
     assert (await submit(engine))[-1].code == 250  # whatever the cache says still
+
+
+async def test_a_cname_that_leads_to_no_key_lets_nothing_pass(engine, monkeypatch):
+    monkeypatch.setattr(readiness, "AGAIN_AFTER", 0.0)
+    dns = Dns()
+    await engine.start(submission={"require_dns": True}, resolver=dns)
+    domain = await engine.host("here.test", {})
+    await engine.credential(domain, "ann", PASSWORD)
+    record = "v=DKIM1; k=rsa; p=AAAA"
+    key = dkim_keys.NewDkimKey(selector="fwd1", algorithm="rsa", private_key=b"sealed", public_record=record)
+    await engine.database.write(lambda conn: dkim_keys.add(conn, domain, key, utc_now()))
+    target = "fwd1._domainkey.here.test.mx.test"
+    dns.texts["here.test"] = b"v=spf1 include:mx.test ~all"
+    dns.aliases["fwd1._domainkey.here.test"] = target
+    for there in (None, b"v=DKIM1; k=rsa; p=BBBB"):
+        dns.texts[target] = there
+        answer = (await submit(engine))[-1]
+        assert answer.code == 550
+        assert target in answer.text
+    dns.texts[target] = record.encode()
+    assert (await submit(engine))[-1].code == 250
 
 
 async def test_trouble_of_the_store_is_temporary(engine, domain, monkeypatch):
