@@ -18,6 +18,7 @@ from forwarder.config.units import (
     HostPort,
     LocalIpv4,
     LocalIpv6,
+    MessageSize,
     NameServers,
     OptionalAddress,
     OptionalEndpoint,
@@ -48,7 +49,7 @@ class MxSection(Section):
     """Mail from the Internet; RFC 5321 4.5.3 has the least a server must allow."""
 
     listen: Endpoints = (HostPort("0.0.0.0", 25), HostPort("::", 25))  # noqa: S104 - the Internet is the point
-    size_limit: Size = 25 * MIB
+    size_limit: MessageSize = 25 * MIB
     recipients: Positive = 1000  # per message
     connections: Count = 2000  # at once, in all, per process; 0: no limit
     connections_per_client: Count = 50  # at once, per address; 0: no limit
@@ -69,7 +70,7 @@ class SubmissionSection(Section):
     listen: Endpoints = (HostPort("0.0.0.0", 587),)  # noqa: S104
     listen_tls: Endpoints = (HostPort("0.0.0.0", 465),)  # noqa: S104
     require_dns: bool = True
-    size_limit: Size = 25 * MIB
+    size_limit: MessageSize = 25 * MIB
     recipients: Positive = 500
     connections: Count = 1000
     connections_per_client: Count = 50
