@@ -12,6 +12,7 @@ from forwarder.commands import account, credential, directory, domain, queue
 from forwarder.commands.checking import check
 from forwarder.commands.frame import command, complain
 from forwarder.commands.logs import show_logs
+from forwarder.commands.output import OutputError, finish, give_up, take_over
 from forwarder.commands.routing import route
 from forwarder.commands.serving import demo, migrate, serve
 
@@ -60,15 +61,33 @@ def main() -> None:
         # ✓, … and names in scripts of their own: what the terminal's encoding has not becomes a question mark.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    take_over()
+    as_json = "--json" in sys.argv[1:]
     try:
-        if "--json" not in sys.argv[1:]:
-            app()
-        sys.exit(app(standalone_mode=False))
+        try:
+            status = _run(as_json=as_json)
+        finally:
+            finish()
+    except OutputError as error:
+        give_up()
+        complain(f"standard output cannot be written ({error.strerror})", as_json=as_json)
+        status = 1
+    sys.exit(status)
+
+
+def _run(*, as_json: bool) -> str | int | None:
+    """The exit status."""
+    status: str | int | None
+    try:
+        status = app(standalone_mode=not as_json)
+    except SystemExit as end:
+        status = end.code
     except KeyboardInterrupt:
-        sys.exit(130)
+        status = 130
     except Exception as error:
         # Wrong use as typer and click say it, under whichever name they are installed.
         if not hasattr(error, "format_message") or not hasattr(error, "exit_code"):
             raise
         complain(error.format_message(), as_json=True)
-        sys.exit(error.exit_code)
+        status = error.exit_code
+    return status

@@ -65,7 +65,8 @@ def create_account(
         )
         out.print(f"Next: forwarder domain add example.com --account {address}", markup=False)
 
-    answer({"email": address, "api_key": key.secret}, as_json=as_json, people=people)
+    lost = f"nobody has seen the key of {address}; make another: forwarder account key add {address}"
+    answer({"email": address, "api_key": key.secret}, as_json=as_json, people=people, lost=lost)
 
 
 @command(app, "list")
@@ -197,7 +198,10 @@ def add_key(
         )
 
     value = {"email": owner, "id": made.id, "name": made.name, "api_key": new.secret}
-    answer(value, as_json=as_json, people=people)
+    lost = (
+        f"nobody has seen this key; void it, and make another: forwarder account key revoke {owner} {made.id}"
+    )
+    answer(value, as_json=as_json, people=people, lost=lost)
 
 
 @command(keys, "list")

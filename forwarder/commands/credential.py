@@ -187,4 +187,6 @@ def _tell(login: str, made: str | None, *, as_json: bool) -> None:
         out.print("Servers: port 587 with STARTTLS, or port 465 with TLS.")
 
     value = {"login": login} | ({"password": made} if made else {})
-    answer(value, as_json=as_json, people=people)
+    name, _, domain = login.rpartition("@")
+    lost = f"nobody has seen the password; make another: forwarder credential password {domain} {name}"
+    answer(value, as_json=as_json, people=people, lost=lost if made else "")

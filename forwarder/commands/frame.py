@@ -6,6 +6,7 @@ Exit status: 0 done, 1 it did not work (the sentence says why and what to do), 2
 needs ``--yes``.
 """
 
+import errno
 import functools
 import json
 import os
@@ -15,6 +16,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
+
+from forwarder.commands.output import OutputError, give_up
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,10 +56,13 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[P, None]], Callab
         @functools.wraps(function)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
             try:
+                if sys.stdout is None and name != "serve":  # a server has nothing to answer
+                    raise Failure(
+                        "standard output is closed, so nothing was done; lead it somewhere, or to /dev/null"
+                    )
                 function(*args, **kwargs)
             except BrokenPipeError:
-                # Whoever read us has seen enough, as ``| head`` does; Python would complain again at exit.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                give_up()  # whoever read us has seen enough, as ``| head`` does
             except Exception as error:
                 explained = explain(error)
                 if explained is None:
@@ -201,16 +207,31 @@ def console() -> "Console":
     """What people read: nothing highlighted by itself; what goes to a file or a pipe is broken and cut nowhere."""
     from rich.console import Console
 
+    class Ours(Console):
+        def on_broken_pipe(self) -> None:  # rich would end the program here; see ``command``
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
     at_terminal = sys.stdout.isatty()
-    return Console(highlight=False, soft_wrap=not at_terminal, width=None if at_terminal else UNCUT)
+    return Ours(highlight=False, soft_wrap=not at_terminal, width=None if at_terminal else UNCUT)
 
 
-def answer(value: object, *, as_json: bool, people: Callable[["Console"], None]) -> None:
-    """Show ``value`` as JSON, or let ``people`` draw it."""
-    if as_json:
-        print(json.dumps(value, default=_plain, indent=2 if sys.stdout.isatty() else None))  # noqa: T201
-    else:
-        people(console())
+def answer(value: object, *, as_json: bool, people: Callable[["Console"], None], lost: str = "") -> None:
+    """Show ``value`` as JSON, or let ``people`` draw it; Failure when it cannot be written.
+
+    ``lost``: what to do then, for an answer that holds what is never shown again.
+    """
+    try:
+        if as_json:
+            print(json.dumps(value, default=_plain, indent=2 if sys.stdout.isatty() else None))  # noqa: T201
+        else:
+            people(console())
+        sys.stdout.flush()
+    except (OutputError, BrokenPipeError) as error:
+        if isinstance(error, BrokenPipeError) and not lost:
+            raise
+        give_up()
+        said = f"the command has run, but its answer cannot be written ({error.strerror})"
+        raise Failure(f"{said}; {lost}" if lost else said) from None
 
 
 def _plain(value: object) -> object:

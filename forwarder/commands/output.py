@@ -1,0 +1,62 @@
+"""Standard output: a full disk, a reader who left, none at all.
+
+Its troubles have a type of their own, so that whichever line meets them they are told from those of other files, and
+the command ends in a sentence. A reader who left (``BrokenPipeError``) is no trouble.
+"""
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class OutputError(OSError):
+    """Standard output cannot be written."""
+
+
+class Output(io.TextIOWrapper):
+    """Standard output as commands write to it."""
+
+    def write(self, text: str, /) -> int:
+        """As of any text file; OutputError."""
+        with _named():
+            return super().write(text)
+
+    def flush(self) -> None:
+        """As of any text file; OutputError."""
+        with _named():
+            super().flush()
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(error.errno, error.strerror) from None
+
+
+def take_over() -> None:
+    """Make standard output an ``Output``, where there is one."""
+    given = sys.stdout
+    if isinstance(given, io.TextIOWrapper):
+        encoding, errors = given.encoding, given.errors
+        buffering, through = given.line_buffering, given.write_through
+        sys.stdout = Output(given.detach(), encoding, errors, line_buffering=buffering, write_through=through)
+
+
+def give_up() -> None:
+    """Let what is not written yet go nowhere; Python would write it at exit, and complain again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def finish() -> None:
+    """See that everything is out; OutputError."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        give_up()
