@@ -429,6 +429,13 @@ def test_wrong_use_is_json_too() -> None:
         assert json.loads(done.stderr)["error"]
 
 
+def test_the_log_of_an_alias_is_that_of_its_domain(hosted: Cli) -> None:
+    status, output, errors = hosted("logs", "--alias", "info")
+    assert (status, output) == (2, "")
+    assert errors.startswith("forwarder: --alias needs --domain")
+    assert hosted("logs", "--alias", "info", "--domain", "example.com")[0] == 0
+
+
 def test_follow_shows_what_is_there_once(hosted: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import fields
 

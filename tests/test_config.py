@@ -166,6 +166,7 @@ def test_what_is_no_listener_is_refused(tmp_path: Path, text: str) -> None:
     [
         ("dns", "nameservers", "unbound:53", "its address"),
         ("dns", "nameservers", "127.1:53", "its address"),
+        ("dns", "nameservers", "1.1.1.1", '"1.1.1.1:53"'),
         ("dns", "timeout", "0s", "longer than nothing"),
         ("outbound", "bind_ipv4", "::1", "IPv4 address"),
         ("outbound", "bind_ipv4", "eth0", "IPv4 address"),
@@ -294,6 +295,11 @@ def test_what_no_room_could_be_built_from_is_refused_here(tmp_path: Path, line: 
     file.write_text(line + "\n", encoding="utf-8")
     with pytest.raises(ConfigError):
         load(str(file), {})
+
+
+def test_a_mark_before_the_first_line_is_no_mistake(tmp_path: Path) -> None:
+    """U+FEFF, which some editors write and none shows."""
+    assert load(written(tmp_path, '\ufeffhostname = "mx1.example.net"'), {}).hostname == "mx1.example.net"
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

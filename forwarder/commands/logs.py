@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forwarder.commands.frame import AsJson, Config, answer, console, now, with_store
+from forwarder.commands.frame import AsJson, Config, Failure, answer, console, now, with_store
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +28,8 @@ def show_logs(
     as_json: AsJson = False,
 ) -> None:
     """Show the log of mail, the newest last; every step of each message."""
+    if alias is not None and domain is None:
+        raise Failure("--alias needs --domain: other domains may have an alias of that name", status=2)
 
     async def work(database: "Database", settings: "Settings") -> None:
         journal, domain_id = await _journal(database, domain)

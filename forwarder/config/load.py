@@ -109,7 +109,8 @@ def read(path: str | None, environ: Mapping[str, str]) -> Source:
         raise ConfigError([Problem(origin="configuration", key="", reason=reason)])
     origin = chosen or DEFAULT_FILE
     try:
-        return Source(origin=origin, text=Path(origin).read_text(encoding="utf-8"))
+        # -sig: some editors put a mark (U+FEFF) before the first line, which nobody sees.
+        return Source(origin=origin, text=Path(origin).read_text(encoding="utf-8-sig"))
     except OSError as error:
         reason = f"cannot be read ({error.strerror}); check the path and its permissions"
     except UnicodeDecodeError:

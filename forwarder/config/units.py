@@ -93,11 +93,11 @@ def split_list(value: object) -> object:
 
 def _name_server(value: object) -> HostPort:
     """Asked by its address: to look its name up somebody would have to be asked first."""
-    server = parse_host_port(value)
     with suppress(ValueError):
+        server = parse_host_port(value)
         ipaddress.ip_address(server.host)
         return server
-    raise ValueError('write its address, for example "127.0.0.1:53" or "[::1]:53"')
+    raise ValueError('write its address and port, for example "1.1.1.1:53" or "[::1]:53"')
 
 
 def _local_address(version: int) -> Callable[[object], str]:
