@@ -1,7 +1,9 @@
 """Where answers go: to no disk, nowhere, to a reader who left, to a narrow terminal."""
 
+import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.commandline import Cli
+from tests.harness import House
 
 ROOT = Path(__file__).parent.parent
 FULL = "> /dev/full"
@@ -95,3 +98,38 @@ def test_a_reader_who_left_is_no_trouble_but_for_a_secret(hosted: Cli) -> None:
         assert unread("account", "list", *more) == (0, "")
     status, errors = unread("account", "create", "second@example.org")
     assert (status, "(Broken pipe); nobody has seen the key" in errors) == (1, True)
+
+
+async def test_a_narrow_terminal_shows_whole_addresses_and_a_held_delivery_is_told_of(
+    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.sink.play("rcpt", "450")
+    url = f"sqlite:///{tmp_path / 'forwarder.db'}"
+    async with house.engine(database={"url": url}, retry={"delays": ["30m"]}):
+        await house.host("example.com", {"*": "a.rather.long.name.of.a.mailbox@dest.test"})
+        await house.send("somebody.with.a.long.name@out.test", "info@example.com", b"Subject: x\r\n\r\nx\r\n")
+        await house.wait_for_statuses("QUEUED", "SOFT-BOUNCE")
+        cli = Cli(tmp_path, capsys)
+        cli.write(database=url)
+
+        async def said(*arguments: str) -> str:
+            status, output, errors = await asyncio.to_thread(cli, "queue", *arguments)
+            assert (status, errors) == (0, "")
+            return output
+
+        monkeypatch.setenv("TERM", "dumb")  # 80 columns and no colours
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        id_, *_ = (output := await said("list")).split()
+        first, second, third, fourth, *_ = output.splitlines()
+        assert re.fullmatch(r"[0-9a-f]{32}  queued  1 attempt, next \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", first)
+        assert second.rstrip() == "    somebody.with.a.long.name@out.test ->"
+        assert third.rstrip() == "    a.rather.long.name.of.a.mailbox@dest.test"
+        assert fourth.rstrip() == "    4.7.0 as told by the test"
+        assert await said("retry", id_) == "1 delivery due now\n"
+        await house.wait_for_statuses("QUEUED", "SOFT-BOUNCE", "SOFT-BOUNCE")
+        assert await said("release", id_) == "0 deliveries due now; one that is not held stays as it is\n"
+        assert await said("hold", id_) == "1 delivery held\n"
+        for ids in (id_, "--all"):
+            held = "0 deliveries due now; 1 held, which `forwarder queue release` makes due\n"
+            assert await said("retry", ids) == held
+        assert (await said("hold", id_)).startswith("0 deliveries held; one that is held")

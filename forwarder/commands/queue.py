@@ -13,6 +13,7 @@ from forwarder.commands.frame import (
     confirm,
     now,
     read,
+    shown,
     table,
     write,
 )
@@ -74,7 +75,11 @@ def list_queue(
         ]
         waiting = sum(counts.values())
         nothing = f"None of the {waiting} in the queue matches." if waiting else "The queue is empty."
-        table(out, columns, rows, empty=nothing)
+        if found and not out.soft_wrap:
+            for delivery in found:
+                _draw(delivery, out)
+        else:
+            table(out, columns, rows, empty=nothing)
         if found:
             out.print("\n" + ", ".join(f"{number} {name}" for name, number in counts.items()))
 
@@ -108,8 +113,13 @@ def retry(ids: Ids = None, every: Every = False, config: Config = None, as_json:
     from forwarder.store import admin
 
     chosen = _chosen(ids, every)
-    changed = write(config, lambda conn, _: admin.retry(conn, chosen, now=now()))
-    _say(changed, "due now", as_json)
+
+    def work(conn: "Connection", _settings: "Settings") -> tuple[int, int]:
+        return admin.retry(conn, chosen, now=now()), admin.held(conn, chosen)
+
+    changed, held = write(config, work)
+    kept = f"; {held} held, which `forwarder queue release` makes due" if held else ""
+    _say(changed, "due now", as_json, kept)
 
 
 @command(app, "hold")
@@ -118,7 +128,8 @@ def hold(ids: Ids = None, config: Config = None, as_json: AsJson = False) -> Non
     from forwarder.store import admin
 
     changed = write(config, lambda conn, _: admin.hold(conn, _some(ids)))
-    _say(changed, "held", as_json)
+    kept = "" if changed else "; one that is held, being attempted now or not in the queue stays as it is"
+    _say(changed, "held", as_json, kept)
 
 
 @command(app, "release")
@@ -127,7 +138,7 @@ def release(ids: Ids = None, config: Config = None, as_json: AsJson = False) -> 
     from forwarder.store import admin
 
     changed = write(config, lambda conn, _: admin.release(conn, _some(ids), now=now()))
-    _say(changed, "due now", as_json)
+    _say(changed, "due now", as_json, "" if changed else "; one that is not held stays as it is")
 
 
 @command(app, "drop")
@@ -153,6 +164,20 @@ def drop(
     _say(write(config, work), "dropped", as_json)
 
 
+def _draw(delivery: "QueuedDelivery", out: "Console") -> None:
+    """A few lines on a terminal: beside each other, the id alone would leave no room to read the addresses."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    attempts = f"{delivery.attempts} attempt{'' if delivery.attempts == 1 else 's'}"
+    due = f"next {shown(delivery.next_attempt_at)}"
+    out.print(f"{delivery.id}  {delivery.state}  {attempts}, {due}", markup=False, style="bold")
+    way = f"{delivery.reverse_path or '<>'} -> {delivery.destination}"
+    for line in (way, delivery.last_reply):
+        if line:
+            out.print(Padding(Text(line), (0, 0, 0, 4), expand=False))
+
+
 def _as_stored(domain: str) -> str:
     """Lower-case A-labels; what is no domain, such as the address in a webhook's URL, is looked for as it is."""
     from forwarder.mail.address import AddressError, parse_domain
@@ -175,11 +200,13 @@ def _chosen(ids: list[str] | None, every: bool) -> list[str] | None:
     return None if every else _some(ids)
 
 
-def _say(changed: int, what: str, as_json: bool) -> None:
+def _say(changed: int, what: str, as_json: bool, kept: str = "") -> None:
+    """``kept``: why others stay as they are, where that is known."""
     noun = "delivery" if changed == 1 else "deliveries"
-    why = "" if changed else "; one that is being attempted now, or that is not in the queue, stays as it is"
+    if not changed and not kept:
+        kept = "; one that is being attempted now, or that is not in the queue, stays as it is"
     answer(
-        {"changed": changed}, as_json=as_json, people=lambda out: out.print(f"{changed} {noun} {what}{why}")
+        {"changed": changed}, as_json=as_json, people=lambda out: out.print(f"{changed} {noun} {what}{kept}")
     )
 
 

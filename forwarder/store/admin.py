@@ -142,6 +142,12 @@ def drop(
     return len(rows)
 
 
+def held(conn: Connection, ids: Sequence[str] | None) -> int:
+    """How many of them are put aside."""
+    query = select(func.count()).select_from(deliveries).where(_IS_HELD, _named(ids))
+    return conn.execute(query).scalar_one()
+
+
 def counts(conn: Connection) -> dict[DeliveryState, int]:
     """How many deliveries there are in each state."""
     query = select(deliveries.c.state, func.count()).group_by(deliveries.c.state)
