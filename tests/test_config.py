@@ -93,35 +93,14 @@ def test_every_key_of_the_example_has_a_comment() -> None:
 
 @pytest.mark.parametrize(
     ("text", "octets"),
-    [
-        ("25 MiB", 26_214_400),
-        ("1kB", 1000),
-        ("1 KiB", 1024),
-        ("0.5 MiB", 524_288),
-        ("7 B", 7),
-        ("0", 0),
-        (0, 0),
-    ],
+    [("25 MiB", 26_214_400), ("1kB", 1000), ("1 KiB", 1024), ("0.5 MiB", 524_288), ("7 B", 7), ("12", 12)],
 )
-def test_sizes(text: str | int, octets: int) -> None:
+def test_sizes(text: str, octets: int) -> None:
     given = Settings.model_validate({"hostname": "a", "mx": {"min_rate": text}})
     assert given.mx.min_rate == octets
 
 
-@pytest.mark.parametrize("section", ["mx", "submission"])
-def test_a_server_takes_messages_of_64_kib(tmp_path: Path, section: str) -> None:
-    """RFC 5321 4.5.3.1.7"""
-    given = Settings.model_validate({"hostname": "a", "mx": {"size_limit": "64 KiB"}})
-    assert given.mx.size_limit == 65_536
-    for small in ("65535 B", "64 kB", "0"):
-        ((key, reason),) = problems(tmp_path, f'hostname = "a"\n[{section}]\nsize_limit = "{small}"')
-        assert key == f"{section}.size_limit"
-        assert 'write at least "64 KiB"' in reason
-
-
-@pytest.mark.parametrize(
-    "value", ["true", "-1", '"-1 MiB"', '"1 MiBs"', "1.5", "25", '"25"', '"26214400"', "false"]
-)
+@pytest.mark.parametrize("value", ["true", "-1", '"-1 MiB"', '"1 MiBs"', "1.5", "25", '"25"', "0", "999"])
 def test_what_is_no_size_is_refused(tmp_path: Path, value: str) -> None:
     ((key, reason),) = problems(tmp_path, f'hostname = "a"\n[mx]\nsize_limit = {value}')
     assert key == "mx.size_limit"

@@ -1,8 +1,8 @@
 """The units of the configuration: endpoints, sizes, durations, host names, lists, the database's URL.
 
 Each parser takes what TOML or the environment gives (or the finished value) and answers the finished
-value; a ``ValueError`` says what to write instead. Nothing is guessed: a duration or a size without a
-unit is refused.
+value; a ``ValueError`` says what to write instead. Nothing is guessed: a duration without a unit is
+refused.
 """
 
 import ipaddress
@@ -19,7 +19,7 @@ from forwarder.mail.address import AddressError, parse_address, parse_domain
 
 KIB = 1024
 MIB = 1024 * KIB
-LEAST_MESSAGE = 64 * KIB
+LEAST_MESSAGE = 1000  # octets: whoever writes less has forgotten the unit, and would refuse all mail for good
 
 
 class HostPort(NamedTuple):
@@ -55,13 +55,15 @@ def parse_host_port(value: object) -> HostPort:
 
 
 def parse_size(value: object) -> int:
-    """A number of octets: ``"25 MiB"``, ``"500 kB"``; of bare numbers 0 alone is the same in every unit."""
-    text = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
-    if text == "0":
-        return 0
-    if found := _SIZE.fullmatch(text):
-        with suppress(OverflowError):
-            return int(float(found[1]) * _SIZE_UNITS[found[2].lower()])
+    """A number of octets: ``"25 MiB"``, ``"500 kB"``, or a plain number."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str):
+        if value.isascii() and value.isdigit():
+            return int(value)
+        if found := _SIZE.fullmatch(value.strip()):
+            with suppress(OverflowError):
+                return int(float(found[1]) * _SIZE_UNITS[found[2].lower()])
     raise ValueError('write a size with its unit, for example "25 MiB" or "500 kB"')
 
 
@@ -137,7 +139,7 @@ def _longer_than_nothing(value: timedelta) -> timedelta:
 
 def _at_least_a_message(value: int) -> int:
     if value < LEAST_MESSAGE:
-        raise ValueError('write at least "64 KiB": a server takes messages of this size (RFC 5321 4.5.3.1.7)')
+        raise ValueError(f'this is {value} octets, less than any message has; write it with its unit, as in "25 MiB"')
     return value
 
 

@@ -30,7 +30,7 @@ async def test_a_body_beyond_the_limit_is_413_whether_announced_or_not(desk: Des
 
 @pytest.mark.parametrize(("octets", "status"), [(200, 200), (201, 413)])
 async def test_a_body_may_be_as_large_as_the_limit(store_url: str, octets: int, status: int) -> None:
-    async with Desk(store_url, api={"body_limit": "200 B"}) as desk:
+    async with Desk(store_url, api={"body_limit": 200}) as desk:
         for number, announced in enumerate((True, False)):
             content = json.dumps({"domain": f"d{number}.com"}).encode().ljust(octets)
 

@@ -83,15 +83,13 @@ class Listening:
 
 
 async def listen(
-    data_dir: Path, *, tls: ServerTls | None = None, normalize: bool = False, octets: int = 0, **mx: Any
+    data_dir: Path, *, tls: ServerTls | None = None, normalize: bool = False, **mx: Any
 ) -> Listening:
-    """The dialogue as the MX would serve it, with these settings; ``octets``: a size limit no file may set."""
+    """The dialogue as the MX would serve it, with these settings."""
     defaults = {"listen": ["127.0.0.1:0"], "connections_per_client": 0, "connections_per_minute": 0}
     settings = Settings.model_validate(
         {"hostname": "mx.test", "data_dir": str(data_dir), "mx": defaults | mx}
     )
-    if octets:
-        settings = settings.model_copy(update={"mx": settings.mx.model_copy(update={"size_limit": octets})})
     reception = Recording()
     nothing: Any = None
     rooms = Rooms(

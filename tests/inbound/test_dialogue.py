@@ -248,7 +248,7 @@ async def test_long_lines_of_text(serve, length, code):
     ],
 )
 async def test_announced_sizes(serve, size, reply):
-    listening = await serve(octets=1000)
+    listening = await serve(size_limit="1000 B")
     async with connect(listening) as client:
         await client.ehlo()
         assert str(await client.say(b"MAIL FROM:<a@sender.test> SIZE=" + size + b"\r\n")).startswith(reply)
@@ -256,7 +256,7 @@ async def test_announced_sizes(serve, size, reply):
 
 @pytest.mark.parametrize(("size", "code"), [(1000, 250), (1001, 552), (1120, 552), (50_000, 552)])
 async def test_a_body_over_the_limit_is_refused_after_the_dot(serve, size, code):
-    listening = await serve(octets=1000)
+    listening = await serve(size_limit="1000 B")
     content = b"..\r\n" * 40 + b"x" * (size - 162) + b"\r\n"
     assert len(content) == size
     async with connect(listening) as client:
@@ -271,7 +271,7 @@ async def test_a_body_over_the_limit_is_refused_after_the_dot(serve, size, code)
 @pytest.mark.parametrize(("lines", "code"), [(333, 250), (334, 552)])
 async def test_the_dots_of_stuffing_are_not_of_the_size(serve, lines, code):
     """RFC 1870 4 counts the message, not what makes it transparent: here one octet in four on the wire."""
-    listening = await serve(octets=1000)
+    listening = await serve(size_limit="1000 B")
     async with connect(listening) as client:
         await client.ehlo()
         answers = await client.message(b"a@sender.test", [b"b@here.test"], b".\r\n" * lines)
@@ -280,7 +280,7 @@ async def test_the_dots_of_stuffing_are_not_of_the_size(serve, lines, code):
 
 @pytest.mark.parametrize(("lines", "code"), [(499, 250), (500, 552)])
 async def test_a_line_end_is_two_octets_of_the_size_however_it_came(serve, lines, code):
-    listening = await serve(octets=1000, normalize=True)
+    listening = await serve(size_limit="1000 B", normalize=True)
     async with connect(listening) as client:
         await client.ehlo()
         answers = await client.message(b"a@sender.test", [b"b@here.test"], b"\n" * lines + b"\r\n")
@@ -290,7 +290,7 @@ async def test_a_line_end_is_two_octets_of_the_size_however_it_came(serve, lines
 
 
 async def test_more_mail_at_once_than_memory_is_put_off(serve):
-    listening = await serve(octets=1000)
+    listening = await serve(size_limit="1000 B")
     memory = listening.server._desk.memory
     memory.held = memory.limit - 100
     async with connect(listening) as client:
