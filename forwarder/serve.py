@@ -20,6 +20,7 @@ import importlib
 import os
 import random
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -358,6 +359,7 @@ class Engine:
             try:
                 async with asyncio.timeout(3):
                     await self.journal.flush()
+                    await self.queue.withdraw_doubtful(time.monotonic())
                     await workers.farewell(self.database, self.worker_id, self._clock())
             except (TimeoutError, StoreUnavailable) as error:
                 log.warning("left without a farewell; others take over in time", reason=str(error))

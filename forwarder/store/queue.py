@@ -8,9 +8,11 @@ How it fails. StoreUnavailable and its kinds, nothing of the change in force; th
 settle again. After CommitUnknown nobody can say whether the change is in force:
 
 - A message so enqueued is answered 451 and will be sent again, so ``run`` withdraws what may have been stored: at once
-  and, since a COMMIT may still be under way to a server that lost us, again for DOUBT seconds. The window that remains:
-  this process dies before the store is back, or another worker began a delivery that was not leased to us. Then the
-  message is delivered although its client was told 451, and the client's second try is a second copy (RFC 1047).
+  and, since its COMMIT may hang in a server that waits for its disk, again until that transaction has certainly ended,
+  for DOUBT seconds at least. Until then nothing of it is claimed or given back here. While DOUBTFUL messages are in
+  doubt, no other is taken. The window that remains: this process ends before the store is back, or another worker began
+  a delivery that was not leased to us. Then the message is delivered although its client was told 451, and the client's
+  second try is a second copy (RFC 1047).
 - A settlement is simply settled again: if it had taken, the second finds no lease; ``settle`` then says True, for one
   with a report only if that is stored: it must not be sent by two.
 - Leases that a claim took without our knowing are found by the dispatcher, which compares what the store says we hold
@@ -21,7 +23,9 @@ and it is delivered from the queue.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
@@ -35,21 +39,29 @@ from forwarder.store.engine import Database
 from forwarder.store.enqueueing import Enqueueing
 from forwarder.store.records import Delivery, NewMessage, Settlement
 from forwarder.store.rows import is_postgres
-from forwarder.store.settling import Doubt, Ended, Release, Releasing, Settling, withdraw
+from forwarder.store.settling import Doubt, Ended, Release, Releasing, Settling, under_way, withdraw
 from forwarder.store.straight import read_blob, run_text
 from forwarder.store.tables import IS_LEASED, deliveries, messages
 from forwarder.store.trouble import CommitUnknown, StoreUnavailable
-from forwarder.store.writer import Failed
+from forwarder.store.writer import GROUP_ITEMS, Failed
 
 IF_WORKER_DIES = timedelta(
     minutes=15
 )  # at most, from a claim to the next attempt when its workers keep dying
 DOUBT = 30.0  # seconds
+DOUBTFUL = 10_000  # messages
 TICK = 2.0
 RELEASE_TRIES = 3
 
 T = TypeVar("T")
 _log = structlog.get_logger("forwarder.store")
+
+
+@dataclass(slots=True)
+class _InDoubt:
+    doubt: Doubt
+    since: float  # monotonic
+    before: int | None = None  # what may still bring the message has a lower number; None: not known yet
 
 
 class Queue:
@@ -76,7 +88,7 @@ class Queue:
         self._settling = Settling(enqueueing=self._enqueueing, worker_id=worker_id)
         self._releasing = Releasing(worker_id=worker_id)
         self._claiming = Claiming(worker_id=worker_id)
-        self._doubts: dict[str, tuple[Doubt, float]] = {}
+        self._doubts: dict[str, _InDoubt] = {}
         self._unsure: set[tuple[str, int]] = (
             set()
         )  # settlements that took, or may have, and of which the caller heard an error
@@ -89,6 +101,8 @@ class Queue:
         It must not raise.
         """
         self._check_alive()
+        if len(self._doubts) >= DOUBTFUL:
+            raise StoreUnavailable("too many messages are in doubt")
         stored = self._database.writer.enlist(
             self._enqueueing,
             message,
@@ -121,6 +135,8 @@ class Queue:
             if_worker_dies=now + self._if_worker_dies,
         )
         claimed = await self._database.writer.submit(self._claiming, claim)
+        if self._doubts:  # it has just appeared: leased to us now, it is withdrawn
+            claimed = [d for d in claimed if not self._is_doubtful(d.message_id, d.attempts)]
         return sorted(claimed, key=lambda delivery: delivery.id)
 
     async def content(self, message_id: str) -> bytes | None:
@@ -193,12 +209,12 @@ class Queue:
         return await self._database.read(next_due)
 
     async def held(self) -> dict[str, int]:
-        """The attempt of every delivery that the store says this worker holds, by its id."""
-        query = select(deliveries.c.id, deliveries.c.attempts).where(
+        """The attempt of every delivery that the store says this worker holds, by its id; what is in doubt left out."""
+        query = select(deliveries.c.id, deliveries.c.attempts, deliveries.c.message_id).where(
             IS_LEASED, deliveries.c.lease_owner == self._worker_id
         )
         rows = await self._database.read(lambda conn: conn.execute(query).all())
-        return {row.id: row.attempts for row in rows}
+        return {row.id: row.attempts for row in rows if not self._is_doubtful(row.message_id, row.attempts)}
 
     async def give_back(self, attempts: Mapping[str, int]) -> int:
         """Give back leases known by id and attempt only, due now; how many were ours."""
@@ -213,28 +229,42 @@ class Queue:
 
     async def run(self) -> None:
         """Task body: withdraw what is doubtful as soon as the store answers again."""
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(TICK)
             try:
-                await self.withdraw_doubtful(loop.time())
+                await self.withdraw_doubtful(time.monotonic())
             except StoreUnavailable:
                 _log.info("doubtful messages wait for the store", doubtful=len(self._doubts))
             except Exception as error:  # noqa: BLE001 - this task must outlive what it has not foreseen
                 _log.error("doubtful messages were not withdrawn", reason=repr(error))
 
     async def withdraw_doubtful(self, now: float) -> None:
-        """Withdraw every doubtful message; forget those that have been in doubt for DOUBT seconds."""
-        if not self._doubts:
-            return
-        doubts = dict(self._doubts)
-        found = [doubt for doubt, _ in doubts.values()]
-        withdrawn = await self._database.write(lambda conn: withdraw(conn, found, self._worker_id))
-        for message_id, (_, since) in doubts.items():
-            if now - since >= DOUBT:
-                del self._doubts[message_id]
+        """Withdraw every doubtful message; forget those of which nothing can come any more. ``now`` is monotonic."""
+        doubts = list(self._doubts.values())
+        for first in range(0, len(doubts), GROUP_ITEMS):  # as many as were written at once
+            await self._withdraw(doubts[first : first + GROUP_ITEMS], now)
+
+    async def _withdraw(self, doubts: list[_InDoubt], now: float) -> None:
+        found = [each.doubt for each in doubts]
+
+        def work(conn: Connection) -> tuple[int, int, int]:
+            oldest, this = under_way(conn)  # first: what had ended by now, the withdrawal sees
+            return oldest, this, withdraw(conn, found, self._worker_id)
+
+        # A group that was given up for late may still be under way here, and begin once more under a later number.
+        ended = [each for each in doubts if not self._database.writer.is_at_work_since(each.since)]
+        oldest, this, withdrawn = await self._database.write(work)
+        for each in ended:
+            if each.before is None:
+                each.before = this
+            elif each.before <= oldest and now - each.since >= DOUBT:
+                self._doubts.pop(each.doubt.message_id, None)
         if withdrawn:
             _log.warning("doubtful messages are withdrawn", messages=len(found), deliveries=withdrawn)
+
+    def _is_doubtful(self, message_id: str, attempts: int) -> bool:
+        """Whether a delivery is to be withdrawn; it is not after another worker's attempt."""
+        return message_id in self._doubts and attempts <= 1
 
     def _check_alive(self) -> None:
         if not self._alive():  # others may already deliver what we would lease
@@ -242,7 +272,7 @@ class Queue:
 
     def _doubt(self, message: NewMessage) -> None:
         ids = tuple(delivery.id for delivery in message.deliveries)
-        self._doubts[message.id] = (Doubt(message.id, ids), asyncio.get_running_loop().time())
+        self._doubts[message.id] = _InDoubt(Doubt(message.id, ids), time.monotonic())
 
     def _nobody_took(self, message: NewMessage, ended: "Failed | None") -> None:
         """The caller was cancelled: what it would have handed over to the dispatcher goes back to the queue."""

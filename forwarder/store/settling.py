@@ -234,12 +234,24 @@ def _finished(postgres: bool) -> Executable:
     return query.returning(messages.c.id) if postgres else query
 
 
+def under_way(conn: Connection) -> tuple[int, int]:
+    """The number of the oldest transaction that has begun to write and not ended, and that of this one.
+
+    On SQLite nothing is under way while we write: one thread does, and a transaction of its own has ended before.
+    """
+    if not is_postgres(conn):
+        return 0, 0
+    snapshot = func.txid_current_snapshot()
+    oldest, this = conn.execute(select(func.txid_snapshot_xmin(snapshot), func.txid_current())).one()
+    return oldest, this
+
+
 def withdraw(conn: Connection, doubts: Sequence[Doubt], worker_id: str) -> int:
     """Delete what an unanswered COMMIT may have left of these messages and nobody has begun to deliver."""
     ids = [(id_,) for doubt in doubts for id_ in doubt.delivery_ids]
     given = _IDS.source(is_postgres(conn))
     values = _IDS.values(conn, ids)
-    unbegun = (deliveries.c.lease_owner == worker_id) | (
+    unbegun = ((deliveries.c.lease_owner == worker_id) & (deliveries.c.attempts <= 1)) | (
         (deliveries.c.state == DeliveryState.QUEUED.value) & (deliveries.c.attempts == 0)
     )
     mine = deliveries.c.id.in_(select(given.c.id))

@@ -198,6 +198,10 @@ class Writer:
         """Whether what is put now waits for others to be written."""
         return bool(self.running)
 
+    def is_at_work_since(self, before: float) -> bool:
+        """Whether a group that was taken before that monotonic time is still being written, or tried again."""
+        return any(since < before for since, _ in list(self.running.values()))
+
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Run a function of a connection in the next group."""
         result: T = await self.submit(self._work, work)

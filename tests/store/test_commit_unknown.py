@@ -1,17 +1,22 @@
 """The link to PostgreSQL is cut at COMMIT: what was answered 451 is withdrawn, what was settled is settled once."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import timedelta
+from functools import partial
 from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 from sqlalchemy import update
 
 from forwarder.store.tables import deliveries, events, logs, messages
 from forwarder.store.trouble import CommitUnknown, StoreUnavailable
+from forwarder.store.writer import Item
 from tests.store.conftest import NOON, Stage, as_delivery, delivered, hard, until
-from tests.store.test_queue import rows, sizes
+from tests.store.test_queue import forgotten, rows, sizes
 
 
 class Cutter:
@@ -21,7 +26,7 @@ class Cutter:
         self._port = port
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self.cut: str | None = None  # "before" or "after" the server got it; once
+        self.cut: str | None = None  # "before" or "after" the server did it, or "during" that; once
 
     async def start(self) -> int:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -48,15 +53,16 @@ class Cutter:
                         how, self.cut = self.cut, None
                         back.cancel()
                         await asyncio.gather(back, return_exceptions=True)
-                        if how == "after":
+                        if how != "before":
                             up_writer.write(data)
+                        if how == "after":
                             await up_reader.read(65536)  # the server's answer, which nobody will hear
                         break
                     up_writer.write(data)
             finally:
                 back.cancel()
-                for end in (writer, up_writer):
-                    end.transport.abort()
+                writer.transport.abort()
+                up_writer.close()  # what it was sent arrives
                 await asyncio.gather(back, return_exceptions=True)
         finally:
             self._tasks.discard(task)
@@ -76,6 +82,36 @@ async def cutter(postgres_url: str) -> AsyncIterator[Cutter]:
     made = Cutter(port)
     yield made
     await made.stop()
+
+
+class Disk:
+    """Lets COMMIT hang in the server, as a disk would that does not write, for as long as it is ``asleep``."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    @asynccontextmanager
+    async def asleep(self) -> AsyncIterator[None]:
+        """Every COMMIT of a message that was sent meanwhile waits until the end of the block."""
+        held = await asyncpg.connect(self._url)
+        try:
+            await held.execute(
+                """
+                CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS
+                    'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END';
+                CREATE CONSTRAINT TRIGGER hang AFTER INSERT ON messages DEFERRABLE INITIALLY DEFERRED
+                    FOR EACH ROW EXECUTE FUNCTION hang();
+                SELECT pg_advisory_lock(1);
+                """
+            )
+            yield
+        finally:
+            await held.close()
+
+
+@pytest.fixture
+def disk(postgres_url: str) -> Disk:
+    return Disk(postgres_url)
 
 
 @pytest.fixture
@@ -108,6 +144,72 @@ async def test_a_message_answered_451_is_withdrawn(
     caring.cancel()
     assert [row.id for row in await rows(worker.database, messages)] == [kept.id]
     assert await worker.queue.settle(delivered(as_delivery(kept)))
+
+
+@pytest.mark.parametrize("leased", [True, False])
+async def test_a_message_whose_commit_hangs_for_long_is_withdrawn_when_it_ends(
+    stage: Stage, cutter: Cutter, disk: Disk, leased: bool
+) -> None:
+    worker = await stage.worker()
+    kept = stage.message(leased=True)
+    await worker.queue.enqueue(kept)
+    lost = stage.message("a@dest.example", "b@dest.example", leased=leased)
+    async with disk.asleep():
+        cutter.cut = "during"
+        with pytest.raises(CommitUnknown):
+            await worker.queue.enqueue(lost)
+        much_later = time.monotonic() + 3600
+        for _ in range(3):
+            await worker.queue.withdraw_doubtful(much_later)
+        assert await sizes(worker.database) == (1, 1, 1, 1)
+
+    async def appeared() -> bool:
+        return await sizes(worker.database) == (2, 3, 3, 3)
+
+    await until(appeared)
+    # Nothing of it is sent by us, or offered to others, before it is withdrawn.
+    assert await worker.queue.claim_due(NOON + timedelta(minutes=1), 10) == []
+    assert await worker.queue.held() == {kept.deliveries[0].id: 1}
+    await worker.queue.withdraw_doubtful(much_later)
+    assert [row.id for row in await rows(worker.database, messages)] == [kept.id]
+    assert await sizes(worker.database) == (1, 1, 1, 1)
+    await until(partial(forgotten, worker, much_later))
+
+
+async def test_a_doubt_outlasts_the_group_that_was_given_up_for_late(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its COMMIT has no number before it is sent: what is tried again may have a later one."""
+    worker = await stage.worker()
+    lost = stage.message(leased=True)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    transact = worker.database.writer._transact  # type: ignore[attr-defined]
+
+    async def slow(part: list[Item]) -> list[object]:
+        if part[0].value is lost:
+            begun.set()
+            await go_on.wait()
+        result: list[object] = await transact(part)
+        return result
+
+    monkeypatch.setattr(worker.database.writer, "_transact", slow)
+    waiting = asyncio.create_task(worker.queue.enqueue(lost))
+    await begun.wait()
+    worker.database.writer.expire_now(time.monotonic())
+    with pytest.raises(CommitUnknown):
+        await waiting
+    much_later = time.monotonic() + 3600
+    for _ in range(3):
+        await worker.queue.withdraw_doubtful(much_later)
+    go_on.set()
+
+    async def appeared() -> bool:
+        return await sizes(worker.database) == (1, 1, 1, 1)
+
+    await until(appeared)
+    await worker.queue.withdraw_doubtful(much_later)
+    assert await sizes(worker.database) == (0, 0, 0, 0)
+    await until(partial(forgotten, worker, much_later))
 
 
 @pytest.mark.parametrize("how", ["before", "after"])

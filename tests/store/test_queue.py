@@ -2,19 +2,22 @@
 
 import asyncio
 import threading
+import time
 from collections import Counter
+from contextlib import AsyncExitStack
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, func, select
 
 from forwarder.mail.event import DeliveryState, Status
-from forwarder.store import workers
+from forwarder.store import queue, sqlite, straight, workers
 from forwarder.store.engine import Database
 from forwarder.store.tables import deliveries, domains, events, logs, messages
-from forwarder.store.trouble import StoreUnavailable
-from tests.store.conftest import NOON, Stage, as_delivery, delivered, hard, soft, until
+from forwarder.store.trouble import CommitUnknown, StoreUnavailable
+from tests.store.conftest import NOON, Stage, Worker, as_delivery, delivered, hard, soft, until
 
 MINUTE = timedelta(minutes=1)
 
@@ -29,6 +32,12 @@ async def sizes(database: Database) -> tuple[int, int, int, int]:
     """How many messages, deliveries, logs and events there are."""
     found = [len(await rows(database, table)) for table in (messages, deliveries, logs, events)]
     return found[0], found[1], found[2], found[3]
+
+
+async def forgotten(worker: Worker, now: float) -> bool:
+    """Whether a withdrawal, as one of several, found nothing to be in doubt any more; others may write meanwhile."""
+    await worker.queue.withdraw_doubtful(now)
+    return not worker.queue._doubts
 
 
 async def statuses(database: Database, log_id: str) -> list[str]:
@@ -430,6 +439,56 @@ async def test_withdrawing_spares_what_another_worker_will_try_again(stage: Stag
     worker.queue._doubt(message)
     await worker.queue.withdraw_doubtful(0.0)
     assert [row.id for row in await rows(worker.database, deliveries)] == [begun.id]
+    [again] = await worker.queue.claim_due(NOON, 1)  # ours to try now, and so not to be withdrawn
+    assert again.attempts == 2
+    assert await worker.queue.held() == {begun.id: 2}
+    await worker.queue.withdraw_doubtful(0.0)
+    assert await worker.queue.settle(delivered(again))
+
+
+async def test_a_message_whose_commit_hangs_on_sqlite_is_withdrawn_when_it_ends(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asleep, awake = threading.Event(), threading.Event()
+
+    def commit(conn: Connection) -> None:
+        asleep.set()
+        awake.wait(20)
+        straight.commit(conn)
+
+    async with AsyncExitStack() as opened:
+        stage = Stage(sqlite_url, opened)
+        worker = await stage.worker()
+        monkeypatch.setattr(sqlite, "commit", commit)
+        lost = asyncio.create_task(worker.queue.enqueue(stage.message("a@dest.example", "b@dest.example")))
+        await asyncio.to_thread(asleep.wait, 10)
+        worker.database.writer.expire_now(time.monotonic())
+        with pytest.raises(CommitUnknown):
+            await lost
+        much_later = time.monotonic() + 3600
+        claim = asyncio.create_task(worker.queue.claim_due(NOON, 10))
+        withdrawal = asyncio.create_task(worker.queue.withdraw_doubtful(much_later))
+        await asyncio.sleep(0)  # both are in the line now, in this order
+        awake.set()
+        assert await claim == []
+        await withdrawal
+        assert await sizes(worker.database) == (0, 0, 0, 0)
+        await until(partial(forgotten, worker, much_later))
+
+
+async def test_while_too_much_is_in_doubt_nothing_is_taken(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "DOUBTFUL", 2)
+    worker = await stage.worker()
+    for _ in range(2):
+        worker.queue._doubt(stage.message())
+    with pytest.raises(StoreUnavailable):
+        await worker.queue.enqueue(stage.message())
+    much_later = time.monotonic() + 3600
+    await until(partial(forgotten, worker, much_later))
+    await worker.queue.enqueue(stage.message())
+    assert (await sizes(worker.database))[0] == 1
 
 
 async def test_counts_of_a_large_claim(stage: Stage) -> None:
