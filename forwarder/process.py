@@ -77,7 +77,7 @@ class Process:
 
         async def begin() -> None:
             engine = Engine(settings, place, keyring=keyring)
-            await engine.start()
+            await engine.start(grace=lambda: self._grace)
             begun.append(engine)
 
         if not await self.unless_ended(wait_for_store(begin)) and not begun:

@@ -122,12 +122,15 @@ class Engine:
         self._recheck: Recheck | None = None
         self._tls: ServerTls | None = None
 
-    async def start(self) -> None:
-        """Open, bind and begin everything, in order; where something fails, what was begun ends, and it is raised."""
+    async def start(self, *, grace: Callable[[], timedelta] = lambda: GRACE) -> None:
+        """Open, bind and begin everything, in order; where something fails, what was begun ends, and it is raised.
+
+        So it does when cancelled. Mail may be under way by then: it has the ``grace`` of that moment to end in order.
+        """
         try:
             await self._start()
         except BaseException:
-            await self.stop(grace=timedelta(0))
+            await self.stop(grace=grace())
             raise
 
     async def _start(self) -> None:

@@ -1,0 +1,49 @@
+"""One serving process that is told to end before its start is over."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from forwarder.process import Process
+from forwarder.serve import Engine, Place
+from tests.harness import House, wait_until
+
+
+async def test_told_to_end_during_the_start_it_drains(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has begun to be said is answered, what is on the wire is written down, and it does not wait for the rest."""
+    async with house.engine():
+        await house.host("example.com", {"info": "person@dest.test"})
+    starting: asyncio.Queue[Engine] = asyncio.Queue()
+
+    async def hang(engine: Engine, _vault: object) -> None:  # the listeners of mail are open by now
+        starting.put_nowait(engine)
+        await asyncio.Event().wait()
+
+    house.sink.slowness = 0.5
+    house.sink.play("dot", "slow")
+    process = Process(lambda: house.settings, Place())
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "_open_api", hang)
+        serving = asyncio.create_task(process.run(house.settings, lambda _engine: None, None))
+        engine = await starting.get()
+        house.ports = engine.ports
+        whole = await house.send("ann@out.test", "info@example.com", b"Subject: whole\r\n\r\nx\r\n")
+        assert whole.code == 250
+        await wait_until(lambda: engine.dispatcher.load().dialling)
+        async with house.client() as idle, house.client() as half:
+            await half.ehlo()
+            await half.say(b"MAIL FROM:<ann@out.test>\r\n")
+            await half.say(b"RCPT TO:<info@example.com>\r\n")
+            assert (await half.say(b"DATA\r\n")).code == 354
+            await half.send(b"Subject: half\r\n\r\nfirst\r\n")
+            process.end(timedelta(seconds=10))
+            assert str(await idle.read()).startswith("421 4.3.2")
+            answer = await half.say(b"second\r\n.\r\n")
+            assert answer.code == 250, answer
+        await asyncio.wait_for(serving, 15)
+    async with house.engine():
+        await house.sink.wait_for(2)
+        await wait_until(house.queue_is_empty)
+    subjects = [message.content.rpartition(b"Subject: ")[2] for message in house.sink.messages]
+    assert sorted(subjects) == [b"half\r\n\r\nfirst\r\nsecond\r\n", b"whole\r\n\r\nx\r\n"]
