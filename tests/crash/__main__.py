@@ -34,6 +34,9 @@ def main() -> int:
     parser.add_argument("--database", choices=("sqlite", "postgresql", "both"), default="both")
     parser.add_argument("--nodes", type=int, default=1, help="on PostgreSQL; SQLite has one")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument(
+        "--supervisor-only", action="store_true", help="with --processes: its workers are not killed with it"
+    )
     parser.add_argument("--points", action="store_true", help="first die once at every named point")
     parser.add_argument(
         "--pause", type=float, default=0.9, help="from a 250 to the next death, at most, seconds"
@@ -60,7 +63,12 @@ def main() -> int:
             signal.signal(signal.SIGINT, lambda *_, running=campaign: setattr(running, "enough", True))
             with campaign:
                 rows = points.table(campaign, points.ordinary(), nths=(1, 3)) if options.points else []
-                campaign.random_kills(options.kills, rate=options.rate, pause=options.pause)
+                campaign.random_kills(
+                    options.kills,
+                    rate=options.rate,
+                    pause=options.pause,
+                    supervisor_only=options.supervisor_only,
+                )
                 verdict = campaign.settle()
             slowest = max(campaign.restarts)
             print(f"\n{kind}, {nodes} node(s), seed {options.seed}, slowest restart {slowest:.2f} s")

@@ -91,10 +91,13 @@ class Campaign:
     def ports(self) -> list[int]:
         return [node.port for node in self.members if node.alive()]
 
-    def kill(self, node: Node) -> None:
+    def kill(self, node: Node, *, supervisor_only: bool = False) -> None:
         began = time.time()
-        node.kill()
-        self.died(node, began=began)
+        node.kill(supervisor_only=supervisor_only)
+        if supervisor_only:
+            self.ledger.write("orphaned", node=node.name)
+        else:
+            self.died(node, began=began)
 
     def died(self, node: Node, **circumstances: Any) -> None:
         """Write down that a node is dead; before it is started again."""
@@ -103,7 +106,9 @@ class Campaign:
     def restart(self, node: Node) -> None:
         self.restarts.append(node.start())
 
-    def random_kills(self, kills: int, *, rate: float = 30.0, pause: float = 0.9) -> None:
+    def random_kills(
+        self, kills: int, *, rate: float = 30.0, pause: float = 0.9, supervisor_only: bool = False
+    ) -> None:
         """SIGKILL at random moments under ``rate`` messages a second, each node started again at once.
 
         A node dies at most ``pause`` seconds after somebody was told 250, so that there is something to lose.
@@ -115,7 +120,7 @@ class Campaign:
                 self._wait_for_mail()
                 time.sleep(self.chance.uniform(0.0, pause))
                 node = self.chance.choice(self.members)
-                self.kill(node)
+                self.kill(node, supervisor_only=supervisor_only)
                 self.restart(node)
                 self.tell(f"{number + 1}/{kills} kills")
 

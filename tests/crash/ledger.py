@@ -18,6 +18,7 @@ A second copy is explained by what became of the first, or it is a broken promis
     a late arrival     the session that brought the second copy was open when its node was killed or stopped, and the
                        first one came after that: somebody else had taken over
 
+A supervisor that died alone (*orphaned*) explains nothing either: its workers live on, and end in order.
 A death of another node, or of the same node at another time, explains nothing; nor does a database that went away,
 since a settlement is written when it is back. A second report about a recipient must be the same report again.
 """
@@ -173,6 +174,8 @@ def judge(facts: list[dict[str, Any]]) -> Verdict:
             case "killed" | "stopped":
                 verdict.kills += fact["what"] == "killed"
                 seen.ends[fact["node"]].append((fact.get("began", fact["at"]), fact["at"]))
+            case "orphaned":
+                verdict.kills += 1
             case "stray":
                 verdict.broken.append(f"the sink got something that was never sent: {fact['why']}")
     verdict.sent = len(seen.sent)

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -128,13 +129,39 @@ class Node:
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def kill(self) -> None:
-        """SIGKILL to the whole group at once, as a power cut does to processes."""
+    def kill(self, *, supervisor_only: bool = False) -> None:
+        """SIGKILL to every process at once, as a power cut does; ``supervisor_only`` leaves its workers, which drain.
+
+        Workers have sessions of their own, so that the signal to the first one's group does not reach them.
+        """
         if self.process is None:
             return
+        workers = [] if supervisor_only else self._held_children()
         with contextlib.suppress(ProcessLookupError):  # it may have died of its own failpoint
             os.killpg(self.process.pid, signal.SIGKILL)
+        for worker in workers:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(worker, signal.SIGKILL)
         self.process.wait()
+        for worker in workers:
+            select.select([worker], [], [])  # readable once it has ended
+            os.close(worker)
+
+    def _children(self) -> list[int]:
+        assert self.process is not None
+        try:
+            found = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        except OSError:  # it has ended
+            return []
+        return [int(pid) for pid in found.split()]
+
+    def _held_children(self) -> list[int]:
+        """A descriptor of each: its id may be another's once it has ended."""
+        held = []
+        for pid in self._children():
+            with contextlib.suppress(ProcessLookupError):
+                held.append(os.pidfd_open(pid))
+        return held
 
     def signal(self, number: int) -> None:
         if self.process is not None and self.alive():
@@ -160,12 +187,10 @@ class Node:
 
     def wait_for_workers(self, seconds: float = PATIENCE) -> list[int]:
         """The process ids of the supervisor's workers, once all have served and there are as many as it keeps."""
-        assert self.process is not None
         wanted = int(self.environ["WORKERS__PROCESSES"])
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         deadline = time.monotonic() + seconds
         while True:
-            found = [int(pid) for pid in children.read_text().split()]
+            found = self._children()
             if len(found) == wanted and (self.folder / "data" / "run" / "ports.json").exists():
                 return found
             if time.monotonic() > deadline:

@@ -1,5 +1,8 @@
 """The short form of the campaign: about two hundred deaths, and nothing lost. ``make crash`` is the long one."""
 
+import os
+import select
+
 import pytest
 
 from tests.crash import points
@@ -50,6 +53,31 @@ def test_deaths_at_random_lose_nothing(campaign_on: MakeCampaign, kind: str, nod
     assert verdict.broken == []
     assert verdict.kills == kills
     assert verdict.acknowledged > kills  # else there was nothing to lose
+
+
+@pytest.mark.parametrize("supervisor_only", [False, True])
+def test_deaths_of_a_supervisor_with_or_without_its_workers_lose_nothing(
+    campaign_on: MakeCampaign, supervisor_only: bool
+) -> None:
+    kills = 10
+    campaign = campaign_on("sqlite", processes=2, seed=20261128)
+    campaign.random_kills(kills, rate=30, pause=0.5, supervisor_only=supervisor_only)
+    verdict = campaign.settle()
+    assert verdict.broken == []
+    assert verdict.kills == kills
+    assert verdict.acknowledged > kills
+
+
+def test_a_kill_reaches_every_process_of_a_node(campaign_on: MakeCampaign) -> None:
+    campaign = campaign_on("sqlite", processes=2)
+    node = campaign.members[0]
+    assert node.process is not None
+    held = [os.pidfd_open(pid) for pid in (node.process.pid, *node.wait_for_workers())]
+    campaign.kill(node)
+    ended, _, _ = select.select(held, [], [], 0)
+    assert ended == held
+    for process in held:
+        os.close(process)
 
 
 def test_a_worker_that_dies_is_replaced_by_the_supervisor(campaign_on: MakeCampaign) -> None:

@@ -49,6 +49,10 @@ def killed(at: float, node: str = "mx1") -> dict[str, Any]:
     return {"what": "killed", "at": at, "node": node}
 
 
+def orphaned(at: float, node: str = "mx1") -> dict[str, Any]:
+    return {"what": "orphaned", "at": at, "node": node}
+
+
 def stopped(at: float, node: str = "mx1") -> dict[str, Any]:
     return {"what": "stopped", "at": at, "node": node}
 
@@ -123,6 +127,7 @@ def test_promises_broken(facts: list[dict[str, Any]], sentence: str) -> None:
         pytest.param([copy(2.0)], id="nobody died"),
         pytest.param([copy(2.0), killed(2.1, "mx2")], id="another node died"),
         pytest.param([killed(1.4), copy(2.0)], id="it died before that session"),
+        pytest.param([copy(2.0), orphaned(2.1)], id="its supervisor died alone"),
         pytest.param([copy(2.0), killed(3.1)], id="it died when it had had the time to write"),
         pytest.param([copy(2.0), told(2.0, 3.0), killed(4.1)], id="the time counts from the answer"),
         pytest.param([copy(2.0), {"what": "cut", "at": 2.1}], id="only the database went away"),
