@@ -7,7 +7,9 @@ that hangs holds no session slot; ``lanes`` decides who may dial; the ``crew`` d
 
 Promises: at most ``outbound.window`` deliveries are held, and some more only by what arrives between a ``lease`` and
 its ``hand_over``; what does not fit stays due in the store. A site that is full or suspended is left out of claims.
-``drain`` ends in its time: what was not begun goes back to the store, due at once, its attempt not counted.
+What waits for the DNS has a share of the window; what is claimed beyond it, at most one claim a second, goes back for a
+minute, so that whatever is due behind it gets its turn. ``drain`` ends in its time: what was not begun goes back to the
+store, due at once, its attempt not counted.
 
 It fails without noise: when the store is away it waits, in growing steps, and goes on when it is back. A loop that
 breaks is logged and started again; ``tasks`` tells a watchdog.
@@ -33,6 +35,7 @@ from forwarder.outbound.delivery import Courier
 from forwarder.outbound.lanes import Lane, Lanes, suspensions
 from forwarder.outbound.lookups import Lookups
 from forwarder.outbound.parcel import Job, Parcel, first_attempt
+from forwarder.outbound.returns import Returns
 from forwarder.outbound.route import NoRoute, Route, Router
 from forwarder.outbound.settling import Settling
 from forwarder.outbound.strays import Strays
@@ -45,6 +48,7 @@ _POLL = 1.0  # seconds between looks at the store when nothing is known to be du
 _CLAIM = 250  # deliveries a claim
 _LONGEST_PAUSE = 5.0  # seconds between attempts to reach a store that is away
 _OVERFULL_PAUSE = timedelta(seconds=10)  # for what was claimed although its site has no room
+_UNASKED_PAUSE = timedelta(minutes=1)  # for what was claimed although too much waits for the DNS
 
 _log = structlog.get_logger(__name__)
 
@@ -108,7 +112,7 @@ class Dispatcher:
             hand_over=self.hand_over,
         )
         self._window = Window(self._read, queue.contents)
-        self._lookups = Lookups(router, found=self._found, failed=self._unroutable)
+        self._lookups = Lookups(router, window=outbound.window, found=self._found, failed=self._unroutable)
         self._crew = Crew(
             lanes=self._lanes,
             window=self._window,
@@ -118,12 +122,12 @@ class Dispatcher:
             freed=self._freed,
             sure=sure,
         )
-        self._returning: list[tuple[Parcel, Delivery, timedelta]] = []
         self._news = asyncio.Event()  # something may be due, or have to be given back
+        self._returns = Returns(queue, self._window, clock=clock)
         self._strays = Strays(queue, self.holding)
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._open = False  # takes fresh mail
-        self._starved = False  # the window is too full for a claim
+        self._patient_until: float | None = None  # as long, room for a claim is waited for
         self._forgot_at: datetime | None = None  # what was leased before is somebody else's
         self._claim_size = min(_CLAIM, outbound.window // 8 + 1)
 
@@ -132,11 +136,14 @@ class Dispatcher:
         if not self._open:
             return False
         lookups = self._lookups
+        if lookups.route(destination_domain) is None and not (
+            lookups.waiting_for(destination_domain) < self._free()
+            and lookups.has_room(destination_domain, attempts=1)
+        ):
+            return False
         site = lookups.site(destination_domain)
-        if site is None:
-            return lookups.waiting_for(destination_domain) < self._free()
-        now = asyncio.get_running_loop().time()
-        return self._lanes.has_room(self._lanes.known(site), now, elsewhere=lookups.waiting)
+        lane = None if site is None else self._lanes.known(site)
+        return self._lanes.has_room(lane, asyncio.get_running_loop().time(), elsewhere=lookups.waiting)
 
     def prepare(self, message: NewMessage) -> Callable[[], None]:
         """Sign a message that is being committed; the hand-over to call once it is. Neither raises."""
@@ -204,9 +211,9 @@ class Dispatcher:
         for job in waiting:
             self._return(job, timedelta(0))
         # First what costs nothing to give back, so that others can begin with it at once.
-        await self._give_back(until=ends)
+        await self._returns.give_back(until=ends)
         await self._crew.stop(timedelta(seconds=max(0.1, ends - asyncio.get_running_loop().time())))
-        await self._give_back(until=ends + 1.0)  # what was handed over in the meantime
+        await self._returns.give_back(until=ends + 1.0)  # what was handed over in the meantime
         if self._window.held:
             _log.error(
                 "leases are left behind", deliveries=len(self._window.held), ids=list(self._window.held)[:100]
@@ -262,6 +269,7 @@ class Dispatcher:
             job.route = route
             self._queue_up(lane, job, domain)
         self._crew.pump()
+        self._freed()
 
     async def _unroutable(self, found: NoRoute, jobs: Sequence[Job]) -> None:
         # The DNS spoke for the whole domain: as if its only host had said so about the message.
@@ -276,7 +284,7 @@ class Dispatcher:
             self._lanes.add(lane, job, domain)
 
     def _return(self, job: Job, pause: timedelta) -> None:
-        self._returning += [(job.parcel, delivery, pause) for delivery in job.deliveries]
+        self._returns.add(job, pause)
         self._news.set()
 
     # From the store to the window, and back.
@@ -303,22 +311,30 @@ class Dispatcher:
         """One turn: give back, wake lanes, claim what fits. The seconds until the next turn."""
         self._news.clear()
         now = asyncio.get_running_loop().time()
-        await self._give_back(until=None)
+        await self._returns.give_back(until=None)
         self._lanes.wake(now)
         self._crew.pump()
         for lane in self._lanes:
             if lane.suspended_until > now and lane.waiting:
                 await self._crew.flush(lane)
-        free = self._free()
-        if free < self._claim_size and not self._starved:
+        free, room = self._free(), self._lookups.room
+        if min(free, room) < self._claim_size:
             # For a second, unless settled deliveries make room for a claim that is worth its while before.
-            self._starved = True
-            return _POLL
-        self._starved = False
+            if self._patient_until is None:
+                self._patient_until = now + _POLL
+            if now < self._patient_until:
+                return self._patient_until - now
+        if room >= self._claim_size or free < self._claim_size:
+            self._patient_until = None  # else claims go on until one brings what nobody can be asked for
         if free <= 0:
             return _POLL
         limit, forgot_at = min(free, _CLAIM), self._forgot_at
-        claimed = await self._queue.claim_due(self._clock(), limit, self._lanes.blocked_domains(now))
+        left_out = self._lanes.blocked_domains(now)
+        if room < self._claim_size:
+            left_out += self._lookups.domains
+        else:
+            limit = min(limit, room)
+        claimed = await self._queue.claim_due(self._clock(), limit, left_out)
         if claimed and forgot_at == self._forgot_at:  # else others may have them; if not, they are strays
             failpoint.reach("dispatch.claimed")
             await self._take_in(claimed)
@@ -333,15 +349,23 @@ class Dispatcher:
 
     async def _take_in(self, claimed: Iterable[Delivery]) -> None:
         parcels: dict[str, tuple[Parcel, list[Delivery]]] = {}
+        asking = 0
         for delivery in claimed:
             known = parcels.get(delivery.message_id)
             if known is None:
                 parcel = self._window.parcel(delivery.message_id) or Parcel.of_delivery(delivery)
                 known = parcels[delivery.message_id] = (parcel, [])
-            known[1].append(delivery)
             self._window.admit(known[0], [delivery], None)
+            domain = delivery.destination_domain
+            if delivery.kind is DeliveryKind.SMTP and self._lookups.route(domain) is None:
+                if not self._lookups.has_room(domain, delivery.attempts, beside=asking):
+                    self._return(Job(parcel=known[0], deliveries=[delivery]), _UNASKED_PAUSE)
+                    self._patient_until = None
+                    continue
+                asking += 1
+            known[1].append(delivery)
         try:
-            await self._window.load([parcel for parcel, _ in parcels.values()])
+            await self._window.load([parcel for parcel, deliveries in parcels.values() if deliveries])
         finally:
             for parcel, deliveries in parcels.values():
                 self._send_on(parcel, deliveries)
@@ -355,34 +379,11 @@ class Dispatcher:
 
     def _freed(self) -> None:
         """Places in the window became free."""
-        if self._starved and self._free() >= self._claim_size:
+        if self._patient_until is not None and min(self._free(), self._lookups.room) >= self._claim_size:
             self._news.set()
 
     def _free(self) -> int:
         return self._size - self._lanes.held - self._lookups.waiting
-
-    async def _give_back(self, *, until: float | None) -> None:
-        """Release what is to go back; with ``until``, as long as that loop time is not over."""
-        while self._returning:
-            batch, self._returning = self._returning[:200], self._returning[200:]
-            now = self._clock()
-            results = await asyncio.gather(
-                *(self._queue.release(d, next_attempt_at=now + pause) for _, d, pause in batch),
-                return_exceptions=True,
-            )
-            away = False
-            for returned, result in zip(batch, results, strict=True):
-                if isinstance(result, StoreUnavailable):
-                    self._returning.append(returned)
-                    away = True
-                    continue
-                if isinstance(result, BaseException):
-                    _log.error("a lease is a stray now", delivery=returned[1].id, exc_info=result)
-                self._window.let_go(returned[0], [returned[1]])
-            if away:
-                if until is None or asyncio.get_running_loop().time() >= until:
-                    return
-                await asyncio.sleep(0.1)
 
     async def _read(self, message_id: str) -> bytes | None:
         return await self._settling.persistently(lambda: self._queue.content(message_id))
