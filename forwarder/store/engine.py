@@ -125,7 +125,8 @@ class Database:
     async def ready(self) -> None:
         """StoreUnavailable unless the store answers, has its tables, and can commit."""
         if self.writer.failing:  # only a commit can tell whether the cause is gone
-            await self.write(lambda conn: conn.exec_driver_sql(_TOUCH[self.dialect]) and None)
+            touch = _TOUCH[self.dialect]
+            await self.writer.write(lambda conn: conn.exec_driver_sql(touch) and None, writes=True)
         await self.read(lambda conn: conn.execute(text("SELECT value FROM sequences LIMIT 1")).first())
 
 

@@ -197,7 +197,7 @@ class PostgresWriter(Writer):
                 part = todo.pop()
                 try:
                     results = await self._with_patience(part)
-                    self.failing = False
+                    self.prove(zip(part, results, strict=True))
                 except Exception as error:  # noqa: BLE001 - every error has its item or is trouble
                     results = self._blame(part, error, todo)
                 self.resolve(zip(part, results, strict=False))

@@ -161,7 +161,7 @@ class SqliteWriter(Writer):
                     self._write(conn, todo.pop(), todo, done)
                     if todo:
                         begin(conn)
-            self.failing = False
+            self.prove(done)
         except BaseException as error:  # noqa: BLE001 - a thread has nobody to raise to
             trouble = trouble_of(error) or StoreUnavailable()
             trouble.__cause__ = error

@@ -79,9 +79,10 @@ class Item:
 
     ``orphaned``: the change is made although its caller gave up waiting (cancelled the future), and this is told how
     it ended, once. It does what ``asyncio.shield`` would, without a second future and a turn of the loop for each.
+    ``writes``: whatever it finds, it changes the database.
     """
 
-    __slots__ = ("batch", "future", "orphaned", "since", "value", "weight")
+    __slots__ = ("batch", "future", "orphaned", "since", "value", "weight", "writes")
 
     def __init__(
         self,
@@ -90,12 +91,14 @@ class Item:
         weight: int,
         future: asyncio.Future[Any],
         orphaned: "Callable[[Any], object] | None",
+        writes: bool = False,
     ) -> None:
         self.batch = batch
         self.value = value
         self.weight = weight
         self.future = future
         self.orphaned = orphaned
+        self.writes = writes
         self.since = time.monotonic()
 
 
@@ -161,17 +164,19 @@ class Writer:
         self.loop = asyncio.get_running_loop()
         self.waiting = Waiting()
         self.running: dict[int, tuple[float, list[Item]]] = {}  # by the identity of the group
-        self.failing = False  # the last group failed because of the database
+        self.failing = (
+            False  # a group failed because of the database, and since then nothing has been written for sure
+        )
         self.closing = False
         self._work = Work()
         self._watch = self.loop.create_task(self._expire(), name="store-watch")
 
-    async def submit(self, batch: Batch[I, R], value: I) -> R:
+    async def submit(self, batch: Batch[I, R], value: I, *, writes: bool = False) -> R:
         """Write ``value`` in the next group; returns when it is durable.
 
         May be cancelled at any time; the change is then in force or not, as a whole.
         """
-        return await self.enlist(batch, value)
+        return await self.enlist(batch, value, writes=writes)
 
     def enlist(
         self,
@@ -180,15 +185,16 @@ class Writer:
         *,
         weight: int = 0,
         orphaned: "Callable[[R | Failed], object] | None" = None,
+        writes: bool = False,
     ) -> "asyncio.Future[R]":
-        """As ``submit``; the future to await.
+        """As ``submit``; the future to await. ``writes``: see ``Item``.
 
         With ``orphaned`` the change is made even when the future was cancelled, and its end is told there instead; but
         not to a caller that is cancelled after the future has its result.
         """
         if self.closing:
             raise StoreUnavailable("the store is closing")
-        item = Item(batch, value, weight, self.loop.create_future(), orphaned)
+        item = Item(batch, value, weight, self.loop.create_future(), orphaned, writes)
         self.waiting.put(item)
         self.wake()
         return item.future
@@ -202,9 +208,9 @@ class Writer:
         """Whether a group that was taken before that monotonic time is still being written, or tried again."""
         return any(since < before for since, _ in list(self.running.values()))
 
-    async def write(self, work: Callable[[Connection], T]) -> T:
+    async def write(self, work: Callable[[Connection], T], *, writes: bool = False) -> T:
         """Run a function of a connection in the next group."""
-        result: T = await self.submit(self._work, work)
+        result: T = await self.submit(self._work, work, writes=writes)
         return result
 
     async def write_aside(self, work: Callable[[Connection], T]) -> T:
@@ -227,6 +233,14 @@ class Writer:
                 future.set_exception(result.error)
             else:
                 future.set_result(result)
+
+    def prove(self, committed: Iterable[tuple[Item, Any]]) -> None:
+        """A transaction has ended well: after a failure only one that wrote shows that the database can again.
+
+        A claim that finds nothing commits on a full disk and past an fsync that hangs.
+        """
+        if self.failing and any(item.writes and not isinstance(result, Failed) for item, result in committed):
+            self.failing = False
 
     async def _expire(self) -> None:
         while True:

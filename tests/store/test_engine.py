@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, false, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -191,6 +191,26 @@ async def test_after_trouble_it_is_ready_when_something_has_reached_the_disk(sql
         assert os.stat(log).st_size > before
         assert not database.writer.failing
     await database.close()
+
+
+async def test_after_trouble_only_what_was_written_makes_it_ready(database: Database) -> None:
+    database.writer.failing = True
+    for found_nothing in (
+        lambda _conn: None,
+        lambda conn: conn.execute(sequences.delete().where(false())) and None,
+    ):
+        await database.write(found_nothing)
+        assert database.writer.failing
+    with pytest.raises(ValueError, match="a mistake"):
+        await database.writer.write(fails, writes=True)
+    assert database.writer.failing
+    await database.ready()
+    assert not database.writer.failing
+
+
+def fails(conn: Connection) -> None:
+    conn.execute(sequences.insert().values(name="lost", value=1))
+    raise ValueError("a mistake")
 
 
 class _FullAtCommit(sqlite3.Connection):

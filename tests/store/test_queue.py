@@ -44,6 +44,15 @@ async def statuses(database: Database, log_id: str) -> list[str]:
     return [row.status for row in await rows(database, events) if row.log_id == log_id]
 
 
+async def test_after_trouble_a_stored_message_shows_that_the_store_can_write_again(stage: Stage) -> None:
+    worker = await stage.worker()
+    worker.database.writer.failing = True
+    assert await worker.queue.claim_due(NOON, 10) == []
+    assert worker.database.writer.failing
+    await worker.queue.enqueue(stage.message())
+    assert not worker.database.writer.failing
+
+
 async def test_an_enqueued_message_is_claimed_whole(stage: Stage) -> None:
     worker = await stage.worker()
     content = bytes(range(256)) * 300
