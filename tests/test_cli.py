@@ -283,6 +283,10 @@ async def test_queue_and_logs_of_a_running_engine(
         await house.send("ann@out.test", "info@example.com", b"Subject: y\r\n\r\nx\r\n")
         await house.wait_for_statuses(*("QUEUED", "SOFT-BOUNCE", "DELIVERED"), "QUEUED", "SOFT-BOUNCE")
         (again,) = (await run(lambda: cli.json("queue", "list")))["deliveries"]
+        assert await run(lambda: cli.json("queue", "retry", "--all")) == {"changed": 1}
+        await house.wait_for_statuses(
+            *("QUEUED", "SOFT-BOUNCE", "DELIVERED"), *("QUEUED", "SOFT-BOUNCE", "SOFT-BOUNCE")
+        )
         assert await run(lambda: cli.json("queue", "drop", again["id"], "--yes")) == {"changed": 1}
         assert (await run(lambda: cli.json("queue", "list")))["deliveries"] == []
         assert "The queue is empty" in (await run(lambda: cli("queue", "list", "--state", "held")))[1]

@@ -15,6 +15,7 @@ from forwarder.commands.frame import (
     read,
     shown,
     table,
+    with_store,
     write,
 )
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from forwarder.config import Settings
     from forwarder.store.admin import QueuedDelivery
+    from forwarder.store.engine import Database
 
 app = typer.Typer(no_args_is_help=True, help="The queue: list, show, retry, hold, release, drop.")
 
@@ -114,12 +116,35 @@ def retry(ids: Ids = None, every: Every = False, config: Config = None, as_json:
 
     chosen = _chosen(ids, every)
 
-    def work(conn: "Connection", _settings: "Settings") -> tuple[int, int]:
-        return admin.retry(conn, chosen, now=now()), admin.held(conn, chosen)
+    def some(conn: "Connection", _settings: "Settings") -> int:
+        return admin.retry(conn, chosen or (), now=now())
 
-    changed, held = write(config, work)
+    changed = _retry_all(config) if chosen is None else write(config, some)
+    held = read(config, lambda conn, _: admin.held(conn, chosen))
     kept = f"; {held} held, which `forwarder queue release` makes due" if held else ""
     _say(changed, "due now", as_json, kept)
+
+
+def _retry_all(config: str | None) -> int:
+    """In bites, between which the engine writes; a person at a terminal sees how far it is."""
+    from functools import partial
+
+    from rich.console import Console
+
+    from forwarder.store import admin
+
+    async def work(database: "Database", _settings: "Settings") -> int:
+        changed, after, limit, at = 0, "", 1000, now()
+        with Console(stderr=True).status("looking at the queue") as status:
+            while True:
+                bite = await database.write(partial(admin.retry_next, after=after, now=at, limit=limit))
+                changed += len(bite)
+                if len(bite) < limit:
+                    return changed
+                after = bite[-1]
+                status.update(f"{changed} deliveries due now")
+
+    return with_store(config, work)
 
 
 @command(app, "hold")

@@ -139,7 +139,9 @@ def _longer_than_nothing(value: timedelta) -> timedelta:
 
 def _at_least_a_message(value: int) -> int:
     if value < LEAST_MESSAGE:
-        raise ValueError(f'this is {value} octets, less than any message has; write it with its unit, as in "25 MiB"')
+        raise ValueError(
+            f'this is {value} octets, less than any message has; write it with its unit, as in "25 MiB"'
+        )
     return value
 
 

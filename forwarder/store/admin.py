@@ -3,6 +3,7 @@
 Functions of a connection, for ``database.read`` and ``database.write``. A leased delivery is in a worker's hands and is
 left alone by all of them: within minutes it is settled or queued again. ``ids`` may name deliveries or messages, all of
 whose deliveries are then meant; None means every delivery that the verb applies to. Each verb says how many it changed.
+``retry_next`` is for a whole queue, which one statement cannot change in the time that it has.
 
 ``drop`` ends deliveries as failed: the log gets a HARD-BOUNCE that names the operator, the sender gets no DSN.
 """
@@ -89,10 +90,29 @@ def show(conn: Connection, id_: str) -> list[QueuedDelivery]:
     return [_shown(row) for row in conn.execute(query)]
 
 
-def retry(conn: Connection, ids: Sequence[str] | None, *, now: datetime) -> int:
+def retry(conn: Connection, ids: Sequence[str], *, now: datetime) -> int:
     """Make queued deliveries due now."""
     query = update(deliveries).where(IS_QUEUED, _named(ids)).values(next_attempt_at=now)
     return conn.execute(query).rowcount
+
+
+def retry_next(conn: Connection, *, after: str, now: datetime, limit: int = 1000) -> list[str]:
+    """Make queued deliveries due now, the first after that id; their ids. Fewer than ``limit``: there are no more."""
+    candidate = (
+        select(deliveries.c.id)
+        .where(IS_QUEUED, deliveries.c.id > after)
+        .order_by(deliveries.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)  # a row somebody is claiming is due already
+        .cte("candidate")
+    )
+    query = (
+        update(deliveries)
+        .where(deliveries.c.id.in_(select(candidate.c.id)))
+        .values(next_attempt_at=now)
+        .returning(deliveries.c.id)
+    )
+    return sorted(conn.execute(query).scalars())
 
 
 def hold(conn: Connection, ids: Sequence[str] | None) -> int:

@@ -164,9 +164,8 @@ class Writer:
         self.loop = asyncio.get_running_loop()
         self.waiting = Waiting()
         self.running: dict[int, tuple[float, list[Item]]] = {}  # by the identity of the group
-        self.failing = (
-            False  # a group failed because of the database, and since then nothing has been written for sure
-        )
+        # A group has failed because of the database, and nothing was surely written since.
+        self.failing = False
         self.closing = False
         self._work = Work()
         self._watch = self.loop.create_task(self._expire(), name="store-watch")

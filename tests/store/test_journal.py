@@ -201,7 +201,23 @@ async def test_an_operator_looks_and_retries(stage: Stage) -> None:
     assert await database.read(admin.counts) == {"queued": 2, "leased": 1, "held": 0}
     assert await database.write(lambda conn: admin.retry(conn, [shown[0].id], now=NOON)) == 1
     assert [d.id for d in await worker.queue.claim_due(NOON, 10)] == [shown[0].id]
-    assert await database.write(lambda conn: admin.retry(conn, None, now=NOON)) == 1
+
+
+async def test_a_whole_queue_is_retried_in_bites(stage: Stage) -> None:
+    worker = await stage.worker()
+    messages_ = [stage.message("a@one.example", "b@two.example", due=DAY) for _ in range(2)]
+    for message in (*messages_, stage.message("c@three.example", leased=True)):
+        await worker.queue.enqueue(message)
+    waiting = sorted(delivery.id for message in messages_ for delivery in message.deliveries)
+    await worker.database.write(lambda conn: admin.hold(conn, waiting[1:2]))
+    database, wanted = worker.database, [waiting[0], *waiting[2:]]
+
+    first = await database.write(lambda conn: admin.retry_next(conn, after="", now=NOON, limit=2))
+    assert first == wanted[:2]
+    assert [d.id for d in await worker.queue.claim_due(NOON, 10)] == wanted[:2]
+    last = await database.write(lambda conn: admin.retry_next(conn, after=first[-1], now=NOON, limit=2))
+    assert last == wanted[2:]
+    assert [d.id for d in await worker.queue.claim_due(NOON, 10)] == wanted[2:]
 
 
 async def test_a_held_delivery_waits_for_its_release(stage: Stage) -> None:
