@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,32 @@ async def test_a_full_disk_is_said_and_forgotten(sqlite_url: str) -> None:
     await database.write(put("after"))  # type: ignore[arg-type]  - a new connection has no limit any more
     assert await names(database) == {"before", "after"}
     await database.close()
+
+
+async def test_a_copy_made_while_others_write_is_whole(sqlite_url: str) -> None:
+    database = await Database.open(sqlite_url)
+    await database.write(put("before", padding="x" * 300_000))  # type: ignore[arg-type]
+    file = sqlite_url.removeprefix("sqlite:///")
+
+    def copy() -> None:  # as the README says
+        with closing(sqlite3.connect(file)) as conn:
+            conn.execute("VACUUM INTO ?", (f"{file}.copy",))
+
+    copying = asyncio.create_task(asyncio.to_thread(copy))
+    number = 0
+    while not copying.done():
+        await database.write(put(f"meanwhile {number}"))  # type: ignore[arg-type]
+        number += 1
+    await copying
+    await database.close()
+    restored = await Database.open(f"{sqlite_url}.copy")
+    await restored.write(put("after"))  # type: ignore[arg-type]
+    found = {name.rstrip("x") for name in await names(restored)}
+    copied = len(found) - 2
+    assert found == {"before", "after", *(f"meanwhile {n}" for n in range(copied))}
+    assert copied <= number
+    assert stat.S_IMODE(os.stat(f"{file}.copy").st_mode) == 0o600
+    await restored.close()
 
 
 async def test_after_trouble_it_is_ready_when_something_has_reached_the_disk(sqlite_url: str) -> None:
