@@ -199,7 +199,18 @@ def _returned(head: bytes) -> bytes:
     """The third part: the header of the original, as many whole lines of it as fit."""
     if len(head) > MAX_HEAD:
         head = head[: head.rfind(b"\r\n", 0, MAX_HEAD) + 2] or head[:MAX_HEAD]
-    return _text_part("text/rfc822-headers", head)
+    return _text_part(f"text/rfc822-headers{_charset(head)}", head)
+
+
+def _charset(head: bytes) -> str:
+    """Without one it would be ASCII. Older readers know no message/global-headers (RFC 6533 section 5)."""
+    if head.isascii():
+        return ""
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError:
+        return "; charset=unknown-8bit"  # RFC 1428
+    return "; charset=utf-8"
 
 
 def _text_part(kind: str, text: str | bytes) -> bytes:

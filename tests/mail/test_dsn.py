@@ -118,6 +118,20 @@ def test_the_header_of_the_original_comes_back_and_its_body_stays_here() -> None
     _, parts = parsed(report())
     assert parts[2].get_content_type() == "text/rfc822-headers"
     assert parts[2].get_content().encode() == ORIGINAL.partition(b"\r\n\r\n")[0] + b"\r\n"
+    assert parts[2].get_param("charset") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "charset"), [("J\xf6rg".encode(), "utf-8"), ("J\xf6rg".encode("latin-1"), "unknown-8bit")]
+)
+def test_a_header_of_the_original_that_is_not_ascii_says_what_it_is(name: bytes, charset: str) -> None:
+    head = b"From: " + name + b" <alice@example.org>\r\n"
+    content = report(original=head + b"\r\nbody\r\n")
+    assert content.isascii()
+    _, parts = parsed(content)
+    assert parts[2].get_content_type() == "text/rfc822-headers"
+    assert parts[2].get_param("charset") == charset
+    assert parts[2].get_payload(decode=True) == head
 
 
 @pytest.mark.parametrize(
