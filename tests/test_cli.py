@@ -74,6 +74,25 @@ def test_what_cannot_be_is_a_sentence(cli: Cli) -> None:
     assert "forwarder logs" in cli.fails("queue", "show", "0" * 32)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("queue", "show", "\udcff.test"),
+        ("queue", "drop", "0" * 32, "\udcff.test", "--yes"),
+        ("queue", "list", "--domain", "\udcff.test"),
+        ("logs", "--domain", "\udcff.test"),
+        ("alias", "add", "example.com", "\udcff", "p@dest.test"),
+        ("domain", "show", "\udcff.test"),
+        ("route", "\udcff@example.com"),
+    ],
+)
+def test_an_argument_that_is_not_text(hosted: Cli, command: tuple[str, ...]) -> None:
+    status, output, errors = hosted(*command)
+    assert (status, output) == (2, "")
+    assert errors.startswith(r"forwarder: '\udcff")
+    assert "is not UTF-8" in errors
+
+
 def test_domains(hosted: Cli) -> None:
     assert "already exists" in hosted.fails("domain", "add", "EXAMPLE.com", "--account", "you@example.org")
     (listed,) = hosted.json("domain", "list")

@@ -11,7 +11,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
@@ -60,6 +60,7 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[P, None]], Callab
                     raise Failure(
                         "standard output is closed, so nothing was done; lead it somewhere, or to /dev/null"
                     )
+                _check_text(kwargs)
                 function(*args, **kwargs)
             except BrokenPipeError:
                 give_up()  # whoever read us has seen enough, as ``| head`` does
@@ -75,6 +76,24 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[P, None]], Callab
         return guarded
 
     return register
+
+
+def _check_text(arguments: Mapping[str, object]) -> None:
+    """Failure where an argument is not text: Python hands octets that are not UTF-8 on as lone surrogates."""
+    for name, value in arguments.items():
+        words = value if isinstance(value, list) else [value]
+        for word in words:
+            # The name of a file may be any octets.
+            if isinstance(word, str) and name != "config" and not _is_text(word):
+                raise Failure(f"{word!r} is not UTF-8; write it as text", status=2)
+
+
+def _is_text(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def explain(error: Exception) -> tuple[int, str] | None:
