@@ -91,6 +91,16 @@ def test_an_srs_address_that_is_not_to_be_trusted_says_why(hosted: Cli, bounces:
     assert "too old" in hosted("route", str(old))[1]
 
 
+def test_a_capture_that_makes_no_address(hosted: Cli) -> None:
+    hosted.json("alias", "add", "example.com", "opt(a)?", "p$1@dest.test,always@dest.test")
+    assert len(route(hosted, "opta@example.com")["destinations"]) == 2
+    found = route(hosted, "opt@example.com")
+    assert (found["accepted"], found["trouble"], found["destinations"]) == (False, "UNKNOWN", [])
+    why = "no alias answers, or what the pattern of the one that does captured makes no address"
+    assert found["steps"] == [f"opt@example.com: {why}"]
+    assert why in " ".join(hosted("route", "opt@example.com")[1].split())
+
+
 def test_the_postmaster_of_the_server(hosted: Cli, tmp_path: File, monkeypatch: pytest.MonkeyPatch) -> None:
     lead_here(tmp_path)
     assert route(hosted, "postmaster@mx1.example.net")["trouble"] == "NOT_HOSTED"

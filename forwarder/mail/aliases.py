@@ -63,7 +63,7 @@ LABEL_PROVIDERS = frozenset(
 
 
 class Unknown(Enum):
-    """No alias answers."""
+    """No alias answers, or what the pattern of the one that does captured makes no address."""
 
     UNKNOWN = "unknown"
 

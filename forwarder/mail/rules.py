@@ -40,7 +40,7 @@ class Trouble(StrEnum):
     """Why a recipient, or a branch of it, leads nowhere."""
 
     NOT_HOSTED = "the domain is not hosted here"
-    UNKNOWN = "no alias answers"
+    UNKNOWN = "no alias answers, or what the pattern of the one that does captured makes no address"
     DISABLED_DEFER = "the alias is disabled and asks to try later"
     DISABLED_REFUSE = "the alias is disabled and refuses"
     DISCARD = "the alias is disabled and discards"
