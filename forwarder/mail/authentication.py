@@ -24,6 +24,7 @@ _PASSED = re.compile(
     r'(?:^|;)\s*(?:dkim|spf)=pass\b[^;]*?\s(?:header\.d|smtp\.mailfrom|smtp\.helo)="?([A-Za-z0-9._-]+)'
 )
 _ARC = re.compile(r"(?:^|;)\s*arc=(none|pass|fail)\b")
+_DOT = re.compile(r"\s*\.\s*")
 _HEADER = b"authentication-results"
 
 
@@ -153,10 +154,14 @@ def _value(raw: bytes) -> str:
 
 
 def _claims(value: str, authserv_id: str) -> bool:
-    """Whether a reader might take the header for ours: its authserv-id, comments and quotes aside, is our name."""
+    """Whether a reader might take the header for ours: our name stands before its first result.
+
+    Comments, quotes and escapes are left out, and blanks beside a dot; the root's dot may end the name (RFC 1034 3.1).
+    A name of which ours is a part is another's.
+    """
     kept: list[str] = []
     depth = 0
-    characters = iter(value)
+    characters = iter(value.lstrip("; "))
     for character in characters:
         if character == "\\":
             escaped = next(characters, "")
@@ -172,8 +177,12 @@ def _claims(value: str, authserv_id: str) -> bool:
             break
         elif character != '"':
             kept.append(character)
+    text = "".join(kept).lower()
+    ours = re.compile(rf"(?<![\w.-]){re.escape(authserv_id)}(?!\.?[\w-])")
+    if ours.search(text) or ours.search(_DOT.sub(".", text)):
+        return True
     # A comment that never ends hides everything from us, and perhaps not from the next reader.
-    return authserv_id in "".join(kept).lower().split() or (depth > 0 and authserv_id in value.lower())
+    return depth > 0 and authserv_id in value.lower()
 
 
 def _dkim(signature: SignatureResult) -> str:

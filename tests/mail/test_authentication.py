@@ -359,6 +359,17 @@ def test_what_was_recorded_is_found_again() -> None:
         b" (a comment; with (more) of it) mx1.example.net; dmarc=pass",
         b" (never closed mx1.example.net; dmarc=pass",
         b" mx1.example.net",
+        b" mx1.example.net.; dmarc=pass",
+        b" MX1.Example.Net. 1; dmarc=pass",
+        b' "mx1.example.net."; dmarc=pass',
+        b" mx1.example.net (x) .; dmarc=pass",
+        b" mx1(x).example.net; dmarc=pass",
+        b" mx1 . example . net; dmarc=pass",
+        b" mx1.example\r\n\t.net\r\n\t; dmarc=pass",
+        b" mx1.example.net/1; dmarc=pass",
+        b" ; mx1.example.net; dmarc=pass",
+        b" mx1.example.net . x; dmarc=pass",
+        b" \0mx1.example.net; dmarc=pass",
     ],
 )
 def test_headers_that_claim_to_be_ours_are_removed(value: bytes) -> None:
@@ -370,6 +381,10 @@ def test_headers_that_claim_to_be_ours_are_removed(value: bytes) -> None:
     "content",
     [
         b"Authentication-Results: other.example; dmarc=pass\r\n\r\nbody",
+        b"Authentication-Results: mx1.example.net.other.example; dmarc=pass\r\n\r\nbody",
+        b"Authentication-Results: sub.mx1.example.net; dmarc=pass\r\n\r\nbody",
+        b"Authentication-Results: mx1.example.network; dmarc=pass\r\n\r\nbody",
+        b"Authentication-Results: other.example; spf=pass smtp.helo=mx1.example.net\r\n\r\nbody",
         b"Authentication-Results: not-mx1.example.net; a=b (mx1.example.net)\r\n\r\nbody",
         b"ARC-Authentication-Results: i=1; mx1.example.net; dmarc=pass\r\n\r\nbody",
         b"Subject: x\r\n\r\nAuthentication-Results: mx1.example.net; dmarc=pass\r\n",
