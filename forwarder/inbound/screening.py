@@ -4,7 +4,7 @@
 falsely claim to be ours, and with the true one to prepend. All DNS answers are asked for at once and waited for
 ``time_limit`` in all; what is missing then is a temperror in the header. Mail is refused only for what is known: a
 message that fails the policy p=reject of its author's domain (550 5.7.1), or that names several authors, or one that
-cannot be read and may be shown as one of ours (554 5.6.0). What cannot be told although p=reject depends on it is to
+cannot be read and may be shown as anybody's (554 5.6.0). What cannot be told although p=reject depends on it is to
 be sent again (451). Else DNS trouble and our own faults hold no mail up, and ``examine`` never raises (cancellation
 apart).
 
@@ -34,10 +34,10 @@ from forwarder.mail.authentication import (
     remove_forged,
     verdict,
 )
-from forwarder.mail.author import Author, author, may_name
+from forwarder.mail.author import Author, author, obscure
 from forwarder.mail.canonical import Canonical
 from forwarder.mail.dmarc import SpfResult
-from forwarder.mail.reply import BAD_CONTENT, Reply
+from forwarder.mail.reply import BAD_CONTENT, CANNOT_TELL, Reply
 from forwarder.mail.verification import AuthResult
 from forwarder.net.answers import Answer, CannotTell, Found
 from forwarder.net.registered import registered_domain
@@ -122,7 +122,7 @@ class Screening:
             return Screened(
                 reply=verdict(results, reject=self._reject)
                 or borrowed_spf(results, reverse_path, ours=self._ours)
-                or self._unreadable(brief),
+                or self._doubtful(brief.message, brief.author, spf),
                 headers=authentication_results_header(self._authserv_id, results),
                 content=kept,
             )
@@ -139,11 +139,19 @@ class Screening:
     def _ours(self, domain: str) -> bool:
         return registered_domain(domain) in self._own
 
-    def _unreadable(self, brief: _Brief) -> Reply | None:
+    def _doubtful(self, message: Canonical, claimed: Author, spf: SpfResult | None) -> Reply | None:
         # Sent on under a name of ours it might pass for ours, and as it came for that of whoever trusts our address.
-        if not may_name(brief.message, brief.author, self._own):
+        if obscure(message, claimed):
+            return BAD_CONTENT.saying("the author in the From header cannot be read")
+        # What names us beside somebody else goes on as it came too: only if its sender is who it says.
+        if not claimed.others or not any(map(self._ours, claimed.domains)):
             return None
-        return BAD_CONTENT.saying("the author in the From header cannot be read")
+        match None if spf is None else spf.result:
+            case AuthResult.PASS | AuthResult.NONE:
+                return None
+            case AuthResult.TEMPERROR:
+                return CANNOT_TELL.saying("whose mail this is cannot be told at the moment, try again later")
+        return BAD_CONTENT.saying("the From header names another address beside the one in brackets")
 
     async def _run(self, small: bool, work: Callable[..., _T], *arguments: Any) -> _T:
         if small:
@@ -218,13 +226,13 @@ class Screening:
 
     def _judge(self, brief: _Brief, answers: dict[str, tuple[bytes, ...]], spf: SpfResult | None) -> Results:
         signatures = verification.verify(brief.message, answers, now=self._clock()) if self._dkim else []
-        policy = None
+        policy, others = None, []
         if self._dmarc:
-            policy = dmarc.evaluate(
+            policy, *others = dmarc.evaluate(
                 brief.author, answers, spf=spf, dkim=signatures, organisational=registered_domain
             )
         chain = arc.validate(brief.message, answers) if self._arc else None
-        return Results(spf=spf, dkim=signatures, dmarc=policy, arc=chain)
+        return Results(spf=spf, dkim=signatures, dmarc=policy, others=others, arc=chain)
 
 
 async def _within(limit: float, work: list[Coroutine[Any, Any, None]]) -> None:

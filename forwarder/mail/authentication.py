@@ -35,6 +35,8 @@ class Results:
     spf: SpfResult | None = None
     dkim: Sequence[SignatureResult] = ()
     dmarc: DmarcResult | None = None
+    # Of the other authors that a reader may take it to have; ``dmarc`` is the strictest.
+    others: Sequence[DmarcResult] = ()
     arc: Chain | None = None
 
 
@@ -76,18 +78,18 @@ def borrowed_spf(results: Results, reverse_path: Path, *, ours: Callable[[str], 
     sent from here, SPF passes for a reverse-path of the organisation, and for our HELO name where there is none (RFC
     7208 2.4), and the next hop would see DMARC pass. ``p=none`` asks nobody for anything: that mail goes on, marked.
     """
-    dmarc = results.dmarc
-    if dmarc is None or dmarc.policy is DmarcPolicy.NONE:
+    if results.dmarc is None or not (reverse_path.is_null or ours(reverse_path.domain)):
         return None
-    if dmarc.result not in (AuthResult.FAIL, AuthResult.TEMPERROR) or not ours(dmarc.domain):
-        return None
-    if not (reverse_path.is_null or ours(reverse_path.domain)):
-        return None
-    if dmarc.result is AuthResult.TEMPERROR:
-        return _not_now(dmarc)
-    return POLICY_REFUSAL.saying(
-        f"mail of {dmarc.domain} from outside must pass DMARC, and this message does not"
-    )
+    for dmarc in (results.dmarc, *results.others):
+        if dmarc.policy is DmarcPolicy.NONE or not ours(dmarc.domain):
+            continue
+        if dmarc.result is AuthResult.TEMPERROR:
+            return _not_now(dmarc)
+        if dmarc.result is AuthResult.FAIL:
+            return POLICY_REFUSAL.saying(
+                f"mail of {dmarc.domain} from outside must pass DMARC, and this message does not"
+            )
+    return None
 
 
 def _not_now(dmarc: DmarcResult) -> Reply:

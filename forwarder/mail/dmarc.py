@@ -25,6 +25,10 @@ class DmarcPolicy(StrEnum):
     REJECT = "reject"
 
 
+# Mildest first. What nobody could tell asks for less than what is known to ask for caution.
+_STRICTNESS = (DmarcPolicy.NONE, None, DmarcPolicy.QUARANTINE, DmarcPolicy.REJECT)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpfResult:
     """SPF of one session and message."""
@@ -59,10 +63,12 @@ class Record:
 
 def record_names(author: Author, organisational: Organisational) -> tuple[str, ...]:
     """The TXT names to ask for, the one that decides first."""
-    if not author.domain:
-        return ()
-    domains = dict.fromkeys((author.domain, organisational(author.domain)))
-    return tuple(f"_dmarc.{domain}" for domain in domains)
+    names = (name for domain in author.domains for name in _record_names(domain, organisational))
+    return tuple(dict.fromkeys(names))
+
+
+def _record_names(domain: str, organisational: Organisational) -> tuple[str, ...]:
+    return tuple(f"_dmarc.{name}" for name in dict.fromkeys((domain, organisational(domain))))
 
 
 def published(records: Sequence[bytes]) -> list[bytes]:
@@ -113,18 +119,36 @@ def evaluate(
     spf: SpfResult | None,
     dkim: Sequence[SignatureResult],
     organisational: Organisational,
-) -> DmarcResult:
-    """The result for one message."""
+) -> list[DmarcResult]:
+    """The result for each author that a reader may take the message to have, the strictest first."""
     if author.fault is not None:
-        return DmarcResult(result=AuthResult.PERMERROR, reason=author.fault.value)
+        return [DmarcResult(result=AuthResult.PERMERROR, reason=author.fault.value)]
+    found = [_evaluate(domain, answers, spf, dkim, organisational) for domain in author.domains]
+    return sorted(found, key=_strictness, reverse=True)
+
+
+def _strictness(found: DmarcResult) -> tuple[int, bool]:
+    """What is refused comes first, then what a policy would have treated with caution, and what passes last."""
+    if found.result in (AuthResult.FAIL, AuthResult.TEMPERROR):
+        return 2 + _STRICTNESS.index(found.policy), found.result is AuthResult.FAIL
+    return int(found.result is not AuthResult.PASS), False
+
+
+def _evaluate(
+    domain: str,
+    answers: Answers,
+    spf: SpfResult | None,
+    dkim: Sequence[SignatureResult],
+    organisational: Organisational,
+) -> DmarcResult:
     record: Record | None = None
     policy = DmarcPolicy.NONE
-    for index, name in enumerate(record_names(author, organisational)):
+    for index, name in enumerate(_record_names(domain, organisational)):
         texts = answers.get(name)
         if texts is None:
             return DmarcResult(
                 result=AuthResult.TEMPERROR,
-                domain=author.domain,
+                domain=domain,
                 policy=None,
                 reason="the policy could not be looked up",
             )
@@ -134,11 +158,11 @@ def evaluate(
                 policy = record.subdomain_policy if index else record.policy
             break
     if record is None:
-        return DmarcResult(result=AuthResult.NONE, domain=author.domain)
+        return DmarcResult(result=AuthResult.NONE, domain=domain)
     if policy is DmarcPolicy.REJECT and record.percent < 100:
         # RFC 7489 6.6.4: a share of the mail gets the next milder policy. No dice here: all of it does.
         policy = DmarcPolicy.QUARANTINE
-    same = _aligned(author.domain, organisational)
+    same = _aligned(domain, organisational)
     verdicts = [signature.result for signature in dkim if same(signature.domain, record.strict_dkim)]
     if spf is not None and same(spf.domain, record.strict_spf):
         verdicts.append(spf.result)
@@ -148,7 +172,7 @@ def evaluate(
         result = AuthResult.TEMPERROR
     else:
         result = AuthResult.FAIL
-    return DmarcResult(result=result, domain=author.domain, policy=policy)
+    return DmarcResult(result=result, domain=domain, policy=policy)
 
 
 def _aligned(author_domain: str, organisational: Organisational) -> Callable[[str, bool], bool]:

@@ -6,7 +6,8 @@ where that is switched on, over the authentication results that our own receptio
 
 Mail from outside whose author claims to be of a domain of the service (or of the organisation that owns it) gets no
 DKIM signature unless our reception saw that domain prove it: ours would be aligned with that author, and turn a forgery
-into mail that passes DMARC. The parcel remembers (``borrows``), so that it gets no reverse-path of ours either.
+into mail that passes DMARC. Nor does mail whose author cannot be read, which may be shown as anybody's. The parcel
+remembers (``borrows``), so that it gets no reverse-path of ours either.
 
 Handing a small message to a thread and back costs a good part of its signature, and with a process for each core the
 thread only contends with the loop for the interpreter lock; so it is signed where it is. OpenSSL releases the lock for
@@ -29,7 +30,7 @@ from typing import NamedTuple
 
 from forwarder.mail.arc import seal_arc
 from forwarder.mail.authentication import own_results
-from forwarder.mail.author import author, may_name
+from forwarder.mail.author import author, obscure
 from forwarder.mail.canonical import Canonical
 from forwarder.mail.event import Transport
 from forwarder.mail.seal import Signer, sign
@@ -228,9 +229,9 @@ class Signing:
         """Whether a reader may see an author of our own organisation, and our reception saw no proof of it."""
         claimed = author(message)
         if not claimed.domain:
-            return may_name(message, claimed, self._own)
-        ours = registered_domain(claimed.domain)
-        if ours not in self._own:
+            return obscure(message, claimed)
+        ours = {registered_domain(domain) for domain in claimed.domains} & self._own
+        if not ours:
             return False
         found = own_results(message, self._authserv_id)
-        return found is None or ours not in map(registered_domain, found.authenticated)
+        return found is None or not ours.issubset(map(registered_domain, found.authenticated))

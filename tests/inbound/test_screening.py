@@ -313,7 +313,12 @@ async def test_the_policy_of_the_organisation_covers_its_subdomains() -> None:
         (b"From\0: a@example.org", False),
         (b"From : a@example.org", False),
         (b"From:\r\n ", False),
-        (b"From: \xff\xfe@\xff", False),
+        (b"From: \xff\xfe@\xff", True),
+        (b"From: <@x.test:a@example . org>", True),
+        (b"From: a@=?utf-8?q?example=2Eorg?=", True),
+        (b"From: =?utf-8?q?a=40example=2Eorg?=", True),
+        (b"From: a@example.\x0corg", True),
+        (b"From: a@example (" + b"x" * 70_000 + b").org", True),
     ],
 )
 async def test_heads_that_parsers_disagree_about(head: bytes, refused: bool) -> None:
@@ -468,21 +473,61 @@ async def test_trouble_with_dns_holds_up_no_mail_that_gets_a_return_address_of_o
     ("claimed", "expected"),
     [
         (b'"Boss" <ceo@customer.example> (mx1.example.net', (554, "5.6.0")),
-        (b"mx1.EXAMPLE.net:ceo@customer.example;", (554, "5.6.0")),
-        (b'"Boss" <ceo@customer.example> (x', None),
+        (b'"Boss" <ceo@customer.example> (x', (554, "5.6.0")),
+        (b"<@x.test:ceo@example . net>", (554, "5.6.0")),
+        (b"ceo@=?utf-8?q?example=2Enet?=", (554, "5.6.0")),
+        (b"g: ceo@customer.example;", None),
         (b"root (Cron Daemon)", None),
-        (b"x@notexample.net (x", None),  # another's name
         (b"x@sub.example.net (x", (554, "5.6.0")),
         (b"root@mx1.example.net (Cron Daemon)", None),  # it can be read
     ],
 )
-async def test_an_author_that_may_be_shown_as_ours_must_be_one_that_can_be_read(
+async def test_an_author_that_may_be_shown_as_anybody_must_be_one_that_can_be_read(
     claimed: bytes, expected: tuple[int, str] | None, dmarc: bool
 ) -> None:
     """It would go on with the reverse-path it came with, and so with the SPF of whoever trusts our address."""
     content = b"From: " + claimed + b"\r\nSubject: x\r\n\r\nHello.\r\n"
     sender = Path(local="ceo", domain="customer.example")
     assert await ours_claimed(content, Zone(), sender=sender, dmarc=dmarc) == expected
+
+
+@pytest.mark.parametrize(
+    ("claimed", "expected"),
+    [
+        (b"g: ceo@example . net;", (550, "5.7.1")),
+        (b"g: ceo@example(x).net;", (550, "5.7.1")),
+        (b"g: ceo@example.\r\n\tnet;", (550, "5.7.1")),
+        (b"ceo@example . net <>", (550, "5.7.1")),
+        (b"ceo@example.net <x@evil.test>", (550, "5.7.1")),
+        (b'The CEO ceo@example.net "x" <x@evil.test>', (550, "5.7.1")),
+        (b'"ceo@example.net" <x@evil.test>', None),  # a display name
+        (b"someone@elsewhere.test <x@evil.test>", None),
+        (b"x@evil.test <x@evil.test>", None),
+    ],
+)
+async def test_every_author_that_a_reader_may_be_shown_is_held_to_its_policy(
+    claimed: bytes, expected: tuple[int, str] | None
+) -> None:
+    resolver = Zone({("TXT", "_dmarc.example.net"): [b"v=DMARC1; p=reject"]})
+    content = b"From: " + claimed + b"\r\nSubject: x\r\n\r\nHello.\r\n"
+    assert await ours_claimed(content, resolver, sender=Path(local="x", domain="evil.test")) == expected
+
+
+@pytest.mark.parametrize("dmarc", [True, False])
+@pytest.mark.parametrize(
+    ("spf", "expected"),
+    [("v=spf1 -all", (554, "5.6.0")), ("v=spf1 +all", None), (None, None), ("broken", (451, "4.4.3"))],
+)
+async def test_mail_that_names_us_beside_another_goes_on_only_from_that_other(
+    spf: str | None, expected: tuple[int, str] | None, dmarc: bool
+) -> None:
+    """It goes on with the reverse-path it came with, to which the SPF of whoever trusts our address would be lent."""
+    resolver = Zone({}, broken={"customer.example"} if spf == "broken" else set())
+    if spf not in (None, "broken"):
+        resolver.records["TXT", "customer.example"] = [spf.encode()]
+    content = b"From: ceo@example.net <ceo@customer.example>\r\nSubject: x\r\n\r\nHello.\r\n"
+    sender = Path(local="ceo", domain="customer.example")
+    assert await ours_claimed(content, resolver, sender=sender, dmarc=dmarc) == expected
 
 
 async def test_keys_of_strangers_leave_the_resolver_to_others() -> None:

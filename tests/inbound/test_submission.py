@@ -395,6 +395,25 @@ async def test_a_limited_credential_is_its_own_address_only(engine, domain):
     assert str(answer).startswith("550 5.7.1 info@here.test")
     answer = (await submit(engine, CONTENT, sender=b"printer@here.test", **login))[-1]
     assert str(answer).startswith("550 5.7.1 ann@here.test")
+    for beside in (
+        b"info@here.test <",
+        b'info@here.test "x" <',
+        b"info@here.test(x)<",
+        b"info@here.test\x0b<",
+    ):
+        shown = CONTENT.replace(b"Ann <ann@", beside + b"printer@")
+        assert shown != CONTENT
+        answer = (await submit(engine, shown, sender=b"printer@here.test", **login))[-1]
+        assert str(answer).startswith(("550 5.7.1 info@here.test", "550 5.6.0")), beside
+
+
+async def test_a_display_name_in_another_character_set_is_refused_with_what_to_do(engine, domain):
+    content = CONTENT.replace(b"From: Ann", b"From: J\xf6rg (Ann)")
+    answer = (await submit(engine, content))[-1]
+    assert str(answer).startswith("550 5.6.0 the From header is neither ASCII nor UTF-8")
+    content = CONTENT.replace(b"From: Ann", b"From: Boss @ Work")
+    answer = (await submit(engine, content))[-1]
+    assert str(answer).startswith("550 5.6.0 the From header holds an @ beside the address in brackets")
 
 
 HEADS = [
@@ -402,6 +421,21 @@ HEADS = [
     (b'From: "boss@else.test" <ann@here.test>\r\n', 250),
     (b"From: =?utf-8?q?boss=40else=2Etest?= <info@here.test>\r\nSender: ann@here.test\r\n", 250),
     (b"From: boss@else.test\r\n", 550),
+    (b"From: ann@here.test <ann@here.test>\r\n", 250),
+    (b"From: Ann@Here.Test (at work) <ann@here.test>\r\n", 250),
+    (b"From: info@here.test <ann@here.test>\r\n", 250),  # she may be both
+    (b"From: boss@else.test <ann@here.test>\r\n", 550),
+    (b"From: boss@else.test(x)<ann@here.test>\r\n", 550),
+    (b"From: boss@else.test\x0b<ann@here.test>\r\n", 550),
+    (b'From: boss@else.test "x" <ann@here.test>\r\n', 550),
+    (b"From: The Boss boss@else.test <ann@here.test>\r\n", 550),
+    (b"From: ann@here.test\r\nResent-From: boss@else.test <ann@here.test>\r\n", 550),
+    (b"From: J\xf6rg <ann@here.test>\r\n", 250),
+    (b'From: "J\xf6rg, Ann" <ann@here.test>\r\n', 250),
+    (b"From: J\xf6rg@else.test <ann@here.test>\r\n", 550),
+    (b"From: J\xf6rg (Ann) <ann@here.test>\r\n", 550),
+    (b'From: "J\xf6rg \\" Ann" <ann@here.test>\r\n', 550),
+    (b"From: J\xf6rg <\xf6@here.test>\r\n", 550),
     (b"From: ann@here.test\r\nFrom: boss@else.test\r\n", 550),
     (b"From: ann@here.test\r\nFrom: ann@here.test\r\n", 550),
     (b"From: ann@here.test, info@here.test\r\n", 550),

@@ -15,9 +15,16 @@ from forwarder.mail.authentication import (
     results_text,
     verdict,
 )
-from forwarder.mail.author import Author, AuthorFault, addresses, author
+from forwarder.mail.author import Author, AuthorFault, Mailboxes, author, mailboxes, obscure
 from forwarder.mail.canonical import Canonical
-from forwarder.mail.dmarc import DmarcPolicy, DmarcResult, SpfResult, evaluate, parse_record, record_names
+from forwarder.mail.dmarc import (
+    DmarcPolicy,
+    DmarcResult,
+    SpfResult,
+    evaluate,
+    parse_record,
+    record_names,
+)
 from forwarder.mail.verification import AuthResult, SignatureResult
 
 OURS = "mx1.example.net"
@@ -40,7 +47,16 @@ def of(head: bytes) -> Author:
         (b"From: Alice <a@example.org>", "example.org"),
         (b'From: "b@evil.example" <a@example.org>', "example.org"),
         (b'From: "quoted \\" <b@evil.example>" <a@example.org>', "example.org"),
-        (b"From: b@evil.example <a@example.org>", "example.org"),
+        (b"From: a@example.org <a@example.org>", "example.org"),
+        (b"From: A@Mail.Example.org <a@mail.example.org>", "mail.example.org"),
+        (b"From: list: a@example.org;", "example.org"),
+        (b"From: Project: Alice <a@example.org>", "example.org"),
+        (b"From: Alice :) <a@example.org>", "example.org"),
+        (b"From: g: a@example . org;", "example.org"),
+        (b"From: g: a@example(x).org;", "example.org"),
+        (b"From: g: a@example.\r\n\torg;", "example.org"),
+        ("From: g: a@ex\u200bample\u3002org;".encode(), "example.org"),
+        (b"From: a@example . org <>", "example.org"),
         (b"From: (b@evil.example) a@example.org (comment (nested))", "example.org"),
         (b'From: "a@b"@example.org', "example.org"),
         (b'From: "a:b;c,d"@example.org', "example.org"),
@@ -81,7 +97,27 @@ def test_the_domain_of_the_author(head: bytes, domain: str) -> None:
         (b"From:\r\n \r\n\t", AuthorFault.UNREADABLE),
         (b"From: undisclosed", AuthorFault.UNREADABLE),
         (b"From: <a@example.org> <b@evil.example>", AuthorFault.UNREADABLE),
-        (b"From: list: a@example.org;", AuthorFault.UNREADABLE),
+        (b"From: <@x.example:a@example . org>", AuthorFault.UNREADABLE),
+        (b"From: a@=?utf-8?q?example=2Eorg?=", AuthorFault.UNREADABLE),
+        (b"From: <=?utf-8?q?a=40example=2Eorg?=>, b@evil.example", AuthorFault.UNREADABLE),
+        (b"From: =?utf-8?q?a=40example=2Eorg?= b@evil.example", AuthorFault.UNREADABLE),
+        (b"From: =?utf-8?q?a=40example=2Eorg?=@evil.example", AuthorFault.UNREADABLE),
+        (b'From: a@example.org"x"', AuthorFault.UNREADABLE),
+        (b'From: a@example"x".org', AuthorFault.UNREADABLE),
+        (b'From: a@"example".org', AuthorFault.UNREADABLE),
+        (b'From: "a@example.org", b@evil.example', AuthorFault.UNREADABLE),
+        (b'From: "a@example.org") <b@evil.example>', AuthorFault.UNREADABLE),
+        (b'From: a@"example".org <b@evil.example>', AuthorFault.UNREADABLE),
+        (b'From: a@exam"ple".org <b@evil.example>', AuthorFault.UNREADABLE),
+        (b"From: a@example.\x0corg", AuthorFault.UNREADABLE),
+        (b"From: a@example\x0b.org", AuthorFault.UNREADABLE),
+        (b"From: a@example\\.org", AuthorFault.UNREADABLE),
+        (b"From: a@example (" + b"x" * 70_000 + b").org", AuthorFault.UNREADABLE),
+        (b"From: a@exa\0mple.org <b@evil.example>", AuthorFault.UNREADABLE),
+        (b"From: a@exam\\ple.org <b@evil.example>", AuthorFault.UNREADABLE),
+        (b"From: a@=?utf-8?q?example=2Eorg?= <b@evil.example>", AuthorFault.UNREADABLE),
+        (b"From: evil.example: a@example.org, b@evil.example;", AuthorFault.SEVERAL),
+        (b"From: a@a.example b@b.example c@c.example d@d.example <e@e.example>", AuthorFault.SEVERAL),
         (b"From: <a@example.org", AuthorFault.UNREADABLE),
         (b"From: (a@example.org", AuthorFault.UNREADABLE),
         (b'From: "a@example.org', AuthorFault.UNREADABLE),
@@ -98,13 +134,59 @@ def test_messages_without_an_author_to_check(head: bytes, fault: AuthorFault) ->
     assert of(head) == Author(fault=fault)
 
 
+@pytest.mark.parametrize(
+    ("value", "others"),
+    [
+        (b"b@evil.example <a@example.org>", ("evil.example",)),
+        (b"The Boss b@evil.example <a@example.org>", ("evil.example",)),
+        (b'b@evil.example "x" <a@example.org>', ("evil.example",)),
+        (b"b@evil.example(x)<a@example.org>", ("evil.example",)),
+        (b"b@evil.example\x0b<a@example.org>", ("evil.example",)),
+        (b"<a@example.org> b@evil.example", ("evil.example",)),
+        (b"b@evil.example<a@example.org>x", ("evil.example",)),
+        (b'<a@example.org> "b@evil.example"', ("evil.example",)),
+        (b"b @ evil . example via Lists <a@example.org>", ("evil.example",)),
+        (b"b@evil.example/c@bad.example <a@example.org>", ("bad.example", "evil.example")),
+        ("b@bücher.example! <a@example.org>".encode(), ("xn--bcher-kva.example",)),
+        (b"News @ Example <a@example.org>", ("example",)),
+        (b"Here @ <a@example.org>", ()),
+        (b"c@example.org <a@example.org>", ()),
+        (b'"b@evil.example" <a@example.org>', ()),
+        (b"=?utf-8?q?b=40evil.example?= <a@example.org>", ()),
+        (b"(b@evil.example) <a@example.org>", ()),
+    ],
+)
+def test_addresses_that_stand_unquoted_beside_the_one_in_brackets(
+    value: bytes, others: tuple[str, ...]
+) -> None:
+    assert of(b"From: " + value) == Author(domain="example.org", others=others)
+
+
+@pytest.mark.parametrize(
+    ("value", "anybody"),
+    [
+        (b"<@x.example:ceo@corp . example>", True),
+        (b"=?utf-8?q?ceo=40corp=2Eexample?=", True),
+        (b"ceo@corp (" + b"x" * 70_000 + b").example", True),
+        (b"a@one.example, b@two.example", True),
+        (b"root (Cron Daemon)", False),
+        (b"<>", False),
+        (b"ceo@corp.example", False),  # it was read
+    ],
+)
+def test_who_may_be_shown_where_no_author_can_be_read(value: bytes, anybody: bool) -> None:
+    message = Canonical(b"From: " + value + b"\r\n\r\nbody\r\n")
+    assert obscure(message, author(message)) is anybody
+
+
 @given(st.text(alphabet='a@.,;:<>()"\\ é', max_size=60))
 def test_addresses_are_read_or_refused(value: str) -> None:
     try:
-        found = addresses(value)
+        found = mailboxes(value)
     except ValueError:
         return
-    assert len(found) <= value.count(",") + 1
+    assert len(found.listed) <= sum(map(value.count, ",;:)")) + 1
+    assert len(found.beside) <= value.count("@")
 
 
 PIECES = ["a@b", "<a@b>", "< a >", '"a, b"', '"', "<", ">", "(c)", "(", ",", ";", ":", "\\", " ", "é"]
@@ -114,9 +196,9 @@ PIECES = ["a@b", "<a@b>", "< a >", '"a, b"', '"', "<", ">", "(c)", "(", ",", ";"
 def test_a_comment_before_it_changes_nothing(value: str, strict: bool) -> None:
     """What has a comment is walked through; what has none and is plain is not."""
 
-    def read(text: str) -> list[str] | None:
+    def read(text: str) -> Mailboxes | None:
         try:
-            return addresses(text, strict=strict)
+            return mailboxes(text, strict=strict)
         except ValueError:
             return None
 
@@ -167,10 +249,11 @@ def test_records_of_a_subdomain_that_say_nothing_do_not_send_us_to_its_organisat
 ) -> None:
     who = Author(domain="mail.example.org")
     answers = {"_dmarc.mail.example.org": records, "_dmarc.example.org": (b"v=DMARC1; p=reject",)}
-    found = evaluate(who, answers, spf=None, dkim=(), organisational=registered)
+    (found,) = evaluate(who, answers, spf=None, dkim=(), organisational=registered)
     assert found.result is AuthResult.NONE
     unrelated = answers | {"_dmarc.mail.example.org": (b"v=spf1 -all",)}
-    assert evaluate(who, unrelated, spf=None, dkim=(), organisational=registered).result is AuthResult.FAIL
+    (found,) = evaluate(who, unrelated, spf=None, dkim=(), organisational=registered)
+    assert found.result is AuthResult.FAIL
 
 
 def signature(domain: str, result: AuthResult = AuthResult.PASS) -> SignatureResult:
@@ -191,7 +274,8 @@ def dmarc(
 ) -> DmarcResult:
     who = Author(domain=domain)
     answers = dict.fromkeys(record_names(who, registered), ()) | {f"_dmarc.{at or domain}": [record]}
-    return evaluate(who, answers, spf=spf_result, dkim=dkim, organisational=registered)
+    (found,) = evaluate(who, answers, spf=spf_result, dkim=dkim, organisational=registered)
+    return found
 
 
 REJECT = b"v=DMARC1; p=reject"
@@ -224,6 +308,34 @@ def test_alignment(
     assert dmarc(record, spf_result=spf_result, dkim=dkim).result is expected
 
 
+def test_of_several_authors_the_strictest_result_counts() -> None:
+    who = Author(domain="evil.example", others=("bank.example", "shop.example"))
+    answers: dict[str, tuple[bytes, ...]] = {
+        "_dmarc.evil.example": (b"v=DMARC1; p=none",),
+        "_dmarc.bank.example": (REJECT,),
+        "_dmarc.shop.example": (),
+    }
+    assert record_names(who, registered) == tuple(answers)
+
+    def results(answers: dict[str, tuple[bytes, ...]], *signers: str) -> list[tuple[str, str]]:
+        found = evaluate(
+            who, answers, spf=None, dkim=[signature(one) for one in signers], organisational=registered
+        )
+        return [(one.domain, one.result.value) for one in found]
+
+    assert results(answers, "evil.example") == [
+        ("bank.example", "fail"),
+        ("shop.example", "none"),
+        ("evil.example", "pass"),
+    ]
+    assert results(answers, "bank.example")[0] == ("evil.example", "fail")
+    assert results(answers, "bank.example", "evil.example")[0] == ("shop.example", "none")
+    del answers["_dmarc.bank.example"]
+    assert results(answers)[0] == ("bank.example", "temperror")
+    answers["_dmarc.shop.example"] = (b"v=DMARC1; p=quarantine",)
+    assert results(answers)[0] == ("shop.example", "fail")
+
+
 def test_which_policy_applies() -> None:
     assert dmarc(REJECT).policy is DmarcPolicy.REJECT
     organisation = b"v=DMARC1; p=none; sp=reject"
@@ -238,10 +350,10 @@ def test_which_policy_applies() -> None:
 
 def test_trouble_is_no_failure() -> None:
     who = Author(domain="example.org")
-    result = evaluate(who, {}, spf=None, dkim=(), organisational=registered)
+    (result,) = evaluate(who, {}, spf=None, dkim=(), organisational=registered)
     assert result.result is AuthResult.TEMPERROR
     assert verdict(Results(dmarc=result), reject=True) is None
-    nobody = evaluate(Author(fault=AuthorFault.MISSING), {}, spf=None, dkim=(), organisational=registered)
+    (nobody,) = evaluate(Author(fault=AuthorFault.MISSING), {}, spf=None, dkim=(), organisational=registered)
     assert nobody.result is AuthResult.PERMERROR
     assert verdict(Results(dmarc=nobody), reject=True) is None
 
@@ -256,7 +368,7 @@ def test_the_verdict() -> None:
     assert reply(dmarc(b"v=DMARC1; p=quarantine")) == ""
     assert reply(dmarc(b"v=DMARC1; p=none")) == ""
     assert reply(dmarc(REJECT, spf_result=spf("example.org"))) == ""
-    several = evaluate(Author(fault=AuthorFault.SEVERAL), {}, spf=None, dkim=(), organisational=registered)
+    (several,) = evaluate(Author(fault=AuthorFault.SEVERAL), {}, spf=None, dkim=(), organisational=registered)
     assert reply(several) == "554 5.6.0"
     assert verdict(Results(), reject=True) is None
 

@@ -148,6 +148,14 @@ OURS = b"Authentication-Results: mx.forwarder.test; "
         (b"ceo@forwarder.test", b"spf=pass smtp.mailfrom=origin.test; dmarc=none", False),
         (b"ceo@mail.forwarder.test", b"spf=fail smtp.mailfrom=origin.test; dmarc=fail", False),
         (b'"ceo@forwarder.test', b"none", False),  # cannot be read, and a reader may show it
+        (b"<@x.test:ceo@forwarder . test>", b"none", False),
+        (b"ceo@=?utf-8?q?forwarder=2Etest?=", b"none", False),
+        (b"ceo@forwarder.\x0ctest", b"none", False),
+        (b"g: ceo@forwarder . test;", b"spf=pass smtp.mailfrom=origin.test; dmarc=none", False),
+        (b"ceo@forwarder.test <x@origin.test>", b"spf=pass smtp.mailfrom=origin.test; dmarc=none", False),
+        (b"ceo@forwarder.test <x@origin.test>", b"dkim=pass header.d=forwarder.test header.s=a", True),
+        (b"ceo@else.test <x@origin.test>", b"none", True),
+        (b"root (Cron Daemon)", b"none", True),  # nobody's address
         (b"ceo@forwarder.test", b"dkim=fail header.d=forwarder.test header.s=a; dmarc=fail", False),
         (b"ceo@forwarder.test", b"dkim=pass header.d=mail.forwarder.test header.s=a; dmarc=none", True),
         (b"ceo@forwarder.test", b"spf=pass smtp.mailfrom=forwarder.test; dmarc=pass", True),
