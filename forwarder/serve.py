@@ -316,7 +316,12 @@ class Engine:
         from forwarder.web import WebServer
 
         app = build_app(settings, self.database, self.resolver, self._clock, self.health, vault=vault)
-        self._web = WebServer(app, listen=settings.api.listen, trusted_proxies=settings.api.trusted_proxies)
+        self._web = WebServer(
+            app,
+            listen=settings.api.listen,
+            connections=settings.api.connections,
+            trusted_proxies=settings.api.trusted_proxies,
+        )
         await _listen(self._web)
         self.ports["api"] = list(self._web.addresses)
 

@@ -36,9 +36,11 @@ class _Uvicorn(uvicorn.Server):
 
 
 class WebServer:
-    """One HTTP listener."""
+    """One HTTP listener; at most so many ``connections`` at once, 0: any number."""
 
-    def __init__(self, app: ASGIApp, *, listen: HostPort, trusted_proxies: tuple[str, ...]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, listen: HostPort, connections: int, trusted_proxies: tuple[str, ...]
+    ) -> None:
         self._listen = listen
         self.addresses: list[tuple[str, int]] = []
         self._task: asyncio.Task[None] | None = None
@@ -52,6 +54,7 @@ class WebServer:
                 forwarded_allow_ips=list(trusted_proxies) or None,
                 lifespan="off",
                 timeout_graceful_shutdown=GRACE,
+                limit_concurrency=connections or None,
                 http=Protocol,
                 ws="none",
             )

@@ -1,38 +1,89 @@
-"""HTTP/1.1 as uvicorn speaks it with httptools, with bounds on what comes before a request can be judged.
+"""HTTP/1.1 as uvicorn speaks it with httptools, with bounds on what a connection may cost, with or without a key.
 
-httptools itself bounds nothing: a header of any length is gathered, at a cost that grows with its square, before
-anybody has shown a key. Here a connection may send HEAD octets that are not body; beyond that the answer is 431. A
-request whose head is not there after PATIENCE seconds is answered 408, and so is a connection that says nothing, or
-nothing but line ends. What is no HTTP is answered 400. These three have the form of every error of the API, and the
-connection is closed.
+httptools and uvicorn bound nothing of this: a header of any length is gathered, at a cost that grows with its square;
+requests that wait for the answer to the one before are as many as are sent; an answer waits for its reader for ever.
+
+- A connection may send HEAD octets that are not body; beyond that the answer is 431.
+- A request whose head is not there after PATIENCE seconds is answered 408, and so is a connection that says nothing, or
+  nothing but line ends. (One that has had an answer is closed after five seconds of silence: uvicorn's own time.)
+- What is no HTTP is answered 400.
+- While a request waits for its turn nothing more is read, and of what was read no more than SLICE octets are parsed.
+- Who takes less than RATE octets a second of the answers that wait for it is cut off.
+- Beyond ``connections``, the one that has waited longest without a request makes room for the next, or else one that
+  waits for its reader; where all are busy the next goes. So who holds connections open keeps nobody out. Who goes is
+  told 503, if it reads. There is no bound for one client: behind a proxy all are one.
+
+These refusals have the form of every error of the API, and the connection is closed. All times of a connection hang on
+one timer, which rings every half PATIENCE; so they may last that much longer.
 """
 
 import asyncio
 import json
+from collections.abc import Sized
 from http import HTTPStatus
+from typing import Any
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-HEAD = 64 << 10  # octets; what one read brings beyond them is taken
-PATIENCE = 30.0  # seconds
+HEAD = 64 << 10  # octets; what one slice brings beyond them is taken
+SLICE = 4 << 10  # octets
+PATIENCE = 10.0  # seconds
+RATE = 500  # octets a second, as of DATA
+FULL = "There are too many connections; try again later."
+
+
+class _Flow(FlowControl):
+    """Reads nothing while requests wait, whoever else would like to."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if not self._waiting:
+            super().resume_reading()
 
 
 class Protocol(HttpToolsProtocol):
     """One connection."""
 
     _beside_body = 0  # octets since a request began, or since the last of its body
-    _deadline: asyncio.TimerHandle | None = None
     _within = False  # a request has begun and not ended
+    waits_since: float | None = None  # for a head, or the rest of a body that nobody wants; None: for neither
+    _untaken = 0  # octets of our answers when the timer rang last, as far as they held something up
+    _timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        # uvicorn would look at it only after the head, and count those that are about to go.
+        self._most, self.limit_concurrency = self.limit_concurrency, None
+        self._unread = bytearray()  # what came behind a request that waits
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
         self._expect_head()
+        self._set_timer()
+        if self._most is not None and len(self.connections) > self._most:
+            self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._have_head()
+        if self._timer is not None:
+            self._timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._unread += data
+        self._read_on()
+
+    def _read_on(self) -> None:
+        while self._unread and not self.pipeline and not self.transport.is_closing():
+            data = bytes(self._unread[:SLICE])
+            del self._unread[:SLICE]
+            self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         self._beside_body += len(data)
         if not self._within:  # line ends before a request begin none, and yet uvicorn's own time stops here
             self._expect_head()
@@ -40,7 +91,7 @@ class Protocol(HttpToolsProtocol):
         if self.cycle and self.cycle.response_complete:  # the rest of a body that nobody waits for any more
             self._expect_head()
         if self._beside_body > HEAD and not self.transport.is_closing():
-            self._refuse(431, f"The head of the request is larger than {HEAD} octets.")
+            self.refuse(431, f"The head of the request is larger than {HEAD} octets.")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -49,7 +100,7 @@ class Protocol(HttpToolsProtocol):
         self._expect_head()
 
     def on_headers_complete(self) -> None:
-        self._have_head()
+        self.waits_since = None
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -60,9 +111,23 @@ class Protocol(HttpToolsProtocol):
         self._within = False
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            return
+        if not self.pipeline:
+            self.flow.resume_reading()
+            self._read_on()
+        if self.cycle.response_complete:
+            self._expect_head()
+
+    def resume_writing(self) -> None:
+        self._untaken = 0
+        super().resume_writing()
+
     def send_400_response(self, msg: str) -> None:
         """What the parser could not read; its own words say nothing to a client."""
-        self._refuse(
+        self.refuse(
             400,
             "This is not an HTTP request that can be read; in its path, all but ASCII is percent-encoded.",
         )
@@ -71,22 +136,60 @@ class Protocol(HttpToolsProtocol):
         """An upgrade that anybody may ask for, and that is ignored, is nothing for the log."""
 
     def _expect_head(self) -> None:
-        if self._deadline is None:
-            self._deadline = self.loop.call_later(PATIENCE, self._too_late)
+        if self.waits_since is None:
+            self.waits_since = self.loop.time()
 
-    def _have_head(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+    @property
+    def _answers(self) -> bool:
+        """Whether a request is under way, which asks for our patience and not for the client's."""
+        return self.cycle is not None and not self.cycle.response_complete
 
-    def _too_late(self) -> None:
-        self._deadline = None
-        if self.cycle and not self.cycle.response_complete:
-            self._expect_head()  # it is our answer to the request before that lasts
-        elif not self.transport.is_closing():
-            self._refuse(408, "The request did not come in time.")
+    def _set_timer(self) -> None:
+        self._timer = self.loop.call_later(PATIENCE / 2, self._look)
 
-    def _refuse(self, status: int, reason: str) -> None:
+    def _look(self) -> None:
+        if self._lets_wait():
+            self.transport.abort()
+            return
+        self._set_timer()
+        if self.waits_since is None or self.transport.is_closing():
+            return
+        now = self.loop.time()
+        if self._answers:
+            self.waits_since = now  # it is our answer to the request before that lasts
+        elif now - self.waits_since > PATIENCE * 0.9:  # the timer's own steps are not that exact
+            self.refuse(408, "The request did not come in time.")
+
+    def _lets_wait(self) -> bool:
+        """Whether our answers hold something up, and too little of them was taken since this was asked last."""
+        before = self._untaken
+        self._untaken = self.transport.get_write_buffer_size() if self.held_up else 0
+        return bool(before and self._untaken) and before - self._untaken < RATE * PATIENCE / 2
+
+    @property
+    def held_up(self) -> bool:
+        """Whether it goes on, or ends, only when the client has read."""
+        return self.flow.write_paused or (
+            self.transport.is_closing() and self.transport.get_write_buffer_size() > 0
+        )
+
+    @property
+    def rests(self) -> bool:
+        """Whether no request is under way, and nothing is left of the answers to those before."""
+        return not (self._answers or self.transport.is_closing() or self.transport.get_write_buffer_size())
+
+    def _make_room(self) -> None:
+        others = [other for other in self.connections if isinstance(other, Protocol) and other is not self]
+        resting = [other for other in others if other.rests]
+        if resting:
+            min(resting, key=lambda other: other.waits_since or 0).refuse(503, FULL)
+        elif slow := next((other for other in others if other.held_up), None):
+            slow.transport.abort()
+        else:
+            self.refuse(503, FULL)
+
+    def refuse(self, status: int, reason: str) -> None:
+        """Answer, and close."""
         body = json.dumps({"success": False, "code": status, "error": reason}).encode()
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"

@@ -1,14 +1,15 @@
-"""The API's listener before a request can be judged: heads too large, too slow, or no HTTP at all."""
+"""The API's listener: what a connection may cost before its request is judged, beside it, and after it."""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from forwarder import web_protocol
 from forwarder.config import HostPort
@@ -22,7 +23,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture
 async def server() -> AsyncIterator[WebServer]:
-    made = WebServer(echo, listen=HostPort("127.0.0.1", 0), trusted_proxies=())
+    made = WebServer(echo, listen=HostPort("127.0.0.1", 0), connections=100, trusted_proxies=())
     await made.start()
     yield made
     await made.stop()
@@ -135,7 +136,7 @@ async def test_who_was_answered_before_the_body_came_cannot_stay_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(web_protocol, "PATIENCE", 0.2)
-    server = WebServer(early, listen=HostPort("127.0.0.1", 0), trusted_proxies=())
+    server = WebServer(early, listen=HostPort("127.0.0.1", 0), connections=100, trusted_proxies=())
     await server.start()
     reader, writer = await asyncio.open_connection(*server.addresses[0])
     writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
@@ -161,3 +162,124 @@ async def test_who_was_answered_cannot_stay_for_ever_by_an_empty_line(
         status, _ = refusal(await reader.read())
     writer.close()
     assert status == 408
+
+
+@asynccontextmanager
+async def serving(app: ASGIApp, *, connections: int = 100) -> AsyncIterator[WebServer]:
+    server = WebServer(app, listen=HostPort("127.0.0.1", 0), connections=connections, trusted_proxies=())
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+class Gate:
+    """An application that answers one request for each time it is opened."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Semaphore(0)
+        self.opened = asyncio.Semaphore(0)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.asked.release()
+        await self.opened.acquire()
+        await Response(scope["path"])(scope, receive, send)
+
+
+LAST = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+async def test_who_only_waits_makes_room_and_who_asked_stays() -> None:
+    gate = Gate()
+    async with serving(gate, connections=2) as server, asyncio.timeout(10):
+        busy, to_busy = await asyncio.open_connection(*server.addresses[0])
+        to_busy.write(LAST)
+        await gate.asked.acquire()
+        waiting, to_waiting = await asyncio.open_connection(*server.addresses[0])
+        to_waiting.write(b"GET / HTTP/1.1\r\nHost: ")
+        third, to_third = await asyncio.open_connection(*server.addresses[0])
+        assert refusal(await waiting.read())[0] == 503
+        to_third.write(LAST)
+        await gate.asked.acquire()
+        fourth, to_fourth = await asyncio.open_connection(*server.addresses[0])  # all are busy now
+        assert refusal(await fourth.read())[0] == 503
+        for _ in range(2):
+            gate.opened.release()
+        for reader in (busy, third):
+            assert (await reader.read()).endswith(b"/last")
+        for writer in (to_busy, to_waiting, to_third, to_fourth):
+            writer.close()
+
+
+async def test_requests_that_wait_for_the_answer_before_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = 0
+    begin = web_protocol.Protocol.on_message_begin
+
+    def counted(protocol: web_protocol.Protocol) -> None:
+        nonlocal begun
+        begun += 1
+        begin(protocol)
+
+    monkeypatch.setattr(web_protocol.Protocol, "on_message_begin", counted)
+    gate = Gate()
+    async with serving(gate) as server, asyncio.timeout(10):
+        _, writer = await asyncio.open_connection(*server.addresses[0])
+        shortest = b"GET / HTTP/1.1\r\n\r\n"
+        writer.write(shortest * 100_000)  # 1.8 MB
+        for answered in range(300):
+            await gate.asked.acquire()
+            assert begun - answered <= 230  # of a slice, with the one that is asked and one cut in two
+            gate.opened.release()
+        writer.transport.abort()
+
+
+LARGE = b"x" * (16 << 20)  # more than the buffers of both sides hold
+
+
+async def large(scope: Scope, receive: Receive, send: Send) -> None:
+    headers = {"Connection": scope["path"][1:]}
+    await Response(LARGE, headers=headers)(scope, receive, send)
+
+
+@pytest.mark.parametrize("connection", [b"close", b"keep-alive"])
+async def test_who_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch, connection: bytes) -> None:
+    lost = asyncio.Event()
+    lose = web_protocol.Protocol.connection_lost
+
+    def seen(protocol: web_protocol.Protocol, exc: Exception | None) -> None:
+        lose(protocol, exc)
+        lost.set()
+
+    monkeypatch.setattr(web_protocol.Protocol, "connection_lost", seen)
+    monkeypatch.setattr(web_protocol, "PATIENCE", 0.2)
+    async with serving(large) as server, asyncio.timeout(10):
+        _, writer = await asyncio.open_connection(*server.addresses[0])
+        writer.write(b"GET /" + connection + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        await lost.wait()
+        writer.close()
+
+
+async def test_who_does_not_read_makes_room_at_once() -> None:
+    async with serving(large, connections=1) as server, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection(*server.addresses[0])
+        writer.write(b"GET /keep-alive HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        answer = await exchange(server, b"GET /close HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert len(answer) > len(LARGE)
+        writer.close()
+
+
+async def test_who_reads_slowly_gets_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_protocol, "PATIENCE", 1.0)
+    async with serving(large) as server, asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection(*server.addresses[0])
+        writer.write(b"GET /close HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        for _ in range(16):
+            await reader.readexactly(1 << 20)
+            await asyncio.sleep(
+                0.15
+            )  # two and a half seconds in all, of which a second would be too long in silence
+        assert await reader.read() == b""
+        writer.close()

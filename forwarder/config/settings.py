@@ -113,6 +113,7 @@ class ApiSection(Section):
 
     listen: OptionalEndpoint = HostPort("127.0.0.1", 8080)  # "": no API
     public_url: PublicUrl = ""  # how people reach it, for links in answers; empty: http://<listen>
+    connections: Count = 1000  # at once, in all, per process; 0: no limit
     body_limit: Size = 1 * MIB
     rate: Count = 600  # requests a minute per account, all processes together; 0: no limit
     failures_per_minute: Count = 60  # wrong keys per client address; 0: no limit

@@ -71,7 +71,7 @@ class Served:
             fields = {"username": "richard", "password": "abc123"}
             await desk.post("/domains/piedpiper.com/credentials", fields)
             await desk.mail("piedpiper.com", count=3)
-            server = WebServer(desk.app, listen=HostPort("127.0.0.1", 0), trusted_proxies=())
+            server = WebServer(desk.app, listen=HostPort("127.0.0.1", 0), connections=100, trusted_proxies=())
             await server.start()
             host, port = server.addresses[0]
             self.base, self.key = f"http://{host}:{port}", desk.key

@@ -155,7 +155,9 @@ async def test_metrics_are_not_for_those_whom_a_proxy_lets_through(
     store_url: str, trusted: tuple[str, ...], headers: dict[str, str], status: int
 ) -> None:
     async with Desk(store_url, api={"trusted_proxies": list(trusted)}) as desk:
-        server = WebServer(desk.app, listen=HostPort("127.0.0.1", 0), trusted_proxies=trusted)
+        server = WebServer(
+            desk.app, listen=HostPort("127.0.0.1", 0), connections=100, trusted_proxies=trusted
+        )
         await server.start()
         try:
             host, port = server.addresses[0]
@@ -206,7 +208,7 @@ class Socket:
 
 async def test_dots_in_a_path_are_names_and_lead_nowhere(desk: Desk) -> None:
     await desk.domain()
-    server = WebServer(desk.app, listen=HostPort("127.0.0.1", 0), trusted_proxies=())
+    server = WebServer(desk.app, listen=HostPort("127.0.0.1", 0), connections=100, trusted_proxies=())
     await server.start()
     try:
         socket = Socket(server.addresses[0], desk.key)
@@ -228,7 +230,7 @@ async def test_dots_in_a_path_are_names_and_lead_nowhere(desk: Desk) -> None:
 
 
 async def test_it_works_on_a_real_socket_as_curl_would_speak(desk: Desk) -> None:
-    server = WebServer(desk.app, listen=HostPort("127.0.0.1", 0), trusted_proxies=())
+    server = WebServer(desk.app, listen=HostPort("127.0.0.1", 0), connections=100, trusted_proxies=())
     await server.start()
     try:
         socket = Socket(server.addresses[0], desk.key)
