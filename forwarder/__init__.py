@@ -12,8 +12,8 @@ The rooms of the house, from the ground up; each imports only from those above i
     api                 the REST face; knows the store, not the mail sides.
     forwarder.serve     the roof: builds every room from Settings; nobody imports it but the roof and the commands.
                         Beside it: process, supervisor, forked and worker (how it lives), preparation, node, keyring,
-                        custody, ports, schema (what it stands on), watchdog, pulse, housekeeping, domain_keys, web
-                        and web_protocol, diagnostics, allocator (what keeps it).
+                        custody, ports, descriptors, schema (what it stands on), watchdog, pulse, housekeeping,
+                        domain_keys, web and web_protocol, diagnostics, allocator (what keeps it).
     forwarder.cli       the commands, each in forwarder.commands; forwarder.demo is one of them.
 
 Who may import whom (``tests/test_architecture.py`` proves it); ``forwarder.failpoint``, the cellar, is open to all but

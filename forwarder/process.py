@@ -24,6 +24,7 @@ import structlog
 
 from forwarder import allocator
 from forwarder.config import ConfigError, HostPort, Settings
+from forwarder.descriptors import affordable
 from forwarder.diagnostics import set_up
 from forwarder.keyring import Keyring, KeyringError, keys_at_hand
 from forwarder.node import NodeError, NodeLock, forget_ports, notify, write_ports
@@ -137,7 +138,7 @@ class Process:
     async def _reload(self, engine: Engine, started: Callable[[Engine], None]) -> Engine:
         engine.refresh_certificates()
         try:
-            settings = listenable(self._load())
+            settings = affordable(listenable(self._load()))
         except ConfigError as error:
             log.error("the new configuration has mistakes; the old one stays", problems=str(error))
             return engine
@@ -195,7 +196,7 @@ def serve_alone(load: Callable[[], Settings], settings: Settings) -> int:
                 write_ports(engine.settings.data_dir, engine.ports)
                 notify("READY=1")
 
-            opening = listenable(settings)
+            opening = affordable(listenable(settings))
             check_free(opening)
             await process.run(opening, started, await keyring)
             forget_ports(settings.data_dir)
@@ -233,7 +234,7 @@ def serve_as_worker(
             with suppress(BrokenPipeError):  # the supervisor is gone; the other pipe says it too
                 os.write(says, f"ready {taken()}\n".encode())
 
-        await process.run(listenable(settings), started, keyring)
+        await process.run(affordable(listenable(settings)), started, keyring)
         orphaned.cancel()
 
     return _status(main)

@@ -292,14 +292,20 @@ def as_environment(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 class EngineProcess:
-    """``python -m forwarder serve`` with the settings of a house; ready when entered, ended by its id."""
+    """``python -m forwarder serve`` with the settings of a house; ready when entered, ended by its id.
 
-    def __init__(self, house: House, *, environ: Mapping[str, str] | None = None, **sections: Any) -> None:
+    ``limits`` are what ``ulimit`` is told before, such as ``-n 1024``.
+    """
+
+    def __init__(
+        self, house: House, *, environ: Mapping[str, str] | None = None, limits: str = "", **sections: Any
+    ) -> None:
         self.house = house
         self.values = house.values(**sections)
         self.output = house.folder / "serve.log"
         self.process: asyncio.subprocess.Process
         self._environ = dict(environ or {})
+        self._limited = ("/bin/sh", "-c", f'ulimit {limits} && exec "$@"', "sh") if limits else ()
 
     @property
     def ports_file(self) -> Path:
@@ -323,7 +329,7 @@ class EngineProcess:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("FORWARDER_")}
         with self.output.open("ab") as output:
             self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "forwarder", "serve"),
+                *(*self._limited, sys.executable, "-m", "forwarder", "serve"),
                 env=inherited | as_environment(self.values) | self._environ,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,

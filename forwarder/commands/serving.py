@@ -24,6 +24,7 @@ def serve(config: Config = None, as_json: AsJson = False) -> None:
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # structlog would load it for tracebacks in colour
     from forwarder import failpoint
     from forwarder.config import load, parse, read
+    from forwarder.descriptors import raise_limit
     from forwarder.diagnostics import set_up
 
     def load_settings() -> "Settings":
@@ -36,6 +37,7 @@ def serve(config: Config = None, as_json: AsJson = False) -> None:
     settings = parse(source, os.environ)
     set_up(settings)
     failpoint.arm(os.environ)
+    raise_limit()
     count = settings.workers.processes or len(os.sched_getaffinity(0))
     if count == 1:
         from forwarder.process import serve_alone
