@@ -12,11 +12,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
+from forwarder.config import Settings
 from forwarder.mail import records
 from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound
 from forwarder.net.dns import Resolver
+from forwarder.net.ourselves import Machines, Ourselves
 from forwarder.net.registered import registered_domain
 from forwarder.store.dkim_keys import DkimKey
 
@@ -33,6 +35,7 @@ class Kind(Enum):
     NS = "NS"
 
 
+_T = TypeVar("_T")
 Ask = Callable[[str, Kind], Awaitable[Answer[Any]]]
 
 
@@ -72,24 +75,35 @@ class Checked:
         return "\n".join(finding.advice for finding in needed if finding.valid is not True) or None
 
 
-async def look(resolver: Resolver, domain: str, hostname: str, keys: Sequence[DkimKey]) -> Checked:
+async def look(resolver: Resolver, domain: str, settings: Settings, keys: Sequence[DkimKey]) -> Checked:
     """Ask the DNS everything at once; never raises for what it answers."""
-    ask = partial(_ask, resolver, asyncio.get_running_loop().time() + _ALL_QUESTIONS)
-    mx, texts, dmarc, name_servers, *dkim = await asyncio.gather(
-        ask(domain, Kind.MX),
-        ask(domain, Kind.TXT),
+    until = asyncio.get_running_loop().time() + _ALL_QUESTIONS
+    ask = partial(_ask, resolver, until)
+    ourselves = Ourselves(resolver, settings)
+    mx, spf, dmarc, name_servers, *dkim = await asyncio.gather(
+        _mx(ask, domain, ourselves, until),
+        _spf(ask, domain, ourselves, until),
         _ask_dmarc(ask, domain),
         ask(domain, Kind.NS),
-        *(_dkim(ask, domain, hostname, key) for key in keys),
+        *(_dkim(ask, domain, settings.hostname, key) for key in keys),
     )
     servers = name_servers.records if isinstance(name_servers, Found) else ()
     return Checked(
         provider=records.provider(servers),
-        mx=_mx(mx, domain, hostname),
-        spf=_spf(texts, domain, hostname),
+        mx=mx,
+        spf=spf,
         dkim=tuple(dkim),
         dmarc=_dmarc(dmarc, domain),
     )
+
+
+async def _by(until: float, asked: Awaitable[_T]) -> _T | None:
+    """What is asked, or None when it is not there in time."""
+    try:
+        async with asyncio.timeout_at(until):
+            return await asked
+    except TimeoutError:
+        return None
 
 
 async def _ask(resolver: Resolver, until: float, name: str, kind: Kind) -> Answer[Any]:
@@ -122,14 +136,20 @@ async def _ask_dmarc(ask: Ask, domain: str) -> Answer[Any]:
     return inherited if records.dmarc_records(_texts(inherited)) else answer
 
 
-def _mx(answer: Answer[Any], domain: str, hostname: str) -> Finding:
+async def _mx(ask: Ask, domain: str, ourselves: Ourselves, until: float) -> Finding:
+    hostname = ourselves.hostname
     expected = [hostname]
-    match answer:
+    match await ask(domain, Kind.MX):
         case Found(records=found):
             pairs = [(mx.preference, mx.host) for mx in found if isinstance(mx, Mx)]
             values = [host or "." for _, host in sorted(pairs)]
-            if records.mx_is_ours(pairs, hostname):
+            first = records.first_mail_hosts(pairs)
+            ours = await _by(until, ourselves.are_among(first))
+            if ours:
                 return Finding(expected=expected, values=values, valid=True)
+            if ours is None:
+                advice = _silence(f"the addresses of {', '.join(sorted(first)[:5])}, the MX of {domain}")
+                return Finding(expected=expected, values=values, valid=None, advice=advice)
             listed = ", ".join(values[:5])
             advice = f"The MX records of {domain} lead to {listed} first; make {hostname} the most preferred."
             return Finding(expected=expected, values=values, valid=False, advice=advice)
@@ -140,19 +160,26 @@ def _mx(answer: Answer[Any], domain: str, hostname: str) -> Finding:
             return Finding(expected=expected, values=[], valid=None, advice=_silence(f"the MX of {domain}"))
 
 
-def _spf(answer: Answer[Any], domain: str, hostname: str) -> Finding:
+async def _spf(ask: Ask, domain: str, ourselves: Ourselves, until: float) -> Finding:
+    shared = ourselves.shared_name
+    answer = await ask(domain, Kind.TXT)
     if isinstance(answer, CannotTell):
-        expected = records.merge_spf(None, hostname)
+        expected = records.merge_spf(None, shared)
         return Finding(expected=expected, values=None, valid=None, advice=_silence(f"the SPF of {domain}"))
     found = records.spf_records(_texts(answer))
     values = found[0] if found else None
-    expected = records.merge_spf(values, hostname)
+    expected = records.merge_spf(values, shared)
     if len(found) > 1:
         # RFC 7208 4.5: with more than one record, receivers use none.
         advice = f"{domain} has {len(found)} SPF records; keep one only: {expected}"
         return Finding(expected=expected, values=" ".join(found), valid=False, advice=advice)
-    if values is not None and records.spf_includes(values, hostname):
-        return Finding(expected=expected, values=values, valid=True)
+    if values is not None:
+        machines = await _by(until, ourselves.machines()) or Machines(names=frozenset(), complete=False)
+        if any(records.spf_includes(values, name) for name in (shared, *machines.names)):
+            return Finding(expected=values, values=values, valid=True)
+        if not machines.complete:
+            advice = _silence(f"the MX of {shared}")
+            return Finding(expected=expected, values=values, valid=None, advice=advice)
     verb = "Add a TXT record to" if values is None else "Change the SPF record of"
     return Finding(expected=expected, values=values, valid=False, advice=f"{verb} {domain}: {expected}")
 

@@ -96,7 +96,7 @@ class Recheck:
             return list(dkim_keys.list_keys(conn, domain.id))
 
         keys = await self._database.read(keys_of)
-        checked = await look(self._resolver, domain.name, self._settings.hostname, keys)
+        checked = await look(self._resolver, domain.name, self._settings, keys)
         now = self._clock()
         changed = await record(self._database, domain, checked, now)
         if changed is None or changed.broken_since is None or changed.notified_at is not None:

@@ -54,7 +54,7 @@ async def check(call: Call) -> Json:
         return found, dkim_keys.list_keys(conn, found.id), credentials.count(conn, found.id)
 
     domain, keys, senders = await rooms.database.read(read)
-    checked = await look(rooms.resolver, name, rooms.settings.hostname, keys)
+    checked = await look(rooms.resolver, name, rooms.settings, keys)
     await record(rooms.database, domain, checked, rooms.clock())
     return _shown(checked, advanced=senders > 0)
 

@@ -216,7 +216,7 @@ async def _dns(settings: "Settings", database: "Database") -> list[Finding]:
         hosted = (await database.read(lambda conn: domains.list_domains(conn)))[0]
         for domain in hosted:
             keys = await database.read(partial(dkim_keys.list_keys, domain_id=domain.id))
-            checked = await look(resolver, domain.name, settings.hostname, keys)
+            checked = await look(resolver, domain.name, settings, keys)
             await record(database, domain, checked, now())
             found += _domain(domain, checked)
         return found

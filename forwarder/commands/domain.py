@@ -150,7 +150,9 @@ def show_records(
             KeyRecord(selector=key.selector, public_record=key.public_record)
             for key in dkim_keys.list_keys(conn, domain.id)
         ]
-        records = records_to_publish(domain.name, settings.hostname, keys, as_txt=not cname)
+        records = records_to_publish(
+            domain.name, settings.hostname, keys, as_txt=not cname, spf_of=settings.srs.domain
+        )
         return records, zone_of_keys(domain.name, settings.hostname, keys) if cname else ()
 
     records, ours = read(config, ask)

@@ -12,11 +12,13 @@ import math
 import time
 from collections.abc import Sequence
 
+from forwarder.config import Settings
 from forwarder.mail import records
 from forwarder.mail import reply as replies
 from forwarder.mail.reply import Reply
 from forwarder.net.answers import Answer, CannotTell, Found
 from forwarder.net.dns import Resolver
+from forwarder.net.ourselves import Ourselves
 from forwarder.store import dkim_keys
 from forwarder.store.dkim_keys import DkimKey
 from forwarder.store.domains import Domain
@@ -33,12 +35,12 @@ class Readiness:
         self,
         database: Database,
         resolver: Resolver | None,
-        *,
-        hostname: str,
+        settings: Settings,
     ) -> None:
         self._database = database
         self._resolver = resolver
-        self._hostname = hostname
+        self._settings = settings
+        self._hostname = settings.hostname
         self._asked: dict[str, float] = {}  # when a domain's own servers were asked
 
     async def objection(self, domain: Domain) -> Reply | None:
@@ -81,9 +83,15 @@ class Readiness:
         if isinstance(answer, CannotTell):
             return answer
         found = records.spf_records(_texts(answer))
-        if len(found) == 1 and records.spf_includes(found[0], self._hostname):
-            return None
-        return f"the SPF record (TXT {domain.name}) with include:{self._hostname}"
+        ourselves = Ourselves(resolver, self._settings)
+        shared = ourselves.shared_name
+        if len(found) == 1:
+            machines = await ourselves.machines()
+            if any(records.spf_includes(found[0], name) for name in (shared, *machines.names)):
+                return None
+            if not machines.complete:
+                return CannotTell(reason=f"the MX of {shared}")
+        return f"the SPF record (TXT {domain.name}) with include:{shared}"
 
     async def _dkim(
         self, resolver: Resolver, domain: Domain, key: DkimKey, *, fresh: bool

@@ -83,7 +83,7 @@ class SubmissionReception:
         self._disk = Disk(settings.data_dir)
         self._hostname = settings.hostname
         self._authenticator = Authenticator(rooms.database, settings.submission, clock=rooms.clock)
-        self._readiness = Readiness(rooms.database, rooms.resolver, hostname=settings.hostname)
+        self._readiness = Readiness(rooms.database, rooms.resolver, settings)
         self._resolution = Resolution(rooms)
         self._quotas = Quotas(rooms.database, settings.plan, clock=rooms.clock)
         self._hand_over = HandOver()

@@ -3,7 +3,8 @@
 Pure: what the DNS answered is an argument. The names of ours:
 
     MX       <hostname>
-    SPF      include:<hostname>, merged into what is there (RFC 7208 5.2); the host's own SPF record lists its addresses
+    SPF      include:<hostname>, merged into what is there (RFC 7208 5.2); the host's SPF record lists its addresses.
+             Of several machines: the name that they share for return addresses, whose record lists all of them
     DKIM     <selector>1._domainkey.<domain> and <selector>2._domainkey.<domain>: a CNAME each to
              <selector>N._domainkey.<domain>.<hostname>, or the TXT record itself where the host runs no zone
     DMARC    _dmarc.<domain>, any policy
@@ -95,12 +96,15 @@ def dkim_target(domain: str, selector: str, hostname: str) -> str | None:
 
 
 def records_to_publish(
-    domain: str, hostname: str, keys: Sequence[KeyRecord], *, as_txt: bool
+    domain: str, hostname: str, keys: Sequence[KeyRecord], *, as_txt: bool, spf_of: str = ""
 ) -> tuple[DnsRecord, ...]:
-    """What the owner of ``domain`` pastes: DKIM as CNAMEs, or as TXT records with ``as_txt``."""
+    """What the owner of ``domain`` pastes: DKIM as CNAMEs, or as TXT records with ``as_txt``.
+
+    ``spf_of``: the name whose SPF record lists our addresses, where that is not ``hostname``.
+    """
     records = [
         DnsRecord(purpose="mx", kind="MX", name=domain, value=hostname, priority=10),
-        DnsRecord(purpose="spf", kind="TXT", name=domain, value=merge_spf(None, hostname)),
+        DnsRecord(purpose="spf", kind="TXT", name=domain, value=merge_spf(None, spf_of or hostname)),
     ]
     for number, key in enumerate(keys, start=1):
         name, target = dkim_name(domain, key.selector), dkim_target(domain, key.selector, hostname)
@@ -120,10 +124,11 @@ def zone_of_keys(domain: str, hostname: str, keys: Sequence[KeyRecord]) -> tuple
     )
 
 
-def mx_is_ours(found: Iterable[tuple[int, str]], hostname: str) -> bool:
-    """Whether mail comes here first: ``hostname`` is among the most preferred of (preference, host)."""
+def first_mail_hosts(found: Iterable[tuple[int, str]]) -> frozenset[str]:
+    """The hosts that mail goes to first: the most preferred of (preference, host)."""
     hosts = [(preference, host.rstrip(".").lower()) for preference, host in found]
-    return bool(hosts) and (min(hosts)[0], hostname.lower()) in hosts
+    best = min(preference for preference, _ in hosts) if hosts else 0
+    return frozenset(host for preference, host in hosts if preference == best)
 
 
 def spf_records(texts: Iterable[str]) -> list[str]:

@@ -112,6 +112,28 @@ async def test_the_mx_is_right_when_mail_comes_here_first(desk: Desk, mx: Any, v
     assert await is_active(desk) is valid
 
 
+async def test_an_mx_that_is_another_name_of_ours_is_right(desk: Desk) -> None:
+    await desk.domain(NAME)
+    desk.dns.set(HOST, "A", ["192.0.2.1"])
+    desk.dns.set(f"mail.{NAME}", "A", ["192.0.2.2"])
+    desk.dns.set(NAME, "MX", [(10, f"mail.{NAME}")])
+    assert (await checked(desk))["records"]["mx"]["valid"] is False
+    desk.resolver.forget()
+    desk.dns.set(f"mail.{NAME}", "A", ["192.0.2.1"])
+    assert (await checked(desk))["records"]["mx"] == {
+        "expected": [HOST],
+        "values": [f"mail.{NAME}"],
+        "valid": True,
+    }
+    assert await is_active(desk)
+    desk.resolver.forget()
+    desk.dns.fault(f"mail.{NAME}", "servfail")
+    body = await checked(desk)
+    assert body["records"]["mx"]["valid"] is False
+    assert f"No name server told the addresses of mail.{NAME}" in body["records"]["error"]
+    assert await is_active(desk)  # trouble with the DNS changes nothing
+
+
 @pytest.mark.parametrize(
     ("gone", "kind", "needed_by_all"),
     [
@@ -354,3 +376,31 @@ async def test_silence_of_the_dns_tells_nobody(desk: Desk, round_of: Any) -> Non
     assert await round_of(desk, bag)() == 1
     assert bag.messages == []
     assert await is_active(desk)
+
+
+@pytest.mark.parametrize("include", [HOST, "mx2.forwarder.test", "svc.test"])
+async def test_what_names_another_machine_of_the_installation_is_right(
+    store_url: str, round_of: Any, include: str
+) -> None:
+    """Any machine looks, at a domain that may name another one first."""
+    async with Desk(store_url, srs={"domain": "svc.test"}) as desk:
+        await desk.post("/domains", {"domain": NAME, "notification_email": "owner@gmail.com"})
+        await publish(desk)
+        await checked(desk)
+        desk.dns.set("svc.test", "MX", [(10, HOST), (10, "mx2.forwarder.test")])
+        desk.dns.set(NAME, "MX", [(10, "mx2.forwarder.test"), (20, HOST)])
+        desk.dns.set(NAME, "TXT", [f"v=spf1 include:{include} ~all"])
+        desk.now += timedelta(hours=13)
+        bag = Bag()
+        assert await round_of(desk, bag)() == 1
+        assert bag.messages == []
+        assert await is_active(desk)
+        records = (await checked(desk))["records"]
+        assert [records[name]["valid"] for name in ("mx", "spf")] == [True, True]
+        desk.dns.set(NAME, "TXT", ["v=spf1 include:other.test ~all"])
+        spf = (await checked(desk))["records"]["spf"]
+        # The name that stands for all machines is what a domain should have.
+        assert (spf["valid"], spf["expected"]) == (
+            False,
+            "v=spf1 include:other.test include:svc.test ~all",
+        )

@@ -15,7 +15,7 @@ from forwarder.inbound.authenticator import Authenticator
 from forwarder.mail import trace
 from forwarder.mail.address import parse_address
 from forwarder.mail.event import Status
-from forwarder.net.answers import CannotTell, Found, NotFound
+from forwarder.net.answers import CannotTell, Found, Mx, NotFound
 from forwarder.store import accounts, credentials, dkim_keys, domains, passwords
 from forwarder.store.passwords import hash_password
 from forwarder.store.trouble import StoreUnavailable
@@ -675,6 +675,7 @@ class Dns:
     def __init__(self):
         self.texts = {}
         self.aliases = {}
+        self.hosts = {}
         self.cached = {}
         self.trouble = False
 
@@ -685,6 +686,13 @@ class Dns:
             self.cached[name] = self.texts.get(name)
         text = self.cached.setdefault(name, self.texts.get(name))
         return NotFound(nxdomain=False) if text is None else Found(records=(text,), ttl=timedelta(seconds=1))
+
+    async def mx(self, name, *, fresh=False):
+        if self.trouble:
+            return CannotTell(reason="timeout")
+        hosts = self.hosts.get(name, ())
+        found = tuple(Mx(preference=10, host=host) for host in hosts)
+        return Found(records=found, ttl=timedelta(seconds=1)) if found else NotFound(nxdomain=False)
 
     async def cname(self, name, *, fresh=False):
         if self.trouble:
@@ -743,6 +751,21 @@ async def test_a_cname_that_leads_to_no_key_lets_nothing_pass(engine, monkeypatc
         assert answer.code == 550
         assert target in answer.text
     dns.texts[target] = record.encode()
+    assert (await submit(engine))[-1].code == 250
+
+
+@pytest.mark.parametrize("include", ["svc.test", "mx2.test", "mx.test"])
+async def test_the_spf_record_may_name_any_machine_of_the_installation(engine, include):
+    dns = Dns()
+    await engine.start(submission={"require_dns": True}, resolver=dns, srs={"domain": "svc.test"})
+    domain = await engine.host("here.test", {})
+    await engine.credential(domain, "ann", PASSWORD)
+    dns.texts["here.test"] = b"v=spf1 include:other.test ~all"
+    dns.hosts["svc.test"] = ("mx2.test", "mx.test")
+    answer = (await submit(engine))[-1]
+    assert answer.code == 550
+    assert "include:svc.test" in answer.text
+    dns.cached["here.test"] = f"v=spf1 include:{include} ~all".encode()
     assert (await submit(engine))[-1].code == 250
 
 

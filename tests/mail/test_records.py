@@ -6,8 +6,8 @@ from forwarder.mail.records import (
     KeyRecord,
     dkim_target,
     dmarc_records,
+    first_mail_hosts,
     merge_spf,
-    mx_is_ours,
     provider,
     records_to_publish,
     same_key,
@@ -77,18 +77,18 @@ def test_spf_and_dmarc_are_found_among_other_texts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "ours"),
+    ("found", "first"),
     [
-        ([], False),
-        ([(10, HOST)], True),
-        ([(10, HOST.upper() + ".")], True),
-        ([(20, HOST), (10, "a.org")], False),
-        ([(10, HOST), (10, "a.org")], True),
-        ([(0, "")], False),
+        ([], set()),
+        ([(10, HOST)], {HOST}),
+        ([(10, HOST.upper() + ".")], {HOST}),
+        ([(20, HOST), (10, "a.org")], {"a.org"}),
+        ([(10, HOST), (10, "a.org"), (30, "b.org")], {HOST, "a.org"}),
+        ([(0, "")], {""}),
     ],
 )
-def test_the_most_preferred_mx_decides(found: list[tuple[int, str]], ours: bool) -> None:
-    assert mx_is_ours(found, HOST) is ours
+def test_the_most_preferred_mx_decides(found: list[tuple[int, str]], first: set[str]) -> None:
+    assert first_mail_hosts(found) == first
 
 
 @pytest.mark.parametrize(
@@ -115,6 +115,11 @@ def test_records_to_paste_as_cname_or_txt() -> None:
         ("CNAME", "fwd1._domainkey.a.com", f"fwd1._domainkey.a.com.{HOST}"),
         ("CNAME", "fwd2._domainkey.a.com", f"fwd2._domainkey.a.com.{HOST}"),
         ("TXT", "_dmarc.a.com", "v=DMARC1; p=none;"),
+    ]
+    shared = records_to_publish("a.com", HOST, KEYS, as_txt=False, spf_of="svc.test")
+    assert [(r.purpose, r.value) for r in shared][:2] == [
+        ("mx", HOST),
+        ("spf", "v=spf1 include:svc.test ~all"),
     ]
     as_txt = records_to_publish("a.com", HOST, KEYS, as_txt=True)
     assert [(r.kind, r.value) for r in as_txt if r.purpose == "dkim1"] == [("TXT", "v=DKIM1; k=rsa; p=MIIB")]
