@@ -276,7 +276,7 @@ class Engine:
         return Dispatcher(
             queue=self.queue,
             courier=courier,
-            router=Router(self.resolver, settings, policies=policies),
+            router=Router(self.resolver, settings, policies=policies, hosted=self.directory.hosts),
             bounces=Bounces(
                 hostname=hostname,
                 sender_domain=settings.dkim.domain,

@@ -66,7 +66,8 @@ class Fault(StrEnum):
     NO_DOMAIN = "no domain"  # NXDOMAIN
     NO_HOST = "no host"  # the domain has neither MX nor address
     NULL_MX = "null mx"  # RFC 7505: the domain says that it takes no mail
-    LOOP = "loop"  # the best MX host is this engine
+    LOOP = "loop"  # the best MX host is this engine, and the domain is not hosted here
+    OWN_DOOR = "own door"  # the best MX host is this engine, which hosts the domain and does not listen where we know
     PRIVATE = "private"  # every host has a private address, which we do not dial
     SMTPUTF8 = "smtputf8"  # the address is not ASCII and the host does not know SMTPUTF8
     TOO_BIG = "too big"  # above the SIZE the host announced
@@ -109,6 +110,12 @@ _FAULTS: dict[Fault, Reply] = {
         (Fault.NO_HOST, 550, "5.1.2", "the domain has no mail host"),
         (Fault.NULL_MX, 556, "5.1.10", "the domain accepts no mail"),  # RFC 7505 4.2
         (Fault.LOOP, 554, "5.4.6", "mail for the domain loops back to this host"),
+        (
+            Fault.OWN_DOOR,
+            451,
+            "4.4.6",
+            "mail for the domain comes back to this host, which cannot take it yet",
+        ),
         (Fault.PRIVATE, 554, "5.4.4", "the mail hosts of the domain have no public address"),
         (
             Fault.SMTPUTF8,

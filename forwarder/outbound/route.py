@@ -10,6 +10,11 @@ allows them, and mail whose hosts have no others is refused (5.4.4). Hosts of th
 own are left out (RFC 5321 5.1); when none remains, mail would loop (5.4.6). Our own are those of our hostname and those
 whose address we listen on, at the port we would dial. Address literals as a domain are refused.
 
+A loop ends in 5.4.6 only for a domain that is not ours to answer for. Mail that the DNS leads back to us for a domain
+that we host, or that is a name of this server, goes to our own MX listener, as any other host would bring it: when the
+mail was taken, the domain was not here yet, or its records were not looked at. The listener counts hops and knows our
+marks, so that circles end there. Where it is not known (port 0, no listener) the mail waits (4.4.6).
+
 ``Route.site`` names the set of MX hosts, so that all domains of one provider share connections and concurrency.
 
 Where the domain enforces an MTA-STS policy (RFC 8461), hosts that it does not name are left out, and the rest are
@@ -32,7 +37,7 @@ preference class is shuffled (RFC 5321 5.1), so one message may meet another hos
 
 import asyncio
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -44,6 +49,7 @@ from forwarder.mail.reply import Reply
 from forwarder.net.addresses import is_private, literal
 from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound
 from forwarder.net.dns import Resolver
+from forwarder.net.ourselves import Ourselves
 from forwarder.outbound.policies import Policies
 
 NAMES = 10  # at a time
@@ -83,6 +89,10 @@ class NoRoute:
     reply: Reply
 
 
+_LOOP = NoRoute(reply=reply_for(Fault.LOOP))
+_LOCAL = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where those who listen everywhere are found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddressRule:
     """Which addresses may be dialled: our own never, private ones where the operator says so."""
@@ -100,24 +110,35 @@ class Router:
         settings: Settings,
         *,
         policies: Policies | None = None,
+        hosted: Callable[[str], Awaitable[bool]] | None = None,
         chance: random.Random | None = None,
     ) -> None:
+        """``hosted``: whether a domain is hosted here; may raise, as the store does."""
         self._resolver = resolver
+        self._hosted = hosted
+        self._own_names = settings.own_names
+        self._listen = settings.mx.listen
         self._policies = policies if settings.outbound.mta_sts else None
-        self._hostname = settings.hostname.lower()
+        self._ourselves = Ourselves(resolver, settings)
         self._outbound = settings.outbound
-        self._listening = {each for each in settings.mx.listen if each.port == settings.outbound.port}
         # shuffling hosts of equal preference is no secret
         self._chance = chance or random.Random()  # noqa: S311
 
     async def route(self, domain: str) -> Route | NoRoute:
         """Never raises for what the DNS says."""
+        found = await self._by_dns(domain)
+        if found != _LOOP:
+            return found
+        ours = domain in self._own_names or (self._hosted is not None and await self._hosted(domain))
+        return self._own_door() if ours else found
+
+    async def _by_dns(self, domain: str) -> Route | NoRoute:
         if self._outbound.smarthost is not None:
             return await self._smarthost(self._outbound.smarthost)
         if domain.startswith("[") or not domain:
             return NoRoute(reply=reply_for(Fault.NO_DOMAIN, "mail to address literals is not carried"))
         answer, demands = await self._ask(domain)
-        names = mail_hosts(domain, answer, own_name=self._hostname)
+        names = mail_hosts(domain, answer, own_name=self._ourselves.hostname)
         if not isinstance(names, NoRoute):
             names = permitted(names, demands)
         if isinstance(names, NoRoute):
@@ -125,7 +146,7 @@ class Router:
         # a name that stands there with several preferences counts once, where it is best
         candidates = list(dict.fromkeys(name for group in names for name in self._shuffled(group)))
         rule = AddressRule(
-            own_addresses=await self._own_addresses(),
+            own_addresses=await self._ourselves.addresses(),
             private_allowed=self._outbound.allow_private_destinations,
         )
         found = await self._addresses_of(candidates[:NAMES_IN_ALL], rule)
@@ -194,16 +215,15 @@ class Router:
         host = MxHost(name=smarthost.host, addresses=addresses)
         return Route(site=f"smarthost {smarthost}", hosts=(host,), port=smarthost.port)
 
+    def _own_door(self) -> Route | NoRoute:
+        for at in self._listen:
+            if at.port:
+                host = MxHost(name=self._ourselves.hostname, addresses=(_LOCAL.get(at.host, at.host),))
+                return Route(site=f"this host {at}", hosts=(host,), port=at.port)
+        return NoRoute(reply=reply_for(Fault.OWN_DOOR))
+
     def _shuffled(self, names: Sequence[str]) -> list[str]:
         return self._chance.sample(names, len(names)) if len(names) > 1 else list(names)
-
-    async def _own_addresses(self) -> frozenset[str]:
-        """Addresses at which we would talk to ourselves; none when nothing of ours listens at the port we dial."""
-        if not self._listening:
-            return frozenset()
-        own = {each.host for each in self._listening if each.host not in ("0.0.0.0", "::")}  # noqa: S104
-        answer = await self._resolver.addresses(self._hostname)
-        return frozenset(own.union(answer.records if isinstance(answer, Found) else ()))
 
 
 def mail_hosts(domain: str, answer: Answer[Mx], *, own_name: str) -> list[list[str]] | NoRoute:
@@ -215,7 +235,7 @@ def mail_hosts(domain: str, answer: Answer[Mx], *, own_name: str) -> list[list[s
             return NoRoute(reply=reply_for(Fault.NO_DOMAIN))
         case NotFound():
             # RFC 5321 5.1: without an MX the domain is its own host, as with preference 0
-            return NoRoute(reply=reply_for(Fault.LOOP)) if domain == own_name else [[domain]]
+            return _LOOP if domain == own_name else [[domain]]
         case Found(records=records):
             if all(mx.host == "" for mx in records):
                 return NoRoute(reply=reply_for(Fault.NULL_MX))
@@ -229,7 +249,7 @@ def _without_us(records: Sequence[Mx], own_name: str) -> list[list[str]] | NoRou
         if own_name in names:
             break
         groups.append(names)
-    return groups or NoRoute(reply=reply_for(Fault.LOOP))
+    return groups or _LOOP
 
 
 def permitted(groups: Sequence[Sequence[str]], demands: StsPolicy | None) -> list[list[str]] | NoRoute:
@@ -309,7 +329,7 @@ def usable_hosts(
                 if rule.own_addresses.intersection(records):
                     # RFC 5321 5.1: we are this host; it and what is worse is not for us to dial
                     if not hosts and not unknown:
-                        return NoRoute(reply=reply_for(Fault.LOOP))
+                        return _LOOP
                     break
                 allowed = _allowed(records, rule)
                 private |= not allowed

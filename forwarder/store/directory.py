@@ -150,6 +150,10 @@ class Directory:
             return known.rules.with_names(names.lines)
         return await self._once(name, lambda: self._load_names(address, known))
 
+    async def hosts(self, domain: str) -> bool:
+        """Whether a domain is hosted here, whoever's it is."""
+        return await self.rule_set(Path(local="postmaster", domain=domain)) is not None
+
     async def confirmed(self, address: Path) -> RuleSet | None:
         """Rules that answer for an address as its domain's do in the store now."""
         await self.catch_up()

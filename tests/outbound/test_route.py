@@ -1,7 +1,7 @@
 """Which hosts mail for a domain is taken to, and why there is none."""
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -172,8 +172,16 @@ class Demanding(Policies):
 
 
 def router(
-    dns: DnsServer, *, listen: str = "127.0.0.1:0", policies: Policies | None = None, **outbound: Any
+    dns: DnsServer,
+    *,
+    listen: str = "127.0.0.1:0",
+    policies: Policies | None = None,
+    hosted: Collection[str] = (),
+    **outbound: Any,
 ) -> Router:
+    async def is_hosted(domain: str) -> bool:
+        return domain in hosted
+
     settings = Settings.model_validate(
         {
             "hostname": OWN,
@@ -182,7 +190,7 @@ def router(
         }
     )
     resolver = Resolver([HostPort(dns.host, dns.port)], deadline=timedelta(seconds=0.4))
-    return Router(resolver, settings, policies=policies, chance=random.Random(1))
+    return Router(resolver, settings, policies=policies, hosted=is_hosted, chance=random.Random(1))
 
 
 async def test_a_route(dns: DnsServer) -> None:
@@ -334,6 +342,34 @@ async def test_a_host_that_is_us_under_another_name(dns: DnsServer, listen: str)
     assert failure(await router(dns, listen=listen).route("example.test")) == (554, "5.4.6")
     other_port = await router(dns, listen="127.0.0.9:25").route("example.test")
     assert isinstance(other_port, Route)  # what listens at the port we dial is not us
+
+
+@pytest.mark.parametrize(
+    ("listen", "address"),
+    [("0.0.0.0:2525", "127.0.0.1"), ("[::]:2525", "::1"), ("127.0.0.9:2525", "127.0.0.9")],
+)
+async def test_mail_for_a_domain_of_ours_that_leads_back_goes_to_our_own_door(
+    dns: DnsServer, listen: str, address: str
+) -> None:
+    dns.set(OWN, "A", ["127.0.0.9"])
+    dns.mail_host("hosted.test", "127.0.0.9", host="alias-of-us.test")
+    dns.set("by-name.test", "MX", [(10, OWN)])
+    dns.set("elsewhere.test", "MX", [(10, "other.test"), (20, OWN)])
+    dns.set("other.test", "A", ["127.0.0.7"])
+    it = router(dns, listen=listen, hosted={"hosted.test", "by-name.test", "elsewhere.test"})
+    door = Route(site=f"this host {listen}", hosts=(MxHost(name=OWN, addresses=(address,)),), port=2525)
+    for domain in ("hosted.test", "by-name.test", OWN):
+        assert await it.route(domain) == door, domain
+    elsewhere = await it.route("elsewhere.test")  # hosted or not, mail goes where its MX records lead
+    assert isinstance(elsewhere, Route)
+    assert elsewhere.site == "other.test"
+    assert failure(await router(dns, listen=listen).route("by-name.test")) == (554, "5.4.6")
+
+
+async def test_mail_waits_where_our_own_door_is_not_known(dns: DnsServer) -> None:
+    dns.set("by-name.test", "MX", [(10, OWN)])
+    it = router(dns, listen="127.0.0.1:0", hosted={"by-name.test"})
+    assert failure(await it.route("by-name.test")) == (451, "4.4.6")
 
 
 @pytest.mark.parametrize("domain", ["[127.0.0.1]", "[IPv6:::1]", ""])
