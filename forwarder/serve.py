@@ -43,6 +43,7 @@ from forwarder.inbound.screening import Screening
 from forwarder.inbound.server import Server
 from forwarder.keyring import Keyring, open_keyring
 from forwarder.mail.ids import IdSource
+from forwarder.mail.postmaster import Postmaster
 from forwarder.mail.srs import Srs
 from forwarder.net.dns import Resolver
 from forwarder.net.http import GuardedClient
@@ -180,7 +181,10 @@ class Engine:
     def _build(self, keyring: Keyring, vault: Vault) -> None:
         settings, clock, ids, database = self.settings, self._clock, self._ids, self.database
         self.directory = Directory(
-            database, clock=clock, require_confirmed=settings.require_confirmed_destinations
+            database,
+            clock=clock,
+            require_confirmed=settings.require_confirmed_destinations,
+            postmaster=Postmaster.of(settings.hostname, settings.postmaster),
         )
         self.journal = Journal(database, ids=ids, clock=clock)
         self.queue = Queue(

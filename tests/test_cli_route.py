@@ -109,6 +109,10 @@ def test_the_postmaster_of_the_server(hosted: Cli, tmp_path: File, monkeypatch: 
     found = route(hosted, "Postmaster@mx1.example.net")
     assert [d["destination"] for d in found["destinations"]] == ["person@dest.test"]
     assert "the postmaster of this server; it leads to root@example.com" in found["steps"][0]
+    hosted.json("alias", "add", "example.com", "top", "postmaster@mx1.example.net")
+    found = route(hosted, "top@example.com")
+    assert [d["destination"] for d in found["destinations"]] == ["person@dest.test"]
+    assert found["steps"][1].startswith("postmaster@mx1.example.net: the alias postmaster answers")
     assert route(hosted, "postmaster@example.com")["trouble"] == "UNKNOWN"
     assert route(hosted, "root@mx1.example.net")["trouble"] == "NOT_HOSTED"
 

@@ -36,6 +36,7 @@ def route(
 ) -> None:
     """Explain where mail for an address would go."""
     from forwarder.mail.address import parse_address
+    from forwarder.mail.postmaster import Postmaster
     from forwarder.mail.srs import SrsFault
     from forwarder.store.directory import Directory
 
@@ -47,7 +48,8 @@ def route(
         if isinstance(asked, SrsFault):
             return _refused(recipient, asked)
         wanted = settings.require_confirmed_destinations
-        directory = Directory(database, clock=now, require_confirmed=wanted)
+        postmaster = Postmaster.of(settings.hostname, settings.postmaster)
+        directory = Directory(database, clock=now, require_confirmed=wanted, postmaster=postmaster)
         found = await (directory.resolve(asked) if own is None else directory.resolve_ours(asked))
         return _explained(recipient, own, found)
 
@@ -68,11 +70,12 @@ def route(
 def _of_this_host(recipient: "Path", settings: "Settings") -> OfThisHost | None:
     """What the address is to this server itself; None when it is somebody's like any other."""
     from forwarder.keyring import open_keyring
-    from forwarder.mail.address import parse_address
+    from forwarder.mail.postmaster import Postmaster
     from forwarder.mail.srs import Srs, SrsFault
 
-    if recipient.domain == settings.hostname and recipient.key == "postmaster" and settings.postmaster:
-        return OfThisHost(what="the postmaster of this server", leads_to=parse_address(settings.postmaster))
+    postmaster = Postmaster.of(settings.hostname, settings.postmaster)
+    if postmaster is not None and postmaster.is_at(recipient):
+        return OfThisHost(what="the postmaster of this server", leads_to=postmaster.leads_to)
     if recipient.domain == settings.srs.domain:
         # Only here: no other address needs the keys, and it may be asked about where they are not.
         secrets = open_keyring(settings).srs_secrets

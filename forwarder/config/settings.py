@@ -244,7 +244,7 @@ class Settings(Section):
 
     hostname: HostName
     data_dir: Path = Path("data")
-    postmaster: OptionalAddress = ""  # where mail to <postmaster> without a domain goes; empty: refused
+    postmaster: OptionalAddress = ""  # where mail to postmaster goes, alone or at hostname; empty: refused
     require_confirmed_destinations: bool = False
     database: DatabaseSection = DatabaseSection()
     mx: MxSection = MxSection()

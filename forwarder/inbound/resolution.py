@@ -15,7 +15,8 @@ from functools import partial
 from forwarder.inbound.intake import Rooms
 from forwarder.inbound.session import Recipient
 from forwarder.mail import reply as replies
-from forwarder.mail.address import Path, parse_address
+from forwarder.mail.address import Path
+from forwarder.mail.postmaster import Postmaster
 from forwarder.mail.reply import Reply
 from forwarder.mail.rules import Target, Trouble, refusal
 from forwarder.mail.srs import SrsFault
@@ -40,9 +41,7 @@ class Resolution:
         self._directory = rooms.directory
         self._srs = rooms.srs
         self._clock = rooms.clock
-        self._hostname = rooms.settings.hostname
-        address = rooms.settings.postmaster
-        self._postmaster = parse_address(address) if address else None
+        self._postmaster = Postmaster.of(rooms.settings.hostname, rooms.settings.postmaster)
 
     async def find(self, path: Path, *, sender: Login | None = None) -> Recipient | Refused:
         """The recipient with its ways. ``sender``: who logged in, and may send to domains that are not hosted here."""
@@ -96,6 +95,6 @@ class Resolution:
                 return sender
             if sender is not SrsFault.NOT_SRS:
                 return replies.BAD_RETURN_ADDRESS
-        if path.domain in ("", self._hostname) and path.key == "postmaster":
-            return self._postmaster or (None if path.domain else replies.NO_SUCH_USER)
-        return None
+        if self._postmaster is not None and self._postmaster.is_at(path):
+            return self._postmaster.leads_to
+        return None if path.domain else replies.NO_SUCH_USER

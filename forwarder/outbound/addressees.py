@@ -56,7 +56,8 @@ class Addressees:
         expansion = await self._resolve(sender, behalf)
         if expansion.targets:
             return tuple(_addressee(sender, target) for target in expansion.targets)
-        return (Addressee(recipient=sender, destination=sender.storage(), domain=sender.domain),)
+        to = expansion.recipient  # the sender; or where the postmaster of this server leads
+        return (Addressee(recipient=sender, destination=to.storage(), domain=to.domain),)
 
 
 def _addressee(sender: Path, target: Target) -> Addressee:

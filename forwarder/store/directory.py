@@ -31,6 +31,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from forwarder.mail.address import Path
 from forwarder.mail.aliases import RuleSet
+from forwarder.mail.postmaster import Postmaster
 from forwarder.mail.rules import Expansion, expand
 from forwarder.store.bounded import Bounded
 from forwarder.store.engine import Database
@@ -110,9 +111,12 @@ class Directory:
         clock: Callable[[], datetime],
         capacity: int = CAPACITY,
         require_confirmed: bool = False,
+        postmaster: Postmaster | None = None,
     ) -> None:
+        """``postmaster``: of this server itself, to whom aliases may lead."""
         self._database = database
         self._require_confirmed = require_confirmed
+        self._postmaster = postmaster
         self._clock = clock
         self._domains: Bounded[str, Known] = Bounded(capacity * 3 // 4)
         self._names: Bounded[str, _Names] = Bounded(capacity // 8)
@@ -174,7 +178,12 @@ class Directory:
         return expansion
 
     async def resolve_ours(self, recipient: Path, *, account_id: int | None = None) -> Expansion:
-        """The same for mail that is ours to send, for an account where it is known (``rules.expand``)."""
+        """The same for mail that is ours to send, for an account where it is known (``rules.expand``).
+
+        The recipient of what comes back is the one that was followed: for the postmaster, where he leads.
+        """
+        if self._postmaster is not None and self._postmaster.is_at(recipient):
+            recipient = self._postmaster.leads_to
         return await self._for_certain(partial(expand, at_door=False, account_id=account_id), recipient)
 
     async def resolve_for(self, recipient: Path, behalf: Path) -> Expansion:
@@ -194,10 +203,14 @@ class Directory:
         try:
             address = next(steps)
             while True:
-                address = steps.send(await self.rule_set(address))
+                address = steps.send(await self._rules_for(address))
         except StopIteration as finished:
             expansion: Expansion = finished.value
             return expansion
+
+    async def _rules_for(self, address: Path) -> RuleSet | None:
+        own = self._postmaster
+        return own.rules if own is not None and own.is_at(address) else await self.rule_set(address)
 
     async def follow(self) -> None:
         """Task body: keep the cache within POLL of the store, as soon as there is one again."""

@@ -19,7 +19,6 @@ async def reachable(town: Town) -> AsyncIterator[Town]:
     async with town.engine(
         mx={"listen": ["127.0.0.1:0", f"127.0.0.6:{port}"]},
         retry={"delays": ["10m"]},
-        postmaster="pm@well.test",
     ):
         await town.host("van.test", {"ann": "annbox@dest.test"}, account=OTHER)
         yield town
@@ -79,6 +78,22 @@ async def test_a_domain_that_is_not_hosted_here_still_loops(reachable: Town) -> 
     (report,) = await reachable.origin.wait_for(1)
     assert b"\r\nStatus: 5.4.6\r\n" in report.content
     await reachable.goes_on()
+
+
+async def test_the_names_of_the_server_itself(reachable: Town) -> None:
+    """Nobody is there but the postmaster, and return addresses that are genuine."""
+    await reachable.alias("nobody", "nobody@mx.test")
+    assert (await reachable.send("bob@out.test", "nobody@example.com", MAIL)).code == 250
+    _, code, text = await reachable.wait_for_event("nobody@example.com", "HARD-BOUNCE")
+    assert (code, text[:5]) == (554, "5.7.1")
+    assert (await reachable.send("ann@van.test", "well@example.com", MAIL)).code == 250
+    (forwarded,) = await reachable.well.wait_for(1)
+    await reachable.alias("back", forwarded.reverse_path)
+    assert (await reachable.send("bob@out.test", "back@example.com", MAIL)).code == 250
+    (message,) = await reachable.sink.wait_for(1)
+    assert message.recipients == ("annbox@dest.test",)
+    await reachable.goes_on()
+    await reachable.settled()
 
 
 async def test_where_our_own_listener_is_not_known_the_mail_waits(town: Town) -> None:

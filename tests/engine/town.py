@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from forwarder.inbound.intake import utc_now
 from forwarder.keyring import open_keyring
 from forwarder.mail.seal import public_record
-from forwarder.store import aliases, dkim_keys
+from forwarder.store import aliases, dkim_keys, domains
 from tests.harness import House, wait_until
 from tests.peers.sink import Received, Sink
 
@@ -102,6 +102,21 @@ class Town(House):
         )
         if self.running is not None:  # else: in force within a second; until then * may answer
             await self.running.directory.catch_up()
+
+    async def leads_here(self, domain: str) -> None:
+        """The MX records of a domain are found to lead here."""
+        hosted = await self.domain(domain)
+        await self.database.write(
+            lambda conn: domains.record_check(
+                conn,
+                hosted,
+                utc_now(),
+                is_active=True,
+                sending_ready=False,
+                broken_since=None,
+                notified_at=None,
+            )
+        )
 
     async def towards(self, domain: str) -> str:
         """An address whose mail goes to a person at that domain."""
