@@ -5,8 +5,9 @@ falsely claim to be ours, and with the true one to prepend. All DNS answers are 
 ``time_limit`` in all; what is missing then is a temperror in the header. Mail is refused only for what is known: a
 message that fails the policy p=reject of its author's domain (550 5.7.1), or that names several authors, or one that
 cannot be read and may be shown as anybody's (554 5.6.0). What cannot be told although p=reject depends on it is to
-be sent again (451). Else DNS trouble and our own faults hold no mail up, and ``examine`` never raises (cancellation
-apart).
+be sent again (451). Mail that bears our own seal, unbroken, of having passed does not meet p=reject again: another
+machine of ours sent it on, or this one (``outbound.route``). Else DNS trouble and our own faults hold no mail up, and
+``examine`` never raises (cancellation apart).
 
 A message can name sixty keys in zones that never answer, so the keys of all messages have ``KEYS`` questions at once
 between them: strangers cannot take the resolver from policies, SPF and the mail that goes out.
@@ -31,6 +32,7 @@ from forwarder.mail.authentication import (
     Results,
     authentication_results_header,
     borrowed_spf,
+    passed_before,
     remove_forged,
     verdict,
 )
@@ -119,8 +121,9 @@ class Screening:
             answers, spf = await self._ask(brief, client_address, helo, reverse_path)
             small = small and len(brief.keys) <= FEW_KEYS
             results = await self._run(small, self._judge, brief, answers, spf)
+            passed = passed_before(results, self._own_names)
             return Screened(
-                reply=verdict(results, reject=self._reject)
+                reply=verdict(results, reject=self._reject, passed=passed)
                 or borrowed_spf(results, reverse_path, ours=self._ours)
                 or self._doubtful(brief.message, brief.author, spf),
                 headers=authentication_results_header(self._authserv_id, results),

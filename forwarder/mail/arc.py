@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from forwarder.mail.canonical import Canonical, relaxed_field
+from forwarder.mail.canonical import Canonical, relaxed_field, relaxed_value
 from forwarder.mail.seal import SIGNED_BY_ARC, Signer, message_signature, sealed, signed_fields
 from forwarder.mail.tags import blank_signature
 from forwarder.mail.verification import (
@@ -50,6 +50,7 @@ class Chain:
     reason: str = ""
     domain: str = ""  # of the newest seal
     selector: str = ""
+    results: str = ""  # of the newest set, unfolded: what whoever sealed it had found
     temporary: bool = False  # FAIL only because a key could not be looked up
 
 
@@ -115,7 +116,13 @@ def validate(content: bytes | Canonical, answers: Answers) -> Chain:
             temporary=error.temporary,
         )
     newest = sets[-1].seal
-    return Chain(status=ChainStatus.PASS, sets=len(sets), domain=newest.domain, selector=newest.selector)
+    return Chain(
+        status=ChainStatus.PASS,
+        sets=len(sets),
+        domain=newest.domain,
+        selector=newest.selector,
+        results=relaxed_value(sets[-1].results).decode("utf-8", "replace"),
+    )
 
 
 def seal_arc(

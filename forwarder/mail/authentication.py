@@ -7,7 +7,7 @@ that claim to be ours (RFC 8601 section 5).
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ _PASSED = re.compile(
 )
 _ARC = re.compile(r"(?:^|;)\s*arc=(none|pass|fail)\b")
 _DOT = re.compile(r"\s*\.\s*")
+_DMARC_PASSED = re.compile(r";\s*dmarc=pass\b")
 _HEADER = b"authentication-results"
 
 
@@ -52,14 +53,28 @@ class OwnResults(NamedTuple):
         return frozenset(domain.lower() for domain in _PASSED.findall(self.text))
 
 
-def verdict(results: Results, *, reject: bool) -> Reply | None:
-    """The refusal a message deserves, or None. ``reject`` is whether p=reject is honoured."""
+def passed_before(results: Results, names: Collection[str]) -> bool:
+    """Whether one of these domains sealed this very message last, and saw it pass DMARC (RFC 8617 5.2)."""
+    chain = results.arc
+    if chain is None or chain.status is not ChainStatus.PASS or chain.domain not in names:
+        return False
+    return _DMARC_PASSED.search(chain.results) is not None
+
+
+def verdict(results: Results, *, reject: bool, passed: bool = False) -> Reply | None:
+    """The refusal a message deserves, or None.
+
+    ``reject`` is whether p=reject is honoured. ``passed``: it did when we let it in, and is back as we sent it on; what
+    proved its author then was SPF, which no forwarder can keep.
+    """
     dmarc = results.dmarc
     if dmarc is None or not reject:
         return None
     if dmarc.result is AuthResult.PERMERROR and dmarc.reason == AuthorFault.SEVERAL:
         # RFC 7489 6.6.1: which author a reader will be shown cannot be known, so none can be vouched for.
         return BAD_CONTENT.saying("the message must name one author in one From header")
+    if passed:
+        return None
     if dmarc.policy is DmarcPolicy.REJECT and dmarc.result is AuthResult.FAIL:
         return POLICY_REFUSAL.saying(
             f"{dmarc.domain} asks to refuse mail that fails DMARC, as this message does"

@@ -96,6 +96,20 @@ async def test_the_names_of_the_server_itself(reachable: Town) -> None:
     await reachable.settled()
 
 
+async def test_mail_that_passed_dmarc_by_spf_alone_passes_our_own_door(reachable: Town) -> None:
+    for name, record in (await reachable.published()).items():
+        reachable.dns.set(name.decode().rstrip("."), "TXT", [record.decode()])
+    reachable.dns.set("out.test", "TXT", ["v=spf1 ip4:127.0.0.0/8 -all"])
+    reachable.dns.set("_dmarc.out.test", "TXT", ["v=DMARC1; p=reject"])
+    await reachable.alias("van", "ann@van.test")
+    assert (await reachable.send("ann@out.test", "van@example.com", MAIL)).code == 250
+    (message,) = await reachable.sink.wait_for(1)
+    assert message.recipients == ("annbox@dest.test",)
+    assert b"dmarc=fail (p=reject)" in message.content  # what the second look found
+    await reachable.settled()
+    assert reachable.errors == []
+
+
 async def test_where_our_own_listener_is_not_known_the_mail_waits(town: Town) -> None:
     async with town.engine(retry={"delays": ["10m"]}):
         town.dns.set("van.test", "MX", [(10, "mx.test")])

@@ -11,7 +11,7 @@ import pytest
 from forwarder.inbound.screening import KEYS, Screened, Screening
 from forwarder.inbound.spf import check_spf
 from forwarder.mail.address import Path
-from forwarder.mail.arc import ChainStatus
+from forwarder.mail.arc import ChainStatus, seal_arc
 from forwarder.mail.authentication import own_results
 from forwarder.mail.seal import Signer, generate, load_key, sign
 from forwarder.mail.verification import AuthResult
@@ -254,6 +254,51 @@ async def test_forged_mail_of_a_domain_that_asks_to_refuse_it() -> None:
     tolerated = await screen(MESSAGE, resolver, client="203.0.113.9", dmarc_reject=False)
     assert tolerated.reply is None
     assert b"dmarc=fail" in tolerated.headers
+
+
+PASSED = "spf=pass smtp.mailfrom=example.org; dmarc=pass (p=reject) header.from=example.org"
+
+
+def sealed(content: bytes, domain: str = OURS, results: str = PASSED) -> bytes:
+    signer = Signer(domain=domain, selector="sel", key=SIGNER.key)
+    seal = seal_arc(
+        content, signer=signer, authserv_id=OURS, results=results, chain=ChainStatus.NONE, now=NOW
+    )
+    return seal + content
+
+
+async def test_what_we_let_in_and_sealed_does_not_meet_the_policy_again() -> None:
+    """It may have passed by SPF alone, which nobody can keep who sends it on."""
+    resolver = zone()
+    resolver.records["TXT", "_dmarc.example.org"] = [b"v=DMARC1; p=reject"]
+    for domain in (OURS, "other.test"):
+        resolver.records["TXT", f"sel._domainkey.{domain}"] = [KEY.record.encode()]
+    two_authors = sealed(MESSAGE.replace(b"alice@example.org>", b"alice@example.org>, bob@evil.test"))
+    for content, code in (
+        (sealed(MESSAGE), 0),
+        (sealed(MESSAGE, "other.test"), 550),
+        (sealed(MESSAGE, results="dmarc=temperror header.from=example.org"), 550),
+        (sealed(MESSAGE, results="none"), 550),
+        (sealed(MESSAGE).replace(b"Hello", b"Hullo"), 550),
+        (b"From: bob@example.org\r\n" + sealed(MESSAGE), 554),
+        (sealed(MESSAGE.replace(b"From", b"X")).replace(b"X:", b"From:"), 550),
+        (two_authors, 554),
+    ):
+        screened = await screen(content, resolver, client="203.0.113.9", own_names=(OURS,))
+        assert (screened.reply.code if screened.reply else 0) == code, content
+        assert b"dmarc=pass" not in screened.headers
+
+
+async def test_our_seal_does_not_lend_our_own_spf() -> None:
+    """What we sealed may be a forgery that came with a reverse-path of its own, and now comes without one."""
+    resolver = zone()
+    resolver.records["TXT", "_dmarc.example.org"] = [b"v=DMARC1; p=quarantine"]
+    resolver.records["TXT", "sel._domainkey.mx1.example.org"] = [KEY.record.encode()]
+    content = sealed(MESSAGE, "mx1.example.org")
+    options: dict[str, Any] = {"client": "203.0.113.9", "own_names": ("mx1.example.org",)}
+    screened = await screen(content, resolver, sender=Path.null(), **options)
+    assert screened.reply is not None
+    assert (screened.reply.code, screened.reply.enhanced) == (550, "5.7.1")
 
 
 async def test_forged_mail_of_a_domain_that_asks_for_nothing_goes_on_marked() -> None:

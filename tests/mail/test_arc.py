@@ -65,7 +65,11 @@ def test_mail_without_arc_has_no_chain() -> None:
 def test_each_seal_continues_the_chain(sets: int) -> None:
     content = chained(sets)
     assert judge(content) == Chain(
-        status=ChainStatus.PASS, sets=sets, domain="hop.example.net", selector="arc"
+        status=ChainStatus.PASS,
+        sets=sets,
+        domain="hop.example.net",
+        selector="arc",
+        results=f"i={sets}; hop.example.net; spf=pass smtp.mailfrom=example.org; dmarc=pass header.from=example.org",
     )
     assert dkimpy_says(content) == b"pass"
     assert needed_keys(content) == (NAME,)
