@@ -1,7 +1,7 @@
 """Where a report goes: to the sender of the message it is about, who may be somebody of ours.
 
 A sender elsewhere gets it by the MX of its domain. A sender at a domain hosted here (who wrote by submission, say) gets
-it where its alias leads: the MX hosts of that domain are we ourselves, and a look-up would only find the loop. An SRS
+it where its alias leads: the MX hosts of that domain are we ourselves. So does the postmaster of this server. An SRS
 address of ours stands for the sender it was made from: mail that we forwarded and that came round again must not take
 its report in another circle.
 
