@@ -21,13 +21,13 @@ check`` and a renewal open all. A domain's new RSA key takes 100 ms.
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import cast
 
 import structlog
 from sqlalchemy import Connection
 
+from forwarder.clock import utc_now
 from forwarder.config import Settings
 from forwarder.keyring import (
     RENEW,
@@ -128,4 +128,4 @@ async def _renew(database: Database, vault: Vault, closed: Sequence[tuple[str, D
 
 def _replace(name: str, old: DkimKey, new: NewDkimKey, conn: Connection) -> bool:
     domain = domains.get(conn, name)
-    return domain is not None and dkim_keys.replace(conn, domain, old, new, datetime.now(UTC))
+    return domain is not None and dkim_keys.replace(conn, domain, old, new, utc_now())

@@ -18,6 +18,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -32,6 +33,16 @@ LOCK_PATIENCE = 10.0  # seconds: longer than the orphans of a killed supervisor 
 
 class NodeError(Exception):
     """This node cannot start; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Which of the processes of a node this engine is in."""
+
+    region: int = 0  # in the shared table of clients
+    regions: int = 1
+    worker_id: str = ""  # "": a fresh one
+    successor_of: str = ""  # the id of a worker that died: its leases are released at start
 
 
 class NodeLock:

@@ -1,10 +1,10 @@
 """What one process of a node does before any serves: the schema, the keys, leases of the node's dead made free."""
 
-from datetime import UTC, datetime
 from functools import partial
 
 import structlog
 
+from forwarder.clock import utc_now
 from forwarder.config import Settings
 from forwarder.custody import serve_with
 from forwarder.node import NodeError, node_id
@@ -35,6 +35,6 @@ async def prepare(settings: Settings) -> None:
 async def _prepare(database: Database, settings: Settings) -> None:
     await check_schema(database, settings.database.url)
     await serve_with(database, settings)
-    released = await workers.release_node(database, node_id(settings.data_dir), datetime.now(UTC))
+    released = await workers.release_node(database, node_id(settings.data_dir), utc_now())
     if released:
         log.info("deliveries of an earlier run are due again", deliveries=released)

@@ -27,11 +27,11 @@ from forwarder.config import ConfigError, HostPort, Settings
 from forwarder.descriptors import affordable
 from forwarder.diagnostics import set_up
 from forwarder.keyring import Keyring, KeyringError, keys_at_hand
-from forwarder.node import NodeError, NodeLock, forget_ports, notify, write_ports
+from forwarder.node import NodeError, NodeLock, Place, forget_ports, notify, write_ports
 from forwarder.ports import check_free, listenable
 from forwarder.preparation import prepare
 from forwarder.schema import wait_for_store
-from forwarder.serve import GRACE, Engine, Place
+from forwarder.serve import GRACE, Engine
 from forwarder.store.trouble import StoreUnavailable
 
 ORPHAN_GRACE = timedelta(seconds=3)

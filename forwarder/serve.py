@@ -23,7 +23,6 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -33,12 +32,13 @@ import structlog
 
 from api.health import Health
 from forwarder import allocator
+from forwarder.clock import utc_now
 from forwarder.config import HostPort, Settings
 from forwarder.domain_keys import DomainKeys
 from forwarder.failpoint import reach
 from forwarder.housekeeping import chores_of, keep_house
 from forwarder.inbound import mx, submission
-from forwarder.inbound.intake import Rooms, utc_now
+from forwarder.inbound.intake import Rooms
 from forwarder.inbound.screening import Screening
 from forwarder.inbound.server import Server
 from forwarder.keyring import Keyring, open_keyring
@@ -49,7 +49,7 @@ from forwarder.net.dns import Resolver
 from forwarder.net.http import GuardedClient
 from forwarder.net.registered import registered_domain
 from forwarder.net.tls import ServerTls, TlsFilesError
-from forwarder.node import NodeError, NodeLock, forget_ports, node_id, write_ports
+from forwarder.node import NodeError, NodeLock, Place, forget_ports, node_id, write_ports
 from forwarder.outbound.addressees import Addressees
 from forwarder.outbound.bounce import Bounces
 from forwarder.outbound.delivery import Courier
@@ -87,23 +87,13 @@ class StartError(NodeError):
     """The engine cannot start; the text is for the person who runs it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Which of the processes of a node this engine is in."""
-
-    region: int = 0  # in the shared table of clients
-    regions: int = 1
-    worker_id: str = ""  # "": a fresh one
-    successor_of: str = ""  # the id of a worker that died: its leases are released at start
-
-
 class Engine:
     """Everything one process serves mail with."""
 
     def __init__(
         self,
         settings: Settings,
-        place: Place = Place(),
+        place: Place | None = None,
         *,
         clock: Callable[[], datetime] = utc_now,
         keyring: Keyring | None = None,
@@ -112,11 +102,11 @@ class Engine:
         self.settings = settings
         self.ports: dict[str, list[tuple[str, int]]] = {}
         self.watchdog = Watchdog()
-        self._place = place
+        self._place = place or Place()
         self._clock = clock
         self._keyring = keyring
         self._ids = IdSource(clock=clock, entropy=os.urandom)
-        self.worker_id = place.worker_id or self._ids()
+        self.worker_id = self._place.worker_id or self._ids()
         self._closing = AsyncExitStack()
         self._servers: list[Server] = []
         self._web: WebServer | None = None

@@ -29,7 +29,7 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from itertools import chain
 from typing import IO
@@ -37,18 +37,18 @@ from typing import IO
 import structlog
 import uvloop
 
+from forwarder.clock import utc_now
 from forwarder.config import ConfigError, HostPort, Settings, Source, parse, read
 from forwarder.forked import Forked, fork
 from forwarder.inbound.limits import clear_region, table_path
 from forwarder.keyring import KeyringError
 from forwarder.mail.ids import new_id
 from forwarder.net.listening import bound_socket
-from forwarder.node import NodeError, NodeLock, forget_ports, notify, write_ports
+from forwarder.node import NodeError, NodeLock, Place, forget_ports, notify, write_ports
 from forwarder.ports import check_free, listenable, overlap
 from forwarder.preparation import prepare
 from forwarder.process import first_of, take_lock
 from forwarder.process import serve_as_worker as serve_as_worker  # loaded here, shared with every worker
-from forwarder.serve import Place
 from forwarder.worker import work
 
 FIRST_PAUSE = 0.2
@@ -81,7 +81,7 @@ class Worker:
     def begin(self, offered: Source) -> None:
         """Another life, under another id; ``offered`` is what the workers were last told to read."""
         self.offered = offered
-        self.worker_id = new_id(datetime.now(UTC), os.urandom(8))
+        self.worker_id = new_id(utc_now(), os.urandom(8))
         self.serves = False
         self.started_at = time.monotonic()
 

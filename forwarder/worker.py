@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from forwarder.config import Settings, Source
-    from forwarder.serve import Place
+    from forwarder.node import Place
 
 
 def main() -> int:
@@ -33,7 +33,7 @@ def main() -> int:
     given = parser.parse_args()
 
     from forwarder.config import Source
-    from forwarder.serve import Place
+    from forwarder.node import Place
 
     place = Place(region=given.index, regions=given.of, worker_id=given.id, successor_of=given.successor_of)
     with os.fdopen(given.text_from, encoding="utf-8", newline="") as text:

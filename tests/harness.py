@@ -27,9 +27,9 @@ from typing import Any, Self
 
 import httpx
 
+from forwarder.clock import utc_now
 from forwarder.config import Settings
 from forwarder.diagnostics import set_up
-from forwarder.inbound.intake import utc_now
 from forwarder.keyring import create_private, open_keyring
 from forwarder.mail.ids import IdSource
 from forwarder.mail.seal import GeneratedKey, generate

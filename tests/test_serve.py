@@ -15,10 +15,10 @@ from sqlalchemy import select
 from forwarder.config import HostPort, Settings
 from forwarder.net.listening import bound_socket
 from forwarder.net.tls import self_signed
-from forwarder.node import NodeError
+from forwarder.node import NodeError, Place
 from forwarder.process import Process
 from forwarder.pulse import Pulse
-from forwarder.serve import Place, running
+from forwarder.serve import running
 from forwarder.store.engine import Database
 from forwarder.store.tables import workers
 from tests.free_ports import free_port

@@ -12,11 +12,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
+from forwarder.clock import utc_now
 from forwarder.commands.output import OutputError, give_up
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def settings_of(config: str | None) -> "Settings":
 
 def now() -> datetime:
     """The time of this command: aware, UTC."""
-    return datetime.now(UTC)
+    return utc_now()
 
 
 def make_data_dir(settings: "Settings") -> None:

@@ -19,11 +19,11 @@ from typing import Any
 import dkim
 import httpx
 
+from forwarder.clock import utc_now
 from forwarder.config import Settings
 from forwarder.demo.peers import Catcher, Caught, Zone
 from forwarder.demo.show import Show
 from forwarder.diagnostics import set_up
-from forwarder.inbound.intake import utc_now
 from forwarder.keyring import open_keyring
 from forwarder.mail.records import KeyRecord, dkim_name, records_to_publish
 from forwarder.mail.seal import public_record

@@ -9,9 +9,10 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
+from forwarder.clock import utc_now
 from forwarder.failpoint import reach
 
 if TYPE_CHECKING:
@@ -65,11 +66,6 @@ class HandOver:
         self._last = now
         reach("receive.after-reply")
         hand_over()
-
-
-def utc_now() -> datetime:
-    """The system's clock: aware, UTC."""
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,10 +21,11 @@ import functools
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, TypeVar
 
+from forwarder.clock import utc_now
 from forwarder.inbound.spf import Questions, check_spf
 from forwarder.mail import arc, dmarc, verification
 from forwarder.mail.address import Path
@@ -82,7 +83,7 @@ class Screening:
         resolver: Questions,
         *,
         authserv_id: str,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], datetime] = utc_now,
         spf: bool = True,
         dkim: bool = True,
         dmarc: bool = True,

@@ -20,7 +20,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import chain
 from typing import Any
 
@@ -33,6 +33,7 @@ import dns.rdata
 import dns.rdatatype
 import dns.reversename
 
+from forwarder.clock import utc_now
 from forwarder.config import HostPort
 from forwarder.mail.dane import Tlsa
 from forwarder.net.addresses import is_private
@@ -61,7 +62,7 @@ class Resolver:
         self,
         nameservers: Sequence[HostPort] = (),
         *,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], datetime] = utc_now,
         deadline: timedelta = timedelta(seconds=5),
         cache_size: int = 50_000,
         askable: Callable[[str], bool] = lambda address: not is_private(address),

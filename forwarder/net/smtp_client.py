@@ -29,9 +29,10 @@ import re
 import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Self
 
+from forwarder.clock import utc_now
 from forwarder.failpoint import reach
 from forwarder.mail.content import ascii_head
 from forwarder.mail.dane import Tlsa, authenticated
@@ -236,7 +237,7 @@ class Session:
             self.tls = await self._wire.start_tls(context, self.host, min(self._command, HANDSHAKE))
         except WireTrouble as trouble:
             raise over(Stage.STARTTLS, trouble) from trouble
-        if tlsa and not authenticated(tlsa, self._wire.certificates, host=self.host, now=datetime.now(UTC)):
+        if tlsa and not authenticated(tlsa, self._wire.certificates, host=self.host, now=utc_now()):
             raise fault_at(Stage.STARTTLS, Fault.CERTIFICATE, "its TLSA records do not mean it")
         try:
             await self._hello(name)  # RFC 3207 4.2: what was announced in clear is forgotten

@@ -20,11 +20,13 @@ import _ssl
 import os
 import ssl
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 
 import structlog
+
+from forwarder.clock import utc_now
 
 _log = structlog.get_logger("forwarder.net.tls")
 
@@ -112,7 +114,7 @@ def self_signed(
 
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, hostnames[0][:64])])
-    now = datetime.now(UTC)
+    now = utc_now()
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)

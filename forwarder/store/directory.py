@@ -134,7 +134,7 @@ class Directory:
 
     async def rule_set(self, address: Path) -> RuleSet | None:
         """Rules that answer for an address as its domain's do, at most a second old; None: not hosted here."""
-        rules = await self._rules_for(address)
+        rules = await self._unprepared(address)
         if rules is not None and not rules.ready(address.local):
             await self._once(
                 f"{rules.domain} {rules.version} {address.local.isascii()}",
@@ -142,7 +142,7 @@ class Directory:
             )
         return rules
 
-    async def _rules_for(self, address: Path) -> RuleSet | None:
+    async def _unprepared(self, address: Path) -> RuleSet | None:
         known = self._domains.get(address.domain)
         if known is None:
             known = await self._once(address.domain, lambda: self._load(address))

@@ -23,7 +23,7 @@ import dkim
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from forwarder.inbound.intake import utc_now
+from forwarder.clock import utc_now
 from forwarder.keyring import open_keyring
 from forwarder.mail.seal import public_record
 from forwarder.store import aliases, dkim_keys, domains
