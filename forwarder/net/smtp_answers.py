@@ -62,7 +62,7 @@ class SessionFault(Exception):
         self.reply = reply
         self.fault = fault  # None: the reply is the peer's
         self.unknown = unknown  # the content went out whole; nobody said what became of it
-        self.answers: tuple[Reply, ...] = ()  # to the first of the RCPTs, before the session was over
+        self.answers: tuple[Reply, ...] = ()  # to the first of the RCPTs, MAIL having been accepted
 
     @property
     def local(self) -> bool:

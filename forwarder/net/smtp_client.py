@@ -12,6 +12,9 @@ out whole and nobody said what became of it (RFC 1047: the next attempt may make
 message or of a recipient is no fault: ``Transaction`` holds it, and the session lives on. What the peer's
 announcements rule out (SIZE, SMTPUTF8) is answered without asking, in the same form, marked ``local``.
 
+MAIL that was refused decides for all recipients, whatever the peer says to the RCPTs and DATA pipelined behind it
+(most say 503): a 421 to it is the session's, any other refusal the message's, also when the peer hangs up after it.
+
 A 421 to one RCPT is that recipient's while the peer goes on answering (some servers mean only the mailbox by it, and
 one busy mailbox must not hold up the rest); when the peer hangs up after it, it is the session's.
 
@@ -86,7 +89,7 @@ class Session:
         self._data = timeouts.data.total_seconds()
         self._dot = timeouts.dot.total_seconds()
         self._dirty = False  # the peer holds the beginning of a transaction
-        self._answers: Sequence[Reply] = ()  # to the RCPTs of the transaction under way
+        self._answers: Sequence[Reply] = ()  # to the RCPTs of the transaction under way, MAIL being accepted
 
     @classmethod
     async def connect(
@@ -155,7 +158,7 @@ class Session:
             try:
                 return (await self.send(reverse_path, some, parts, body8bit=body8bit)).among(plain[1:])
             except SessionFault as fault:
-                fault.answers = among(fault.answers, plain[1:])
+                fault.answers = among(fault.answers, plain[1:]) if fault.answers else ()
                 raise
         if self.features.size is not None and size > self.features.size:
             return Transaction(mail=reply_for(Fault.TOO_BIG, f"{self.features.size} octets"), local=True)
@@ -264,13 +267,12 @@ class Session:
             replies = await self._wire.read(expecting, self._command)
         except WireTrouble as trouble:
             said = trouble.replies[len(reset) :]
-            if said and not said[0].positive and said[0].code != 421:
+            if said and not said[0].positive:
                 # Refused, and hung up upon (RFC 7504 lets 521 do so): the refusal counts, not the loss.
-                return Transaction(mail=said[0])
+                return await self._go_on(said[0], (), None, parts)
             self._answers = said[1 : len(commands)]
             raise over(stage_of(len(said), len(commands)), trouble) from trouble
         mail, *answers, data = replies[len(reset) :]
-        self._answers = answers
         return await self._go_on(mail, answers, data, parts)
 
     async def _stepwise(self, commands: Sequence[bytes], parts: Sequence[bytes]) -> Transaction:
@@ -298,15 +300,15 @@ class Session:
         """From the answers to the envelope; ``data`` is None where DATA was not said."""
         if mail.code == 421:
             raise SessionFault(Stage.MAIL, mail)
-        if data is not None and data.code == 421:
-            raise SessionFault(Stage.DATA, data)
         wanted = mail.positive and any(answer.positive for answer in answers)
         if data is not None and data.code == 354 and not wanted:
-            self._wire.write([_END], expecting=0)
-            await self._one(Stage.DOT, self._dot)
+            await self._end_of_nothing()
         if not mail.positive:
             self._dirty = False
             return Transaction(mail=mail)
+        self._answers = answers
+        if data is not None and data.code == 421:
+            raise SessionFault(Stage.DATA, data)
         if not wanted and data is None and answers[-1].code == 421:
             raise SessionFault(Stage.RCPT, answers[-1])  # not known whether it hangs up: most do
         if not wanted:
@@ -322,6 +324,14 @@ class Session:
             raise SessionFault(Stage.DOT, final)
         self._dirty = False
         return Transaction(mail=mail, recipients=tuple(answers), final=final)
+
+    async def _end_of_nothing(self) -> None:
+        """The lone dot. Whoever hangs up upon it has answered all the same, and nothing of the message was sent."""
+        self._wire.write([_END], expecting=0)
+        try:
+            await self._wire.read(1, self._dot)
+        except WireTrouble:
+            self.abort()
 
     async def _content(self, parts: Sequence[bytes]) -> Reply:
         buffers: list[bytes | memoryview] = [stuffed(part) for part in parts]

@@ -196,6 +196,15 @@ async def test_a_session_that_ends_tells_who_was_refused_although_some_were_not_
         assert [reply.code if reply else None for reply in refusals] == [553, 550, None, None]
 
 
+@pytest.mark.parametrize("pipelining", [True, False])
+async def test_where_mail_was_refused_nobody_was_refused_for_want_of_smtputf8(pipelining: bool) -> None:
+    async with Sink(smtputf8=False, pipelining=pipelining) as sink:
+        session = await connect(sink)
+        with pytest.raises(SessionFault) as raised:
+            await session.send("421-at-mail@example.com", ["ö@x.test", "a@x.test"], CONTENT)
+        assert [raised.value.refusal(index) for index in range(2)] == [None, None]
+
+
 async def test_smtputf8_is_not_demanded_for_ascii_addresses_and_headers() -> None:
     async with Sink(smtputf8=False) as sink:
         session = await connect(sink)

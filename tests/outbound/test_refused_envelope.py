@@ -1,0 +1,220 @@
+"""What a host says to MAIL, RCPT and DATA, and what becomes of the recipients; the expectations are written by hand.
+
+``MAIL`` that was refused decides for all of them. What the host says to the commands that were pipelined behind it is
+about their order (most say 503), and it may say it in any way, or hang up.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, cast
+
+import pytest
+
+from forwarder.mail.address import Path
+from forwarder.mail.outcome import Action
+from forwarder.net.smtp_client import Session
+from forwarder.net.tls import TlsMode
+from forwarder.outbound.delivery import _Attempt
+from forwarder.outbound.parcel import Verdict
+from forwarder.outbound.route import MxHost, Route
+from forwarder.store.records import Delivery
+from tests.net.sessions import CONTENT, SHORT
+
+ADDRESSES = ("a@x.test", "b@x.test")
+GOOD = ("250", "250", "354")
+
+# What the host says to (MAIL, each RCPT, DATA), "*" for anything, and what each recipient's verdict is at a site of
+# this one host. Where it waits, another host is asked if there is one, but for what is unknown.
+WAYS = [
+    (("250", "250", "354"), (Action.DELIVERED, 250)),
+    (("250", "250", "503"), (Action.GIVE_UP, 503)),
+    (("250", "250", "421"), (Action.RETRY_LATER, 421)),
+    (("250", "250", "close"), (Action.RETRY_LATER, 451)),
+    (("250", "450", "*"), (Action.RETRY_LATER, 450)),
+    (("250", "550", "*"), (Action.GIVE_UP, 550)),
+    (("250", "503", "*"), (Action.GIVE_UP, 503)),
+    (("250", "421", "354"), (Action.RETRY_LATER, 421)),
+    (("452", "*", "*"), (Action.RETRY_LATER, 452)),
+    (("421", "*", "*"), (Action.RETRY_LATER, 421)),
+    (("554", "*", "*"), (Action.GIVE_UP, 554)),
+]
+CASES = [
+    ((mail, rcpt, data), expected)
+    for (mail, rcpts, datas), expected in WAYS
+    for rcpt in (("250", "450", "550", "503") if rcpts == "*" else (rcpts,))
+    for data in (("354", "503", "421", "close") if datas == "*" else (datas,))
+]
+UNKNOWN = GOOD  # when it hangs up upon the dot
+
+
+class Host:
+    """Says the same to each command of a kind; with ``closes`` it hangs up when it has answered the last of them."""
+
+    def __init__(self, says: Sequence[str], *, closes: bool = False, pipelining: bool = True) -> None:
+        self.says = says
+        self.connections = 0
+        self.received = 0
+        self._closes = closes
+        self._pipelining = pipelining
+        self._open: set[asyncio.Task[None]] = set()
+
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._open.add(asyncio.create_task(self._serve(reader, writer)))
+
+    async def closed(self) -> None:
+        """Until no connection is left."""
+        async with asyncio.timeout(5):
+            await asyncio.gather(*self._open)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            await self._talk(reader, writer)
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        mail, rcpt, data = self.says
+        writer.write(b"220 x\r\n")
+        rcpts = 0
+        while line := await reader.readline():
+            last = False
+            match line[:4]:
+                case b"EHLO":
+                    writer.write(b"250-x\r\n250 PIPELINING\r\n" if self._pipelining else b"250 x\r\n")
+                case b"MAIL":
+                    writer.write(f"{mail} of mail\r\n".encode())
+                    last = not self._pipelining and mail != "250"
+                case b"RCPT":
+                    writer.write(f"{rcpt} of rcpt\r\n".encode())
+                    rcpts += 1
+                    last = not self._pipelining and rcpt != "250" and rcpts == len(ADDRESSES)
+                case b"DATA":
+                    if data == "close":
+                        break
+                    writer.write(f"{data} of data\r\n".encode())
+                    if data == "354":
+                        lines = [line async for line in until_dot(reader)]
+                        self.received += len(lines) > 1
+                        if not self._closes:
+                            writer.write(b"250 of dot\r\n")
+                    last = True
+                case _:
+                    writer.write(b"250 x\r\n")
+            if last and self._closes:
+                break
+
+
+async def until_dot(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """The lines of a content, with the dot, as far as they come."""
+    while line := await reader.readline():
+        yield line
+        if line == b".\r\n":
+            return
+
+
+class _Pool:
+    """Dials the hosts; ``kept`` is a session that served other mail before."""
+
+    def __init__(self, ports: dict[str, int], kept: Session | None = None) -> None:
+        self._ports = ports
+        self._kept = kept
+
+    def ordered(self, route: Route) -> list[MxHost]:
+        return list(route.hosts)
+
+    def reuse(self, route: Route) -> Session | None:
+        return self._kept
+
+    def release(self, route: Route, session: Session) -> None:
+        session.abort()
+
+    async def open(self, route: Route, host: MxHost, address: str) -> Session:
+        return await dialled(host.name, self._ports[host.name])
+
+
+async def dialled(name: str, port: int) -> Session:
+    return await Session.connect(name, "127.0.0.1", port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+
+
+class _Delivery:
+    def __init__(self, address: str) -> None:
+        self.id = self.destination = address
+
+
+@asynccontextmanager
+async def listening(*hosts: Host) -> AsyncIterator[dict[str, int]]:
+    """The port of each host by its name: mx0, mx1."""
+    servers = [await asyncio.start_server(host.accept, "127.0.0.1", 0) for host in hosts]
+    try:
+        yield {f"mx{n}": server.sockets[0].getsockname()[1] for n, server in enumerate(servers)}
+    finally:
+        for server in servers:
+            server.close()
+        for host in hosts:
+            await host.closed()
+
+
+async def attempt(*hosts: Host, kept: bool = False) -> Sequence[Verdict]:
+    async with listening(*hosts) as ports:
+        made = _Attempt(
+            pool=cast(Any, _Pool(ports, await dialled("mx0", ports["mx0"]) if kept else None)),
+            route=Route(
+                site="x",
+                hosts=tuple(
+                    MxHost(name=name, addresses=("127.0.0.1",), rank=int(name[2:])) for name in ports
+                ),
+                port=25,
+            ),
+            reverse_path=Path.null(),
+            deliveries=[cast(Delivery, _Delivery(address)) for address in ADDRESSES],
+            buffers=[CONTENT],
+            smtputf8=False,
+        )
+        await made.run()
+        return made.carried().verdicts
+
+
+@pytest.mark.parametrize("pipelining", [True, False], ids=["pipelined", "stepwise"])
+@pytest.mark.parametrize("closes", [False, True], ids=["stays", "closes"])
+@pytest.mark.parametrize(("says", "expected"), CASES, ids=["-".join(says) for says, _ in CASES])
+async def test_what_a_host_says_to_the_envelope_decides(
+    says: tuple[str, str, str], expected: tuple[Action, int], closes: bool, pipelining: bool
+) -> None:
+    unknown = closes and says == UNKNOWN
+    if unknown:
+        expected = (Action.RETRY_LATER, 451)
+    verdicts = await attempt(Host(says, closes=closes, pipelining=pipelining))
+    assert [(verdict.action, verdict.reply.code) for verdict in verdicts] == [expected] * 2
+    assert ["delivery_unknown" in verdict.reply.text for verdict in verdicts] == [unknown] * 2
+
+    other = Host(GOOD, pipelining=pipelining)
+    verdicts = await attempt(Host(says, closes=closes, pipelining=pipelining), other)
+    if expected[0] is Action.RETRY_LATER and not unknown:
+        assert [(verdict.action, verdict.server) for verdict in verdicts] == [(Action.DELIVERED, "mx1")] * 2
+        assert other.received == 1
+    else:
+        assert [(verdict.action, verdict.server) for verdict in verdicts] == [(expected[0], "mx0")] * 2
+        assert other.connections == 0
+
+
+@pytest.mark.parametrize("closes", [False, True], ids=["stays", "closes"])
+@pytest.mark.parametrize("data", ["354", "503", "421", "close"])
+@pytest.mark.parametrize("mail", ["452", "421", "503", "554"])
+async def test_in_a_kept_session_the_refusal_of_mail_says_nothing_of_the_message(
+    mail: str, data: str, closes: bool
+) -> None:
+    """Some hosts take one message each session, and refuse the next MAIL in one way or another."""
+
+    class Once(Host):
+        def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            super().accept(reader, writer)
+            if self.connections == 2:
+                self.says, self._closes = GOOD, False
+
+    host = Once((mail, "503", data), closes=closes)
+    verdicts = await attempt(host, kept=True)
+    assert [(verdict.action, verdict.reply.code) for verdict in verdicts] == [(Action.DELIVERED, 250)] * 2
+    assert (host.connections, host.received) == (2, 1)
