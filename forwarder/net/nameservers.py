@@ -3,7 +3,8 @@
 Promises: ``ask`` ends within its deadline, repetitions and TCP included. Only an answer from the address that was
 asked, with our id (random, as is the source port) and our question is taken; anything else that arrives is ignored
 and we go on listening, so that an off-path guess costs nothing but its arrival. A truncated answer is fetched again
-by TCP. A server that stumbles over EDNS is asked again without.
+by TCP; one that is truncated there too says nothing, not even that there is nothing (RFC 2181 9). A server that
+stumbles over EDNS is asked again without.
 
 SERVFAIL, REFUSED and the like send us to the next server; silence also to the same one again. When nobody gives a
 useful answer, ``NoAnswer`` says what was seen last. The transport is dnspython's: 0.4 ms of CPU a question, which
@@ -122,6 +123,8 @@ def _useless(answer: dns.message.QueryMessage, *, recursion: bool) -> str:
     """Why an answer settles nothing; "" when it does."""
     if answer.rcode() not in _USEFUL:
         return dns.rcode.to_text(answer.rcode())
+    if answer.flags & dns.flags.TC:
+        return "in part only, by TCP too"
     authoritative = bool(answer.flags & dns.flags.AA)
     if not recursion and not authoritative:
         return "without authority"

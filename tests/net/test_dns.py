@@ -179,6 +179,22 @@ async def test_a_truncated_answer_is_fetched_by_tcp(dns: DnsServer, resolver: Re
     assert [query.over for query in dns.queries] == ["udp", "tcp"]
 
 
+async def test_an_answer_that_is_truncated_by_tcp_too_is_none(dns: DnsServer, clock: Clock) -> None:
+    """RFC 2181 9: it is ignored; that it holds no record does not mean that there is none."""
+    async with DnsServer() as broken:
+        broken.fault("*", "cut")
+        alone = Resolver([HostPort(broken.host, broken.port)], clock=clock)
+        answer = await alone.mx("example.test")
+        assert isinstance(answer, CannotTell)
+        assert answer.reason == "the name server answers in part only, by TCP too"
+        assert [query.over for query in broken.queries] == ["udp", "tcp"]
+        dns.set("example.test", "A", ["192.0.2.1"])
+        both = Resolver([HostPort(broken.host, broken.port), HostPort(dns.host, dns.port)], clock=clock)
+        assert records(await both.a("example.test")) == ("192.0.2.1",)
+        await alone.close()
+        await both.close()
+
+
 async def test_a_server_that_stumbles_over_edns_is_asked_without(dns: DnsServer, resolver: Resolver) -> None:
     dns.set("example.test", "A", ["192.0.2.1"])
     dns.fault("example.test", "no-edns")

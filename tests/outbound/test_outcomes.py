@@ -191,6 +191,7 @@ async def _gave_up(rooms, delivery: str) -> bool:  # type: ignore[no-untyped-def
         ("nowhere.test", "", "HARD-BOUNCE", "5.1.2"),
         ("broken.test", "servfail", "SOFT-BOUNCE", "4.4.3"),
         ("silent.test", "timeout", "SOFT-BOUNCE", "4.4.3"),
+        ("cut.test", "cut", "SOFT-BOUNCE", "4.4.3"),
         ("null.test", "", "HARD-BOUNCE", "5.1.10"),
     ],
 )

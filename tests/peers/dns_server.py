@@ -10,10 +10,10 @@
         dns.fault("broken.test", "servfail")
 
 A name nobody set is NXDOMAIN (with an SOA). Faults, by name and optionally by kind and number of times: servfail,
-refused, nxdomain, timeout (no answer), truncate (UDP only: TC, so that the client comes by TCP), loop (a CNAME to
-itself), garbage (octets that are no message), wrong-id, wrong-question (followed by the right answer, as an attacker
-would have it), spoof-then-answer (a wrong id with false records, then the right answer), no-edns (FORMERR while
-the query carries EDNS), slow (the answer after ``dns.slowness`` seconds). The name "*" means every name.
+refused, nxdomain, timeout (no answer), truncate (UDP only: TC, so that the client comes by TCP), cut (TC by TCP too),
+loop (a CNAME to itself), garbage (octets that are no message), wrong-id, wrong-question (followed by the right answer,
+as an attacker would have it), spoof-then-answer (a wrong id with false records, then the right answer), no-edns
+(FORMERR while the query carries EDNS), slow (the answer after ``dns.slowness`` seconds). The name "*" means every name.
 """
 
 import asyncio
@@ -176,6 +176,8 @@ class DnsServer:
             case "servfail" | "refused" | "nxdomain" as code:
                 return (_failure(query, dns.rcode.from_text(code.upper())).to_wire(),), 0
             case "truncate" if over == "udp":
+                return (_truncated(query),), 0
+            case "cut":
                 return (_truncated(query),), 0
             case "loop":
                 return (self._loop(query, question.name).to_wire(),), 0
