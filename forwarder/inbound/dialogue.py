@@ -64,15 +64,12 @@ class Dialogue(Connection):
     async def _obey(self, line: bytes) -> Reply | None:
         """Carry out one command; None where it wrote its replies itself."""
         if not line.endswith(b"\r\n"):
-            return replies.BAD_LINE_END
+            return self._unknown(line, replies.BAD_LINE_END)
         verb, _, arguments = line[:-2].partition(b" ")
         verb = verb.upper()
         method = _VERBS.get(verb)
         if method is None:
-            if verb in _HTTP or line.startswith(b"\x16\x03"):  # a browser, or TLS where it does not begin
-                self._closing = True
-                return replies.WRONG_PROTOCOL
-            return replies.UNKNOWN_COMMAND
+            return self._unknown(line, replies.UNKNOWN_COMMAND)
         if len(line) > COMMAND_LIMIT and verb != b"AUTH":
             return replies.COMMAND_TOO_LONG
         if verb in _JUNK:
@@ -94,6 +91,14 @@ class Dialogue(Connection):
         except Exception:
             log.exception("a command failed", service=self._desk.name, verb=verb.decode())
             return replies.TROUBLE
+
+    def _unknown(self, line: bytes, otherwise: Reply) -> Reply:
+        """What is said to a line that is no command of SMTP."""
+        verb = line.rstrip(b"\r\n").partition(b" ")[0].upper()
+        if verb in _HTTP or line.startswith(b"\x16\x03"):  # a browser, or TLS where it does not begin
+            self._closing = True
+            return replies.WRONG_PROTOCOL
+        return otherwise
 
     def _weighed(self, answer: Reply) -> Reply:
         """The answer, unless it is one refusal or one empty command too many."""

@@ -322,11 +322,21 @@ async def test_commands_out_of_order(serve):
         assert (await client.say(b"STARTTLS\r\n")).code == 502
 
 
-@pytest.mark.parametrize("line", [b"GET / HTTP/1.1", b"POST / HTTP/1.1", b"CONNECT mx.test:25 HTTP/1.1"])
-async def test_other_protocols_are_sent_away(serve, line):
+@pytest.mark.parametrize("end", [b"\r\n", b"\n"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"GET / HTTP/1.1",
+        b"POST / HTTP/1.1",
+        b"CONNECT mx.test:25 HTTP/1.1",
+        b"get",
+        b"\x16\x03\x01\x02\x00\x01\x00",  # the beginning of a TLS handshake
+    ],
+)
+async def test_other_protocols_are_sent_away(serve, line, end):
     listening = await serve()
     async with connect(listening) as client:
-        await client.send(line + b"\r\nHost: mx.test\r\nRCPT TO:<b@here.test>\r\n\r\n")
+        await client.send(line + end + b"Host: mx.test" + end + b"RCPT TO:<b@here.test>" + end + end)
         assert str(await client.read()).startswith("521 5.7.0")
         assert await client.closed()
 
