@@ -2,12 +2,13 @@
 
 A report goes to the reverse-path that came in with the message (``addressees`` says where that is), from the null
 reverse-path, so that nothing ever answers it (RFC 5321 4.5.5, RFC 3464 2). Several recipients of one message that fail
-in the same attempt share a report. There is none about mail from the null reverse-path, nor about mail written here:
-that ends the chain, and the event says ``double_bounce``.
+in the same attempt share a report, in which each is named once. There is none about mail from the null reverse-path,
+nor about mail written here: that ends the chain, and the event says ``double_bounce``.
 
-The report names the alias the sender wrote to. Where that alias leads is private and left out, with the name of the
-host that refused, unless ``outbound.disclose_destination`` is set; text of the refusing host that quotes the
-destination has it replaced. Of what a webhook answered only the status is told.
+The report names the alias the sender wrote to, and what was said of the first of its destinations that failed. Where
+that alias leads, and to how many, is private and left out, with the name of the host that refused, unless
+``outbound.disclose_destination`` is set; text of the refusing host that quotes the destination has it replaced. Of what
+a webhook answered only the status is told.
 
 The report is a ``NewMessage`` for ``Queue.settle`` to store in the transaction that records the failure: before it
 the report could double, after it, it could get lost. Raises what the store raises when it is asked for the sender.
@@ -73,7 +74,7 @@ class Bounces:
             reporting_mta=self._hostname,
             sender=self._sender,
             to=to.wire(),
-            failures=[self._failure(verdict, failed, now) for verdict in failed],
+            failures=[self._failure(verdict, failed, now) for verdict in self._named(failed)],
             original=content,
             arrival_at=parcel.created_at,
             message_id=message_id,
@@ -111,6 +112,15 @@ class Bounces:
             leased=leased_until is not None,
             next_attempt_at=leased_until or now,
         )
+
+    def _named(self, failed: Sequence[Verdict]) -> Sequence[Verdict]:
+        """One failure of each recipient; all, where the destinations are named as well."""
+        if self._disclose:
+            return failed
+        of_each: dict[Path, Verdict] = {}
+        for verdict in failed:
+            of_each.setdefault(verdict.delivery.recipient, verdict)
+        return list(of_each.values())
 
     def _failure(self, verdict: Verdict, failed: Sequence[Verdict], now: datetime) -> FailedRecipient:
         delivery, reply = verdict.delivery, verdict.reply

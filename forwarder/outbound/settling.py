@@ -3,7 +3,8 @@
 A verdict of DELIVERED ends a delivery; RETRY_LATER plans the next attempt or, once the message is too old, gives up;
 GIVE_UP gives up. Giving up makes one DSN for all recipients of the message that failed in the same attempt, stored in
 the transaction that settles them. An alias with thirty dead destinations is one recipient: its sender is told once, as
-long as this process holds the message; the log tells its owner of each.
+long as this process holds the message, and again of what fails in an attempt hours later; the log tells its owner of
+each.
 
 What a host has accepted must not be forgotten because the store is away: a settlement that cannot be written is tried
 again, first soon, then every few seconds, until it is written or the store says that the lease is somebody else's

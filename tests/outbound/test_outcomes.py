@@ -103,14 +103,56 @@ async def test_in_a_kept_session_too_everybody_s_log_says_what_the_host_said_of_
         assert events[-1][1] == 450
 
 
-async def test_failures_of_one_attempt_share_one_report(tmp_path: Path) -> None:
-    async with house(tmp_path) as rooms:
-        ids = await rooms.accept("550-at-rcpt@dest.test", "551-at-rcpt@dest.test", "553-at-rcpt@dest.test")
-        for delivery in ids:
-            await rooms.until_statuses(delivery, "QUEUED", "HARD-BOUNCE")
+@pytest.mark.parametrize("disclosed", [False, True])
+async def test_failures_of_one_attempt_share_one_report(tmp_path: Path, disclosed: bool) -> None:
+    """How many destinations an alias has is as private as they are."""
+    async with house(tmp_path, outbound={"disclose_destination": disclosed}) as rooms:
+        to = ["550-at-rcpt@dest.test", "551-at-rcpt@dest.test", "553-at-rcpt@dest.test"]
+        message = rooms.message(*to, recipient="list@hosted.test")
+        other = replace(message.deliveries[2], recipient=parse_address("other@hosted.test"))
+        message = replace(message, deliveries=(*message.deliveries[:2], other))
+        await rooms.queue.enqueue(message)
+        rooms.dispatcher.hand_over(message)
+        for delivery in message.deliveries:
+            await rooms.until_statuses(delivery.id, "QUEUED", "HARD-BOUNCE")
         (report,) = await rooms.origin.wait_for(1)
-        assert report.content.count(b"\r\nAction: failed\r\n") == 3
+        lines = report.content.split(b"\r\n")
+        assert [
+            line for line in lines if line.startswith((b"Final-Recipient", b"X-Actual", b"Diagnostic"))
+        ] == (
+            [
+                b"Final-Recipient: rfc822; list@hosted.test",
+                b"X-Actual-Recipient: rfc822; 550-at-rcpt@dest.test",
+                b"Diagnostic-Code: smtp; 550 5.7.0 as told by the test",
+                b"Final-Recipient: rfc822; list@hosted.test",
+                b"X-Actual-Recipient: rfc822; 551-at-rcpt@dest.test",
+                b"Diagnostic-Code: smtp; 551 5.7.0 as told by the test",
+                b"Final-Recipient: rfc822; other@hosted.test",
+                b"X-Actual-Recipient: rfc822; 553-at-rcpt@dest.test",
+                b"Diagnostic-Code: smtp; 553 5.7.0 as told by the test",
+            ]
+            if disclosed
+            else [
+                b"Final-Recipient: rfc822; list@hosted.test",
+                b"Diagnostic-Code: smtp; 550 5.7.0 as told by the test",
+                b"Final-Recipient: rfc822; other@hosted.test",
+                b"Diagnostic-Code: smtp; 553 5.7.0 as told by the test",
+            ]
+        )
         assert len(await rooms.reports()) == 1
+
+
+async def test_a_destination_that_fails_later_makes_one_report_more(tmp_path: Path) -> None:
+    async with house(tmp_path, retry={"delays": ["100ms"], "give_up_after": "1h"}) as rooms:
+        gone, later = await rooms.accept("550-at-rcpt@dest.test", "451-at-rcpt@dest.test")
+        await rooms.until_statuses(gone, "QUEUED", "HARD-BOUNCE")
+        await rooms.origin.wait_for(1)
+        rooms.offset = timedelta(hours=2)
+        await rooms.until(lambda: _gave_up(rooms, later))
+        reports = await rooms.origin.wait_for(2)
+        assert [report.content.count(b"\r\nFinal-Recipient: ") for report in reports] == [1, 1]
+        assert [report.content.count(b"\r\nStatus: 5.4.7\r\n") for report in reports] == [0, 1]
+        assert len(await rooms.reports()) == 2
 
 
 async def test_the_null_reverse_path_gets_no_report(tmp_path: Path) -> None:
