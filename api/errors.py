@@ -10,6 +10,7 @@ with the details in the log and nothing of them in the answer. There is no 500.
 
 from collections.abc import Mapping, Sequence
 
+from api.validation import as_sentence
 from forwarder.store.conflict import AlreadyExists, LimitReached, Missing, TooLarge
 from forwarder.store.trouble import StoreUnavailable
 
@@ -89,13 +90,7 @@ def refusal_of(fault: Exception) -> Refusal | None:
             field, text = _LIMITS[what]
             return bad_fields({field: [text.format(limit=limit)]})
         case TooLarge():
-            return bad_fields(
-                {
-                    "alias": [
-                        "The regular expressions of this domain are too large together; use fewer, or simpler ones."
-                    ]
-                }
-            )
+            return bad_fields({"alias": [as_sentence(str(fault))]})
         case Missing(what=what):
             return not_found(what)
         case StoreUnavailable() | TimeoutError():

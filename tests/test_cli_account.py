@@ -109,7 +109,7 @@ def test_an_account_gets_another_plan(cli: Cli) -> None:
 def test_a_lock_is_listed_until_it_is_lifted(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     cli.json("account", "create", "you@example.org")
     locked = cli.json("account", "lock", "you@example.org", "--reason", "spam.")
-    monkeypatch.setattr("forwarder.commands.account.now", lambda: NOW)
+    monkeypatch.setattr("forwarder.commands.account.utc_now", lambda: NOW)
     again = cli.json("account", "lock", "you@example.org", "--reason", "more spam")
     assert (again["locked_at"], again["lock_reason"]) == (locked["locked_at"], "more spam")
     (listed,) = cli.json("account", "list")

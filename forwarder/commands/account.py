@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from forwarder.clock import utc_now
 from forwarder.commands.directory import account_named
-from forwarder.commands.frame import AsJson, Config, Failure, answer, command, now, read, table, write
+from forwarder.commands.frame import AsJson, Config, Failure, answer, command, read, table, write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,8 +52,8 @@ def create_account(
 
     def create(conn: "Connection", settings: "Settings") -> None:
         _check_plan(plan, settings)
-        made = accounts.create(conn, address, plan, now())
-        accounts.add_key(conn, made.id, "first", key.digest, key.prefix, now())
+        made = accounts.create(conn, address, plan, utc_now())
+        accounts.add_key(conn, made.id, "first", key.digest, key.prefix, utc_now())
 
     write(config, create)
 
@@ -137,7 +138,7 @@ def lock_account(
 
     def lock(conn: "Connection", _settings: "Settings") -> Any:
         owner = account_named(conn, email)
-        since = owner.locked_at or now()
+        since = owner.locked_at or utc_now()
         accounts.set_lock(conn, owner.id, since, reason or None)
         return {"email": owner.email, "locked_at": since, "lock_reason": reason or None}
 
@@ -185,7 +186,7 @@ def add_key(
     def add(conn: "Connection", settings: "Settings") -> "tuple[str, ApiKey]":
         owner = account_named(conn, email)
         limit = settings.plan(owner.plan).api
-        made = accounts.add_key(conn, owner.id, name, new.digest, new.prefix, now(), limit=limit)
+        made = accounts.add_key(conn, owner.id, name, new.digest, new.prefix, utc_now(), limit=limit)
         return owner.email, made
 
     owner, made = write(config, add)
@@ -246,7 +247,7 @@ def revoke_key(
     def revoke(conn: "Connection", _settings: "Settings") -> "ApiKey":
         owner = account_named(conn, email)
         found = _key_called(key, accounts.list_keys(conn, owner.id), owner.email)
-        accounts.revoke_key(conn, owner.id, found.id, now())
+        accounts.revoke_key(conn, owner.id, found.id, utc_now())
         return found
 
     revoked = write(config, revoke)

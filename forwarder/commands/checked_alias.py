@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from forwarder.commands.frame import Failure, now
+from forwarder.clock import utc_now
+from forwarder.commands.frame import Failure
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -35,7 +36,9 @@ def store_alias(
     if len(destinations) > plan.destinations:
         count = len(destinations)
         raise Failure(f"an alias of this account may lead to {plan.destinations} destinations, not {count}")
-    made = aliases.add(conn, domain, canonical, canonical_forward(destinations), now(), limit=plan.aliases)
+    made = aliases.add(
+        conn, domain, canonical, canonical_forward(destinations), utc_now(), limit=plan.aliases
+    )
     if (found := circle(conn, domain, [made])) is not None:
         raise Failure(found[1])
     ask_owners(conn, settings, domain, [made], made.created_at)

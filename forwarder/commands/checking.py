@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from forwarder.commands.frame import AsJson, Config, answer, now, settings_of, store_trouble
+from forwarder.clock import utc_now
+from forwarder.commands.frame import AsJson, Config, answer, settings_of, store_trouble
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -217,7 +218,7 @@ async def _dns(settings: "Settings", database: "Database") -> list[Finding]:
         for domain in hosted:
             keys = await database.read(partial(dkim_keys.list_keys, domain_id=domain.id))
             checked = await look(resolver, domain.name, settings, keys)
-            await record(database, domain, checked, now())
+            await record(database, domain, checked, utc_now())
             found += _domain(domain, checked)
         return found
     finally:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from forwarder.clock import utc_now
 from forwarder.commands.directory import domain_named, owner_of
-from forwarder.commands.frame import AsJson, Config, Failure, answer, command, now, read, table, write
+from forwarder.commands.frame import AsJson, Config, Failure, answer, command, read, table, write
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,7 +50,9 @@ def add_credential(
     def add(conn: "Connection", settings: "Settings") -> str:
         hosted = domain_named(conn, domain)
         _, plan = owner_of(conn, hosted, settings)
-        made = credentials.add(conn, hosted, name, digest, now(), is_limited=limited, limit=plan.credentials)
+        made = credentials.add(
+            conn, hosted, name, digest, utc_now(), is_limited=limited, limit=plan.credentials
+        )
         return _login(made.username, hosted)
 
     _tell(write(config, add), password if made_here else None, as_json=as_json)
@@ -99,7 +102,7 @@ def set_password(
     def change(conn: "Connection", _settings: "Settings") -> str:
         hosted = domain_named(conn, domain)
         name = _known(conn, hosted, username)
-        credentials.update_credential(conn, hosted, name, now(), password_hash=digest)
+        credentials.update_credential(conn, hosted, name, utc_now(), password_hash=digest)
         return _login(name, hosted)
 
     _tell(write(config, change), password if made_here else None, as_json=as_json)
@@ -115,7 +118,7 @@ def remove_credential(
     def remove(conn: "Connection", _settings: "Settings") -> str:
         hosted = domain_named(conn, domain)
         name = _known(conn, hosted, username)
-        credentials.remove(conn, hosted, name, now())
+        credentials.remove(conn, hosted, name, utc_now())
         return name
 
     removed = write(config, remove)

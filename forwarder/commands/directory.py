@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from forwarder.clock import utc_now
 from forwarder.commands.frame import (
     AsJson,
     Config,
     Failure,
     answer,
     command,
-    now,
     read,
     table,
     vault_of,
@@ -140,7 +140,7 @@ def ask_for_confirmation(domain: str, config: Config = None, as_json: AsJson = F
             )
         hosted = domain_named(conn, domain)
         found = aliases.list_aliases(conn, hosted.id)[0]
-        asked = [path.display() for path in ask_owners(conn, settings, hosted, found, now())]
+        asked = [path.display() for path in ask_owners(conn, settings, hosted, found, utc_now())]
         waiting = confirmations.unconfirmed(conn, hosted.account_id, [a.forward for a in found])
         return asked, [path.display() for path in waiting]
 
@@ -173,7 +173,7 @@ def remove_alias(
         found = aliases.find(conn, hosted.id, (pattern, pattern.lower()), pattern)
         if found is None:
             raise Failure(f"{domain} has no alias {pattern}; forwarder alias list {domain} shows what it has")
-        aliases.remove(conn, hosted, found, now())
+        aliases.remove(conn, hosted, found, utc_now())
         return found.pattern
 
     removed = write(config, remove)

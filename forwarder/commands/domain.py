@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from forwarder.clock import utc_now
 from forwarder.commands.directory import account_named, domain_named, keys_for, owner_of
 from forwarder.commands.frame import (
     AsJson,
@@ -12,7 +13,6 @@ from forwarder.commands.frame import (
     answer,
     command,
     confirm,
-    now,
     read,
     settings_of,
     table,
@@ -62,12 +62,12 @@ def add_domain(
             owner.id,
             ascii_name,
             display_domain(ascii_name),
-            now(),
+            utc_now(),
             dkim_selector=settings.dkim.selector,
             limit=plan.domains,
         )
         for key in keys:
-            dkim_keys.add(conn, made, key, now())
+            dkim_keys.add(conn, made, key, utc_now())
         return made
 
     made = write(config, add)
@@ -191,7 +191,7 @@ def remove_domain(
 
     def remove(conn: "Connection", _settings: "Settings") -> str:
         domain = domain_named(conn, name)
-        domains.remove(conn, domain, now())
+        domains.remove(conn, domain, utc_now())
         return domain.name
 
     removed = write(config, remove)

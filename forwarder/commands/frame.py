@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
-from forwarder.clock import utc_now
 from forwarder.commands.output import OutputError, give_up
 
 if TYPE_CHECKING:
@@ -142,11 +141,6 @@ def settings_of(config: str | None) -> "Settings":
     # What rooms log goes to standard error, and only what a person at a prompt must know.
     set_up(settings.model_copy(update={"logs": settings.logs.model_copy(update={"level": "warning"})}))
     return settings
-
-
-def now() -> datetime:
-    """The time of this command: aware, UTC."""
-    return utc_now()
 
 
 def make_data_dir(settings: "Settings") -> None:

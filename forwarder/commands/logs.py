@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forwarder.commands.frame import AsJson, Config, Failure, answer, console, now, with_store
+from forwarder.clock import utc_now
+from forwarder.commands.frame import AsJson, Config, Failure, answer, console, with_store
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,7 +62,7 @@ async def _journal(database: "Database", domain: str | None) -> "tuple[Journal, 
     from forwarder.mail.ids import IdSource
     from forwarder.store.journal import Journal
 
-    journal = Journal(database, ids=IdSource(clock=now, entropy=os.urandom), clock=now)
+    journal = Journal(database, ids=IdSource(clock=utc_now, entropy=os.urandom), clock=utc_now)
     if domain is None:
         return journal, None
     return journal, (await database.read(lambda conn: domain_named(conn, domain))).id

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from forwarder.clock import utc_now
 from forwarder.commands.frame import (
     AsJson,
     Config,
@@ -11,7 +12,6 @@ from forwarder.commands.frame import (
     answer,
     command,
     confirm,
-    now,
     read,
     shown,
     table,
@@ -117,7 +117,7 @@ def retry(ids: Ids = None, every: Every = False, config: Config = None, as_json:
     chosen = _chosen(ids, every)
 
     def some(conn: "Connection", _settings: "Settings") -> int:
-        return admin.retry(conn, chosen or (), now=now())
+        return admin.retry(conn, chosen or (), now=utc_now())
 
     changed = _retry_all(config) if chosen is None else write(config, some)
     held = read(config, lambda conn, _: admin.held(conn, chosen))
@@ -134,7 +134,7 @@ def _retry_all(config: str | None) -> int:
     from forwarder.store import admin
 
     async def work(database: "Database", _settings: "Settings") -> int:
-        changed, after, limit, at = 0, "", 1000, now()
+        changed, after, limit, at = 0, "", 1000, utc_now()
         with Console(stderr=True).status("looking at the queue") as status:
             while True:
                 bite = await database.write(partial(admin.retry_next, after=after, now=at, limit=limit))
@@ -162,7 +162,7 @@ def release(ids: Ids = None, config: Config = None, as_json: AsJson = False) -> 
     """Make held deliveries due now."""
     from forwarder.store import admin
 
-    changed = write(config, lambda conn, _: admin.release(conn, _some(ids), now=now()))
+    changed = write(config, lambda conn, _: admin.release(conn, _some(ids), now=utc_now()))
     _say(changed, "due now", as_json, "" if changed else "; one that is not held stays as it is")
 
 
@@ -181,10 +181,10 @@ def drop(
 
     chosen = _some(ids)
     confirm(f"Drop {len(chosen)} without telling the sender?", yes=yes, as_json=as_json)
-    new_id = IdSource(clock=now, entropy=os.urandom)
+    new_id = IdSource(clock=utc_now, entropy=os.urandom)
 
     def work(conn: "Connection", settings: "Settings") -> int:
-        return admin.drop(conn, chosen, now=now(), new_id=new_id, local_name=settings.hostname)
+        return admin.drop(conn, chosen, now=utc_now(), new_id=new_id, local_name=settings.hostname)
 
     _say(write(config, work), "dropped", as_json)
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forwarder.commands.frame import AsJson, Config, answer, now, table, with_store
+from forwarder.clock import utc_now
+from forwarder.commands.frame import AsJson, Config, answer, table, with_store
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,7 +50,7 @@ def route(
             return _refused(recipient, asked)
         wanted = settings.require_confirmed_destinations
         postmaster = Postmaster.of(settings.hostname, settings.postmaster)
-        directory = Directory(database, clock=now, require_confirmed=wanted, postmaster=postmaster)
+        directory = Directory(database, clock=utc_now, require_confirmed=wanted, postmaster=postmaster)
         found = await (directory.resolve(asked) if own is None else directory.resolve_ours(asked))
         return _explained(recipient, own, found)
 
@@ -80,7 +81,7 @@ def _of_this_host(recipient: "Path", settings: "Settings") -> OfThisHost | None:
         # Only here: no other address needs the keys, and it may be asked about where they are not.
         secrets = open_keyring(settings).srs_secrets
         srs = Srs(secrets, domain=settings.srs.domain, max_age_days=settings.srs.max_age_days)
-        sender = srs.reverse(recipient, now=now())
+        sender = srs.reverse(recipient, now=utc_now())
         if sender is not SrsFault.NOT_SRS:
             return OfThisHost(what="an SRS address of this server", leads_to=sender)
     return None
