@@ -1,9 +1,12 @@
 """Taking charge of messages: the rows of a whole group in a few statements.
 
-For each message its content, a delivery for each destination (leased to this worker, attempt 1 counted, where the
-dispatcher had room; due otherwise), a log and a QUEUED event for each. A destination that its alias says to discard
-leaves a log with QUEUED and DELIVERED and no delivery, one where nobody is a log with QUEUED and HARD-BOUNCE; a message
-with nothing else leaves no content either.
+For each message its content, a delivery for each destination, a log and a QUEUED event for each. A destination that its
+alias says to discard leaves a log with QUEUED and DELIVERED and no delivery, one where nobody is a log with QUEUED and
+HARD-BOUNCE; a message with nothing else leaves no content either.
+
+A delivery is leased to this worker, attempt 1 counted, where the dispatcher had room, and otherwise due for everybody;
+but where a client waits for the COMMIT (``answers``) that, too, is leased to us, no attempt counted, until it is known
+how the COMMIT ended: a message that the client was told 451 of must not be sent by whoever sees it first.
 """
 
 from collections.abc import Sequence
@@ -32,9 +35,10 @@ LARGE = 256 * 1024  # octets of content from which SQLite is given it in pieces
 class Enqueueing:
     """The batch of ``Queue.enqueue``; also stores the DSNs of a settlement."""
 
-    def __init__(self, *, worker_id: str, local_name: str) -> None:
+    def __init__(self, *, worker_id: str, local_name: str, answers: bool = False) -> None:
         self._worker_id = worker_id
         self._local_name = local_name
+        self._answers = answers
 
     def apply(self, conn: Connection, items: Sequence[NewMessage]) -> Sequence[None]:
         kept = [message for message in items if any(not d.discard for d in message.deliveries)]
@@ -63,7 +67,7 @@ class Enqueueing:
         return [None] * len(items)
 
     def _delivery_row(self, message: NewMessage, delivery: NewDelivery) -> tuple[Any, ...]:
-        leased = delivery.leased
+        leased = delivery.leased or self._answers
         return (
             delivery.id,
             message.id,
@@ -74,7 +78,7 @@ class Enqueueing:
             delivery.destination,
             delivery.destination_domain,
             DeliveryState.LEASED.value if leased else DeliveryState.QUEUED.value,
-            1 if leased else 0,
+            1 if delivery.leased else 0,
             message.created_at,
             delivery.next_attempt_at,
             self._worker_id if leased else None,

@@ -9,10 +9,10 @@ settle again. After CommitUnknown nobody can say whether the change is in force:
 
 - A message so enqueued is answered 451 and will be sent again, so ``run`` withdraws what may have been stored: at once
   and, since its COMMIT may hang in a server that waits for its disk, again until that transaction has certainly ended,
-  for DOUBT seconds at least. Until then nothing of it is claimed or given back here. While DOUBTFUL messages are in
-  doubt, no other is taken. The window that remains: this process ends before the store is back, or another worker began
-  a delivery that was not leased to us. Then the message is delivered although its client was told 451, and the client's
-  second try is a second copy (RFC 1047).
+  for DOUBT seconds at least. Until then nobody claims or gives back anything of it: what is anybody's to deliver is
+  leased to us as well until its COMMIT is answered. While DOUBTFUL messages are in doubt, no other is taken. The window
+  that remains: this process ends, or is taken for dead, before the store is back. Then the message is delivered
+  although its client was told 451, and the client's second try is a second copy (RFC 1047).
 - A settlement is simply settled again: if it had taken, the second finds no lease; ``settle`` then says True, for one
   with a report only if that is stored: it must not be sent by two.
 - Leases that a claim took without our knowing are found by the dispatcher, which compares what the store says we hold
@@ -24,7 +24,8 @@ and it is delivered from the queue.
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -51,7 +52,6 @@ IF_WORKER_DIES = timedelta(
 DOUBT = 30.0  # seconds
 DOUBTFUL = 10_000  # messages
 TICK = 2.0
-RELEASE_TRIES = 3
 
 T = TypeVar("T")
 _log = structlog.get_logger("forwarder.store")
@@ -84,15 +84,15 @@ class Queue:
         self._clock = clock
         self._alive = alive
         self._if_worker_dies = if_worker_dies
-        self._enqueueing = Enqueueing(worker_id=worker_id, local_name=local_name)
-        self._settling = Settling(enqueueing=self._enqueueing, worker_id=worker_id)
+        self._enqueueing = Enqueueing(worker_id=worker_id, local_name=local_name, answers=True)
+        reports = Enqueueing(worker_id=worker_id, local_name=local_name)
+        self._settling = Settling(enqueueing=reports, worker_id=worker_id)
         self._releasing = Releasing(worker_id=worker_id)
         self._claiming = Claiming(worker_id=worker_id)
         self._doubts: dict[str, _InDoubt] = {}
         self._unsure: set[tuple[str, int]] = (
             set()
         )  # settlements that took, or may have, and of which the caller heard an error
-        self._giving_back: set[asyncio.Task[None]] = set()
 
     async def enqueue(self, message: NewMessage, *, meanwhile: Callable[[], T] | None = None) -> T | None:
         """Take charge of a message; durable on return. StoreUnavailable: not taken.
@@ -122,6 +122,7 @@ class Queue:
                 error = stored.exception()
                 self._nobody_took(message, Failed(error) if isinstance(error, Exception) else None)
             raise
+        self._let_go(_for_anybody(message))
         return early
 
     async def claim_due(
@@ -280,25 +281,29 @@ class Queue:
         error = ended.error if isinstance(ended, Failed) else None
         if isinstance(error, CommitUnknown):
             self._doubt(message)
-        leased = {delivery.id: 1 for delivery in message.leased}
-        if error is None and leased:
-            task = asyncio.get_running_loop().create_task(self._give_back(leased))
-            self._giving_back.add(task)
-            task.add_done_callback(self._giving_back.discard)
+        if error is None:
+            now = self._clock()
+            self._let_go([*_for_anybody(message), *(Release(each.id, 1, now) for each in message.leased)])
 
-    async def _give_back(self, leased: dict[str, int]) -> None:
-        for _ in range(RELEASE_TRIES):
-            try:
-                await self.give_back(leased)
-            except StoreUnavailable:
-                await asyncio.sleep(TICK)
-            else:
-                return
-        _log.warning("leases were not given back", deliveries=len(leased))  # the dispatcher finds them
+    def _let_go(self, leases: Iterable[Release]) -> None:
+        """Give back without waiting; what the store does not take now the dispatcher finds, since nobody knows it."""
+        with suppress(StoreUnavailable):
+            for lease in leases:
+                self._database.writer.enlist(self._releasing, lease).add_done_callback(_seen)
+
+
+def _for_anybody(message: NewMessage) -> Iterator[Release]:
+    return (Release(each.id, 0, each.next_attempt_at) for each in message.unleased)
 
 
 def _unheard(ended: "bool | Failed") -> None:
     """A settlement whose caller is gone: it is written or it is not, and the lease tells others which."""
+
+
+def _seen(given: "asyncio.Future[bool]") -> None:
+    """A lease that was not given back is still ours, and known to nobody."""
+    if not given.cancelled():
+        given.exception()
 
 
 def _content(conn: Connection, message_id: str) -> bytes | None:

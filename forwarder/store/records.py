@@ -74,6 +74,11 @@ class NewMessage:
         """What the process that stores it will deliver itself."""
         return [delivery for delivery in self.deliveries if delivery.leased and not delivery.discard]
 
+    @property
+    def unleased(self) -> list[NewDelivery]:
+        """What whoever has room for it delivers."""
+        return [delivery for delivery in self.deliveries if not (delivery.leased or delivery.discard)]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:

@@ -52,7 +52,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A lease given back without an attempt."""
+    """A lease given back without an attempt: the one it was counted for, if it was for one, is taken back."""
 
     delivery_id: str
     attempts: int
@@ -122,11 +122,11 @@ class Releasing:
 
     def apply(self, conn: Connection, items: Sequence[Release]) -> Sequence[bool]:
         ours = still_ours(conn, self._worker_id, (item.delivery_id for item in items))
-        took = [ours.pop(item.delivery_id, 0) == item.attempts for item in items]
+        took = [ours.pop(item.delivery_id, None) == item.attempts for item in items]
         queue_again(
             conn,
             [
-                (item.delivery_id, item.next_attempt_at, 1, None)
+                (item.delivery_id, item.next_attempt_at, min(item.attempts, 1), None)
                 for item, is_ours in zip(items, took, strict=True)
                 if is_ours
             ],

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, func, select
 from forwarder.mail.event import DeliveryState, Status
 from forwarder.store import queue, sqlite, straight, workers
 from forwarder.store.engine import Database
+from forwarder.store.records import Delivery
 from forwarder.store.tables import deliveries, domains, events, logs, messages
 from forwarder.store.trouble import CommitUnknown, StoreUnavailable
 from tests.store.conftest import NOON, Stage, Worker, as_delivery, delivered, hard, soft, until
@@ -38,6 +39,18 @@ async def forgotten(worker: Worker, now: float) -> bool:
     """Whether a withdrawal, as one of several, found nothing to be in doubt any more; others may write meanwhile."""
     await worker.queue.withdraw_doubtful(now)
     return not worker.queue._doubts
+
+
+async def taken_by(worker: Worker) -> Delivery:
+    """One delivery that is anybody's, once whoever stored it has let go of it."""
+    taken: list[Delivery] = []
+
+    async def claimed() -> bool:
+        taken.extend(await worker.queue.claim_due(NOON, 1))
+        return bool(taken)
+
+    await until(claimed)
+    return taken[0]
 
 
 async def statuses(database: Database, log_id: str) -> list[str]:
@@ -425,11 +438,25 @@ async def test_withdrawing_leaves_no_trace_of_what_nobody_began(stage: Stage) ->
     assert await sizes(worker.database) == (1, 1, 1, 1)
 
 
+async def test_what_is_anybodys_outlives_a_worker_that_dies_right_after_its_commit(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, other = await stage.worker("a"), await stage.worker("b")
+    message = stage.message("a@dest.example", due=MINUTE)
+    monkeypatch.setattr(worker.queue, "_let_go", lambda leases: None)
+    await worker.queue.enqueue(message)
+    assert await worker.queue.held() == {message.deliveries[0].id: 0}
+    assert await workers.release_node(worker.database, "node-a", NOON) == 1
+    [claimed] = await other.queue.claim_due(NOON, 10)
+    assert claimed.attempts == 1
+    assert await other.queue.settle(delivered(claimed))
+
+
 async def test_withdrawing_spares_what_another_worker_has_begun(stage: Stage) -> None:
     worker, other = await stage.worker("a"), await stage.worker("b")
     message = stage.message("a@dest.example", "b@dest.example")
     await worker.queue.enqueue(message)
-    [begun] = await other.queue.claim_due(NOON, 1)
+    begun = await taken_by(other)
     worker.queue._doubt(message)
     await worker.queue.withdraw_doubtful(0.0)
     assert [row.id for row in await rows(worker.database, deliveries)] == [begun.id]
@@ -443,7 +470,7 @@ async def test_withdrawing_spares_what_another_worker_will_try_again(stage: Stag
     worker, other = await stage.worker("a"), await stage.worker("b")
     message = stage.message("a@dest.example")
     await worker.queue.enqueue(message)
-    (begun,) = await other.queue.claim_due(NOON, 1)
+    begun = await taken_by(other)
     assert await other.queue.settle(soft(begun, NOON))
     worker.queue._doubt(message)
     await worker.queue.withdraw_doubtful(0.0)
