@@ -1,8 +1,9 @@
 """What outbound asks the directory for: the signing keys of a domain and the key that signs its webhook.
 
 A domain's rows are asked again after five seconds; its private keys are opened and loaded only when they are new
-(loading an RSA key costs some 30 ms, in a thread). A domain without keys has no signers: its mail is signed by the
-service. A key that does not open is left out and said once; the store's trouble passes to the caller.
+(loading an RSA key costs some 30 ms, in a thread). Messages that ask at the same moment share one answer. A domain
+without keys has no signers: its mail is signed by the service. A key that does not open is left out and said once; the
+store's trouble passes to the caller.
 
 Limits: the keys of 10,000 domains are kept; past that the longest unused goes.
 """
@@ -12,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from time import monotonic
 
 import structlog
@@ -47,6 +49,7 @@ class DomainKeys:
         self._database = database
         self._vault = vault
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
+        self._looks: dict[str, asyncio.Task[_Loaded]] = {}
 
     async def signers(self, domain: str, accepted_at: datetime) -> Sequence[Signer]:
         """The domain's signers, RSA first, for a message of that time; empty when it has no usable key.
@@ -55,9 +58,17 @@ class DomainKeys:
         """
         known = self._loaded.get(domain)
         if known is None or monotonic() >= known.until:
-            known = await self._look(domain, known)
-        self._loaded.move_to_end(domain)
+            look = self._looks.get(domain)
+            if look is None:
+                look = self._looks[domain] = asyncio.create_task(self._look(domain, known))
+                look.add_done_callback(partial(self._looked, domain))
+            known = await asyncio.shield(look)  # one that gives up must not end it for the others
         return known.signers if known.added_at <= accepted_at + SKEW else ()
+
+    def _looked(self, domain: str, look: asyncio.Task[_Loaded]) -> None:
+        del self._looks[domain]
+        if not look.cancelled():
+            look.exception()  # seen by those who asked, if there still are any
 
     async def _look(self, domain: str, known: _Loaded | None) -> _Loaded:
         added_at, keys = await self._database.read(lambda conn: _keys_of(conn, domain))
@@ -65,6 +76,7 @@ class DomainKeys:
         signers = known.signers if known is not None and known.ids == ids else await self._load(domain, keys)
         known = _Loaded(until=monotonic() + FRESH, added_at=added_at, ids=ids, signers=signers)
         self._loaded[domain] = known
+        self._loaded.move_to_end(domain)
         while len(self._loaded) > KEPT:
             self._loaded.popitem(last=False)
         return known

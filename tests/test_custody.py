@@ -17,6 +17,7 @@ from forwarder.config import Settings
 from forwarder.custody import check_keys
 from forwarder.domain_keys import DomainKeys
 from forwarder.keyring import RENEW, KeyringError, make_missing_keys, open_store_key
+from forwarder.mail.seal import Signer
 from forwarder.store import accounts, dkim_keys, domains
 from forwarder.store.dkim_keys import DkimKey
 from forwarder.store.domains import Domain
@@ -316,6 +317,28 @@ async def test_keys_are_loaded_when_they_are_new_and_one_that_does_not_open_is_l
     clock = 10.0
     assert await keys.signers("one.test", made.added_at) is second  # asked for, and the same
     assert "cannot be used" not in capsys.readouterr().out
+
+
+async def test_keys_that_many_messages_ask_for_at_once_are_loaded_once(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await check_keys(installation.database, installation.settings)
+    made = await installation.host("one.test")
+    loads: list[str] = []
+
+    def counted(vault: Vault, domain: str, key: DkimKey) -> Signer:
+        loads.append(key.selector)
+        return signer(vault, domain, key)
+
+    monkeypatch.setattr(domain_keys, "signer", counted)
+    keys = DomainKeys(installation.database, Vault(open_store_key(installation.settings)))
+    first = asyncio.create_task(keys.signers("one.test", made.added_at))
+    others = [asyncio.create_task(keys.signers("one.test", made.added_at)) for _ in range(20)]
+    await asyncio.sleep(0)
+    first.cancel()  # its session is gone
+    found = await asyncio.gather(*others)
+    assert [[one.selector for one in signers] for signers in found] == [["fwd2"]] * 20
+    assert loads == ["fwd2"]
 
 
 async def test_the_webhook_of_a_domain_that_is_gone_has_no_key(installation: Installation) -> None:
