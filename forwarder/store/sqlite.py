@@ -228,7 +228,7 @@ class SqliteReaders:
     def __init__(self, path: str) -> None:
         self._engine = make_engine(path, immediate=False)
         self._local = threading.local()
-        self._connections: list[Connection] = []
+        self._connections: set[Connection] = set()  # at most one a thread
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
 
     async def read(self, work: Callable[[Connection], T]) -> T:
@@ -247,7 +247,7 @@ class SqliteReaders:
         try:
             if conn is None:
                 conn = self._local.conn = self._engine.connect()
-                self._connections.append(conn)
+                self._connections.add(conn)
             with conn.begin():
                 return work(conn)
         except Exception as error:
@@ -256,6 +256,7 @@ class SqliteReaders:
                 raise
             self._local.conn = None  # opened anew by the next read
             if conn is not None:
+                self._connections.discard(conn)
                 conn.invalidate()
             raise trouble from error
 

@@ -96,6 +96,20 @@ async def test_readers_cannot_write_on_sqlite(sqlite_url: str) -> None:
     await database.close()
 
 
+async def test_a_reader_that_failed_leaves_no_connection_behind(sqlite_url: str) -> None:
+    """While the disk says EIO, something is read and fails several times a second, for days perhaps."""
+    database = await Database.open(sqlite_url)
+    readers = database._readers
+    assert isinstance(readers, sqlite.SqliteReaders)
+    for _ in range(2 * sqlite.READERS):
+        with pytest.raises(StoreUnavailable):
+            await database.read(lambda conn: conn.execute(text("SELECT * FROM nowhere")).all())
+    assert not readers._connections
+    assert await database.read(lambda conn: conn.execute(text("SELECT 1")).scalar()) == 1
+    assert len(readers._connections) == 1
+    await database.close()
+
+
 async def test_a_refused_value_fails_alone(database: Database) -> None:
     await database.write(put("taken"))  # type: ignore[arg-type]
     wanted = ["a", "b", "taken", "c", "d"]
