@@ -75,6 +75,7 @@ class Wire(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._rings_at = 0.0  # asked of the timer, uvloop's may not know it
         self._paused = False
+        self._draining = False  # who waits, waits for the peer to take what was written
 
     @property
     def usable(self) -> bool:
@@ -123,7 +124,11 @@ class Wire(asyncio.Protocol):
     async def drain(self, timeout: float) -> None:
         """Until the peer has taken enough of what was written, or answers it."""
         if self._paused and self._fault is None:
-            await self._wait(len(self._replies) + 1, timeout)
+            self._draining = True
+            try:
+                await self._wait(len(self._replies) + 1, timeout)
+            finally:
+                self._draining = False
         # An answer that came before the loss is the peer's word on the content: it is read, not the loss.
         if self._fault is not None and not self._replies:
             raise self._trouble()
@@ -194,7 +199,8 @@ class Wire(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
-        self._wake()
+        if self._draining:  # a reader has its reply still to come
+            self._wake()
 
     # --- inside
 

@@ -1,6 +1,7 @@
 """Sessions with the sink, and a server that says what it is told; for the tests of this folder."""
 
 import asyncio
+import socket
 from datetime import timedelta
 from typing import Any
 
@@ -53,6 +54,10 @@ class Scripted:
         self._over = asyncio.Event()
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         return self._server.sockets[0].getsockname()[:2]  # type: ignore[no-any-return]
+
+    def narrow(self) -> None:
+        """From the next connection on the system takes a few octets for us, so that whoever writes has to wait."""
+        self._server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
 
     async def __aexit__(self, *_: object) -> None:
         self._over.set()

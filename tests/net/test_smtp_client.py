@@ -94,6 +94,25 @@ async def test_a_big_message_arrives_in_blocks(sink: Sink) -> None:
     await session.quit()
 
 
+@pytest.mark.parametrize("octets", [200_000, 500_000])  # one block, and more
+async def test_a_host_that_reads_slower_than_we_write_gets_the_message_and_answers(octets: int) -> None:
+    host = Scripted(
+        b"220 hi\r\n",
+        (b"EHLO", b"250 hi\r\n"),
+        (b"MAIL", b"250 ok\r\n"),
+        (b"RCPT", b"250 ok\r\n"),
+        (b"DATA", b"354 go on\r\n"),
+        (b"\r\n.\r\n", b"250 thanks\r\n"),
+    )
+    async with host as (address, port):
+        host.narrow()
+        session = await Session.connect("x", address, port, hello="mx.example.net", tls=TlsMode.OFF)
+        answer = await session.send("a@example.com", ["b@example.test"], CONTENT + b"x" * octets + b"\r\n")
+        assert answer.final is not None
+        assert answer.final.text == "thanks"
+        session.abort()
+
+
 @pytest.mark.parametrize(
     "path", ["x", '"a b"@example.com', '"a>b"@example.com', "a;b@example.com", "x=y=z@y.example"]
 )

@@ -90,3 +90,16 @@ async def test_one_421_may_come_unasked_and_nothing_else() -> None:
     assert await heard(b"421 bye\r\n", [], expecting=0) == ([(421, "bye")], Fault.LOST)
     assert await heard(b"250 x\r\n", [], expecting=0) == ([], Fault.PROTOCOL)
     assert await heard(b"421 bye\r\n421 bye\r\n", [], expecting=0) == ([(421, "bye")], Fault.PROTOCOL)
+
+
+async def test_a_reader_waits_on_while_the_peer_takes_what_was_written() -> None:
+    wire = Wire()
+    wire.connection_made(asyncio.Transport())
+    wire.pause_writing()
+    reading = asyncio.create_task(wire.read(1, 5))
+    await asyncio.sleep(0)  # it waits
+    wire.resume_writing()
+    await asyncio.sleep(0)
+    assert not reading.done()
+    wire.data_received(b"250 ok\r\n")
+    assert [reply.code for reply in await reading] == [250]
