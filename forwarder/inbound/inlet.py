@@ -165,6 +165,8 @@ class Inlet:
             if len(self._buffer) >= limit or overlong:
                 overlong = True
                 self._buffer.clear()
+                if self._loop.time() >= deadline:  # the bell finds no waiter where octets come all the time
+                    raise Expired
             self._searched = len(self._buffer)
             self._release()
             await self._more(deadline, stoppable=True)

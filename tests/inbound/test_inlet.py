@@ -75,6 +75,18 @@ async def test_a_line_that_trickles_in_does_not_move_its_deadline(inlet):
     assert loop.time() - started < 1
 
 
+async def test_an_endless_line_is_over_in_time_however_fast_it_comes(inlet):
+    reading = asyncio.ensure_future(inlet.line(100, 0.1))
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    while not reading.done() and loop.time() - started < 2:
+        inlet.feed(b"x" * 1000)
+        await asyncio.sleep(0)
+    with pytest.raises(Expired):
+        await reading
+    assert loop.time() - started < 1
+
+
 async def test_each_block_has_a_deadline_of_its_own(inlet):
     loop = asyncio.get_running_loop()
     for number in range(6):
