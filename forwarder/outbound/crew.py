@@ -15,7 +15,7 @@ from datetime import timedelta
 
 import structlog
 
-from forwarder.mail.outcome import Action
+from forwarder.mail.outcome import Action, Fault, reply_for
 from forwarder.mail.reply import Reply
 from forwarder.outbound.delivery import Courier
 from forwarder.outbound.lanes import Lane, Lanes
@@ -115,6 +115,10 @@ class Crew:
             self._lanes.leave(lane, len(job.deliveries))
             self._cut.append(job)
             raise
+        except Exception:  # noqa: BLE001 - our own trouble is temporary, whatever it is
+            _log.exception("an attempt failed", message=job.parcel.message_id)
+            verdicts = _all(job, Action.RETRY_LATER, reply_for(Fault.INTERNAL))
+            carried = Carried(verdicts=verdicts, reached=True)
         now = asyncio.get_running_loop().time()
         self._lanes.ended(lane, job, reached=carried.reached, trouble=carried.trouble, now=now)
         self.pump()  # the slot is free while we write

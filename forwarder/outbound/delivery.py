@@ -13,14 +13,12 @@ next host or later, those it took are delivered and never sent again. A session 
 leaves the outcome unknown: no other host is tried then, since that would make a duplicate for certain, and the event
 says ``delivery_unknown`` (RFC 1047; RFC 5321 4.5.3.2.6).
 
-Nothing here raises for what peers do. Trouble of our own (a key that cannot be read, the store away) becomes a
-temporary verdict.
+Nothing here raises for what peers do. What it raises is trouble of our own (a key that cannot be read, the store away),
+of which the ``crew`` makes a temporary verdict.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-
-import structlog
 
 from forwarder import failpoint
 from forwarder.mail import trace
@@ -40,8 +38,6 @@ from forwarder.store.records import Delivery
 
 _DIALS = 10  # addresses tried in one attempt, of at most five hosts
 _TOO_MANY = (452, 552)  # at RCPT; RFC 5321 4.5.3.1.10: 552 there means 452
-
-_log = structlog.get_logger(__name__)
 
 
 class Courier:
@@ -69,16 +65,9 @@ class Courier:
         self._signing.prepare(parcel, content)
 
     async def carry(self, job: Job, content: bytes) -> Carried:
-        """Attempt a job once. Only cancellation gets out of here as an exception."""
-        try:
-            if job.kind is not DeliveryKind.SMTP:
-                return await self._webhooks.carry(job, content)
-            return await self._by_smtp(job, content)
-        except Exception:  # noqa: BLE001 - our own trouble is temporary, whatever it is
-            _log.exception("an attempt failed", message=job.parcel.message_id)
-            return everyone(job.deliveries, Action.RETRY_LATER, reply_for(Fault.INTERNAL), reached=True)
-
-    async def _by_smtp(self, job: Job, content: bytes) -> Carried:
+        """Attempt a job once."""
+        if job.kind is not DeliveryKind.SMTP:
+            return await self._webhooks.carry(job, content)
         assert job.route is not None
         parcel = job.parcel
         buffers = [
@@ -210,7 +199,7 @@ class _Attempt:
                 )
             except SessionFault as fault:
                 self._pool.release(self._route, session)
-                self._broken(fault, named, session, host, more_hosts=more_hosts)
+                self._broken(fault, named, host, more_hosts=more_hosts)
                 return False
             except BaseException:
                 self._pool.release(self._route, session)
@@ -260,15 +249,7 @@ class _Attempt:
             self._judge(delivery, Scope.RECIPIENT, reply, host, more_hosts=more_hosts)
         return False
 
-    def _broken(
-        self,
-        fault: SessionFault,
-        named: Mapping[str, int],
-        session: Session,
-        host: str,
-        *,
-        more_hosts: bool,
-    ) -> None:
+    def _broken(self, fault: SessionFault, named: Mapping[str, int], host: str, *, more_hosts: bool) -> None:
         asked, self._waiting = self._waiting, []
         lost: list[Delivery] = []
         for delivery in asked:
@@ -285,8 +266,6 @@ class _Attempt:
             for delivery in lost:
                 self._verdict(delivery, Action.RETRY_LATER, unknown, host)
             return
-        if session.sent == 0:
-            self._reached = self._reached or not fault.local
         for delivery in lost:
             self._judge(delivery, fault.scope, fault.reply, host, more_hosts=more_hosts)
 
@@ -306,12 +285,3 @@ class _Attempt:
 
     def _verdict(self, delivery: Delivery, action: Action, reply: Reply, host: str) -> None:
         self._verdicts.append(Verdict(delivery=delivery, action=action, reply=reply, server=host))
-
-
-def everyone(deliveries: Sequence[Delivery], action: Action, reply: Reply, *, reached: bool) -> Carried:
-    """The same verdict for all deliveries of a job."""
-    return Carried(
-        verdicts=[Verdict(delivery=delivery, action=action, reply=reply) for delivery in deliveries],
-        reached=reached,
-        trouble=None if reached else reply,
-    )

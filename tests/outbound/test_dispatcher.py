@@ -402,6 +402,36 @@ async def test_trouble_of_our_own_is_temporary(tmp_path: Path) -> None:
         assert "mistake" not in events[1][2]
 
 
+async def test_a_content_that_cannot_be_read_is_temporary_too_and_keeps_no_slot(tmp_path: Path) -> None:
+    async with house(tmp_path, queue=Unreadable, retry={"delays": ["100ms"]}) as rooms:
+        (delivery,) = await rooms.accept("bob@dest.test", in_memory=False)
+        events = await rooms.until_statuses(delivery, "QUEUED", "SOFT-BOUNCE", "DELIVERED")
+        assert events[1][2].startswith("4.3.0")
+        assert "mistake" not in events[1][2]
+        await rooms.until(lambda: rooms.dispatcher.load().held == 0)
+        assert rooms.dispatcher.load().dialling == 0
+
+
+class Unreadable:
+    """A queue that fails the first time a content is read from it; everything else is the real queue's."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._failed = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._queue, name)
+
+    async def contents(self, message_ids: Any) -> Any:
+        return {}
+
+    async def content(self, message_id: str) -> Any:
+        if not self._failed:
+            self._failed = True
+            raise RuntimeError("a mistake")
+        return await self._queue.content(message_id)
+
+
 async def test_a_message_dropped_by_an_operator_is_not_sent(tmp_path: Path) -> None:
     async with house(tmp_path, start=False) as rooms:
         (delivery,) = await rooms.accept("bob@dest.test", in_memory=False)
