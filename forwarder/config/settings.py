@@ -157,6 +157,8 @@ class OutboundSection(Section):
 class RetrySection(Section):
     """When a delivery that failed for now is tried again; the last delay repeats."""
 
+    # RFC 5321 4.5.4.1: the give-up time should be at least 4-5 days; the first retries may come sooner than the 30
+    # minutes it names, since most failures of a first attempt (greylisting) are over within minutes.
     delays: Annotated[tuple[SomeTime, ...], BeforeValidator(split_list), Field(min_length=1)] = tuple(
         timedelta(minutes=minutes) for minutes in (1, 5, 15, 30, 60, 120, 240)
     )

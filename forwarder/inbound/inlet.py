@@ -110,11 +110,6 @@ class Inlet:
 
     # What the reader calls.
 
-    @property
-    def ended(self) -> bool:
-        """Whether no more bytes will come; what is here already can still be read."""
-        return self._ended
-
     def has_line(self) -> bool:
         """Whether a whole line is here already, so that a reply may wait and travel with the next one."""
         return self._buffer.find(b"\n", self._searched) >= 0

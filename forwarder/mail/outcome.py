@@ -30,12 +30,10 @@ class Stage(StrEnum):
     CONNECT = "connect"  # no connection, or the greeting
     HELLO = "hello"  # EHLO, HELO
     STARTTLS = "starttls"
-    AUTH = "auth"  # our log-in at a smarthost
     MAIL = "mail"
     RCPT = "rcpt"
     DATA = "data"
     DOT = "dot"  # the end of the content
-    QUIT = "quit"  # RSET and QUIT as well
 
 
 class Action(StrEnum):
@@ -130,7 +128,7 @@ _FAULTS: dict[Fault, Reply] = {
 }
 
 _OF_ENCRYPTION = ("4.7.5", "4.7.10")  # of TLS, TLS_REQUIRED, CERTIFICATE and POLICY
-_SITE_STAGES = frozenset({Stage.CONNECT, Stage.HELLO, Stage.STARTTLS, Stage.AUTH, Stage.QUIT})
+_SITE_STAGES = frozenset({Stage.CONNECT, Stage.HELLO, Stage.STARTTLS})
 
 
 def reply_for(fault: Fault, detail: str = "") -> Reply:

@@ -1,7 +1,7 @@
 """Reports that come back: what a DSN from another system says about a delivery of ours.
 
-``read_report`` looks for the trace we left in the header of the original (``X-Forwarder-Id``, see ``trace``), the
-original's Message-ID, and the first failed recipient. It is made for what hosts really send: reports of every age,
+``read_report`` looks for the trace we left in the header of the original (``X-Forwarder-Id``, see ``trace``) and the
+first failed recipient. It is made for what hosts really send: reports of every age,
 cut short, wrongly encoded, or no MIME at all; a message without trace and without a delivery-status part is no report.
 It never raises, reads the first 512 KiB of a message, at most 20 parts of it, and is linear.
 
@@ -31,16 +31,10 @@ class ReturnedReport:
     """What a report says; "" for what it does not."""
 
     passages: tuple[trace.Passage, ...] = ()  # the deliveries of ours the original had gone through
-    message_id: str = ""  # of the original
     action: str = ""  # failed, delayed, delivered, relayed, expanded
     status: str = ""  # enhanced status code
     diagnostic: str = ""  # one line, printable
     recipient: str = ""
-
-    @property
-    def token(self) -> str:
-        """The delivery of ours that the original went through last."""
-        return self.passages[0].delivery_id if self.passages else ""
 
 
 def read_report(content: bytes) -> ReturnedReport | None:
@@ -64,7 +58,6 @@ def read_report(content: bytes) -> ReturnedReport | None:
     status = _STATUS.search(_text(recipient, b"status"))
     return ReturnedReport(
         passages=tuple(found),
-        message_id=_text(original, b"message-id"),
         action=_text(recipient, b"action").lower(),
         status=status[0] if status else "",
         diagnostic=_after_type(_text(recipient, b"diagnostic-code")),

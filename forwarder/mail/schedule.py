@@ -29,22 +29,6 @@ class RetryPolicy:
             raise ValueError("the spread of retries is a fraction: at least 0 and below 1")
 
 
-# RFC 5321 4.5.4.1: the give-up time should be at least 4-5 days; the first retries may come sooner than the
-# 30 minutes it names, since most failures of a first attempt (greylisting) are over within minutes.
-DEFAULT_POLICY = RetryPolicy(
-    delays=(
-        timedelta(minutes=1),
-        timedelta(minutes=5),
-        timedelta(minutes=15),
-        timedelta(minutes=30),
-        timedelta(hours=1),
-        timedelta(hours=2),
-        timedelta(hours=4),
-    ),
-    give_up_after=timedelta(days=5),
-)
-
-
 def next_attempt_at(
     policy: RetryPolicy, *, created_at: datetime, attempts: int, now: datetime, jitter: float
 ) -> datetime | None:

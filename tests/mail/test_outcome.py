@@ -77,7 +77,6 @@ def test_a_refusal_at_one_door_is_not_final_while_another_may_open() -> None:
         (Stage.CONNECT, 554, S.SITE),
         (Stage.HELLO, 500, S.SITE),
         (Stage.STARTTLS, 454, S.SITE),
-        (Stage.AUTH, 535, S.SITE),
         (Stage.MAIL, 550, S.MESSAGE),
         (Stage.RCPT, 550, S.RECIPIENT),
         (Stage.DATA, 554, S.MESSAGE),

@@ -4,7 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from forwarder.mail.schedule import DEFAULT_POLICY, RetryPolicy, next_attempt_at
+from forwarder.config.settings import RetrySection
+from forwarder.mail.schedule import RetryPolicy, next_attempt_at
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 MINUTES = RetryPolicy(
@@ -39,9 +40,11 @@ def test_given_up_when_the_next_attempt_would_come_too_late() -> None:
 
 
 def test_the_defaults_last_five_days() -> None:
+    defaults = RetrySection()
+    policy = RetryPolicy(delays=defaults.delays, give_up_after=defaults.give_up_after)
     now, attempts = NOON, 1
     while (
-        due := next_attempt_at(DEFAULT_POLICY, created_at=NOON, attempts=attempts, now=now, jitter=0.0)
+        due := next_attempt_at(policy, created_at=NOON, attempts=attempts, now=now, jitter=0.0)
     ) is not None:
         now, attempts = due, attempts + 1
     # 1+5+15+30+60+120 minutes make 3 h 51; then every 4 hours while below 120 h: 29 more.
