@@ -39,25 +39,23 @@ class RequestError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailCommand:
-    """What MAIL said."""
+    """What MAIL said that counts later; SIZE, BODY and AUTH are checked and set aside."""
 
     path: Path
-    size: int | None = None  # octets, as announced
-    body8bit: bool = False
     smtputf8: bool = False
 
 
 def parse_mail_args(arguments: bytes, *, size_limit: int, auth_offered: bool = False) -> MailCommand:
     """What follows ``MAIL ``: ``FROM:<path> parameters``. Raises RequestError."""
     raw, rest = _path_and_parameters(arguments, b"FROM:", replies.MAIL_SYNTAX, replies.BAD_SENDER)
-    size: int | None = None
-    body8bit = smtputf8 = False
+    smtputf8 = False
     if rest:
         parameters = _parameters(rest)
         if "SIZE" in parameters:
-            size = _size(parameters.pop("SIZE"), size_limit)
-        if "BODY" in parameters:
-            body8bit = _body(parameters.pop("BODY"))
+            _check_size(parameters.pop("SIZE"), size_limit)
+        # BINARYMIME needs BDAT, which is not offered
+        if "BODY" in parameters and (parameters.pop("BODY") or "").upper() not in ("7BIT", "8BITMIME"):
+            raise RequestError(replies.BAD_PARAMETER)
         if "SMTPUTF8" in parameters:
             if parameters.pop("SMTPUTF8") is not None:
                 raise RequestError(replies.BAD_PARAMETER)
@@ -71,7 +69,7 @@ def parse_mail_args(arguments: bytes, *, size_limit: int, auth_offered: bool = F
         path = parse_reverse_path(raw, smtputf8=smtputf8)
     except AddressError as error:
         raise _refusal(error, replies.BAD_SENDER) from None
-    return MailCommand(path=path, size=size, body8bit=body8bit, smtputf8=smtputf8)
+    return MailCommand(path=path, smtputf8=smtputf8)
 
 
 def parse_rcpt_args(arguments: bytes, *, smtputf8: bool) -> Path:
@@ -114,21 +112,10 @@ def _parameters(text: str) -> dict[str, str | None]:
     return found
 
 
-def _size(value: str | None, limit: int) -> int:
+def _check_size(value: str | None, limit: int) -> None:
     if value is None or not _DIGITS.fullmatch(value):
         raise RequestError(replies.BAD_PARAMETER)
     # RFC 1870 5 allows 20 digits; a number beyond them is too big whatever it is, and is not worth converting.
     digits = value.lstrip("0") or "0"
     if len(digits) > 20 or int(digits) > limit:
         raise RequestError(replies.MESSAGE_TOO_BIG)
-    return int(digits)
-
-
-def _body(value: str | None) -> bool:
-    match (value or "").upper():
-        case "7BIT":
-            return False
-        case "8BITMIME":
-            return True
-        case _:  # BINARYMIME needs BDAT, which is not offered
-            raise RequestError(replies.BAD_PARAMETER)
