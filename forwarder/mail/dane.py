@@ -1,7 +1,7 @@
 """DANE for SMTP (RFC 7672): whether the certificates that a host shows are those its TLSA records mean.
 
 ``usable`` says which records count at all; ``authenticated`` judges a chain by them. Pure: ``outbound.route`` asks for
-the records, ``net.smtp_client`` shows the chain.
+the records, ``net.smtp_opening`` shows the chain.
 
 A record of usage DANE-EE(3) names the host's own certificate or key, and nothing else of that certificate counts,
 neither its names nor its dates (RFC 7672 3.1.1). One of usage DANE-TA(2) names an authority: it must be among the

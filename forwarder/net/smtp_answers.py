@@ -1,6 +1,6 @@
 """What an SMTP session brings back: announcements, a transaction's answers, and the fault that ended it.
 
-Values only; ``forwarder.net.smtp_client`` makes them.
+Values only; ``smtp_opening`` and ``smtp_client`` make them.
 """
 
 from collections.abc import Sequence

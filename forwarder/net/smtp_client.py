@@ -1,4 +1,4 @@
-"""One SMTP session to one MX host: connect, send, quit.
+"""One SMTP session to one MX host: send, quit; ``smtp_opening`` begins it.
 
 Promises: what is sent is what was given, octet for octet, with dots doubled (RFC 5321 4.5.2) and nothing else
 touched; the paths on the wire are those given, character for character. MAIL, every RCPT and DATA go out in one
@@ -29,16 +29,12 @@ Limits: no BDAT, no AUTH. Why aiosmtplib is not used: see ``forwarder.net.smtp_w
 
 import asyncio
 import re
-import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Self
 
-from forwarder.clock import utc_now
 from forwarder.failpoint import reach
 from forwarder.mail.content import ascii_head
-from forwarder.mail.dane import Tlsa, authenticated
 from forwarder.mail.outcome import Fault, Stage, reply_for
 from forwarder.mail.reply import Reply
 from forwarder.mail.scan import stuffed
@@ -47,16 +43,13 @@ from forwarder.net.smtp_answers import (
     SessionFault,
     Transaction,
     among,
-    announced,
     fault_at,
     over,
     stage_of,
 )
-from forwarder.net.smtp_wire import PATIENCE, Wire, WireTrouble, dial
-from forwarder.net.tls import TlsMode
+from forwarder.net.smtp_wire import PATIENCE, Wire, WireTrouble
 
 BLOCK = 256 * 1024  # octets of content between two looks at the peer
-HANDSHAKE = 60.0  # seconds at most for that of TLS, behind which there may be a way in the clear
 FAREWELL = 2.0  # seconds we wait for the answer to QUIT
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -75,14 +68,12 @@ class Timeouts:
 
 
 class Session:
-    """One connection, used by one task at a time; made by ``connect``."""
+    """One connection, used by one task at a time; made by ``smtp_opening.open_session``."""
 
-    def __init__(self, wire: Wire, host: str, address: str, port: int, timeouts: Timeouts) -> None:
+    def __init__(self, wire: Wire, host: str, *, features: Features, tls: str, timeouts: Timeouts) -> None:
         self.host = host
-        self.address = address
-        self.port = port
-        self.features = Features()
-        self.tls = ""  # "TLSv1.3 TLS_AES_256_GCM_SHA384"; "" in clear
+        self.features = features
+        self.tls = tls  # "TLSv1.3 TLS_AES_256_GCM_SHA384"; "" in clear
         self.sent = 0  # transactions so far
         self._wire = wire
         self._command = timeouts.command.total_seconds()
@@ -90,45 +81,6 @@ class Session:
         self._dot = timeouts.dot.total_seconds()
         self._dirty = False  # the peer holds the beginning of a transaction
         self._answers: Sequence[Reply] = ()  # to the RCPTs of the transaction under way, MAIL being accepted
-
-    @classmethod
-    async def connect(
-        cls,
-        host: str,
-        address: str,
-        port: int,
-        *,
-        hello: str,
-        tls: TlsMode = TlsMode.OPPORTUNISTIC,
-        context: ssl.SSLContext | None = None,
-        tlsa: Sequence[Tlsa] = (),
-        timeouts: Timeouts | None = None,
-        local_address: str = "",
-    ) -> Self:
-        """Dial, greeting, EHLO, STARTTLS; ``SessionFault``. ``context`` is needed unless ``tls`` is off.
-
-        With ``tlsa`` the host's certificate must be one that these records mean; TLS has to be demanded then.
-        """
-        timeouts = timeouts or Timeouts()
-        demanded = tls in (TlsMode.REQUIRED, TlsMode.VERIFIED)
-        try:
-            wire = await dial(address, port, local_address, timeouts.connect.total_seconds())
-        except WireTrouble as trouble:
-            raise over(Stage.CONNECT, trouble) from trouble
-        session = cls(wire, host, address, port, timeouts)
-        try:
-            greeting = await session._one(Stage.CONNECT, timeouts.greeting.total_seconds())
-            session._demand(220, greeting, Stage.CONNECT)
-            await session._hello(hello)
-            if tls is not TlsMode.OFF and session.features.starttls:
-                assert context is not None, "a session with TLS needs a context"
-                await session._start_tls(context, hello, demanded=demanded, tlsa=tlsa)
-            elif demanded:
-                raise fault_at(Stage.STARTTLS, Fault.TLS_REQUIRED)
-        except BaseException:
-            session.abort()
-            raise
-        return session
 
     async def send(
         self,
@@ -153,13 +105,7 @@ class Session:
         if international and not self.features.smtputf8:
             if not (ascii_mail and any(plain[1:])):
                 return Transaction(mail=reply_for(Fault.SMTPUTF8), local=True)
-            # Only some of the recipients need it (the alias that leads to them may have others): the rest get theirs.
-            some = [path for path, is_plain in zip(recipients, plain[1:], strict=True) if is_plain]
-            try:
-                return (await self.send(reverse_path, some, parts, body8bit=body8bit)).among(plain[1:])
-            except SessionFault as fault:
-                fault.answers = among(fault.answers, plain[1:]) if fault.answers else ()
-                raise
+            return await self._send_to_some(reverse_path, recipients, plain[1:], parts, body8bit=body8bit)
         if self.features.size is not None and size > self.features.size:
             return Transaction(mail=reply_for(Fault.TOO_BIG, f"{self.features.size} octets"), local=True)
         mail = b"MAIL FROM:<" + paths[0] + b">" + self._parameters(size, body8bit, international)
@@ -204,53 +150,24 @@ class Session:
         """Close at once."""
         self._wire.abort()
 
-    # --- opening
-
-    async def _hello(self, name: str) -> None:
-        self._wire.write([f"EHLO {name}\r\n".encode()], expecting=1)
-        reply = await self._one(Stage.HELLO, self._command)
-        if reply.permanent:  # RFC 5321 4.1.4: a server that does not know EHLO
-            self._wire.write([f"HELO {name}\r\n".encode()], expecting=1)
-            reply = await self._after_helo(reply)
-            self._demand(250, reply, Stage.HELLO)
-            self.features = Features()
-            return
-        self._demand(250, reply, Stage.HELLO)
-        self.features = announced(self._wire.last)
-
-    async def _after_helo(self, refused: Reply) -> Reply:
-        """The answer to HELO; where there is none, what EHLO was refused with was meant for us, not for the command."""
-        try:
-            return await self._one(Stage.HELLO, self._command)
-        except SessionFault as fault:
-            if fault.fault is Fault.LOST and refused.code not in (500, 502):
-                raise SessionFault(Stage.HELLO, refused) from fault
-            raise
-
-    async def _start_tls(
-        self, context: ssl.SSLContext, name: str, *, demanded: bool, tlsa: Sequence[Tlsa]
-    ) -> None:
-        self._wire.write([b"STARTTLS\r\n"], expecting=1)
-        reply = await self._one(Stage.STARTTLS, self._command)
-        if demanded and reply.code not in (220, 421):
-            # Also a 5xx, said in clear by whoever it was: it is no judgement on the mail, only no TLS.
-            raise fault_at(Stage.STARTTLS, Fault.TLS_REQUIRED, f"STARTTLS was answered {reply}")
-        self._demand(220, reply, Stage.STARTTLS)
-        try:
-            self.tls = await self._wire.start_tls(context, self.host, min(self._command, HANDSHAKE))
-        except WireTrouble as trouble:
-            raise over(Stage.STARTTLS, trouble) from trouble
-        if tlsa and not authenticated(tlsa, self._wire.certificates, host=self.host, now=utc_now()):
-            raise fault_at(Stage.STARTTLS, Fault.CERTIFICATE, "its TLSA records do not mean it")
-        try:
-            await self._hello(name)  # RFC 3207 4.2: what was announced in clear is forgotten
-        except SessionFault as fault:
-            if fault.fault is not Fault.LOST:
-                raise
-            # RFC 8446: a server may find fault with our side of the handshake when ours is over already.
-            raise fault_at(Stage.STARTTLS, Fault.TLS, "the connection was lost right after it") from fault
-
     # --- a transaction
+
+    async def _send_to_some(
+        self,
+        reverse_path: str,
+        recipients: Sequence[str],
+        plain: Sequence[bool],
+        parts: Sequence[bytes],
+        *,
+        body8bit: bool,
+    ) -> Transaction:
+        """Only some need SMTPUTF8 (the alias that leads to them may have others): the rest get theirs."""
+        some = [path for path, is_plain in zip(recipients, plain, strict=True) if is_plain]
+        try:
+            return (await self.send(reverse_path, some, parts, body8bit=body8bit)).among(plain)
+        except SessionFault as fault:
+            fault.answers = among(fault.answers, plain) if fault.answers else ()
+            raise
 
     def _parameters(self, size: int, body8bit: bool, international: bool) -> bytes:
         parameters = b" SIZE=%d" % size if self.features.size_known else b""
@@ -349,7 +266,7 @@ class Session:
             buffers = [last]
         self._wire.write(buffers, expecting=0)
         reach("deliver.before-dot-reply")
-        final = await self._one(Stage.DOT, self._dot)
+        final = await reply_at(self._wire, Stage.DOT, self._dot)
         if not (final.positive or final.temporary or final.permanent):
             raise over(Stage.DOT, WireTrouble(Fault.PROTOCOL, f"the dot was answered {final.code}"))
         return final
@@ -362,7 +279,7 @@ class Session:
             raise over(Stage.DATA, trouble) from trouble
         if not self._wire.answered:
             return None
-        reply = await self._one(Stage.DATA, self._data)
+        reply = await reply_at(self._wire, Stage.DATA, self._data)
         if not (reply.temporary or reply.permanent):
             raise fault_at(Stage.DATA, Fault.PROTOCOL, "the content was answered before its end")
         self.abort()
@@ -372,20 +289,15 @@ class Session:
 
     async def _ask(self, command: bytes, stage: Stage) -> Reply:
         self._wire.write([command + b"\r\n"], expecting=1, data=stage is Stage.DATA)
-        return await self._one(stage, self._data if stage is Stage.DATA else self._command)
+        return await reply_at(self._wire, stage, self._data if stage is Stage.DATA else self._command)
 
-    async def _one(self, stage: Stage, timeout: float) -> Reply:
-        try:
-            return (await self._wire.read(1, timeout))[0]
-        except WireTrouble as trouble:
-            raise over(stage, trouble) from trouble
 
-    def _demand(self, code: int, reply: Reply, stage: Stage) -> None:
-        if reply.code == code:
-            return
-        if reply.temporary or reply.permanent:
-            raise SessionFault(stage, reply)
-        raise fault_at(stage, Fault.PROTOCOL, f"{stage} was answered {reply.code}")
+async def reply_at(wire: Wire, stage: Stage, timeout: float) -> Reply:
+    """The next reply; ``SessionFault`` where none comes within so many seconds."""
+    try:
+        return (await wire.read(1, timeout))[0]
+    except WireTrouble as trouble:
+        raise over(stage, trouble) from trouble
 
 
 def _path(path: str) -> bytes:

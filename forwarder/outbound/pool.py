@@ -27,6 +27,7 @@ from forwarder.config import OutboundSection
 from forwarder.mail.outcome import Fault, Stage
 from forwarder.net.smtp_answers import SessionFault
 from forwarder.net.smtp_client import Session, Timeouts
+from forwarder.net.smtp_opening import open_session
 from forwarder.net.tls import TlsMode, client_context
 from forwarder.outbound.route import MxHost, Route
 
@@ -167,7 +168,7 @@ class Pool:
 
     async def _connect(self, host: MxHost, address: str, port: int, mode: TlsMode) -> Session:
         context = None if mode is TlsMode.OFF else await self._context_for(mode, weak=not host.tlsa)
-        return await Session.connect(
+        return await open_session(
             host.name,
             address,
             port,

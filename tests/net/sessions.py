@@ -9,6 +9,7 @@ import pytest
 
 from forwarder.net.smtp_answers import SessionFault
 from forwarder.net.smtp_client import Session, Timeouts
+from forwarder.net.smtp_opening import open_session
 from forwarder.net.tls import TlsMode
 from tests.peers.sink import Sink
 
@@ -24,7 +25,7 @@ CONTENT = b"Subject: x\r\nFrom: a@example.com\r\n\r\nhello\r\n"
 
 async def connect(sink: Sink, **arguments: Any) -> Session:
     arguments = {"tls": TlsMode.OFF, "timeouts": SHORT, "hello": "mx.example.net"} | arguments
-    return await Session.connect("mx.example.test", sink.host, sink.port, **arguments)
+    return await open_session("mx.example.test", sink.host, sink.port, **arguments)
 
 
 async def fault_of(sink: Sink, *recipients: str, **arguments: Any) -> SessionFault:

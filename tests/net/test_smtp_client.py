@@ -6,7 +6,8 @@ import pytest
 
 from forwarder.mail.outcome import Scope
 from forwarder.net.smtp_answers import SessionFault
-from forwarder.net.smtp_client import Session, Timeouts
+from forwarder.net.smtp_client import Timeouts
+from forwarder.net.smtp_opening import open_session
 from forwarder.net.tls import TlsMode
 from tests.net.sessions import CONTENT, SHORT, Scripted, connect
 from tests.peers.sink import Sink
@@ -106,7 +107,7 @@ async def test_a_host_that_reads_slower_than_we_write_gets_the_message_and_answe
     )
     async with host as (address, port):
         host.narrow()
-        session = await Session.connect("x", address, port, hello="mx.example.net", tls=TlsMode.OFF)
+        session = await open_session("x", address, port, hello="mx.example.net", tls=TlsMode.OFF)
         answer = await session.send("a@example.com", ["b@example.test"], CONTENT + b"x" * octets + b"\r\n")
         assert answer.final is not None
         assert answer.final.text == "thanks"
@@ -313,7 +314,7 @@ async def test_a_421_for_one_recipient_while_the_peer_goes_on_is_only_its_own() 
         (b"DATA", b"250 ok\r\n421 4.7.0 mailbox busy\r\n250 ok\r\n354 go\r\n"),
         (b"\r\n.\r\n", b"250 taken\r\n"),
     ) as (host, port):
-        session = await Session.connect("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        session = await open_session("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
         answer = await session.send("a@example.com", ["busy@example.test", "b@example.test"], CONTENT)
         assert [answer.judge(index)[1].code for index in (0, 1)] == [421, 250]
         session.abort()

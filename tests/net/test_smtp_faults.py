@@ -8,7 +8,8 @@ import pytest
 
 from forwarder.mail.outcome import Fault, Scope, Stage
 from forwarder.net.smtp_answers import SessionFault
-from forwarder.net.smtp_client import Session, Timeouts
+from forwarder.net.smtp_client import Timeouts
+from forwarder.net.smtp_opening import open_session
 from forwarder.net.tls import TlsMode
 from tests.net.sessions import CONTENT, SHORT, Scripted, connect, fault_of, fault_of_opening
 from tests.peers.sink import Sink
@@ -114,7 +115,7 @@ async def test_nothing_listens() -> None:
     async with Sink() as sink:
         gone = sink.port
     with pytest.raises(SessionFault) as raised:
-        await Session.connect("x", "127.0.0.1", gone, hello="h", tls=TlsMode.OFF)
+        await open_session("x", "127.0.0.1", gone, hello="h", tls=TlsMode.OFF)
     assert (raised.value.stage, raised.value.fault) == (Stage.CONNECT, Fault.REFUSED)
 
 
@@ -138,7 +139,7 @@ async def test_a_peer_that_stops_reading_content_is_left() -> None:
     async with Scripted(
         b"220 hi\r\n", (b"EHLO", b"250-x\r\n250 PIPELINING\r\n"), (b"DATA", b"250 ok\r\n250 ok\r\n354 go\r\n")
     ) as (host, port):
-        session = await Session.connect("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        session = await open_session("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
         with pytest.raises(SessionFault) as raised:
             await session.send("a@example.com", ["b@example.test"], CONTENT + b"x" * 30_000_000 + b"\r\n")
         assert (raised.value.stage, raised.value.fault) == (Stage.DATA, Fault.TIMEOUT)
@@ -152,7 +153,7 @@ async def test_a_refusal_in_the_middle_of_the_content_is_heard() -> None:
         (b"DATA", b"250 ok\r\n250 ok\r\n354 go\r\n"),
         (b"x", b"552 5.3.4 too big\r\n"),
     ) as (host, port):
-        session = await Session.connect("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        session = await open_session("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
         answer = await session.send(
             "a@example.com", ["b@example.test"], CONTENT + b"x" * 30_000_000 + b"\r\n"
         )
@@ -169,7 +170,7 @@ async def test_a_refusal_right_behind_the_354_is_heard(ehlo: bytes, said: bytes,
     else:
         steps += [(b"MAIL", b"250 ok\r\n"), (b"RCPT", b"250 ok\r\n"), (b"DATA", b"354 go\r\n" + said)]
     async with Scripted(b"220 hi\r\n", *steps) as (host, port):
-        session = await Session.connect("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        session = await open_session("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
         answer = await session.send("a@example.com", ["b@example.test"], CONTENT)
         assert (answer.judge(0)[0], answer.judge(0)[1].code) == (Scope.MESSAGE, code)
         assert not session.usable
@@ -190,7 +191,7 @@ async def test_a_refusal_of_the_content_is_heard_although_the_peer_hangs_up_behi
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         host, port = server.sockets[0].getsockname()[:2]
-        session = await Session.connect("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        session = await open_session("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
         answer = await session.send(
             "a@example.com", ["b@example.test"], CONTENT + b"x" * size + b"\r\n" * (size > 0)
         )
@@ -204,14 +205,14 @@ async def test_a_long_answer_to_the_content_is_a_delivery() -> None:
         (b"DATA", b"250 ok\r\n250 ok\r\n354 go\r\n"),
         (b"\r\n.\r\n", b"250-x\r\n" * 3000 + b"250 x\r\n"),
     ) as (host, port):
-        session = await Session.connect("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        session = await open_session("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
         answer = await session.send("a@example.com", ["b@example.test"], CONTENT)
         assert answer.judge(0)[1].positive
 
 
 async def test_a_reply_that_nobody_asked_for_ends_the_session(sink: Sink) -> None:
     async with Scripted(b"220 hi\r\n", (b"EHLO", b"250 x\r\n250 more\r\n")) as (host, port):
-        session = await Session.connect("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        session = await open_session("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
         assert not session.usable
         with pytest.raises(SessionFault) as raised:
             await session.send("a@example.com", ["b@example.test"], CONTENT)
@@ -224,7 +225,7 @@ async def test_an_answer_that_comes_before_the_content_is_no_delivery() -> None:
         (b"EHLO", b"250-x\r\n250 PIPELINING\r\n"),
         (b"DATA", b"250 ok\r\n250 ok\r\n354 go\r\n250 delivered\r\n"),
     ) as (host, port):
-        session = await Session.connect("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        session = await open_session("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
         with pytest.raises(SessionFault) as raised:
             await session.send("a@example.com", ["b@example.test"], CONTENT)
         assert (raised.value.stage, raised.value.fault) == (Stage.DATA, Fault.PROTOCOL)
@@ -238,7 +239,7 @@ async def test_two_answers_to_one_command_do_not_answer_the_next(sink: Sink) -> 
         (b"MAIL", b"250 ok\r\n250 ok\r\n"),
         (b"RCPT", b"550 no\r\n"),
     ) as (host, port):
-        session = await Session.connect("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        session = await open_session("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
         with pytest.raises(SessionFault) as raised:
             await session.send("a@example.com", ["b@example.test"], CONTENT)
         assert (raised.value.stage, raised.value.fault) == (Stage.RCPT, Fault.PROTOCOL)

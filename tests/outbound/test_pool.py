@@ -11,7 +11,7 @@ import pytest
 
 from forwarder.config import OutboundSection
 from forwarder.mail.outcome import Fault, Stage
-from forwarder.net import smtp_client
+from forwarder.net import smtp_opening
 from forwarder.net.smtp_answers import SessionFault
 from forwarder.net.smtp_client import Session
 from forwarder.net.smtp_wire import Wire, WireTrouble
@@ -291,7 +291,7 @@ async def test_the_address_to_dial_from_is_of_the_kind_of_the_host_s(
         dialled.append((address, local_address))
         raise WireTrouble(Fault.REFUSED)
 
-    monkeypatch.setattr(smtp_client, "dial", dial)
+    monkeypatch.setattr(smtp_opening, "dial", dial)
     pool = make(bind_ipv4="192.0.2.9", bind_ipv6="2001:db8::9")
     host = MxHost(name="mx.test", addresses=(address,))
     with pytest.raises(SessionFault):

@@ -14,6 +14,7 @@ import pytest
 from forwarder.mail.address import Path
 from forwarder.mail.outcome import Action
 from forwarder.net.smtp_client import Session
+from forwarder.net.smtp_opening import open_session
 from forwarder.net.tls import TlsMode
 from forwarder.outbound.delivery import _Attempt
 from forwarder.outbound.parcel import Verdict
@@ -136,7 +137,7 @@ class _Pool:
 
 
 async def dialled(name: str, port: int) -> Session:
-    return await Session.connect(name, "127.0.0.1", port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+    return await open_session(name, "127.0.0.1", port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
 
 
 class _Delivery:
