@@ -25,7 +25,7 @@ class Features:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Transaction:
+class Answered:
     """What was answered to one message."""
 
     mail: Reply
@@ -34,7 +34,7 @@ class Transaction:
     final: Reply | None = None  # only when the content was sent
     local: bool = False  # ``mail`` is our own word: the peer announced that it cannot take this message
 
-    def among(self, asked: Sequence[bool]) -> "Transaction":
+    def among(self, asked: Sequence[bool]) -> "Answered":
         """The same for all recipients of a message of whom only some were asked for."""
         return replace(self, recipients=among(self.recipients, asked)) if self.recipients else self
 

@@ -9,7 +9,7 @@ one; content goes to those accepted. When the peer takes DATA although it took n
 How it fails: ``SessionFault`` when the session is over, whoever ended it; its ``reply`` is the peer's (a 421, a
 554 greeting) or stands for the failure (``mail.outcome.reply_for``), its ``unknown`` says that the content had gone
 out whole and nobody said what became of it (RFC 1047: the next attempt may make a duplicate). A refusal of the
-message or of a recipient is no fault: ``Transaction`` holds it, and the session lives on. What the peer's
+message or of a recipient is no fault: ``Answered`` holds it, and the session lives on. What the peer's
 announcements rule out (SIZE, SMTPUTF8) is answered without asking, in the same form, marked ``local``.
 
 MAIL that was refused decides for all recipients, whatever the peer says to the RCPTs and DATA pipelined behind it
@@ -39,9 +39,9 @@ from forwarder.mail.outcome import Fault, Stage, reply_for
 from forwarder.mail.reply import Reply
 from forwarder.mail.scan import stuffed
 from forwarder.net.smtp_answers import (
+    Answered,
     Features,
     SessionFault,
-    Transaction,
     among,
     fault_at,
     over,
@@ -90,7 +90,7 @@ class Session:
         *,
         smtputf8: bool = False,
         body8bit: bool = False,
-    ) -> Transaction:
+    ) -> Answered:
         """One message. Paths in wire form without angle brackets, "" for the null reverse-path.
 
         ``content`` may come in several buffers, each made of whole lines, sent one after the other as one content.
@@ -104,10 +104,10 @@ class Session:
         international = not (ascii_mail and all(plain))
         if international and not self.features.smtputf8:
             if not (ascii_mail and any(plain[1:])):
-                return Transaction(mail=reply_for(Fault.SMTPUTF8), local=True)
+                return Answered(mail=reply_for(Fault.SMTPUTF8), local=True)
             return await self._send_to_some(reverse_path, recipients, plain[1:], parts, body8bit=body8bit)
         if self.features.size is not None and size > self.features.size:
-            return Transaction(mail=reply_for(Fault.TOO_BIG, f"{self.features.size} octets"), local=True)
+            return Answered(mail=reply_for(Fault.TOO_BIG, f"{self.features.size} octets"), local=True)
         mail = b"MAIL FROM:<" + paths[0] + b">" + self._parameters(size, body8bit, international)
         commands = [mail, *(b"RCPT TO:<" + path + b">" for path in paths[1:])]
         self.sent += 1
@@ -160,7 +160,7 @@ class Session:
         parts: Sequence[bytes],
         *,
         body8bit: bool,
-    ) -> Transaction:
+    ) -> Answered:
         """Only some need SMTPUTF8 (the alias that leads to them may have others): the rest get theirs."""
         some = [path for path, is_plain in zip(recipients, plain, strict=True) if is_plain]
         try:
@@ -175,7 +175,7 @@ class Session:
             parameters += b" BODY=8BITMIME"
         return parameters + b" SMTPUTF8" if international else parameters
 
-    async def _pipelined(self, commands: Sequence[bytes], parts: Sequence[bytes]) -> Transaction:
+    async def _pipelined(self, commands: Sequence[bytes], parts: Sequence[bytes]) -> Answered:
         reset = [b"RSET"] if self._dirty else []
         expecting = len(reset) + len(commands) + 1
         self._dirty = True
@@ -192,7 +192,7 @@ class Session:
         mail, *answers, data = replies[len(reset) :]
         return await self._go_on(mail, answers, data, parts)
 
-    async def _stepwise(self, commands: Sequence[bytes], parts: Sequence[bytes]) -> Transaction:
+    async def _stepwise(self, commands: Sequence[bytes], parts: Sequence[bytes]) -> Answered:
         if self._dirty:
             await self._ask(b"RSET", Stage.MAIL)
         self._dirty = True
@@ -213,7 +213,7 @@ class Session:
 
     async def _go_on(
         self, mail: Reply, answers: Sequence[Reply], data: Reply | None, parts: Sequence[bytes]
-    ) -> Transaction:
+    ) -> Answered:
         """From the answers to the envelope; ``data`` is None where DATA was not said."""
         if mail.code == 421:
             raise SessionFault(Stage.MAIL, mail)
@@ -222,25 +222,25 @@ class Session:
             await self._end_of_nothing()
         if not mail.positive:
             self._dirty = False
-            return Transaction(mail=mail)
+            return Answered(mail=mail)
         self._answers = answers
         if data is not None and data.code == 421:
             raise SessionFault(Stage.DATA, data)
         if not wanted and data is None and answers[-1].code == 421:
             raise SessionFault(Stage.RCPT, answers[-1])  # not known whether it hangs up: most do
         if not wanted:
-            return Transaction(mail=mail, recipients=tuple(answers))
+            return Answered(mail=mail, recipients=tuple(answers))
         assert data is not None
         if data.code != 354:
             if not (data.temporary or data.permanent):
                 raise fault_at(Stage.DATA, Fault.PROTOCOL, f"DATA was answered {data.code}")
-            return Transaction(mail=mail, recipients=tuple(answers), data=data)
+            return Answered(mail=mail, recipients=tuple(answers), data=data)
         reach("deliver.before-content")
         final = await self._content(parts)
         if final.code == 421:
             raise SessionFault(Stage.DOT, final)
         self._dirty = False
-        return Transaction(mail=mail, recipients=tuple(answers), final=final)
+        return Answered(mail=mail, recipients=tuple(answers), final=final)
 
     async def _end_of_nothing(self) -> None:
         """The lone dot. Whoever hangs up upon it has answered all the same, and nothing of the message was sent."""

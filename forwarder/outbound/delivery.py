@@ -27,7 +27,7 @@ from forwarder.mail.event import DeliveryKind, Transport
 from forwarder.mail.outcome import Action, Fault, Scope, decide, is_permanent, reply_for
 from forwarder.mail.reply import Reply
 from forwarder.mail.srs import Srs
-from forwarder.net.smtp_answers import SessionFault, Transaction
+from forwarder.net.smtp_answers import Answered, SessionFault
 from forwarder.net.smtp_client import Session
 from forwarder.outbound.parcel import Carried, Job, Parcel, Verdict
 from forwarder.outbound.pool import Pool
@@ -219,7 +219,7 @@ class _Attempt:
 
     def _judged(
         self,
-        answered: Transaction,
+        answered: Answered,
         asked: Sequence[Delivery],
         named: Mapping[str, int],
         host: str,

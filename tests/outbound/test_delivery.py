@@ -9,7 +9,7 @@ import pytest
 from forwarder.mail.address import Path
 from forwarder.mail.outcome import Action, Stage
 from forwarder.mail.reply import Reply
-from forwarder.net.smtp_answers import SessionFault, Transaction
+from forwarder.net.smtp_answers import Answered, SessionFault
 from forwarder.outbound.delivery import _Attempt
 from forwarder.outbound.parcel import Verdict
 from forwarder.outbound.route import MxHost, Route
@@ -27,10 +27,10 @@ class _Session:
     def __init__(self, rcpt: Reply | BaseException) -> None:
         self._rcpt = rcpt
 
-    async def send(self, *_: Any, **__: Any) -> Transaction:
+    async def send(self, *_: Any, **__: Any) -> Answered:
         if isinstance(self._rcpt, BaseException):
             raise self._rcpt
-        return Transaction(mail=said(250), recipients=(self._rcpt,), data=said(503))
+        return Answered(mail=said(250), recipients=(self._rcpt,), data=said(503))
 
 
 class Hosts:
