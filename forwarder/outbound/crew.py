@@ -20,7 +20,7 @@ from forwarder.mail.reply import Reply
 from forwarder.outbound.delivery import Courier
 from forwarder.outbound.lanes import Lane, Lanes
 from forwarder.outbound.parcel import Carried, Job, Verdict
-from forwarder.outbound.settling import Settling
+from forwarder.outbound.settling import Clerk
 from forwarder.outbound.window import Window
 
 _CUT_SHORT = Reply(
@@ -42,7 +42,7 @@ class Crew:
         lanes: Lanes,
         window: Window,
         courier: Courier,
-        settling: Settling,
+        clerk: Clerk,
         slots: int,
         freed: Callable[[], None],
         sure: Callable[[], Awaitable[None]],
@@ -50,14 +50,14 @@ class Crew:
         self._lanes = lanes
         self._window = window
         self._courier = courier
-        self._settling = settling
+        self._clerk = clerk
         self._limit = slots * 4
         self._workers: set[asyncio.Task[None]] = set()
         self._cut: list[Job] = []
         self._freed = freed
         self._sure = sure
         self._stopping = False
-        self.settling = 0
+        self.settling = 0  # outcomes being written down
 
     def pump(self) -> None:
         """Start workers for what may be dialled now."""
@@ -156,7 +156,7 @@ class Crew:
         self.settling += 1
         try:
             if verdicts:
-                await self._settling.settle(job.parcel, verdicts, self._window.read)
+                await self._clerk.settle(job.parcel, verdicts, self._window.read)
         except asyncio.CancelledError:
             _log.error("an outcome was not recorded", ids=[v.delivery.id for v in verdicts])
             raise

@@ -37,7 +37,7 @@ from forwarder.outbound.lookups import Lookups
 from forwarder.outbound.parcel import Job, Parcel, first_attempt
 from forwarder.outbound.returns import Returns
 from forwarder.outbound.route import NoRoute, Route, Router
-from forwarder.outbound.settling import Settling
+from forwarder.outbound.settling import Clerk
 from forwarder.outbound.strays import Strays
 from forwarder.outbound.window import Window
 from forwarder.store.queue import Queue
@@ -65,7 +65,7 @@ class Load:
     looking_up: int  # of these, waiting for a route
     dialling: int  # sessions under way
     settling: int  # attempts made, being written down
-    unwritten: int  # settlements that wait for the store
+    unwritten: int  # settlements, and contents to be read, that wait for the store
     suspended: int  # sites not dialled for a while
 
 
@@ -101,7 +101,7 @@ class Dispatcher:
             share_all=outbound.smarthost is not None,
             suspensions=suspensions(policy),
         )
-        self._settling = Settling(
+        self._clerk = Clerk(
             queue,
             bounces,
             policy=policy,
@@ -117,7 +117,7 @@ class Dispatcher:
             lanes=self._lanes,
             window=self._window,
             courier=courier,
-            settling=self._settling,
+            clerk=self._clerk,
             slots=outbound.concurrency,
             freed=self._freed,
             sure=sure,
@@ -239,7 +239,7 @@ class Dispatcher:
             looking_up=self._lookups.waiting,
             dialling=self._lanes.sessions,
             settling=self._crew.settling,
-            unwritten=self._settling.unwritten,
+            unwritten=self._clerk.unwritten,
             suspended=self._lanes.suspended(asyncio.get_running_loop().time()),
         )
 
@@ -386,4 +386,4 @@ class Dispatcher:
         return self._size - self._lanes.held - self._lookups.waiting
 
     async def _read(self, message_id: str) -> bytes | None:
-        return await self._settling.persistently(lambda: self._queue.content(message_id))
+        return await self._clerk.persistently(lambda: self._queue.content(message_id))

@@ -2,7 +2,7 @@
 
 A ``Parcel`` is shared by everything this process holds of one message, so that its content is read once and sealed
 once, however many sites it goes to. A ``Job`` is the unit of work: all deliveries of one parcel to one site. A
-``Verdict`` is what an attempt found out about one delivery; ``settling`` makes it durable.
+``Verdict`` is what an attempt found out about one delivery; the ``Clerk`` makes it durable.
 """
 
 import asyncio

@@ -34,12 +34,12 @@ _FIRST_PAUSE = 0.1  # seconds
 _LONGEST_PAUSE = 5.0
 
 _log = structlog.get_logger(__name__)
-T = TypeVar("T")
+_T = TypeVar("_T")
 Read = Callable[[Parcel], Awaitable[bytes | None]]  # the content of a parcel; None: it is gone
 
 
-class Settling:
-    """Writes the outcomes of one worker."""
+class Clerk:
+    """Writes down what became of the attempts of one process."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Settling:
         self._jitter = jitter
         self._lease = lease
         self._hand_over = hand_over
-        self.unwritten = 0  # settlements that wait for the store to come back
+        self.unwritten = 0  # settlements, and contents to be read, that wait for the store to come back
 
     async def settle(self, parcel: Parcel, verdicts: Sequence[Verdict], read: Read) -> None:
         """Make the verdicts of one attempt durable; returns when they are, or are somebody else's to write."""
@@ -78,7 +78,7 @@ class Settling:
         if failed:
             await self._give_up(parcel, failed, read)
 
-    async def persistently(self, act: Callable[[], Awaitable[T]]) -> T:
+    async def persistently(self, act: Callable[[], Awaitable[_T]]) -> _T:
         """Do something with the store, again and again until the store is there."""
         pause = _FIRST_PAUSE
         while True:
@@ -87,7 +87,7 @@ class Settling:
             except StoreUnavailable as error:
                 if pause == _FIRST_PAUSE:
                     _log.warning(
-                        "settling waits for the store", reason=str(error), unwritten=self.unwritten + 1
+                        "the deliveries wait for the store", reason=str(error), unwritten=self.unwritten + 1
                     )
                 self.unwritten += 1
                 try:
