@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Charge:
     """One message counted against one limit."""
 
     key: str
@@ -48,11 +48,11 @@ class Quotas:
         self._plan_of = plan_of
         self._clock = clock
 
-    async def take(self, login: Login) -> Sequence[Place] | Reply:
+    async def take(self, login: Login) -> Sequence[Charge] | Reply:
         """Count one message; a reply when a quota is used up."""
         plan = self._plan_of(login.account_plan)
         account, credential = f"send:{login.domain.account_id}", f"send-credential:{login.credential.id}"
-        taken: list[Place] = []
+        taken: list[Charge] = []
         for key, window, limit, whose in (
             (f"{account}:minute", MINUTE, plan.ratelimit, "sending rate of your account"),
             (
@@ -65,26 +65,26 @@ class Quotas:
         ):
             if not limit:
                 continue
-            place = Place(key=key, window=window, limit=limit, taken_at=self._clock())
-            counted = await counters.hit(self._database, key, window=window, limit=limit, now=place.taken_at)
+            charge = Charge(key=key, window=window, limit=limit, taken_at=self._clock())
+            counted = await counters.hit(self._database, key, window=window, limit=limit, now=charge.taken_at)
             if not counted.allowed:
                 await self.give_back(taken)
                 when = counted.resets_at.strftime("%Y-%m-%d %H:%M UTC")
                 return replies.OVER_QUOTA.saying(f"the {whose} is used up until {when}")
-            taken.append(place)
+            taken.append(charge)
         return taken
 
-    async def give_back(self, places: Sequence[Place]) -> None:
+    async def give_back(self, charges: Sequence[Charge]) -> None:
         """The message was not taken after all."""
         try:
-            for place in places:
+            for charge in charges:
                 await counters.hit(
                     self._database,
-                    place.key,
-                    window=place.window,
-                    limit=place.limit,
-                    now=place.taken_at,
+                    charge.key,
+                    window=charge.window,
+                    limit=charge.limit,
+                    now=charge.taken_at,
                     amount=-1,
                 )
         except StoreUnavailable as trouble:
-            log.warning("places of a quota were not given back", places=len(places), reason=str(trouble))
+            log.warning("places of a quota were not given back", places=len(charges), reason=str(trouble))

@@ -21,14 +21,14 @@ Ask = Callable[[str], Awaitable[bytes | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """Who the client says it is."""
+class Presented:
+    """What the client says it is called, and what is to prove it."""
 
     name: str
     password: str = field(repr=False)
 
 
-async def claim(arguments: bytes, ask: Ask) -> Claim | Reply:
+async def exchange(arguments: bytes, ask: Ask) -> Presented | Reply:
     """Hold the exchange that ``AUTH arguments`` begins; a Reply when nothing came of it."""
     mechanism, _, initial = arguments.partition(b" ")
     initial = initial.strip(b" ")
@@ -41,7 +41,7 @@ async def claim(arguments: bytes, ask: Ask) -> Claim | Reply:
             return replies.BAD_AUTH_MECHANISM
 
 
-async def _plain(initial: bytes, ask: Ask) -> Claim | Reply:
+async def _plain(initial: bytes, ask: Ask) -> Presented | Reply:
     response = _decoded(initial) if initial else _answer(await ask(""))
     if isinstance(response, Reply):
         return response
@@ -51,17 +51,17 @@ async def _plain(initial: bytes, ask: Ask) -> Claim | Reply:
     authorization, name, password = parts
     if authorization not in (b"", name):
         return replies.BAD_CREDENTIALS  # nobody acts for somebody else here
-    return _claim(name, password)
+    return _presented(name, password)
 
 
-async def _login(initial: bytes, ask: Ask) -> Claim | Reply:
+async def _login(initial: bytes, ask: Ask) -> Presented | Reply:
     name = _decoded(initial) if initial else _answer(await ask(_USERNAME))
     if isinstance(name, Reply):
         return name
     password = _answer(await ask(_PASSWORD))
     if isinstance(password, Reply):
         return password
-    return _claim(name, password)
+    return _presented(name, password)
 
 
 def _answer(line: bytes | None) -> bytes | Reply:
@@ -81,8 +81,8 @@ def _decoded(text: bytes) -> bytes | Reply:
         return replies.BAD_BASE64
 
 
-def _claim(name: bytes, password: bytes) -> Claim | Reply:
+def _presented(name: bytes, password: bytes) -> Presented | Reply:
     try:
-        return Claim(name=name.decode("utf-8"), password=password.decode("utf-8"))
+        return Presented(name=name.decode("utf-8"), password=password.decode("utf-8"))
     except UnicodeDecodeError:
         return replies.BAD_CREDENTIALS

@@ -29,7 +29,7 @@ from forwarder.inbound.readiness import Readiness
 from forwarder.inbound.reception import AUTH_LIMIT
 from forwarder.inbound.refusals import Refusals
 from forwarder.inbound.resolution import Resolution
-from forwarder.inbound.sasl import MECHANISMS, Ask, claim
+from forwarder.inbound.sasl import MECHANISMS, Ask, exchange
 from forwarder.inbound.server import Server
 from forwarder.inbound.session import Recipient, Session, Transaction
 from forwarder.inbound.usage import Usage
@@ -122,11 +122,11 @@ class SubmissionReception:
             return replies.AUTH_NEEDS_TLS
         if session.login is not None:
             return replies.AUTH_ALREADY
-        asked = await claim(arguments, ask)
-        if isinstance(asked, Reply):
-            return asked
+        presented = await exchange(arguments, ask)
+        if isinstance(presented, Reply):
+            return presented
         try:
-            found = await self._authenticator.log_in(asked.name, asked.password, session.client)
+            found = await self._authenticator.log_in(presented.name, presented.password, session.client)
         except StoreUnavailable:
             log.warning("a log-in was not verified: trouble of the store", client=session.client)
             return replies.AUTH_TROUBLE
@@ -212,10 +212,10 @@ class SubmissionReception:
         if contents.count_fields(head, b"authentication-results"):
             content = await asyncio.to_thread(remove_forged, content, self._hostname)
             head = contents.split(content)[0]
-        places = await self._refusal(login, head) or await self._quotas.take(login)
-        if isinstance(places, Reply):
-            self.refused(session, transaction, head, places)
-            return places
+        charges = await self._refusal(login, head) or await self._quotas.take(login)
+        if isinstance(charges, Reply):
+            self.refused(session, transaction, head, charges)
+            return charges
         message = self._composed(session, transaction, login, content, head, now)
         del content  # what came is let go of
         reach("receive.before-enqueue")
@@ -223,7 +223,7 @@ class SubmissionReception:
             await self._rooms.queue.enqueue(message)
         except StoreUnavailable as trouble:
             if not isinstance(trouble, CommitUnknown):  # then it may be stored after all
-                await self._quotas.give_back(places)
+                await self._quotas.give_back(charges)
             raise
         reach("receive.before-reply")
         # After the reply: the dialogue writes it before the loop comes round again.
