@@ -68,10 +68,10 @@ def _names(fields: contents.Fields) -> dict[str, str]:
 
 def client_name(session: Session) -> str:
     """What the client calls itself where that is a name, else its address: for the log and for Received."""
-    return parse_helo(session.helo) or literal(session.client)
+    return parse_helo(session.helo) or address_literal(session.client)
 
 
-def literal(address: str) -> str:
+def address_literal(address: str) -> str:
     """The address of a peer in brackets (RFC 5321 4.1.3)."""
     if ":" not in address:
         return f"[{address or '127.0.0.1'}]"  # a local socket has no address
@@ -97,7 +97,7 @@ def received(
     flags = ("S" if session.tls else "") + ("A" if session.login is not None else "")
     protocol = f"UTF8SMTP{flags}" if transaction.smtputf8 else f"ESMTP{flags}" if session.extended else "SMTP"
     tls = f" ({session.tls})" if session.tls else ""
-    origin = f"from {client_name(session)} ({literal(session.client)})\r\n\t" if show_client else ""
+    origin = f"from {client_name(session)} ({address_literal(session.client)})\r\n\t" if show_client else ""
     only = transaction.recipients[0].path if len(transaction.recipients) == 1 else None
     recipient = f"\r\n\tfor <{only.wire()}>" if only is not None and not only.needs_smtputf8 else ""
     line = (

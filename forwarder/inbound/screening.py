@@ -18,12 +18,13 @@ loop. At most 10 DKIM signatures and one ARC chain of 50 sets are looked at.
 
 import asyncio
 import functools
-import logging
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, TypeVar
+
+import structlog
 
 from forwarder.clock import utc_now
 from forwarder.inbound.spf import Questions, check_spf
@@ -45,7 +46,7 @@ from forwarder.mail.verification import AuthResult
 from forwarder.net.answers import Answer, CannotTell, Found
 from forwarder.net.registered import registered_domain
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 # Up to here a message is judged on the event loop: a hop to a thread and back costs more than the work.
 SMALL_OCTETS = 16 * 1024

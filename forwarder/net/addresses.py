@@ -61,7 +61,7 @@ def is_private(address: str) -> bool:
     return any(parsed in network for network in _NOT_PUBLIC_4)
 
 
-def literal(host: str) -> str | None:
+def written_address(host: str) -> str | None:
     """The address a host part denotes in its usual spelling; None when it is a name.
 
     ValueError for a spelling that the C library would take for an address (``127.1``, ``2130706433``, ``0x7f.1``,

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from forwarder.net.addresses import is_private, literal
+from forwarder.net.addresses import is_private, written_address
 from forwarder.net.answers import CannotTell, Found, NotFound
 from forwarder.net.dns import Resolver
 
@@ -137,7 +137,7 @@ class GuardedClient:
                 await opened.aclose()
 
     async def _address(self, host: str) -> str:
-        address = literal(host)
+        address = written_address(host)
         if address is not None:  # judged already
             return address
         match await self._resolver.addresses(host):
@@ -220,7 +220,7 @@ def _checked(url: str, *, allow_private: bool) -> "httpx.URL":
     try:
         target = httpx.URL(url)
         host = target.host
-        address = literal(target.raw_host.decode("ascii"))
+        address = written_address(target.raw_host.decode("ascii"))
     except httpx.InvalidURL as exc:
         raise Blocked(f"the URL is not well formed: {exc}") from exc
     except ValueError as exc:

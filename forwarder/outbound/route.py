@@ -46,7 +46,7 @@ from forwarder.mail.dane import Tlsa, usable
 from forwarder.mail.mta_sts import StsPolicy
 from forwarder.mail.outcome import Fault, reply_for
 from forwarder.mail.reply import Reply
-from forwarder.net.addresses import is_private, literal
+from forwarder.net.addresses import is_private, written_address
 from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound
 from forwarder.net.dns import Resolver
 from forwarder.net.ourselves import Ourselves
@@ -197,7 +197,7 @@ class Router:
 
     async def _smarthost(self, smarthost: HostPort) -> Route | NoRoute:
         try:
-            address = literal(smarthost.host)
+            address = written_address(smarthost.host)
         except ValueError as exc:
             return NoRoute(reply=reply_for(Fault.DNS, f"smarthost: {exc}"))
         if address is not None:

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from forwarder.inbound.arrival import Composer, facts, literal, received
+from forwarder.inbound.arrival import Composer, address_literal, facts, received
 from forwarder.inbound.session import Recipient, Session, Transaction
 from forwarder.mail.address import Path, parse_address
 from forwarder.mail.destination import Url
@@ -64,7 +64,7 @@ def target(destination, alias="*"):
     ],
 )
 def test_address_literals(address, shown):
-    assert literal(address) == shown
+    assert address_literal(address) == shown
 
 
 def test_received_in_full():

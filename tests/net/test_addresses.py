@@ -1,6 +1,6 @@
 import pytest
 
-from forwarder.net.addresses import is_private, literal
+from forwarder.net.addresses import is_private, written_address
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_public(address: str) -> None:
     ],
 )
 def test_literal(host: str, address: str | None) -> None:
-    assert literal(host) == address
+    assert written_address(host) == address
 
 
 @pytest.mark.parametrize(
@@ -98,4 +98,4 @@ def test_literal(host: str, address: str | None) -> None:
 )
 def test_an_unusual_spelling_is_refused(host: str) -> None:
     with pytest.raises(ValueError, match="address"):
-        literal(host)
+        written_address(host)
