@@ -291,9 +291,8 @@ class Dialogue(Connection):
         """One step of AUTH: 334, and the line that comes back without its CRLF; None when it is no line of AUTH."""
         self._out.append(b"334 " + challenge.encode("ascii") + b"\r\n")
         await self._flush()
-        seconds = self._desk.bounds.command_timeout.total_seconds()
         try:
-            line = await self._inlet.line(AUTH_LIMIT, seconds)
+            line = await self._inlet.line(AUTH_LIMIT, self._desk.command_seconds)
         except TooLong:
             return None
         return line[:-2] if line.endswith(b"\r\n") else None

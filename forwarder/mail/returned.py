@@ -23,7 +23,7 @@ _BOUNDARY = re.compile(rb'boundary[ \t]*=[ \t]*(?:"([^"\r\n]{1,200})"|([^;\s"]{1
 _TRACE_LINE = re.compile(rb"^[ \t>]{0,10}x-forwarder-id:([^\r\n]{0,2000})", re.IGNORECASE | re.MULTILINE)
 _STATUS = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
 
-Fields = dict[bytes, bytes]
+_Fields = dict[bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +40,8 @@ class ReturnedReport:
 def read_report(content: bytes) -> ReturnedReport | None:
     """The report in a message, or None when it is not one."""
     content = content[:MAX_OCTETS]
-    recipient: Fields | None = None
-    original: Fields = {}
+    recipient: _Fields | None = None
+    original: _Fields = {}
     for fields, body in _parts(content):
         kind = fields.get(b"content-type", b"").strip().lower()
         if kind.startswith((b"message/delivery-status", b"message/global-delivery-status")):
@@ -67,7 +67,7 @@ def read_report(content: bytes) -> ReturnedReport | None:
     )
 
 
-def _parts(content: bytes) -> list[tuple[Fields, bytes]]:
+def _parts(content: bytes) -> list[tuple[_Fields, bytes]]:
     """The parts of the outermost multipart, each with its header."""
     head, body = split(content)
     kind = _fields(head).get(b"content-type", b"")
@@ -86,16 +86,16 @@ def _parts(content: bytes) -> list[tuple[Fields, bytes]]:
     return parts
 
 
-def _fields(head: bytes) -> Fields:
+def _fields(head: bytes) -> _Fields:
     """The first field of each name."""
-    fields: Fields = {}
+    fields: _Fields = {}
     for name, raw in split_fields(head):
         if name:
             fields.setdefault(name, b" ".join(raw.partition(b":")[2].split()))
     return fields
 
 
-def _decoded(fields: Fields, body: bytes) -> bytes:
+def _decoded(fields: _Fields, body: bytes) -> bytes:
     try:
         match fields.get(b"content-transfer-encoding", b"").strip().lower():
             case b"base64":
@@ -107,7 +107,7 @@ def _decoded(fields: Fields, body: bytes) -> bytes:
     return body
 
 
-def _recipient(body: bytes) -> Fields:
+def _recipient(body: bytes) -> _Fields:
     """The group of the first failed recipient, else of the first recipient; {} when there is none."""
     groups = [_fields(group + b"\r\n") for group in body.split(b"\r\n\r\n", 200)]
     described = [group for group in groups if b"action" in group or b"final-recipient" in group]
@@ -115,7 +115,7 @@ def _recipient(body: bytes) -> Fields:
     return (failed or described or [{}])[0]
 
 
-def _text(fields: Fields, name: bytes) -> str:
+def _text(fields: _Fields, name: bytes) -> str:
     return printable(fields.get(name, b"").decode("utf-8", "backslashreplace"), 1000)
 
 

@@ -79,12 +79,6 @@ class GuardedClient:
         self._verify = verify
         self._opened: httpx.AsyncClient | None = None
 
-    @property
-    def _client(self) -> "httpx.AsyncClient":
-        if self._opened is None:
-            self._opened = self._open()
-        return self._opened
-
     def _open(self) -> "httpx.AsyncClient":
         from http.cookiejar import CookieJar, DefaultCookiePolicy
 
@@ -105,18 +99,18 @@ class GuardedClient:
         self, url: str, body: bytes, headers: Mapping[str, str], timeout: timedelta
     ) -> tuple[int, str]:
         """The status and the beginning of the answer; ``Blocked`` or ``Unreachable``."""
-        await self._load()
+        client = await self._client()
         target = _checked(url, allow_private=self._allow_private)
         async with _bounded(target, timeout):
-            response = await self._send("POST", target, headers, body)
+            response = await self._send(client, "POST", target, headers, body)
         return response.status_code, await _excerpt(response)
 
     async def get(self, url: str, timeout: timedelta, *, limit: int) -> Page:
         """A page of at most ``limit`` octets; ``Blocked`` or ``Unreachable``."""
-        await self._load()
+        client = await self._client()
         target = _checked(url, allow_private=self._allow_private)
         async with _bounded(target, timeout):
-            response = await self._send("GET", target, {"Accept-Encoding": "identity"})
+            response = await self._send(client, "GET", target, {"Accept-Encoding": "identity"})
             body = await _beginning(response, limit + 1)
         if len(body) > limit:
             raise Unreachable(f"{target.host} said more than {limit} octets")
@@ -128,13 +122,14 @@ class GuardedClient:
         if self._opened is not None:
             await self._opened.aclose()
 
-    async def _load(self) -> None:
+    async def _client(self) -> "httpx.AsyncClient":
         if self._opened is None:  # the library and the authorities take a tenth of a second
             opened = await asyncio.to_thread(self._open)
-            if self._opened is None:
-                self._opened = opened
-            else:  # another request was first
+            if self._opened is not None:  # another request was first
                 await opened.aclose()
+            else:
+                self._opened = opened
+        return self._opened
 
     async def _address(self, host: str) -> str:
         address = written_address(host)
@@ -153,17 +148,22 @@ class GuardedClient:
                 raise Unreachable(f"{host} could not be looked up: {reason}")
 
     async def _send(
-        self, method: str, target: "httpx.URL", headers: Mapping[str, str], body: bytes | None = None
+        self,
+        client: "httpx.AsyncClient",
+        method: str,
+        target: "httpx.URL",
+        headers: Mapping[str, str],
+        body: bytes | None = None,
     ) -> "httpx.Response":
         """The status and the header fields; the body is still to come."""
-        request = self._client.build_request(
+        request = client.build_request(
             method,
             target.copy_with(host=await self._address(target.host)),
             content=body,
             headers={**headers, "Host": target.netloc.decode("ascii")},
             extensions={"sni_hostname": target.raw_host.decode("ascii")},
         )
-        return await self._client.send(request, stream=True)
+        return await client.send(request, stream=True)
 
 
 @asynccontextmanager
