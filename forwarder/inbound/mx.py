@@ -105,24 +105,23 @@ class MxReception:
         return replies.STORAGE_FULL
 
     async def recipient(self, session: Session, transaction: Transaction, path: Path) -> Reply:
-        found: Recipient | Refused | None = await self._resolution.find(path)
+        found = await self._resolution.find(path)
         if isinstance(found, Refused) and found.reply.permanent and transaction.reverse_path.is_null:
             found = await self._resolution.sender_of_ours(path) or found
-        others = transaction.recipients  # all alike
-        if isinstance(found, Recipient) and others and others[0].reports_only != found.reports_only:
-            # The one reply after the dot could not take the message for one of them and refuse it for the other.
-            return replies.TOO_MANY_RECIPIENTS
-        if isinstance(found, Recipient) and found.account_id and self._quota.used_up(found.account_id):
+        if isinstance(found, Recipient):
+            others = transaction.recipients  # all alike
+            if others and others[0].reports_only != found.reports_only:
+                # The one reply after the dot could not take the message for one of them and refuse it for the other.
+                return replies.TOO_MANY_RECIPIENTS
+            if not (found.account_id and self._quota.used_up(found.account_id)):
+                transaction.add(found)
+                return replies.RECIPIENT_OK
             way = found.ways[0]
             found = Refused(
                 reply=replies.OVER_QUOTA,
                 domain_id=way.domain_id if way else None,
                 alias=way.alias if way else None,
             )
-        if isinstance(found, Recipient):
-            transaction.add(found)
-            return replies.RECIPIENT_OK
-        assert found is not None
         self._refusals.write(
             session,
             found.reply,
