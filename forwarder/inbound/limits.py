@@ -28,9 +28,8 @@ CELLS = 2048  # of one row
 SLOT_SECONDS = 10
 SLOTS = 7  # the last minute and the slot that is being filled
 _SHEET = ROWS * CELLS  # the cells of one sketch: one for what is open, one for each slot
-_WORDS = (
-    1 + SLOTS + _SHEET * (1 + SLOTS)
-)  # of one region: how many are open, the number of each slot, the sketches
+# Of one region: how many are open, the number of each slot, the sketches.
+_WORDS = 1 + SLOTS + _SHEET * (1 + SLOTS)
 _KEY_BYTES = 32
 _HEADER = 64
 

@@ -95,12 +95,8 @@ _FAULTS: dict[Fault, Reply] = {
         ),
         (Fault.PROTOCOL, 451, "4.5.0", "the host does not speak SMTP as expected"),
         (Fault.TLS, 451, "4.7.5", "the TLS handshake with the host failed"),
-        (
-            Fault.TLS_REQUIRED,
-            451,
-            "4.7.10",
-            "the host does not offer TLS, which is required",
-        ),  # RFC 7817/8461
+        # RFC 5248: X.7.10 is "encryption needed"
+        (Fault.TLS_REQUIRED, 451, "4.7.10", "the host does not offer TLS, which is required"),
         (Fault.CERTIFICATE, 451, "4.7.5", "the certificate of the host is not the one required"),
         (Fault.POLICY, 451, "4.7.5", "the MTA-STS policy of the domain names none of its mail hosts"),
         (Fault.DNS, 451, "4.4.3", "the mail hosts of the domain could not be looked up"),
@@ -115,12 +111,8 @@ _FAULTS: dict[Fault, Reply] = {
             "mail for the domain comes back to this host, which cannot take it yet",
         ),
         (Fault.PRIVATE, 554, "5.4.4", "the mail hosts of the domain have no public address"),
-        (
-            Fault.SMTPUTF8,
-            553,
-            "5.6.7",
-            "the host does not accept internationalised addresses",
-        ),  # RFC 6531 3.5
+        # RFC 6531 3.5
+        (Fault.SMTPUTF8, 553, "5.6.7", "the host does not accept internationalised addresses"),
         (Fault.TOO_BIG, 552, "5.3.4", "the message is larger than the host accepts"),  # RFC 1870 6.1
         (Fault.EXPIRED, 554, "5.4.7", "could not be delivered for too long, giving up"),  # RFC 3463 3.5
         (Fault.INTERNAL, 451, "4.3.0", "temporary failure here, will be tried again"),

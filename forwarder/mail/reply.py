@@ -93,18 +93,16 @@ START_INPUT = _reply(354, "", "end data with <CR><LF>.<CR><LF>")  # RFC 5321 4.1
 
 # --- temporary: our trouble, or too much at once -------------------------------------------------------------------
 TOO_MANY_CONNECTIONS = _reply(421, "4.7.0", "too many connections from your address, try again later")
-TOO_MANY_ERRORS = _reply(
-    421, "4.7.0", "too many errors, closing the connection"
-)  # RFC 5321 4.3.2, 421 at any time
+# RFC 5321 4.3.2: 421 at any time
+TOO_MANY_ERRORS = _reply(421, "4.7.0", "too many errors, closing the connection")
 TOO_MANY_COMMANDS = _reply(421, "4.7.0", "too many commands without mail, closing the connection")
 TOO_MANY_FAILED_LOGINS = _reply(421, "4.7.0", "too many failed log-ins, try again later")
 SERVER_BUSY = _reply(421, "4.3.2", "too many connections, try again later")
 SHUTTING_DOWN = _reply(421, "4.3.2", "the service is restarting, try again in a moment")  # RFC 5321 3.8
 TIMED_OUT = _reply(421, "4.4.2", "timed out waiting for you, closing the connection")  # RFC 5321 4.5.3.2.7
 SERVICE_TROUBLE = _reply(421, "4.3.0", "temporary failure, try again later")  # before a transaction
-TROUBLE = _reply(
-    451, "4.3.0", "temporary failure, try again later"
-)  # RFC 5321 4.2.2: local error in processing
+# RFC 5321 4.2.2: local error in processing
+TROUBLE = _reply(451, "4.3.0", "temporary failure, try again later")
 CANNOT_TELL = _reply(451, "4.4.3", "cannot look that up at the moment, try again later")
 # A disabled alias may be set to answer 421. The session stays open: other recipients are not to suffer for it.
 ADDRESS_DEFERS = _reply(421, "4.2.1", "this address does not take mail at the moment, try again later")
@@ -113,15 +111,13 @@ UNCONFIRMED_DESTINATION = _reply(
 )
 STORAGE_FULL = _reply(452, "4.3.1", "storage is full, try again later")  # RFC 5321 4.2.2
 OVER_QUOTA = _reply(452, "4.2.2", "the daily quota of this address is used up, try again later")
-TOO_MANY_RECIPIENTS = _reply(
-    452, "4.5.3", "too many recipients, send the rest in another transaction"
-)  # 4.5.3.1.10
+# RFC 5321 4.5.3.1.10
+TOO_MANY_RECIPIENTS = _reply(452, "4.5.3", "too many recipients, send the rest in another transaction")
 AUTH_TROUBLE = _reply(454, "4.7.0", "temporary authentication failure, try again later")  # RFC 4954 6
 
 # --- permanent: the command ----------------------------------------------------------------------------------------
-UNKNOWN_COMMAND = _reply(
-    500, "5.5.2", "command not recognised"
-)  # RFC 5321 4.2.4: 500 unknown, 502 known, not done
+# RFC 5321 4.2.4: 500 unknown, 502 known, not done
+UNKNOWN_COMMAND = _reply(500, "5.5.2", "command not recognised")
 BAD_LINE_END = _reply(500, "5.5.2", "a command ends in CRLF")  # RFC 5321 2.3.8
 COMMAND_TOO_LONG = _reply(500, "5.5.2", "the command line is too long")  # RFC 5321 4.5.3.1.9
 BAD_ARGUMENTS = _reply(501, "5.5.4", "syntax error in the arguments")
@@ -153,15 +149,13 @@ BAD_AUTH_MECHANISM = _reply(504, "5.5.4", "authentication mechanism not supporte
 AUTH_REQUIRED = _reply(530, "5.7.0", "authentication required")  # RFC 4954 6
 TLS_REQUIRED = _reply(530, "5.7.0", "issue STARTTLS first")  # RFC 3207 4
 BAD_CREDENTIALS = _reply(535, "5.7.8", "the user name or the password is wrong")  # RFC 4954 6
-AUTH_NEEDS_TLS = _reply(
-    538, "5.7.11", "authentication needs TLS, issue STARTTLS first"
-)  # RFC 4954 6, RFC 5248
+# RFC 4954 6, RFC 5248
+AUTH_NEEDS_TLS = _reply(538, "5.7.11", "authentication needs TLS, issue STARTTLS first")
 
 # --- permanent: the recipient --------------------------------------------------------------------------------------
 NO_SUCH_USER = _reply(550, "5.1.1", "no such address here")  # RFC 3463 3.2
-BAD_RETURN_ADDRESS = _reply(
-    550, "5.1.1", "no such address here"
-)  # a forged or expired SRS address: tell nothing
+# A forged or expired SRS address: tell nothing.
+BAD_RETURN_ADDRESS = _reply(550, "5.1.1", "no such address here")
 ADDRESS_DISABLED = _reply(550, "5.2.1", "this address does not take mail")  # RFC 3463 3.3
 RELAY_DENIED = _reply(554, "5.7.1", "relay access denied")  # RFC 5321 3.6.1
 NON_ASCII_ADDRESS = _reply(553, "5.6.7", "this address needs the SMTPUTF8 extension")  # RFC 6531 3.5

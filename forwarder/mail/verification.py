@@ -282,9 +282,8 @@ def domain_name(value: str) -> str:
     name = without_white(value).lower().removesuffix(".")
     if not name.isascii():
         try:
-            name = idna.encode(name, uts46=True).decode(
-                "ascii"
-            )  # RFC 8616: U-labels in internationalised mail
+            # RFC 8616: U-labels in internationalised mail
+            name = idna.encode(name, uts46=True).decode("ascii")
         except (idna.IDNAError, UnicodeError) as error:
             raise SignatureError("not a domain name") from error
     if len(name) > 253 or not _HOST_NAME.match(name):

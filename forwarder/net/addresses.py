@@ -40,9 +40,8 @@ _NOT_PUBLIC_6 = [
         "3fff::/20",
     )
 ]
-_NAT64 = ipaddress.IPv6Network(
-    "64:ff9b::/96"
-)  # RFC 6052; 64:ff9b:1::/48 is for local use and falls outside 2000::/3
+# RFC 6052; 64:ff9b:1::/48 is for local use and falls outside 2000::/3
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 _SIX_TO_FOUR = ipaddress.IPv6Network("2002::/16")
 

@@ -72,18 +72,16 @@ class Lanes:
         self._per_site = min(per_site, concurrency)
         self.share_all = share_all  # one lane may fill the window: a smarthost
         self._lanes: OrderedDict[str, Lane] = OrderedDict()
-        self._watched: dict[
-            str, Lane
-        ] = {}  # those that hold something or are suspended: few of the remembered
+        # Those that hold something or are suspended: few of the remembered.
+        self._watched: dict[str, Lane] = {}
         self._healthy: deque[Lane] = deque()
         self._ailing: deque[Lane] = deque()
         self._ailing_turn = False
         self._ailing_active = 0
         self._ailing_limit = max(1, concurrency // 2)
         self._suspensions = suspensions
-        self._begun: OrderedDict[Job, tuple[Lane, float]] = (
-            OrderedDict()
-        )  # under way and counted, oldest first
+        # Under way and counted, oldest first.
+        self._begun: OrderedDict[Job, tuple[Lane, float]] = OrderedDict()
         self._lasting: set[Job] = set()  # under way, not counted any more
         self.held = 0
         self.active = 0  # session slots taken

@@ -32,11 +32,7 @@ class Standing(IntEnum):
 
 # One begins, or waits, only while less than this is under way, or waits, whatever its standing.
 _SLOTS = {Standing.ANSWERED: 96, Standing.NEW: 80, Standing.DOUBTFUL: 64}  # look-ups at once
-_SHARES = {
-    Standing.ANSWERED: 3 / 4,
-    Standing.NEW: 1 / 2,
-    Standing.DOUBTFUL: 1 / 4,
-}  # of the window, in deliveries
+_SHARES = {Standing.ANSWERED: 3 / 4, Standing.NEW: 1 / 2, Standing.DOUBTFUL: 1 / 4}  # of the window
 _FRESH = 10.0
 _ABSENT = 3.0  # not longer: as a rule it was a time-out, and the next message deserves a try
 _REMEMBERED = 20_000
@@ -64,9 +60,8 @@ class Lookups:
         self._pending: dict[str, list[Job]] = {}
         self._counts: dict[str, int] = {}
         self._line: dict[str, Standing] = {}  # of the pending, those not asked yet
-        self._turn: list[
-            tuple[Standing, int, str]
-        ] = []  # a heap of them, and of entries that are out of date
+        # A heap of them, and of entries that are out of date.
+        self._turn: list[tuple[Standing, int, str]] = []
         self._numbers = count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._working = 0  # of the tasks, those that are not about to end
