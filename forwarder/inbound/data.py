@@ -45,10 +45,6 @@ class Memory:
         self.limit = limit
         self.held = 0
 
-    def share(self) -> "Share":
-        """For one message."""
-        return Share(self)
-
 
 class Share:
     """What one message holds of the memory; to be released when it is stored."""

@@ -165,7 +165,7 @@ class Dialogue(Connection):
             return replies.NO_VALID_RECIPIENTS
         self._say(replies.START_INPUT)
         await self._flush()
-        share = desk.memory.share()
+        share = Share(desk.memory)
         try:
             return await self._receive(transaction, share)
         finally:

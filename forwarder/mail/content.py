@@ -243,19 +243,19 @@ def prepend(content: bytes, *fields: bytes) -> bytes:
     return b"".join((*fields, content))
 
 
-def mailbox(value: bytes | str) -> tuple[str | None, str | None]:
+def mailbox(value: bytes) -> tuple[str | None, str | None]:
     """The first address of an address field and its name, for logs: ``(email, name)``, each None if not there."""
     found = mailboxes(value, 1)
     return found[0] if found else (None, None)
 
 
-def mailboxes(value: bytes | str, limit: int = 100) -> list[tuple[str | None, str | None]]:
+def mailboxes(value: bytes, limit: int = 100) -> list[tuple[str | None, str | None]]:
     """The addresses of an address field, ``(email, name)`` each, as it stands before RFC 2047 decoding.
 
     Takes the raw value, since a decoded name could hold what looks like an address. Groups lose their name. Nothing
     here is checked by the grammar of addresses: it is for display, and for asking ``mail.address`` next.
     """
-    text = unfolded(value[:MAX_VALUE]) if isinstance(value, bytes) else value[:MAX_VALUE]
+    text = unfolded(value[:MAX_VALUE])
     found: list[tuple[str | None, str | None]] = []
     plain = _ONE_MAILBOX.fullmatch(text)  # nearly all: the walk over each character is for the rest
     if plain is not None:

@@ -93,8 +93,9 @@ class Lookups:
     def route(self, domain: str) -> Route | None:
         """The route of a domain, where nobody has to be asked for it."""
         known = self._known.get(domain)
-        fresh = known is not None and known[1] > asyncio.get_running_loop().time()
-        return known[0] if known is not None and fresh else None
+        if known is None or known[1] <= asyncio.get_running_loop().time():
+            return None
+        return known[0]
 
     def ask(self, domain: str, job: Job) -> Route | None:
         """The route of a domain, or None: the job waits, and ``found`` or ``failed`` is called with it."""
@@ -129,8 +130,9 @@ class Lookups:
     def _absence(self, domain: str) -> NoRoute | None:
         """What was said of a domain without a route just now."""
         absent = self._absent.get(domain)
-        recent = absent is not None and absent[1] > asyncio.get_running_loop().time()
-        return absent[0] if absent is not None and recent else None
+        if absent is None or absent[1] <= asyncio.get_running_loop().time():
+            return None
+        return absent[0]
 
     def _queue_up(self, domain: str, standing: Standing) -> None:
         self._line[domain] = standing

@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator
 from itertools import product
 
-from forwarder.inbound.data import Memory, read_content, smuggles, unstuffed
+from forwarder.inbound.data import Memory, Share, read_content, smuggles, unstuffed
 from forwarder.inbound.inlet import Inlet
 from forwarder.mail.content import bare_newline
 from tests.harness import House
@@ -53,7 +53,7 @@ def has_bare(text: bytes) -> bool:
 
 
 async def _read(inlet: Inlet) -> bytes:
-    raw = await read_content(inlet, limit=1000, share=Memory(10**6).share(), block_timeout=5, min_rate=0)
+    raw = await read_content(inlet, limit=1000, share=Share(Memory(10**6)), block_timeout=5, min_rate=0)
     assert isinstance(raw, bytes)
     return raw
 

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forwarder.inbound.data import RATE_GRACE, Excess, Memory, normalized, read_content, smuggles, unstuffed
+from forwarder.inbound.data import (
+    RATE_GRACE,
+    Excess,
+    Memory,
+    Share,
+    normalized,
+    read_content,
+    smuggles,
+    unstuffed,
+)
 from forwarder.inbound.inlet import Expired, Gone, Inlet
 
 
@@ -19,7 +28,7 @@ async def inlet():
 
 
 async def read(inlet, *, limit=1000, min_rate=0, share=None, **more):
-    share = share or Memory(10**9).share()
+    share = share or Share(Memory(10**9))
     return await read_content(inlet, limit=limit, share=share, block_timeout=0.5, min_rate=min_rate, **more)
 
 
@@ -104,10 +113,10 @@ async def test_more_than_the_limit_is_thrown_away_and_the_end_still_found(inlet,
 
 async def test_messages_share_the_memory_of_the_process(inlet):
     memory = Memory(1000)
-    first = memory.share()
+    first = Share(memory)
     inlet.feed(b"x" * 700 + b"\r\n.\r\n")
     assert isinstance(await read(inlet, share=first), bytes)
-    second = memory.share()
+    second = Share(memory)
     inlet.feed(b"y" * 200)
     reading = asyncio.ensure_future(read(inlet, share=second))
     await asyncio.sleep(0)
@@ -121,7 +130,7 @@ async def test_messages_share_the_memory_of_the_process(inlet):
     first.release()
     assert memory.held == 0
     inlet.feed(b"y" * 400 + b"\r\n.\r\n")
-    assert isinstance(await read(inlet, share=memory.share()), bytes)
+    assert isinstance(await read(inlet, share=Share(memory)), bytes)
 
 
 async def test_octets_that_trickle_in_cost_no_more_than_they_are(inlet):
@@ -150,7 +159,7 @@ async def test_a_peer_that_leaves_in_the_middle_leaves_no_message(inlet):
 async def test_silence_is_over_after_the_block_timeout(inlet):
     inlet.feed(b"half")
     with pytest.raises(Expired):
-        await read_content(inlet, limit=100, share=Memory(100).share(), block_timeout=0.02, min_rate=0)
+        await read_content(inlet, limit=100, share=Share(Memory(100)), block_timeout=0.02, min_rate=0)
 
 
 @pytest.mark.parametrize(("per_second", "ends"), [(99, True), (101, False)])
