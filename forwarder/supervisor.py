@@ -73,14 +73,16 @@ class Worker:
         self.process: asyncio.subprocess.Process | Forked | None = None
         self.worker_id = ""
         self.offered: Source | None = None
+        self.told: Source | None = None  # what it was given, or told to read since
         self.serves = False
         self.has_served = False  # in this life or an earlier one
         self.started_at = 0.0
         self._pause = 0.0
 
-    def begin(self, offered: Source) -> None:
+    def begin(self, offered: Source, given: Source) -> None:
         """Another life, under another id; ``offered`` is what the workers were last told to read."""
         self.offered = offered
+        self.told = given
         self.worker_id = new_id(utc_now(), os.urandom(8))
         self.serves = False
         self.started_at = time.monotonic()
@@ -114,7 +116,7 @@ class Supervisor:
         try:
             self._reserve()
             for worker in self._workers:
-                worker.begin(self._offered)
+                worker.begin(self._offered, self._in_force)
                 worker.process = fork(partial(self._work, worker), let_go=self._let_go)
         except OSError as error:  # its elders leave when our ends of their pipes close, with us
             self._free_ports()
@@ -197,7 +199,7 @@ class Supervisor:
 
     async def _replace(self, worker: Worker, lock: NodeLock, *, dead: str) -> None:
         """A new process in the place of the worker ``dead``; OSError: there is no room for one now."""
-        worker.begin(self._offered)
+        worker.begin(self._offered, self._in_force)
         with _in_memory(self._in_force.text) as given:
             arguments = [
                 *("--index", str(worker.index), "--of", str(len(self._workers)), "--id", worker.worker_id),
@@ -266,10 +268,14 @@ class Supervisor:
                 self._in_force = self._offers[digest]
                 while next(iter(self._offers)) != digest:  # what was offered before counts no more
                     del self._offers[next(iter(self._offers))]
+                for other in self._workers:  # who began after the others were told, but before they obeyed
+                    if other.serves and self._is_behind(other):
+                        self._tell(other)
             return
         worker.serves = worker.has_served = True
-        if worker.offered is not self._offered:  # it was starting when the others were told of another
-            self._signal(worker, signal.SIGHUP)
+        # It was starting when the others were told of another, or took over what they had been told of before.
+        if worker.offered is not self._offered or self._is_behind(worker):
+            self._tell(worker)
         if not self._announced and all(other.serves for other in self._workers):
             self._announced = True
             write_ports(self._settings.data_dir, self._ports)
@@ -298,7 +304,7 @@ class Supervisor:
             log.exception("the new configuration cannot be read")
         for worker in self._workers:
             if worker.serves:
-                self._signal(worker, signal.SIGHUP)
+                self._tell(worker)
 
     def _offer(self, source: Source, settings: Settings) -> None:
         """Remember what the workers are told to read; not what every one of them refuses."""
@@ -306,6 +312,14 @@ class Supervisor:
         if (settings.data_dir, settings.database.url) == (own.data_dir, own.database.url):
             self._offers.pop(source.digest, None)
             self._offered = self._offers[source.digest] = source
+
+    def _is_behind(self, worker: Worker) -> bool:
+        """Whether it has heard of nothing but what counts no more."""
+        return worker.told is not None and worker.told.digest not in self._offers
+
+    def _tell(self, worker: Worker) -> None:
+        worker.told = self._offered
+        self._signal(worker, signal.SIGHUP)
 
     def _signal(self, worker: Worker, number: signal.Signals) -> None:
         if worker.process is not None and worker.process.returncode is None:

@@ -52,6 +52,16 @@ def environment_of(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/environ").read_text().split("\0")
 
 
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def is_told(pid: int) -> bool:
+    """Whether a process that is stopped has a SIGHUP before it."""
+    status = Path(f"/proc/{pid}/status").read_text().split()
+    return int(status[status.index("ShdPnd:") + 1], 16) & 1 << (signal.SIGHUP - 1) != 0
+
+
 def name_of(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
 
@@ -252,7 +262,7 @@ def test_a_worker_that_dies_again_and_again_is_started_ever_more_seldom(
 
     def pause_after(seconds: float, *, serves: bool = True) -> float:
         nonlocal now
-        worker.begin(source)
+        worker.begin(source, source)
         worker.serves = serves
         now += seconds
         return worker.next_pause()
@@ -268,7 +278,7 @@ def test_what_is_in_force_is_what_a_worker_says_it_obeys(tmp_path: Path) -> None
     """A reload may wait for the drain of the one before, and another be told meanwhile."""
     over = supervisor_of(1, tmp_path)
     [worker] = over._workers
-    worker.begin(over._offered)
+    worker.begin(over._offered, over._in_force)
     elsewhere = Settings.model_validate({"hostname": "mx.test", "data_dir": str(tmp_path / "other")})
     first, second, third = (Source(origin="config.toml", text=text) for text in ("1", "2", "3"))
     over._opened(worker, over._in_force.digest)
@@ -287,10 +297,10 @@ def test_a_successor_is_told_of_what_came_while_it_started_and_not_of_what_was_r
     told: list[int] = []
     monkeypatch.setattr(over, "_signal", lambda _worker, number: told.append(number))
     over._offer(Source(origin="config.toml", text="nobody obeys it"), over._settings)
-    worker.begin(over._offered)
+    worker.begin(over._offered, over._in_force)
     over._opened(worker, over._in_force.digest)
     assert told == []
-    worker.begin(over._offered)
+    worker.begin(over._offered, over._in_force)
     over._offer(Source(origin="config.toml", text="new"), over._settings)
     over._opened(worker, over._in_force.digest)
     assert told == [signal.SIGHUP]
@@ -305,9 +315,9 @@ def test_readiness_is_told_once_when_all_serve_whoever_died_before(
     first, second = over._workers
     digest = over._in_force.digest
     for worker in (first, second):
-        worker.begin(over._offered)
+        worker.begin(over._offered, over._in_force)
     over._opened(first, digest)
-    first.begin(over._offered)  # it died; another life
+    first.begin(over._offered, over._in_force)  # it died; another life
     over._opened(second, digest)
     assert told == []
     for worker in (first, second):
@@ -383,6 +393,28 @@ async def test_a_worker_that_is_starting_hears_of_a_new_configuration_when_it_se
         await wait_until(lambda: set(children(process)) - {first, second} != set())
         file.write_text('[mx]\nsize_limit = "2 MiB"\n')
         process.process.send_signal(signal.SIGHUP)
+        await wait_until(lambda: process.log().count("in force") == 2)
+        assert process.log().count("a worker died") == 1
+
+
+async def test_a_successor_takes_over_what_its_siblings_take_over_only_after_its_start(house: House) -> None:
+    """As of a worker that its reload kills, while the other one is not done with it."""
+    file = house.folder / "config.toml"
+    file.write_text('[mx]\nsize_limit = "1 MiB"\n')
+    environ = {"FORWARDER_CONFIG": str(file)}
+    async with EngineProcess(house, environ=environ, workers={"processes": 2}) as process:
+        late, victim = children(process)
+        file.write_text('[mx]\nsize_limit = "2 MiB"\n')
+        try:
+            for pid in (late, victim):
+                os.kill(pid, signal.SIGSTOP)
+            await wait_until(lambda: is_stopped(late) and is_stopped(victim))
+            process.process.send_signal(signal.SIGHUP)
+            await wait_until(lambda: is_told(late) and is_told(victim))
+            os.kill(victim, signal.SIGKILL)
+            await wait_until(lambda: process.log().count("the engine serves") == 3)
+        finally:
+            os.kill(late, signal.SIGCONT)
         await wait_until(lambda: process.log().count("in force") == 2)
         assert process.log().count("a worker died") == 1
 
