@@ -6,8 +6,8 @@ falsely claim to be ours, and with the true one to prepend. All DNS answers are 
 message that fails the policy p=reject of its author's domain (550 5.7.1), or that names several authors, or one that
 cannot be read and may be shown as anybody's (554 5.6.0). What cannot be told although p=reject depends on it is to
 be sent again (451). Mail that bears our own seal, unbroken, of having passed does not meet p=reject again: another
-machine of ours sent it on, or this one (``outbound.route``). Else DNS trouble and our own faults hold no mail up, and
-``examine`` never raises (cancellation apart).
+machine of ours sent it on, or this one (``outbound.route``). Else DNS trouble and our own faults hold no mail up:
+``examine`` raises only where it cannot tell which headers are forged (cancellation apart).
 
 A message can name sixty keys in zones that never answer, so the keys of all messages have ``KEYS`` questions at once
 between them: strangers cannot take the resolver from policies, SPF and the mail that goes out.
@@ -112,14 +112,11 @@ class Screening:
         self, *, client_address: str, helo: str, reverse_path: Path, content: bytes
     ) -> Screened:
         """Judge one message. ``content`` is what DATA brought, before any header of ours."""
-        kept = content
         try:
             if not self._looks:
-                kept = remove_forged(content, self._authserv_id)
-                return Screened(reply=None, headers=self._nothing_seen, content=kept)
+                return self._unseen(content)
             small = len(content) <= SMALL_OCTETS
             brief = await self._run(small, self._brief, content)
-            kept = brief.content
             answers, spf = await self._ask(brief, client_address, helo, reverse_path)
             small = small and len(brief.keys) <= FEW_KEYS
             results = await self._run(small, self._judge, brief, answers, spf)
@@ -129,12 +126,17 @@ class Screening:
                 or borrowed_spf(results, reverse_path, ours=self._ours)
                 or self._doubtful(brief.message, brief.author, spf),
                 headers=authentication_results_header(self._authserv_id, results),
-                content=kept,
+                content=brief.content,
             )
         except Exception:
             # Our fault is not the sender's: the message goes on, and nothing is said about its authenticity.
             log.exception("a screening failed")
-            return Screened(reply=None, headers=self._nothing_seen, content=kept)
+            return self._unseen(content)
+
+    def _unseen(self, content: bytes) -> Screened:
+        return Screened(
+            reply=None, headers=self._nothing_seen, content=remove_forged(content, self._authserv_id)
+        )
 
     @cached_property
     def _own(self) -> frozenset[str]:

@@ -1,15 +1,19 @@
 """SPF, and a whole message through screening, over a programmable resolver."""
 
 import asyncio
+import threading
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from forwarder.inbound.screening import KEYS, Screened, Screening
+from forwarder.inbound import screening as module
+from forwarder.inbound.screening import FEW_KEYS, KEYS, SMALL_OCTETS, Screened, Screening
 from forwarder.inbound.spf import check_spf
+from forwarder.mail import verification
 from forwarder.mail.address import Path
 from forwarder.mail.arc import ChainStatus, seal_arc
 from forwarder.mail.authentication import own_results
@@ -226,6 +230,14 @@ async def screen(
     )
 
 
+def signatures(count: int) -> bytes:
+    """Signatures that hold of nothing, each of a key of its own."""
+    return b"".join(
+        b"DKIM-Signature: v=1; a=rsa-sha256; d=e.example; s=s%d; h=from; bh=AA==; b=AA==\r\n" % number
+        for number in range(count)
+    )
+
+
 def signed(content: bytes = MESSAGE) -> bytes:
     return sign(content, [SIGNER], now=NOW) + content
 
@@ -383,6 +395,35 @@ async def test_trouble_with_dns_refuses_nothing() -> None:
         assert result in screened.headers
 
 
+@pytest.mark.parametrize(
+    ("sender", "identity", "silent"),
+    [
+        (SENDER, b"mailfrom=example.org", "example.org"),
+        (Path.null(), b"helo=mail.example.org", "mail.example.org"),
+    ],
+)
+async def test_whose_spf_was_waited_for_in_vain_is_said_and_nobody_waits_any_longer(
+    sender: Path, identity: bytes, silent: str
+) -> None:
+    before = asyncio.all_tasks()
+    resolver = zone()
+    resolver.silent = {silent}
+    screened = await screen(MESSAGE, resolver, sender=sender, limit=timedelta(milliseconds=20))
+    assert b'spf=temperror reason="DNS did not answer" smtp.' + identity in screened.headers
+    left = asyncio.all_tasks() - before
+    await asyncio.wait_for(asyncio.gather(*left, return_exceptions=True), 10)
+
+
+async def test_a_key_that_is_at_hand_is_not_asked_for() -> None:
+    resolver = zone()
+    answer = await resolver.txt("sel._domainkey.example.org")
+    resolver.asked.clear()
+    resolver.kept_txt = {"sel._domainkey.example.org": answer}.get  # type: ignore[method-assign]
+    screened = await screen(signed(), resolver)
+    assert b"dkim=pass" in screened.headers
+    assert ("TXT", "sel._domainkey.example.org") not in resolver.asked
+
+
 @pytest.mark.parametrize(("policy", "code"), [("none", None), ("quarantine", None), ("reject", 451)])
 async def test_dns_that_never_answers_is_not_waited_for(policy: str, code: int | None) -> None:
     """What would be refused if all answered must not be forwarded because somebody saw to it that one did not."""
@@ -396,7 +437,7 @@ async def test_dns_that_never_answers_is_not_waited_for(policy: str, code: int |
     assert b"dmarc=temperror" in screened.headers
 
 
-async def test_a_resolver_that_breaks_refuses_nothing() -> None:
+async def test_a_resolver_that_breaks_refuses_nothing(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(Zone):
         async def txt(self, name: str) -> Answer[bytes]:
             raise RuntimeError("a bug")
@@ -404,6 +445,7 @@ async def test_a_resolver_that_breaks_refuses_nothing() -> None:
     screened = await screen(signed(), Broken())
     assert screened.reply is None
     assert b"spf=temperror" in screened.headers
+    assert "a look-up failed" in caplog.messages
 
 
 async def test_a_look_up_that_somebody_else_cancelled_is_no_answer() -> None:
@@ -423,6 +465,48 @@ async def test_headers_that_claim_to_be_ours_do_not_survive() -> None:
     assert screened.content == kept + MESSAGE
 
 
+async def test_they_do_not_survive_either_where_nothing_is_looked_at_or_the_looking_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    forged = b"Authentication-Results: mx1.example.net; dmarc=pass\r\n"
+    nothing = Screened(
+        reply=None, headers=b"Authentication-Results: mx1.example.net;\r\n\tnone\r\n", content=MESSAGE
+    )
+    assert await screen(forged + MESSAGE, zone(), spf=False, dkim=False, dmarc=False, arc=False) == nothing
+
+    def broken(*_given: object) -> None:
+        raise RuntimeError("a bug")
+
+    for name in ("Canonical", "author", "passed_before"):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, broken)
+            assert await screen(forged + MESSAGE, zone()) == nothing, name
+
+
+OFF = {"spf": False, "dkim": False, "dmarc": False, "arc": False}
+
+
+@pytest.mark.parametrize(
+    ("what", "content", "said"),
+    [
+        ("spf", MESSAGE, b"spf=pass"),
+        ("dkim", MESSAGE, b"none"),
+        ("dkim", signed(), b"dkim=pass"),
+        ("dmarc", MESSAGE, b"dmarc=fail"),
+        ("arc", MESSAGE, b"arc=none"),
+    ],
+)
+async def test_each_can_be_switched_on_alone(
+    what: str, content: bytes, said: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    resolver = zone()
+    resolver.records["TXT", "_dmarc.example.org"] = [b"v=DMARC1; p=none"]
+    screened = await screen(content, resolver, **OFF | {what: True})
+    assert said in screened.headers
+    assert screened.headers.count(b"=pass") + screened.headers.count(b"dmarc=") <= 1
+    assert caplog.records == []
+
+
 async def test_what_is_switched_off_is_not_asked_for() -> None:
     resolver = zone()
     screened = await screen(signed(), resolver, spf=False, dkim=False, dmarc=False, arc=False)
@@ -430,10 +514,27 @@ async def test_what_is_switched_off_is_not_asked_for() -> None:
     assert screened.headers == b"Authentication-Results: mx1.example.net;\r\n\tnone\r\n"
 
 
-async def test_a_large_message_is_judged_off_the_event_loop() -> None:
-    large = signed(MESSAGE + (b"x" * 70 + b"  y\r\n") * 200_000)
-    screened = await screen(large, zone())
-    assert b"dkim=pass" in screened.headers
+@pytest.mark.parametrize(
+    ("content", "aside"),
+    [
+        (MESSAGE.ljust(SMALL_OCTETS, b"x"), False),
+        (MESSAGE.ljust(SMALL_OCTETS + 1, b"x"), True),
+        (signatures(FEW_KEYS) + MESSAGE, False),
+        (signatures(FEW_KEYS + 1) + MESSAGE, True),
+    ],
+)
+async def test_a_large_message_and_many_signatures_are_judged_off_the_event_loop(
+    content: bytes, aside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = set()
+
+    def verify(*given: Any, **more: Any) -> Any:
+        threads.add(threading.current_thread())
+        return verification.verify(*given, **more)
+
+    monkeypatch.setattr(module, "verification", SimpleNamespace(**vars(verification) | {"verify": verify}))
+    await screen(content, zone())
+    assert [thread is not threading.main_thread() for thread in threads] == [aside]
 
 
 BOMBS = {
@@ -553,7 +654,9 @@ async def test_an_author_that_may_be_shown_as_anybody_must_be_one_that_can_be_re
 async def test_every_author_that_a_reader_may_be_shown_is_held_to_its_policy(
     claimed: bytes, expected: tuple[int, str] | None
 ) -> None:
-    resolver = Zone({("TXT", "_dmarc.example.net"): [b"v=DMARC1; p=reject"]})
+    resolver = Zone(
+        {("TXT", "_dmarc.example.net"): [b"v=DMARC1; p=reject"], ("TXT", "evil.test"): [b"v=spf1 -all"]}
+    )
     content = b"From: " + claimed + b"\r\nSubject: x\r\n\r\nHello.\r\n"
     assert await ours_claimed(content, resolver, sender=Path(local="x", domain="evil.test")) == expected
 
