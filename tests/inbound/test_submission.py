@@ -457,7 +457,18 @@ HEADS = [
     (b"From: ann@here.test\r\nSender: ann@here.test\r\nSender: ann@here.test\r\n", 550),
     (b"From: ann@here.test\r\nResent-From: boss@else.test\r\n", 550),
     (b"From: ann@here.test\r\nResent-From: info@here.test\r\nResent-Sender: ann@here.test\r\n", 250),
+    (b"From: ann@here.test\r\nResent-Sender: boss@else.test\r\n", 550),
+    (b"Sender: ann@here.test\r\n", 550),
     (b"From: ann@here.test\r\nSubject: a\r\nSubject: b\r\n", 550),
+    (b"From: ann@here.test\r\nTo: a@else.test\r\nTo: b@else.test\r\n", 550),
+    (b"From: ann@here.test\r\nCc: a@else.test\r\nCc: b@else.test\r\n", 550),
+    (b"From: ann@here.test\r\nDate: Sat, 21 Nov 2026 12:00:00 +0000\r\nDate: x\r\n", 550),
+    (b"From: ann@here.test\r\nMessage-ID: <1@here.test>\r\nMessage-ID: <2@here.test>\r\n", 550),
+    (b"From: ann@here.test\r\nReply-To: a@else.test\r\nReply-To: b@else.test\r\n", 550),
+    (b"From: ann@here.test (" + b"x" * 900 + b"\r\n " + b")\r\n", 250),
+    (b"From: ann@here.test (" + (b"x" * 900 + b"\r\n ") * 73 + b")\r\n", 550),
+    (b"From: ann@here.test\r\nResent-From: ann@here.test" + b",\r\n ann@here.test" * 98 + b"\r\n", 250),
+    (b"From: ann@here.test\r\nResent-From: ann@here.test" + b",\r\n ann@here.test" * 99 + b"\r\n", 550),
     (b"From: \xff\xfe@here.test\r\n", 550),
     (b"From: ann@here.test\r\n" + b"X: y\r\n" * 3000, 550),
 ]
@@ -471,6 +482,16 @@ async def test_whom_a_message_may_claim_to_be_from(engine, domain, head, code):
     assert code == 250 or answer.text[:5] in ("5.6.0", "5.7.1")
     [entry] = await engine.logs(domain)
     assert [event.status for event in entry.events] == [Status.QUEUED if code == 250 else Status.REFUSED]
+
+
+async def test_octets_that_are_no_characters_are_no_address_even_where_every_name_is_an_alias(engine):
+    await engine.start()
+    domain = await engine.host("here.test", {"*": "box@out.test"})
+    await engine.credential(domain, "ann", PASSWORD)
+    content = CONTENT.replace(b"Ann <ann@here.test>", b"\xff\xfe@here.test")
+    assert content != CONTENT
+    answer = (await submit(engine, content))[-1]
+    assert str(answer).startswith("550 5.6.0 the From header"), answer
 
 
 async def test_nobody_speaks_in_our_name(engine, domain):

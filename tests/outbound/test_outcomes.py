@@ -84,6 +84,22 @@ async def test_recipients_of_one_transaction_are_judged_one_by_one(tmp_path: Pat
         assert len(await rooms.reports()) == 1
 
 
+@pytest.mark.parametrize("code", ["452", "552"])
+async def test_who_was_one_too_many_is_named_to_the_same_host_at_once(tmp_path: Path, code: str) -> None:
+    """RFC 5321 4.5.3.1.10: the client goes on with the rest in another transaction; 552 means 452 there."""
+    async with house(tmp_path) as rooms:
+        good, many = await rooms.accept("good@dest.test", f"{code}-at-rcpt-1x@dest.test")
+        for delivery in (good, many):
+            await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
+        first, second = rooms.sink.messages
+        assert (first.recipients, second.recipients) == (
+            ("good@dest.test",),
+            (f"{code}-at-rcpt-1x@dest.test",),
+        )
+        assert first.connection == second.connection
+        assert await rooms.reports() == []
+
+
 async def test_who_was_one_too_many_does_not_end_by_what_another_was_told(tmp_path: Path) -> None:
     async with house(tmp_path) as rooms:
         later, bad = await rooms.accept("452-at-rcpt@dest.test", "550-at-rcpt@dest.test")
