@@ -15,7 +15,6 @@ from forwarder.net.smtp_wire import WireTrouble
 class Features:
     """What the peer announced."""
 
-    esmtp: bool = False
     pipelining: bool = False
     starttls: bool = False
     eightbitmime: bool = False
@@ -102,7 +101,6 @@ def announced(ehlo: bytes) -> Features:
         offered.setdefault(keyword.upper(), parameter.strip())
     size = offered.get(b"SIZE", b"")
     return Features(
-        esmtp=True,
         pipelining=b"PIPELINING" in offered,
         starttls=b"STARTTLS" in offered,
         eightbitmime=b"8BITMIME" in offered,

@@ -22,7 +22,6 @@ def said(code: int, enhanced: str = "") -> Reply:
 
 class _Session:
     host = "mx1"
-    sent = 0
 
     def __init__(self, rcpt: Reply | BaseException) -> None:
         self._rcpt = rcpt
