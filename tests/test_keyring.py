@@ -144,6 +144,37 @@ def test_a_key_is_private_and_on_disk_before_it_has_its_name(
     assert mode(tmp_path / "data" / "keys") == 0o700
 
 
+def test_what_is_in_the_way_of_the_keys_is_told(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file")
+    with pytest.raises(KeyringError, match=r"data/keys cannot be made \(.*data_dir must be writable"):
+        make_missing_keys(settings(tmp_path))
+    (tmp_path / "data").unlink()
+    made(tmp_path)
+    path = tmp_path / "data" / "keys" / "srs"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(KeyringError, match=r"keys/srs cannot be read \(.*it must belong to the user"):
+        open_keyring(settings(tmp_path))
+
+
+def test_keys_at_hand_are_those_on_disk(tmp_path: Path) -> None:
+    assert keys_at_hand(settings(tmp_path)) is None
+    ring = made(tmp_path)
+    at_hand = keys_at_hand(settings(tmp_path))
+    assert at_hand is not None
+    assert at_hand.srs_secrets == ring.srs_secrets
+
+
+def test_an_srs_secret_has_sixteen_characters_at_least(tmp_path: Path) -> None:
+    made(tmp_path)
+    path = tmp_path / "data" / "keys" / "srs"
+    path.write_bytes(b"n" * 16)
+    assert open_keyring(settings(tmp_path)).srs_secrets == (b"n" * 16,)
+    path.write_bytes(b"n" * 16 + b"\n" + b"o" * 15)
+    with pytest.raises(KeyringError, match="at least 16 characters"):
+        open_keyring(settings(tmp_path))
+
+
 def test_srs_secrets_rotate_by_a_new_first_line(tmp_path: Path) -> None:
     (old,) = made(tmp_path).srs_secrets
     path = tmp_path / "data" / "keys" / "srs"

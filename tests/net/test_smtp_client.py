@@ -216,6 +216,35 @@ async def test_a_session_that_ends_tells_who_was_refused_although_some_were_not_
         assert [reply.code if reply else None for reply in refusals] == [553, 550, None, None]
 
 
+async def test_who_comes_first_gets_the_mail_although_the_next_needs_smtputf8() -> None:
+    async with Sink(smtputf8=False) as sink:
+        session = await connect(sink)
+        answer = await session.send("a@example.com", ["b@example.test", "jörg@example.test"], CONTENT)
+        assert [answer.judge(index)[1].code for index in range(2)] == [250, 553]
+        await session.quit()
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+@pytest.mark.parametrize("part", ["421", "drop"])
+async def test_what_one_message_was_told_is_not_said_of_the_next(part: str, pipelining: bool) -> None:
+    """Nor is its recipient refused for good, where the session ends before he is named."""
+    async with Sink(pipelining=pipelining) as sink:
+        session = await connect(sink)
+        await session.send("a@example.com", ["550-at-rcpt@example.test", "b@example.test"], CONTENT)
+        with pytest.raises(SessionFault) as raised:
+            await session.send(f"{part}-at-mail@example.com", ["c@example.test"], CONTENT)
+        assert raised.value.refusal(0) is None
+
+
+async def test_a_message_of_just_the_size_announced_is_sent() -> None:
+    async with Sink(size=len(CONTENT)) as sink:
+        session = await connect(sink)
+        assert (await session.send("a@example.com", ["b@example.test"], CONTENT)).final is not None
+        answer = await session.send("a@example.com", ["b@example.test"], CONTENT + b"\r\n")
+        assert (answer.local, answer.mail.code) == (True, 552)
+        await session.quit()
+
+
 @pytest.mark.parametrize("pipelining", [True, False])
 async def test_where_mail_was_refused_nobody_was_refused_for_want_of_smtputf8(pipelining: bool) -> None:
     async with Sink(smtputf8=False, pipelining=pipelining) as sink:
