@@ -6,13 +6,15 @@ the records, ``net.smtp_opening`` shows the chain.
 A record of usage DANE-EE(3) names the host's own certificate or key, and nothing else of that certificate counts,
 neither its names nor its dates (RFC 7672 3.1.1). One of usage DANE-TA(2) names an authority: it must be among the
 certificates shown, or stand in the record itself, and must have issued the host's, which must be in date and bear the
-host's name (3.1.2). The PKIX usages are not for SMTP (3.1.3).
+host's name (3.1.2): among its alternative names, or, where none of these is a host's, as its common name (3.2.3). The
+PKIX usages are not for SMTP (3.1.3).
 
 How it fails: ``authenticated`` says False, whatever the octets of the records and the certificates are. Both come from
 strangers: of what counts, the first ``RECORDS`` are looked at and the first ``CHAIN`` certificates.
 
 Limits: the host's name is the only one accepted, not the domain that the mail is for (3.2.2); a DANE-TA record that
-holds a bare key (2 1 0) finds only authorities that are shown.
+holds a bare key (2 1 0) finds only authorities that are shown. An authority with an Ed25519 key, or with one of RSA
+below 2,048 bits, has issued nothing: the library verifies no such signatures.
 """
 
 import hashlib
@@ -98,18 +100,39 @@ def _issued_under(records: Sequence[Tlsa], chain: Sequence[bytes], host: str, no
     own, *others = map(_parsed, chain)
     if not authorities or own is None:
         return False
-    verifier = (
-        PolicyBuilder()
-        .store(Store(authorities))
-        .time(now)
-        .extension_policies(ca_policy=_of_authorities(), ee_policy=_of_hosts())
-        .build_server_verifier(x509.DNSName(host))
-    )
+    issuers = [each for each in others if each is not None]
+    builder = PolicyBuilder().store(Store(authorities)).time(now)
     try:
-        verifier.verify(own, [each for each in others if each is not None])
+        if _alternative_names(own):
+            builder = builder.extension_policies(ca_policy=_of_authorities(), ee_policy=_of_hosts())
+            builder.build_server_verifier(x509.DNSName(host)).verify(own, issuers)
+            return True
+        # A verifier for clients looks at no name, so nobody would apply the names an authority is limited to.
+        limited = _of_authorities().require_not_present(x509.NameConstraints)
+        builder = builder.extension_policies(ca_policy=limited, ee_policy=ExtensionPolicy.permit_all())
+        builder.build_client_verifier().verify(own, issuers)
+        return any(_is_named(host, name) for name in _common_names(own))
     except Exception:  # noqa: BLE001 - what is wrong with octets of strangers comes in many kinds; all mean no
         return False
-    return True
+
+
+def _alternative_names(certificate: x509.Certificate) -> list[str]:
+    """Those of hosts; beside one of them the common name says nothing."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return names.get_values_for_type(x509.DNSName)
+
+
+def _common_names(certificate: x509.Certificate) -> list[str]:
+    attributes = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    return [str(each.value).lower() for each in attributes]
+
+
+def _is_named(host: str, name: str) -> bool:
+    """RFC 6125 6.4.3: ``*.`` stands for one label, the leftmost."""
+    return name in (host, f"*.{host.partition('.')[2]}")
 
 
 def _parsed(certificate: bytes) -> x509.Certificate | None:
@@ -122,14 +145,19 @@ def _parsed(certificate: bytes) -> x509.Certificate | None:
 
 def _of_authorities() -> ExtensionPolicy:
     """Issuers of a private authority: they must be one (RFC 5280 4.2.1.9), and need not look like one of the Web's."""
-    return ExtensionPolicy.permit_all().require_present(
-        x509.BasicConstraints, Criticality.AGNOSTIC, _is_authority
-    )
+    policy = ExtensionPolicy.permit_all()
+    policy = policy.require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _is_authority)
+    return policy.may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _may_issue)
 
 
 def _is_authority(policy: Policy, certificate: x509.Certificate, found: x509.BasicConstraints) -> None:
     if not found.ca:
         raise ValueError("not an authority")
+
+
+def _may_issue(policy: Policy, certificate: x509.Certificate, found: x509.KeyUsage | None) -> None:
+    if found is not None and not found.key_cert_sign:  # RFC 5280 4.2.1.3
+        raise ValueError("a key that may not sign certificates")
 
 
 def _of_hosts() -> ExtensionPolicy:

@@ -40,6 +40,7 @@ def made(
     ends: timedelta = timedelta(days=30),
     key: Key | None = None,
     rsa_padding: padding.PSS | None = None,
+    extensions: tuple[x509.ExtensionType, ...] = (),
 ) -> Certificate:
     key = key or ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
@@ -57,6 +58,8 @@ def made(
     if names:
         alternatives = x509.SubjectAlternativeName([x509.DNSName(each) for each in names])
         builder = builder.add_extension(alternatives, critical=False)
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=False)
     return Certificate(builder.sign(by.key if by else key, hashes.SHA256(), rsa_padding=rsa_padding), key)
 
 
@@ -155,6 +158,50 @@ def test_a_wildcard_names_the_host() -> None:
     host = made("host", by=AUTHORITY, names=("*.dest.test",))
     assert means(ta(AUTHORITY), chain=[host.der, AUTHORITY.der])
     assert not means(ta(AUTHORITY), chain=[host.der, AUTHORITY.der], host="a.mx.dest.test")
+
+
+FOR_SERVERS = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH])
+MAIL_ONLY = x509.SubjectAlternativeName([x509.RFC822Name("postmaster@dest.test")])
+
+
+@pytest.mark.parametrize("name", ["mx.dest.test", "MX.dest.test", "*.dest.test"])
+@pytest.mark.parametrize("extensions", [(), (FOR_SERVERS,), (MAIL_ONLY,)])
+def test_a_host_that_is_named_in_the_subject_alone(
+    name: str, extensions: tuple[x509.ExtensionType, ...]
+) -> None:
+    """As ``openssl x509 -req`` makes them (RFC 7672 3.2.3)."""
+    host = made(name, by=AUTHORITY, extensions=extensions)
+    chain = [host.der, AUTHORITY.der]
+    assert means(ta(AUTHORITY), chain=chain)
+    assert means(Tlsa(2, 0, 0, ROOT.der), chain=chain)
+    assert not means(ta(AUTHORITY), chain=chain, host="mx.other.test")
+    assert not means(ta(AUTHORITY), chain=chain, host="a.mx.dest.test")
+    assert not means(ta(AUTHORITY), chain=chain, now=NOW + timedelta(days=31))
+    assert not means(ta(ROOT), chain=chain)
+    stranger = made(name, by=made("authority", ca=True), extensions=extensions)
+    assert not means(ta(AUTHORITY), chain=[stranger.der, AUTHORITY.der])
+
+
+def test_the_subject_says_nothing_beside_an_alternative_name() -> None:
+    host = made("mx.dest.test", by=AUTHORITY, names=("elsewhere.test",))
+    assert not means(ta(AUTHORITY), chain=[host.der, AUTHORITY.der])
+
+
+def test_an_authority_limited_to_some_names_names_none_in_the_subject() -> None:
+    limits = x509.NameConstraints([x509.DNSName("other.test")], None)
+    limited = made("limited", by=ROOT, ca=True, extensions=(limits,))
+    for host in (made("mx.dest.test", by=limited), made("host", by=limited, names=("mx.dest.test",))):
+        assert not means(ta(ROOT), chain=[host.der, limited.der, ROOT.der])
+
+
+def test_a_key_that_may_not_sign_certificates_is_no_authoritys() -> None:
+    def usage(*, certificates: bool) -> x509.KeyUsage:
+        return x509.KeyUsage(True, False, False, False, False, certificates, False, False, False)
+
+    for certificates in (True, False):
+        issuer = made("issuer", by=ROOT, ca=True, extensions=(usage(certificates=certificates),))
+        host = made("host", by=issuer, names=("mx.dest.test",))
+        assert means(ta(ROOT), chain=[host.der, issuer.der, ROOT.der]) is certificates
 
 
 def test_a_key_of_which_another_encoding_exists_is_compared_as_it_stands() -> None:
