@@ -1,7 +1,8 @@
 """DKIM verification (RFC 6376, 8301, 8463) over TXT answers fetched beforehand.
 
 Two steps, so that nothing here touches the network: ``needed_keys`` names the TXT records, ``verify`` judges with
-their answers. At most ``MAX_SIGNATURES`` are looked at, topmost first; the rest are as if they were not there.
+their answers. At most ``MAX_SIGNATURES`` are looked at, the lowest, since each hop signs on top and DMARC asks for the
+author's; the rest are as if they were not there.
 
 PASS means that the signature counts. A signature that holds but must not count is POLICY: one whose ``l=`` leaves
 appended text uncovered, or which covers fewer of a header (a second Subject) than the message has. Expired ones are
@@ -93,7 +94,7 @@ def needed_keys(content: bytes | Canonical) -> tuple[str, ...]:
     """The TXT names that ``verify`` wants answered: at most MAX_SIGNATURES, no duplicates."""
     message = content if isinstance(content, Canonical) else Canonical(content)
     names: dict[str, None] = {}
-    for raw in message.instances(b"dkim-signature")[:MAX_SIGNATURES]:
+    for raw in _signatures(message):
         try:
             names[_parse(raw).key_name] = None
         except SignatureError:
@@ -104,9 +105,11 @@ def needed_keys(content: bytes | Canonical) -> tuple[str, ...]:
 def verify(content: bytes | Canonical, answers: Answers, *, now: datetime) -> list[SignatureResult]:
     """The result of each signature, topmost first."""
     message = content if isinstance(content, Canonical) else Canonical(content)
-    return [
-        _judge(message, raw, answers, now) for raw in message.instances(b"dkim-signature")[:MAX_SIGNATURES]
-    ]
+    return [_judge(message, raw, answers, now) for raw in _signatures(message)]
+
+
+def _signatures(message: Canonical) -> list[bytes]:
+    return message.instances(b"dkim-signature")[-MAX_SIGNATURES:]
 
 
 def _judge(message: Canonical, raw: bytes, answers: Answers, now: datetime) -> SignatureResult:

@@ -2,6 +2,7 @@
 
 import base64
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import dkim
@@ -223,7 +224,17 @@ def test_at_most_ten_signatures_are_looked_at() -> None:
         for number in range(50)
     )
     assert len(verify(fields + MESSAGE, {}, now=NOW)) == 10
-    assert needed_keys(fields + MESSAGE) == tuple(f"s._domainkey.d{number}.example" for number in range(10))
+    assert needed_keys(fields + MESSAGE) == tuple(
+        f"s._domainkey.d{number}.example" for number in range(40, 50)
+    )
+
+
+def test_the_signature_of_the_author_is_found_below_those_of_many_hops() -> None:
+    signed = sign(MESSAGE, [SIGNER], now=NOW) + MESSAGE
+    for number in range(12):
+        signed = sign(signed, [replace(SIGNER, domain=f"hop{number}.example")], now=NOW) + signed
+    results = verify(signed, ANSWERS, now=NOW)
+    assert (results[-1].domain, results[-1].result) == (SIGNER.domain, AuthResult.PASS)
 
 
 def test_a_head_that_begins_with_a_blank() -> None:
