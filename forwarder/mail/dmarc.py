@@ -2,7 +2,8 @@
 
 The organisational domain comes from the caller, as a function: the public suffix list is data, not a decision.
 FAIL is only said when everything that could have passed was looked up: trouble with DNS is TEMPERROR, and nobody is
-refused for it.
+refused for it. Of the RFC's successor (RFC 9989) the tag ``t`` is heeded, by which a domain asks that its policy be not
+applied in full yet; its search for the organisational domain in the DNS, and ``np``, are not.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +26,11 @@ class DmarcPolicy(StrEnum):
     REJECT = "reject"
 
 
+_MILDER = {
+    DmarcPolicy.REJECT: DmarcPolicy.QUARANTINE,
+    DmarcPolicy.QUARANTINE: DmarcPolicy.NONE,
+    DmarcPolicy.NONE: DmarcPolicy.NONE,
+}
 # Mildest first. What nobody could tell asks for less than what is known to ask for caution.
 _STRICTNESS = (DmarcPolicy.NONE, None, DmarcPolicy.QUARANTINE, DmarcPolicy.REJECT)
 
@@ -59,6 +65,7 @@ class Record:
     strict_dkim: bool = False
     strict_spf: bool = False
     percent: int = 100
+    testing: bool = False  # t=y, which took the place of pct (RFC 9989 4.7)
 
 
 def record_names(author: Author, organisational: Organisational) -> tuple[str, ...]:
@@ -96,6 +103,7 @@ def parse_record(records: Sequence[bytes]) -> Record | None:
         strict_dkim=tags.get("adkim", "r").lower() == "s",
         strict_spf=tags.get("aspf", "r").lower() == "s",
         percent=int(percent) if percent.isascii() and percent.isdigit() and len(percent) <= 3 else 100,
+        testing=tags.get("t", "n").lower() == "y",
     )
 
 
@@ -159,7 +167,9 @@ def _evaluate(
             break
     if record is None:
         return DmarcResult(result=AuthResult.NONE, domain=domain)
-    if policy is DmarcPolicy.REJECT and record.percent < 100:
+    if record.testing:
+        policy = _MILDER[policy]
+    elif policy is DmarcPolicy.REJECT and record.percent < 100:
         # RFC 7489 6.6.4: a share of the mail gets the next milder policy. No dice here: all of it does.
         policy = DmarcPolicy.QUARANTINE
     same = _aligned(domain, organisational)

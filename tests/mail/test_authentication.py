@@ -342,6 +342,12 @@ def test_which_policy_applies() -> None:
     assert dmarc(organisation, domain="mail.example.org", at="example.org").policy is DmarcPolicy.REJECT
     assert dmarc(organisation, domain="example.org").policy is DmarcPolicy.NONE
     assert dmarc(b"v=DMARC1; p=reject; pct=50").policy is DmarcPolicy.QUARANTINE
+    assert dmarc(b"v=DMARC1; p=reject; t=y").policy is DmarcPolicy.QUARANTINE
+    assert dmarc(b"v=DMARC1; p=reject; pct=0; t=Y").policy is DmarcPolicy.QUARANTINE
+    assert dmarc(b"v=DMARC1; p=quarantine; t=y").policy is DmarcPolicy.NONE
+    assert dmarc(b"v=DMARC1; p=reject; t=n").policy is DmarcPolicy.REJECT
+    testing = b"v=DMARC1; p=none; sp=reject; t=y"
+    assert dmarc(testing, domain="mail.example.org", at="example.org").policy is DmarcPolicy.QUARANTINE
     assert record_names(Author(domain="a.b.example.org"), registered) == (
         "_dmarc.a.b.example.org",
         "_dmarc.example.org",
