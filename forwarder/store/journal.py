@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Select, delete, select
+from sqlalchemy import Connection, Select, delete, select, tuple_
 
 from forwarder.failpoint import reach
 from forwarder.mail.event import Status, Transport
@@ -300,8 +300,7 @@ def _purge_events(conn: Connection, *, floor: str, chunk: int) -> int:
         .where(events.c.log_id < floor)
         .order_by(events.c.log_id, events.c.id)
         .limit(chunk)
+        .subquery()
     )
-    rows = conn.execute(old).all()
-    for row in rows:
-        conn.execute(delete(events).where(events.c.log_id == row.log_id, events.c.id == row.id))
-    return len(rows)
+    of_old = tuple_(events.c.log_id, events.c.id).in_(select(old.c.log_id, old.c.id))
+    return conn.execute(delete(events).where(of_old)).rowcount

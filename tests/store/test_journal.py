@@ -4,6 +4,8 @@ import json
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import Engine
+from sqlalchemy.event import listen, remove
 
 from forwarder.mail.event import DeliveryState, Status, Transport
 from forwarder.store import admin, journal
@@ -176,6 +178,29 @@ async def test_purging_takes_the_old_and_nothing_else(stage: Stage) -> None:
     assert [row.id for row in await rows(worker.database, logs)] == wanted
     assert [row.log_id for row in await rows(worker.database, events)] == wanted
     assert len(await rows(worker.database, deliveries)) == 28  # the queue does not hang on the journal
+
+
+async def test_events_that_outlived_their_logs_are_purged_together(stage: Stage) -> None:
+    """Mail is tried for longer than its log is kept: each further attempt leaves an event, of very many messages."""
+    worker, kept = await stage.worker(), await journal_of(stage)
+    for _ in range(12):
+        await worker.queue.enqueue(stage.message())
+    assert await kept.purge(NOON + DAY) == 12
+    for delivery in await worker.queue.claim_due(NOON, 12):
+        assert await worker.queue.settle(soft(delivery, NOON + 2 * DAY))
+    assert len(await rows(worker.database, events)) == 12
+    deletes: list[str] = []
+
+    def note(conn: object, cursor: object, statement: str, *_: object) -> None:
+        deletes.extend([statement] if statement.startswith("DELETE FROM events") else [])
+
+    listen(Engine, "before_cursor_execute", note)
+    try:
+        assert await kept.purge(NOON + DAY, chunk=10) == 0
+    finally:
+        remove(Engine, "before_cursor_execute", note)
+    assert await rows(worker.database, events) == []
+    assert len(deletes) == 2  # ten and two
 
 
 async def test_an_operator_looks_and_retries(stage: Stage) -> None:
