@@ -15,8 +15,3 @@ class Health:
     ready: bool
     troubles: Mapping[str, str] = field(default_factory=dict)  # what is wrong, by name
     tasks: Mapping[str, bool] = field(default_factory=dict)  # whether each of the engine's own tasks runs
-
-
-def alone() -> Health:
-    """The health of an API that serves without an engine around it."""
-    return Health(ready=True)

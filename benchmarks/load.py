@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from benchmarks import machine
@@ -79,7 +79,6 @@ class Run:
     cpu_ms: float
     peak_bytes: int
     complete: bool
-    remarks: list[str] = field(default_factory=list)
 
 
 async def watch_peak(subject: Subject, seen: list[int], *, every: float = PEAK_EVERY) -> None:

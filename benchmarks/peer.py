@@ -176,15 +176,6 @@ class Postfix:
             helper.wait(timeout=20)
         self._helpers.clear()
 
-    def queue_is_empty(self) -> bool:
-        listed = subprocess.run(
-            ["postqueue", "-c", str(self.root / "etc"), "-p"],
-            env=environment(),
-            check=False,
-            capture_output=True,
-        )
-        return b"queue is empty" in listed.stdout
-
     def _wait_for_milter(self) -> None:
         deadline = time.monotonic() + 10
         while not (self.root / "dkim/milter.sock").exists():

@@ -11,7 +11,7 @@ import httpx
 from starlette.applications import Starlette
 
 from api.app import build_app
-from api.health import Health, alone
+from api.health import Health
 from forwarder.config import Settings
 from forwarder.mail.address import parse_address
 from forwarder.mail.event import DeliveryKind, Transport
@@ -37,7 +37,7 @@ class Desk:
         self.email = EMAIL
         self.now = NOW
         self.dns = DnsServer()
-        self.health: Health = alone()
+        self.health = Health(ready=True)
         self._sections = sections
         self.database: Database
         self.app: Starlette
