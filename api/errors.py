@@ -34,7 +34,7 @@ RETRY_AFTER = "5"  # seconds; the store is asked again every second
 
 
 class Refusal(Exception):
-    """The request is answered with ``status`` and a reason, or reasons by field."""
+    """The request is answered with ``status`` and a reason, or reasons by field; ``more`` stands beside these."""
 
     def __init__(
         self,

@@ -7,13 +7,13 @@ A bulk request is one transaction. One that may only add leaves aliases that exi
 ``failed`` beside those it added, as the documentation's example shows it; when it could add none at all, it fails.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection
 
 from api.asking import ask_owners
-from api.errors import bad_fields, not_found
+from api.errors import Refusal, bad_fields, not_found
 from api.improvmx import answers, wire
 from api.improvmx.circles import circle
 from api.improvmx.owned import domain_in, name_of
@@ -190,23 +190,14 @@ def find_alias(conn: Connection, domain_id: int, wanted: str) -> Alias | None:
     return aliases.find(conn, domain_id, list(dict.fromkeys(patterns)), wanted)
 
 
-def _exists(failed: Sequence[Alias]) -> Exception:
+def _exists(failed: Sequence[Alias]) -> Refusal:
     names = ", ".join(alias.pattern for alias in failed[:5]) + (", …" if len(failed) > 5 else "")
-    refusal = bad_fields(
-        {
-            "aliases": [
-                f"These aliases already exist: {names}. Nothing was added; an alias that already exists can be "
-                'changed with "behavior": "update".'
-            ]
-        }
+    reason = (
+        f"These aliases already exist: {names}. Nothing was added; an alias that already exists can be "
+        'changed with "behavior": "update".'
     )
-    shown: Mapping[str, Any] = {
-        "added": [],
-        "failed": [wire.alias(alias) for alias in failed],
-        "updated": [],
-    }
-    refusal.more.update(shown)
-    return refusal
+    shown = {"added": [], "failed": [wire.alias(alias) for alias in failed], "updated": []}
+    return Refusal(400, errors={"aliases": [reason]}, more=shown)
 
 
 def _check_fit(pattern: str, forward: str) -> None:
