@@ -2,8 +2,8 @@
 
 Functions of a connection, for ``database.read`` and ``database.write``. A leased delivery is in a worker's hands and is
 left alone by all of them: within minutes it is settled or queued again. ``ids`` may name deliveries or messages, all of
-whose deliveries are then meant; None means every delivery that the verb applies to. Each verb says how many it changed.
-``retry_next`` is for a whole queue, which one statement cannot change in the time that it has.
+whose deliveries are then meant. Each verb says how many it changed. ``retry_next`` is for a whole queue, which one
+statement cannot change in the time that it has.
 
 ``drop`` ends deliveries as failed: the log gets a HARD-BOUNCE that names the operator, the sender gets no DSN.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, or_, select, true, update
+from sqlalchemy import ColumnElement, Connection, func, or_, select, update
 
 from forwarder.mail.event import DeliveryKind, DeliveryState, Status
 from forwarder.store.recording import Recorded, mark_failed, record_events
@@ -115,13 +115,13 @@ def retry_next(conn: Connection, *, after: str, now: datetime, limit: int = 1000
     return sorted(conn.execute(query).scalars())
 
 
-def hold(conn: Connection, ids: Sequence[str] | None) -> int:
+def hold(conn: Connection, ids: Sequence[str]) -> int:
     """Put queued deliveries aside until ``release``."""
     query = update(deliveries).where(IS_QUEUED, _named(ids)).values(state=DeliveryState.HELD.value)
     return conn.execute(query).rowcount
 
 
-def release(conn: Connection, ids: Sequence[str] | None, *, now: datetime) -> int:
+def release(conn: Connection, ids: Sequence[str], *, now: datetime) -> int:
     """Held deliveries back into the queue, due now."""
     query = (
         update(deliveries)
@@ -133,11 +133,11 @@ def release(conn: Connection, ids: Sequence[str] | None, *, now: datetime) -> in
 
 def drop(
     conn: Connection,
-    ids: Sequence[str] | None,
+    ids: Sequence[str],
     *,
     now: datetime,
     new_id: Callable[[], str],
-    local_name: str | None = None,
+    local_name: str,
 ) -> int:
     """End queued and held deliveries as failed; no DSN is sent."""
     query = (
@@ -163,9 +163,9 @@ def drop(
 
 
 def held(conn: Connection, ids: Sequence[str] | None) -> int:
-    """How many of them are put aside."""
-    query = select(func.count()).select_from(deliveries).where(_IS_HELD, _named(ids))
-    return conn.execute(query).scalar_one()
+    """How many of them are put aside; None: of the whole queue."""
+    query = select(func.count()).select_from(deliveries).where(_IS_HELD)
+    return conn.execute(query if ids is None else query.where(_named(ids))).scalar_one()
 
 
 def counts(conn: Connection) -> dict[DeliveryState, int]:
@@ -175,13 +175,11 @@ def counts(conn: Connection) -> dict[DeliveryState, int]:
     return {state: found.get(state.value, 0) for state in DeliveryState}
 
 
-def _named(ids: Sequence[str] | None) -> ColumnElement[bool]:
-    if ids is None:
-        return true()
+def _named(ids: Sequence[str]) -> ColumnElement[bool]:
     return or_(deliveries.c.id.in_(ids), deliveries.c.message_id.in_(ids))
 
 
-def _dropped(row: Any, event_id: str, now: datetime, local_name: str | None) -> Recorded:
+def _dropped(row: Any, event_id: str, now: datetime, local_name: str) -> Recorded:
     return Recorded(
         row.domain_id,
         row.id,

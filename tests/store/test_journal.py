@@ -268,10 +268,11 @@ async def test_dropping_is_a_hard_bounce_without_a_dsn(stage: Stage) -> None:
     await worker.queue.enqueue(other)
     held = message.deliveries[1].id
     await worker.database.write(lambda conn: admin.hold(conn, [held]))
+    ids = [message.id, other.id]
     dropped = await worker.database.write(
-        lambda conn: admin.drop(conn, None, now=NOON, new_id=stage.ids, local_name="mx.example.net")
+        lambda conn: admin.drop(conn, ids, now=NOON, new_id=stage.ids, local_name="mx.example.net")
     )
-    assert dropped == 2
+    assert dropped == 2  # what is leased stays
     assert (await sizes(worker.database))[:2] == (1, 1)
     assert [row.id for row in await rows(worker.database, messages)] == [other.id]
     entry = await Journal(worker.database, ids=stage.ids, clock=stage.clock).entry(held)
