@@ -56,14 +56,7 @@ _VERSION = select(sequences.c.value).where(sequences.c.name == "directory")
 
 def touch(conn: Connection, domain: str, now: datetime) -> None:
     """To be called, in the same transaction, by every change of what a domain does with mail."""
-    bump = (
-        update(sequences)
-        .where(sequences.c.name == "directory")
-        .values(value=sequences.c.value + 1)
-        .returning(sequences.c.value)
-    )
-    version = conn.execute(bump).scalar_one()
-    conn.execute(insert(changes).values(version=version, domain=domain, changed_at=now))
+    touch_all(conn, [domain], now)
 
 
 def touch_all(conn: Connection, names: Sequence[str], now: datetime) -> None:
