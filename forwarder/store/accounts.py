@@ -24,6 +24,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, func, insert, select, update
 
 from forwarder.store.conflict import AlreadyExists, LimitReached, insert_new
+from forwarder.store.rows import as_value
 from forwarder.store.tables import accounts, api_keys
 
 KEY_PREFIX = "fwd_"  # lets secret scanners and people recognise a key of ours
@@ -183,23 +184,8 @@ def key_used(conn: Connection, key_id: int, now: datetime) -> None:
 
 
 def _account(row: RowMapping | dict[str, Any]) -> Account:
-    return Account(
-        id=row["id"],
-        email=row["email"],
-        plan=row["plan"],
-        created_at=row["created_at"],
-        locked_at=row["locked_at"],
-        lock_reason=row["lock_reason"],
-    )
+    return as_value(Account, row)
 
 
 def _key(row: RowMapping) -> ApiKey:
-    return ApiKey(
-        id=row["id"],
-        account_id=row["account_id"],
-        name=row["name"],
-        prefix=row["prefix"],
-        created_at=row["created_at"],
-        last_used_at=row["last_used_at"],
-        revoked_at=row["revoked_at"],
-    )
+    return as_value(ApiKey, row)

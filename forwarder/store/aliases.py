@@ -38,7 +38,7 @@ from forwarder.store import accounts, directory
 from forwarder.store import domains as domain_verbs
 from forwarder.store.conflict import AlreadyExists, LimitReached, Missing, TooLarge, insert_new
 from forwarder.store.domains import Domain
-from forwarder.store.rows import is_postgres
+from forwarder.store.rows import as_value, is_postgres
 from forwarder.store.tables import IS_PATTERN, aliases, domains
 
 _LARGEST_ID = 2**63 - 1
@@ -298,7 +298,4 @@ def _insert(
 
 
 def _alias(row: RowMapping) -> Alias:
-    return Alias(**{name: row[name] for name in _FIELDS})
-
-
-_FIELDS: Iterable[str] = tuple(Alias.__dataclass_fields__)
+    return as_value(Alias, row)

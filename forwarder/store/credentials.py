@@ -5,7 +5,7 @@ whole address. Passwords arrive hashed (argon2id); nothing here sees one. ``chan
 change of the password or the permission, so that a cache of verified log-ins can tell that it is old.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,6 +16,7 @@ from forwarder.store import accounts, directory
 from forwarder.store import domains as domain_verbs
 from forwarder.store.conflict import AlreadyExists, LimitReached, Missing, insert_new
 from forwarder.store.domains import Domain
+from forwarder.store.rows import as_value
 from forwarder.store.tables import accounts as account_table
 from forwarder.store.tables import credentials
 
@@ -152,7 +153,4 @@ def used(conn: Connection, credential_id: int, now: datetime, *, messages: int =
 
 
 def _credential(row: RowMapping) -> Credential:
-    return Credential(**{name: row[name] for name in _FIELDS})
-
-
-_FIELDS: Iterable[str] = tuple(Credential.__dataclass_fields__)
+    return as_value(Credential, row)

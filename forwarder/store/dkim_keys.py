@@ -4,7 +4,7 @@ Functions of a connection. ``private_key`` is what ``vault.Vault.seal`` made of 
 it is a file that is not in the database, so a copy of the database alone signs nothing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,6 +13,7 @@ from sqlalchemy import Connection, RowMapping, delete, select, update
 from forwarder.store import directory
 from forwarder.store.conflict import insert_new
 from forwarder.store.domains import Domain
+from forwarder.store.rows import as_value
 from forwarder.store.tables import dkim_keys, domains
 
 
@@ -95,7 +96,4 @@ def nth_from_the_end(conn: Connection, number: int) -> int:
 
 
 def _key(row: RowMapping) -> DkimKey:
-    return DkimKey(**{name: row[name] for name in _FIELDS})
-
-
-_FIELDS: Iterable[str] = tuple(DkimKey.__dataclass_fields__)
+    return as_value(DkimKey, row)

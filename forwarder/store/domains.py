@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, func
 
 from forwarder.store import accounts, directory
 from forwarder.store.conflict import AlreadyExists, LimitReached, Missing, insert_new
+from forwarder.store.rows import as_value
 from forwarder.store.tables import domains
 
 _AT_ONCE = 5000  # names in one statement
@@ -242,7 +243,4 @@ def _update(conn: Connection, domain_id: int, values: dict[str, Any]) -> Domain 
 
 
 def _domain(row: RowMapping) -> Domain:
-    return Domain(**{name: row[name] for name in _FIELDS})
-
-
-_FIELDS: Iterable[str] = tuple(Domain.__dataclass_fields__)
+    return as_value(Domain, row)

@@ -1,7 +1,7 @@
 """Many rows in one statement, on either database.
 
 ``insert_many`` writes rows with a handful of statements whatever their number. ``Rows`` is a FROM clause of rows that
-travel as one parameter, for UPDATE, DELETE and SELECT by many keys.
+travel as one parameter, for UPDATE, DELETE and SELECT by many keys. ``as_value`` makes a value of one that was read.
 
 Why not ``executemany``: PostgreSQL would plan and check row by row; and SQLite's driver lets go of the interpreter
 lock at every row, so that a busy event loop takes each of them a time slice away while the write lock is held. For the
@@ -9,7 +9,8 @@ same reason ``fetch`` brings a whole result of SQLite in one row of JSON.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -22,6 +23,7 @@ from sqlalchemy import (
     FromClause,
     Integer,
     LargeBinary,
+    RowMapping,
     Select,
     Table,
     Text,
@@ -39,6 +41,7 @@ from forwarder.store.straight import run, run_text
 from forwarder.store.tables import UtcDateTime
 
 S = TypeVar("S", covariant=True)
+V = TypeVar("V")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -252,6 +255,16 @@ def _json_reader(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
     if isinstance(kind, UtcDateTime):
         return at_micros
     return bool if isinstance(kind, Boolean) else None
+
+
+def as_value(kind: type[V], row: RowMapping | Mapping[str, Any]) -> V:
+    """A row as a dataclass, whose fields are named as the columns; columns without a field are left out."""
+    return kind(**{name: row[name] for name in _fields(kind)})  # type: ignore[arg-type]  # a type has a hash
+
+
+@cache
+def _fields(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
 
 
 def upsert(conn: Connection, table: Table) -> Any:
