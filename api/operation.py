@@ -54,9 +54,8 @@ class Rooms:
     journal: Journal
     gate: Gate
     rate: RateLimit
-    heavy: (
-        asyncio.Semaphore
-    )  # bounds how many keys are made and passwords hashed at once: CPU, and 64 MiB each
+    # Bounds how many keys are made and passwords hashed at once: CPU, and 64 MiB each.
+    heavy: asyncio.Semaphore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,9 +69,8 @@ async def _through_the_store(bench: Bench, domains: int, aliases: int) -> tuple[
         chance.shuffle(order)
         firsts = [f"a{n % aliases}@d{n}.test" for n in order]
         await _timed(Directory(database, clock=now), firsts[:10])  # opens connections and compiles statements
-        rounds = max(
-            1, bench.times(500) // domains
-        )  # of few domains, the first look at each is taken several times
+        # Of few domains, the first look at each is taken several times.
+        rounds = max(1, bench.times(500) // domains)
         cold = 0.0
         for _ in range(rounds):
             directory = Directory(database, clock=now)

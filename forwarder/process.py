@@ -35,11 +35,8 @@ from forwarder.serve import GRACE, Engine
 from forwarder.store.trouble import StoreUnavailable
 
 ORPHAN_GRACE = timedelta(seconds=3)
-COLLECT_AFTER = (
-    20_000,
-    10,
-    10,
-)  # new objects, and turns of each generation: a message makes a few hundred, no cycles
+# New objects, and turns of each generation: a message makes a few hundred, no cycles.
+COLLECT_AFTER = (20_000, 10, 10)
 
 log = structlog.get_logger("process")
 

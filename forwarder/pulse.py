@@ -49,9 +49,8 @@ class Pulse:
         self._lost = lost
         self._seconds = seconds
         self._until = clock()  # before it, nobody takes our leases over
-        self._until_seconds = (
-            seconds()
-        )  # the same by a clock that nobody sets, but that sleeps with the machine
+        # The same by a clock that nobody sets, but that sleeps with the machine.
+        self._until_seconds = seconds()
         self._beaten = asyncio.Event()  # replaced at each beat
 
     def alive(self) -> bool:

@@ -147,9 +147,8 @@ class Engine:
         for server in self._servers:
             await _listen(server)
             self.ports[server.name] = list(server.addresses)
-        await asyncio.to_thread(
-            registered_domain, settings.hostname
-        )  # the first loads the public suffix list
+        # The first loads the public suffix list.
+        await asyncio.to_thread(registered_domain, settings.hostname)
         await self._open_api(vault)
         shown = {name: ", ".join(str(HostPort(*at)) for at in found) for name, found in self.ports.items()}
         log.info("the engine serves", worker=self.worker_id, **shown)

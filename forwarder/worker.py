@@ -51,9 +51,8 @@ def work(source: "Source", config: str | None, place: "Place", *, hears: int, sa
     from forwarder.diagnostics import set_up
     from forwarder.process import serve_as_worker
 
-    with suppress(
-        OSError
-    ):  # ``ps -o comm`` and ``top`` show it; a forked worker has its supervisor's command line
+    # ``ps -o comm`` and ``top`` show it; a forked worker has its supervisor's command line.
+    with suppress(OSError):
         Path("/proc/self/comm").write_text(f"forwarder/{place.region}")
 
     taken = source

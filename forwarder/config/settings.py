@@ -232,9 +232,8 @@ class WorkersSection(Section):
     """The processes of this machine."""
 
     processes: Count = 0  # 0: one per core
-    lease: SomeTime = timedelta(
-        seconds=15
-    )  # a process that is silent this long loses its deliveries to others
+    # A process that is silent this long loses its deliveries to others.
+    lease: SomeTime = timedelta(seconds=15)
 
 
 class Settings(Section):

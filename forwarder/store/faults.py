@@ -25,9 +25,8 @@ _SQLITE_FILE = frozenset({8, 10, 14})  # READONLY, IOERR, CANTOPEN
 _DISK_FULL = "53100"
 _CONFLICTS = frozenset({"40001", "40P01"})  # serialization failure, deadlock: the same again may work
 _LOST = ("08", "57P")  # connection exceptions; the server is shutting down or starting
-_BAD_OPTION = frozenset(
-    {"42704", "22023"}
-)  # of the URL, which go to the server as they are: its name, its value
+# Of the URL, which go to the server as they are: its name, its value.
+_BAD_OPTION = frozenset({"42704", "22023"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,9 +46,8 @@ from forwarder.store.tables import IS_LEASED, deliveries, messages
 from forwarder.store.trouble import CommitUnknown, StoreUnavailable
 from forwarder.store.writer import GROUP_ITEMS, Failed
 
-IF_WORKER_DIES = timedelta(
-    minutes=15
-)  # at most, from a claim to the next attempt when its workers keep dying
+# At most, from a claim to the next attempt when its workers keep dying.
+IF_WORKER_DIES = timedelta(minutes=15)
 DOUBT = 30.0  # seconds
 DOUBTFUL = 10_000  # messages
 TICK = 2.0
@@ -90,9 +89,8 @@ class Queue:
         self._releasing = Releasing(worker_id=worker_id)
         self._claiming = Claiming(worker_id=worker_id)
         self._doubts: dict[str, _InDoubt] = {}
-        self._unsure: set[tuple[str, int]] = (
-            set()
-        )  # settlements that took, or may have, and of which the caller heard an error
+        # Settlements that took, or may have, and of which the caller heard an error.
+        self._unsure: set[tuple[str, int]] = set()
 
     async def enqueue(self, message: NewMessage, *, meanwhile: Callable[[], T] | None = None) -> T | None:
         """Take charge of a message; durable on return. StoreUnavailable: not taken.

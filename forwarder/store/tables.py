@@ -91,9 +91,8 @@ accounts = Table(
     metadata,
     Column("id", Serial, primary_key=True),
     Column("email", Text, nullable=False, unique=True),  # lower case
-    Column(
-        "plan", Text, nullable=False, server_default="default"
-    ),  # a named set of limits in the configuration
+    # A named set of limits in the configuration.
+    Column("plan", Text, nullable=False, server_default="default"),
     Column("created_at", UtcDateTime, nullable=False),
     Column("locked_at", UtcDateTime),
     Column("lock_reason", Text),
@@ -121,9 +120,8 @@ domains = Table(
     Column("account_id", ForeignKey("accounts.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("name", Text, nullable=False, unique=True),  # A-labels, lower case
     Column("display", Text, nullable=False),  # U-labels
-    Column(
-        "is_active", Boolean, nullable=False, server_default=text("false")
-    ),  # its MX was right when last asked
+    # Its MX was right when last asked.
+    Column("is_active", Boolean, nullable=False, server_default=text("false")),
     Column("notification_email", Text),
     Column("webhook", Text),
     Column("webhook_key", Text, nullable=False),  # signs what is POSTed to the webhook
@@ -154,9 +152,8 @@ aliases = Table(
     Column("when_disabled", Integer, nullable=False, server_default="550"),
     Column("created_at", UtcDateTime, nullable=False),
     Column("rank", Double),  # among the domain's regular expressions; null: in order of creation
-    Column(
-        "is_skipped", Boolean, nullable=False, server_default=text("false")
-    ),  # disabled as if it were not there
+    # Disabled as if it were not there.
+    Column("is_skipped", Boolean, nullable=False, server_default=text("false")),
     UniqueConstraint("domain_id", "pattern"),
     CheckConstraint("when_disabled IN (250, 421, 550)", name="when_disabled"),
     Index("ix_aliases_domain_id_id", "domain_id", "id"),
@@ -207,9 +204,8 @@ dkim_keys = Table(
     Column("domain_id", ForeignKey("domains.id", ondelete="CASCADE"), nullable=False),
     Column("selector", Text, nullable=False),
     Column("algorithm", Text, nullable=False),
-    Column(
-        "private_key", LargeBinary, nullable=False
-    ),  # PKCS#8, sealed with a key that is not in the database
+    # PKCS#8, sealed with a key that is not in the database.
+    Column("private_key", LargeBinary, nullable=False),
     Column("public_record", Text, nullable=False),  # the TXT value: v=DKIM1; k=…; p=…
     Column("created_at", UtcDateTime, nullable=False),
     UniqueConstraint("domain_id", "selector"),
@@ -251,9 +247,8 @@ deliveries = Table(
     Column("id", Id, primary_key=True),
     Column("message_id", ForeignKey("messages.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("kind", Text, nullable=False),
-    Column(
-        "domain_id", BigInteger
-    ),  # the hosted domain it is for, if any; no key: the queue outlives the domain
+    # The hosted domain it is for, if any; no key: the queue outlives the domain.
+    Column("domain_id", BigInteger),
     Column("alias", Text),  # the pattern that answered
     Column("recipient", Text, nullable=False),  # the forward-path we accepted, Path.storage()
     Column("destination", Text, nullable=False),  # an address or a URL
@@ -314,9 +309,8 @@ logs = Table(
     Column("recipient_name", Text),
     Column("forward_email", Text),
     Column("forward_name", Text),  # always NULL: a destination is an address without a name
-    Column(
-        "failed", Boolean, nullable=False, server_default=text("false")
-    ),  # it has a REFUSED, SOFT or HARD event
+    # It has a REFUSED, SOFT or HARD event.
+    Column("failed", Boolean, nullable=False, server_default=text("false")),
     Index("ix_logs_domain_id_id", "domain_id", "id"),
     Index("ix_logs_domain_id_alias_id", "domain_id", "alias", "id"),
 )

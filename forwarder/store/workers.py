@@ -86,9 +86,8 @@ class Takeover:
         self._blind = max(self._lease / 2, 3 * every.total_seconds())
         self._seconds = seconds
         self._looked = seconds()
-        self._signs: dict[
-            str, tuple[datetime, float]
-        ] = {}  # alive_until, and since when we see it stand there
+        # ``alive_until``, and since when we see it stand there.
+        self._signs: dict[str, tuple[datetime, float]] = {}
 
     async def look(self, now: datetime) -> int:
         """Free the leases of dead workers; how many there were. ``now`` is when they become due."""
@@ -148,9 +147,8 @@ def _signs(conn: Connection, of: Collection[str] | None = None) -> dict[str, dat
     if of is not None:
         query = query.where(workers.c.id.in_(of))
         if is_postgres(conn):
-            query = query.with_for_update(
-                skip_locked=True
-            )  # a heartbeat that holds the row is a sign of life
+            # A heartbeat that holds the row is a sign of life.
+            query = query.with_for_update(skip_locked=True)
     return {row.id: row.alive_until for row in conn.execute(query)}
 
 

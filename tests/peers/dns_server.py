@@ -57,9 +57,8 @@ class DnsServer:
         self.ttl = ttl  # of positive and negative answers alike
         self.chase = chase  # follow CNAMEs ourselves; False: only the one record is given
         self.authoritative = False  # set the AA bit, as a zone's own server does
-        self.signed: Callable[[str], bool] = lambda name: (
-            False
-        )  # whose answers were validated (AD), where one asks
+        # Whose answers were validated (AD), where one asks.
+        self.signed: Callable[[str], bool] = lambda name: False
         self.slowness = 0.2
         self.queries: list[Query] = []
         self._records: dict[tuple[str, str], list[str]] = {}

@@ -39,9 +39,8 @@ class WebhookServer:
         self.requests: list[Request] = []
         self.connections = 0
         self.default_status = 200
-        self.pages: dict[
-            str, tuple[int, dict[str, str], bytes]
-        ] = {}  # status, header fields and body by path
+        # Status, header fields and body by path.
+        self.pages: dict[str, tuple[int, dict[str, str], bytes]] = {}
         self._tls = tls
         self._answers: deque[tuple[int, dict[str, str], bytes]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
