@@ -16,7 +16,6 @@ from forwarder.commands.frame import (
     command,
     read,
     table,
-    vault_of,
     write,
 )
 
@@ -182,10 +181,3 @@ def remove_alias(
         as_json=as_json,
         people=lambda out: out.print(f"{removed}@{domain} is removed", markup=False),
     )
-
-
-def keys_for(settings: "Settings", name: str) -> Any:
-    """Fresh DKIM keys for a domain, sealed."""
-    from forwarder.store.vault import make_keys
-
-    return make_keys(vault_of(settings), name, settings.dkim.selector)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forwarder.clock import utc_now
-from forwarder.commands.directory import account_named, domain_named, keys_for, owner_of
+from forwarder.commands.directory import account_named, domain_named, owner_of
 from forwarder.commands.frame import (
     AsJson,
     Config,
@@ -16,6 +16,7 @@ from forwarder.commands.frame import (
     read,
     settings_of,
     table,
+    vault_of,
     write,
 )
 
@@ -42,6 +43,7 @@ def add_domain(
     """Host a domain. Its DKIM keys are made here."""
     from forwarder.mail.address import display_domain, parse_domain
     from forwarder.store import dkim_keys, domains
+    from forwarder.store.vault import make_keys
 
     ascii_name = parse_domain(name)
     if "." not in ascii_name:
@@ -52,7 +54,7 @@ def add_domain(
             f"{name} cannot be hosted: {own} is a name of this server itself "
             "(hostname, [srs] domain or [dkim] domain); host a domain that is not one and stands below none"
         )
-    keys = keys_for(loaded, ascii_name)
+    keys = make_keys(vault_of(loaded), ascii_name, loaded.dkim.selector)
 
     def add(conn: "Connection", settings: "Settings") -> "Domain":
         owner = account_named(conn, account)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from forwarder.commands.frame import AsJson, Config, answer, make_data_dir, settings_of
+from forwarder.commands.frame import AsJson, Config, Failure, answer, make_data_dir, settings_of
 
 if TYPE_CHECKING:
     from forwarder.config import Settings
@@ -63,8 +63,6 @@ def migrate(config: Config = None, as_json: AsJson = False) -> None:
     make_data_dir(settings)
     before = migrations.state(settings.database.url)
     if before == "newer":
-        from forwarder.commands.frame import Failure
-
         raise Failure("the database was made by a newer release; install that release")
     migrations.upgrade(settings.database.url)
     said = "was up to date already" if before == "current" else "is up to date"
