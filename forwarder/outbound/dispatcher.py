@@ -35,6 +35,7 @@ from forwarder.outbound.delivery import Courier
 from forwarder.outbound.lanes import Lane, Lanes, suspensions
 from forwarder.outbound.lookups import Lookups
 from forwarder.outbound.parcel import Job, Parcel, first_attempt
+from forwarder.outbound.patience import POLL, Patience
 from forwarder.outbound.returns import Returns
 from forwarder.outbound.route import NoRoute, Route, Router
 from forwarder.outbound.settling import Clerk
@@ -44,7 +45,6 @@ from forwarder.store.queue import Queue
 from forwarder.store.records import Delivery, NewMessage
 from forwarder.store.trouble import StoreUnavailable
 
-_POLL = 1.0  # seconds between looks at the store when nothing is known to be due
 _CLAIM = 250  # deliveries a claim
 _LONGEST_PAUSE = 5.0  # seconds between attempts to reach a store that is away
 _OVERFULL_PAUSE = timedelta(seconds=10)  # for what was claimed although its site has no room
@@ -127,9 +127,8 @@ class Dispatcher:
         self._strays = Strays(queue, self.holding)
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._open = False  # takes fresh mail
-        self._patient_until: float | None = None  # as long, room for a claim is waited for
         self._forgot_at: datetime | None = None  # what was leased before is somebody else's
-        self._claim_size = min(_CLAIM, outbound.window // 8 + 1)
+        self._patience = Patience(min(_CLAIM, outbound.window // 8 + 1))
 
     def lease(self, destination_domain: str) -> bool:
         """Whether a delivery to this domain may be leased to this process and handed over."""
@@ -301,7 +300,7 @@ class Dispatcher:
                 pause = min(pause * 2, _LONGEST_PAUSE)
             except Exception:  # noqa: BLE001 - one bad turn must not be the last
                 _log.exception("a claim failed")
-                wait = _POLL
+                wait = POLL
             if wait > 0:
                 await self._sleep(wait)
             else:
@@ -318,19 +317,12 @@ class Dispatcher:
             if lane.suspended_until > now and lane.waiting:
                 await self._crew.flush(lane)
         free, room = self._free(), self._lookups.room
-        if min(free, room) < self._claim_size:
-            # For a second, unless settled deliveries make room for a claim that is worth its while before.
-            if self._patient_until is None:
-                self._patient_until = now + _POLL
-            if now < self._patient_until:
-                return self._patient_until - now
-        if room >= self._claim_size or free < self._claim_size:
-            self._patient_until = None  # else claims go on until one brings what nobody can be asked for
-        if free <= 0:
-            return _POLL
+        wait = self._patience.wait(now, free, room)
+        if wait > 0:
+            return wait
         limit, forgot_at = min(free, _CLAIM), self._forgot_at
         left_out = self._lanes.blocked_domains(now)
-        if room < self._claim_size:
+        if room < self._patience.enough:
             left_out += self._lookups.domains
         else:
             limit = min(limit, room)
@@ -338,14 +330,16 @@ class Dispatcher:
         if claimed and forgot_at == self._forgot_at:  # else others may have them; if not, they are strays
             failpoint.reach("dispatch.claimed")
             await self._take_in(claimed)
-        if len(claimed) == limit:
-            return 0.0
+        return 0.0 if len(claimed) == limit else await self._until_due()
+
+    async def _until_due(self) -> float:
+        """The seconds until something may be due that was not claimed just now."""
         due = await self._queue.next_due_at()
         if due is None:
-            return _POLL
+            return POLL
         # Due already and yet not claimed: left out, or another process was faster. Not at once again.
         wait = (due - self._clock()).total_seconds()
-        return min(wait, _POLL) if wait > 0 else _POLL
+        return min(wait, POLL) if wait > 0 else POLL
 
     async def _take_in(self, claimed: Iterable[Delivery]) -> None:
         parcels: dict[str, tuple[Parcel, list[Delivery]]] = {}
@@ -360,7 +354,7 @@ class Dispatcher:
             if delivery.kind is DeliveryKind.SMTP and self._lookups.route(domain) is None:
                 if not self._lookups.has_room(domain, delivery.attempts, beside=asking):
                     self._return(Job(parcel=known[0], deliveries=[delivery]), _UNASKED_PAUSE)
-                    self._patient_until = None
+                    self._patience.end()
                     continue
                 asking += 1
             known[1].append(delivery)
@@ -379,7 +373,7 @@ class Dispatcher:
 
     def _freed(self) -> None:
         """Places in the window became free."""
-        if self._patient_until is not None and min(self._free(), self._lookups.room) >= self._claim_size:
+        if self._patience.is_rewarded(self._free(), self._lookups.room):
             self._news.set()
 
     def _free(self) -> int:
