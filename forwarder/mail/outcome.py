@@ -163,6 +163,17 @@ def is_permanent(scope: Scope, reply: Reply) -> bool:
     return reply.permanent
 
 
+def untried(last: Reply | None) -> Reply:
+    """What is said of mail whose host is left alone for a while, after this last word of it; None: it had none.
+
+    A word to other mail is no judgement on this: a permanent one becomes temporary.
+    """
+    text = f"the host is not being tried for a while; it said: {last or 'no answer'}"
+    if last is None or last.permanent:
+        return Reply(code=451, enhanced="4.4.1", text=text)
+    return last.saying(text)
+
+
 def expired(last: Reply) -> Reply:
     """What a delivery ends with when its message is too old: our 5.4.7 with the last thing that was said.
 

@@ -15,7 +15,7 @@ from datetime import timedelta
 
 import structlog
 
-from forwarder.mail.outcome import Action, Fault, reply_for
+from forwarder.mail.outcome import Action, Fault, reply_for, untried
 from forwarder.mail.reply import Reply
 from forwarder.outbound.delivery import Courier
 from forwarder.outbound.lanes import Lane, Lanes
@@ -76,13 +76,7 @@ class Crew:
 
     async def flush(self, lane: Lane) -> None:
         """Settle without dialling what waits for a suspended site."""
-        said = f"{lane.trouble}" if lane.trouble is not None else "no answer"
-        code, enhanced = (lane.trouble.code, lane.trouble.enhanced) if lane.trouble else (451, "4.4.1")
-        if code >= 500:
-            code, enhanced = 451, "4.4.1"  # a word of another attempt is no judgement on this message
-        reply = Reply(
-            code=code, enhanced=enhanced, text=f"the host is not being tried for a while; it said: {said}"
-        )
+        reply = untried(lane.trouble)
         await self._record_all(lane, self._lanes.flush(lane), Action.RETRY_LATER, reply)
 
     async def stop(self, timeout: timedelta) -> None:

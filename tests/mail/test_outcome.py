@@ -11,6 +11,7 @@ from forwarder.mail.outcome import (
     expired,
     reply_for,
     scope_at,
+    untried,
 )
 from forwarder.mail.reply import Reply
 
@@ -143,3 +144,21 @@ def test_giving_up_names_the_last_reply() -> None:
 )
 def test_giving_up_goes_on_naming_encryption(last: Reply, enhanced: str) -> None:
     assert (expired(last).code, expired(last).enhanced) == (554, enhanced)
+
+
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        (None, "451 4.4.1 the host is not being tried for a while; it said: no answer"),
+        (
+            Reply(code=421, enhanced="4.3.2", text="busy"),
+            "421 4.3.2 the host is not being tried for a while; it said: 421 4.3.2 busy",
+        ),
+        (
+            Reply(code=554, enhanced="5.7.1", text="go away"),
+            "451 4.4.1 the host is not being tried for a while; it said: 554 5.7.1 go away",
+        ),
+    ],
+)
+def test_what_a_host_said_to_others_is_never_final(last: Reply | None, said: str) -> None:
+    assert str(untried(last)) == said
