@@ -22,7 +22,7 @@ from forwarder.inbound.inlet import Expired, Gone, Stopped, TooLong
 from forwarder.inbound.reception import AUTH_LIMIT, COMMAND_LIMIT, HANDSHAKE_SECONDS
 from forwarder.inbound.session import Transaction
 from forwarder.mail import reply as replies
-from forwarder.mail.content import bare_newline, head_too_large, line_too_long, mbox_line_as_field
+from forwarder.mail.content import has_bare_newline, head_too_large, line_too_long, mbox_line_as_field
 from forwarder.mail.envelope import RequestError, parse_mail_args, parse_rcpt_args
 from forwarder.mail.reply import Reply
 from forwarder.store.trouble import StoreFull, StoreUnavailable
@@ -200,7 +200,7 @@ class Dialogue(Connection):
         bounds = self._desk.bounds
         if isinstance(raw, Excess):
             return replies.MESSAGE_TOO_BIG if raw is Excess.SIZE else MEMORY_FULL
-        if bare_newline(raw) is not None:
+        if has_bare_newline(raw):
             if not self._desk.normalize:
                 return replies.SMUGGLING if smuggles(raw) else replies.BARE_NEWLINE
             content = normalized(raw)

@@ -37,10 +37,9 @@ _MBOX_LINE = re.compile(rb">*From (?![ \t]*:)[^\r\n]*\d\d:\d\d[^\r\n]*\r\n[!-9;-
 _ONE_MAILBOX = re.compile(r'(?:"([^"\\]*)"\s*|([^"\\<>(),:;@]*))<([^"\\<>(),:;\s]+)>[ \t]*')
 
 
-class ContentFault(StrEnum):
-    """What is wrong with a content."""
+class HeadFault(StrEnum):
+    """What makes parsers disagree about a head."""
 
-    BARE_CR_OR_LF = "bare CR or LF"
     NO_FIELD = "a line of the head is not a header field"
     FOLDED_FIRST = "the head begins with a continuation line"
     NUL = "NUL in the head"
@@ -154,20 +153,20 @@ def count_received(head: bytes) -> int:
     return count_fields(head, RECEIVED)
 
 
-def malformed_head(head: bytes) -> ContentFault | None:
+def malformed_head(head: bytes) -> HeadFault | None:
     """The first thing that makes parsers disagree about a head, or None.
 
     Not for mail that is only passed on: much of it is a little wrong and harmless.
     """
     if b"\0" in head:
-        return ContentFault.NUL
+        return HeadFault.NUL
     if head[:1] in (b" ", b"\t"):
-        return ContentFault.FOLDED_FIRST
+        return HeadFault.FOLDED_FIRST
     position = 0
     while position < len(head):
         field = _FIELD_START.match(head, position)
         if field is None or head[field.end() - 2 : field.end() - 1] in (b" ", b"\t"):
-            return ContentFault.NO_FIELD
+            return HeadFault.NO_FIELD
         position = _field_end(head, position)
     return None
 
@@ -180,7 +179,7 @@ def mbox_line_as_field(content: bytes) -> bytes:
     return b"X-Mailbox-Line: " + content if _MBOX_LINE.match(content) else content
 
 
-def bare_newline(content: bytes) -> ContentFault | None:
+def has_bare_newline(content: bytes) -> bool:
     """Whether a CR or LF stands alone: the root of SMTP smuggling (RFC 5321 2.3.8)."""
     # It notes which line ends it sees, in one pass, with a CR at the end of a block kept in mind: half the time of
     # looking for a lone CR and counting both.
@@ -188,7 +187,7 @@ def bare_newline(content: bytes) -> ContentFault | None:
     for start in range(0, len(content), _BLOCK):
         seen.decode(str(content[start : start + _BLOCK], "latin-1"))
     seen.decode("", final=True)
-    return None if seen.newlines in (None, "\r\n") else ContentFault.BARE_CR_OR_LF
+    return seen.newlines not in (None, "\r\n")
 
 
 def normalize_newlines(content: bytes) -> bytes:

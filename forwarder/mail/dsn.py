@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from email.utils import format_datetime
 
-from forwarder.mail.content import bare_newline, first, line_too_long, split
+from forwarder.mail.content import first, has_bare_newline, line_too_long, split
 from forwarder.mail.words import printable
 
 MAX_HEAD = 64 * 1024  # octets of the original's header that a report carries back
@@ -216,7 +216,7 @@ def _charset(head: bytes) -> str:
 def _text_part(kind: str, text: str | bytes) -> bytes:
     octets = text.encode() if isinstance(text, str) else text
     plain = octets.isascii() and b"\0" not in octets and not line_too_long(octets)
-    if plain and bare_newline(octets) is None:
+    if plain and not has_bare_newline(octets):
         return _part(kind, octets, "7bit")
     # Line by line: what is left of bare CR and LF inside a line is data, and is encoded.
     encoded = b"\r\n".join(
