@@ -47,16 +47,21 @@ class ForwardingQuota:
         return self._blocks.of(account_id, self._clock()).used_up
 
     async def count(self, account_ids: Iterable[int]) -> bool:
-        """Count one message for each account; False, and nothing counted, when one of them has no place left."""
+        """Count one message for each account, or for none: False where one has no place left, or when it raises."""
         blocks: list[_Messages] = []
-        for account_id in account_ids:
-            block = self._blocks.of(account_id, self._clock())
-            if not (block.unlimited or block.left > 0 or await self._refill(account_id, block)):
+        counted = False
+        try:
+            for account_id in account_ids:
+                block = self._blocks.of(account_id, self._clock())
+                if not (block.unlimited or block.left > 0 or await self._refill(account_id, block)):
+                    return False
+                block.left -= 1
+                block.given += 1
+                blocks.append(block)
+            counted = True
+        finally:
+            if not counted:
                 _give_back(blocks)
-                return False
-            block.left -= 1
-            block.given += 1
-            blocks.append(block)
         return True
 
     def give_back(self, account_ids: Iterable[int]) -> None:

@@ -15,6 +15,7 @@ from forwarder.mail import reply, trace
 from forwarder.mail.address import parse_address
 from forwarder.mail.event import Status
 from forwarder.mail.srs import Srs
+from forwarder.store import counters
 from forwarder.store.trouble import StoreFull, StoreUnavailable
 from tests.inbound.recording import MESSAGE
 from tests.inbound.rooms import SECRET, on_both, utc_now
@@ -557,6 +558,27 @@ async def test_a_message_that_is_not_stored_is_not_of_the_quota(engine, monkeypa
         patch.setattr(type(engine.rooms.queue), "enqueue", Failing(StoreUnavailable()).fail)
         assert (await engine.send(b"a@sender.test", [b"info@here.test"], MESSAGE))[-1].code == 451
     codes = [(await engine.send(b"a@sender.test", [b"info@here.test"], MESSAGE))[-1].code for _ in range(2)]
+    assert codes == [250, 452]
+
+
+async def test_where_one_account_cannot_be_counted_no_other_is(engine, monkeypatch):
+    await engine.start(plans={"default": {"daily_quota": 1}})
+    await engine.host("here.test", {"info": "person@dest.test"})
+    await engine.host("there.test", {"info": "other@dest.test"}, account="other@example.org")
+    recipients = [b"info@here.test", b"info@there.test"]
+    hit, hits = counters.hit_block, []
+
+    async def hit_once(*arguments, **options):
+        hits.append(arguments)
+        if len(hits) > 1:
+            raise StoreUnavailable
+        return await hit(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(counters, "hit_block", hit_once)
+        assert (await engine.send(b"a@sender.test", recipients, MESSAGE))[-1].code == 451
+    assert len(hits) == 2
+    codes = [(await engine.send(b"a@sender.test", recipients, MESSAGE))[-1].code for _ in range(2)]
     assert codes == [250, 452]
 
 
