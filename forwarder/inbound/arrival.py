@@ -19,7 +19,7 @@ from forwarder.mail import trace
 from forwarder.mail.address import parse_helo
 from forwarder.mail.destination import Url
 from forwarder.mail.event import DeliveryKind, Transport
-from forwarder.mail.rules import Target
+from forwarder.mail.rules import Step, Target
 from forwarder.store.records import NewDelivery, NewMessage
 
 
@@ -158,22 +158,27 @@ class Composer:
                     discard=recipient.discarded,
                 )
             for step in recipient.dead_ends:
-                way = recipient.ways[0]
-                assert way is not None  # an alias leads there
-                made[recipient.path.key, recipient.path.domain, f"{step.address}"] = NewDelivery(
-                    id=self.ids(now),
-                    kind=DeliveryKind.SMTP,
-                    domain_id=way.domain_id,
-                    alias=way.alias,
-                    recipient=recipient.path,
-                    destination=step.address.storage(),
-                    destination_domain=step.address.domain,
-                    leased=False,
-                    next_attempt_at=now,
-                    discard=True,
-                    dead_end=step.dead_end,
-                )
+                key = (recipient.path.key, recipient.path.domain, step.address.storage())
+                made[key] = self._dead_end(recipient, step, now)
         return tuple(made.values())
+
+    def _dead_end(self, recipient: Recipient, step: Step, now: datetime) -> NewDelivery:
+        """What goes nowhere, for the log of the alias that leads there."""
+        way = recipient.ways[0]
+        assert way is not None  # an alias leads there
+        return NewDelivery(
+            id=self.ids(now),
+            kind=DeliveryKind.SMTP,
+            domain_id=way.domain_id,
+            alias=way.alias,
+            recipient=recipient.path,
+            destination=step.address.storage(),
+            destination_domain=step.address.domain,
+            leased=False,
+            next_attempt_at=now,
+            discard=True,
+            dead_end=step.dead_end,
+        )
 
     def message(
         self,
