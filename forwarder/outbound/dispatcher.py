@@ -373,7 +373,8 @@ class Dispatcher:
 
     def _freed(self) -> None:
         """Places in the window became free."""
-        if self._patience.is_rewarded(self._free(), self._lookups.room):
+        patience = self._patience
+        if patience.until is not None and min(self._free(), self._lookups.room) >= patience.enough:
             self._news.set()
 
     def _free(self) -> int:

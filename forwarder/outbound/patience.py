@@ -14,23 +14,19 @@ class Patience:
 
     def __init__(self, enough: int) -> None:
         self.enough = enough
-        self._until: float | None = None  # as long, room is waited for
+        self.until: float | None = None  # as long, room is waited for; None: no claim waits
 
     def wait(self, now: float, free: int, room: int) -> float:
         """The seconds for which a claim waits now; 0: it does not."""
         if min(free, room) < self.enough:
-            if self._until is None:
-                self._until = now + POLL
-            if now < self._until:
-                return self._until - now
+            if self.until is None:
+                self.until = now + POLL
+            if now < self.until:
+                return self.until - now
         if room >= self.enough or free < self.enough:
-            self._until = None
+            self.until = None
         return POLL if free <= 0 else 0.0
 
     def end(self) -> None:
         """Claims bring nothing that is of use: the next one waits again."""
-        self._until = None
-
-    def is_rewarded(self, free: int, room: int) -> bool:
-        """Whether a claim waits, and there is room enough now."""
-        return self._until is not None and min(free, room) >= self.enough
+        self.until = None

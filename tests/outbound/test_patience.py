@@ -30,11 +30,10 @@ def test_where_only_routes_are_short_claims_go_on_until_one_brings_what_nobody_c
     assert patience.wait(101.2, free=50, room=0) == 1.0
 
 
-def test_room_that_comes_while_a_claim_waits_is_its_reward() -> None:
+def test_room_that_comes_while_a_claim_waits_ends_the_wait() -> None:
     patience = Patience(10)
-    assert not patience.is_rewarded(free=50, room=50)  # none waits
+    assert patience.until is None  # none waits
     patience.wait(100.0, free=9, room=50)
-    assert not patience.is_rewarded(free=9, room=50)
-    assert patience.is_rewarded(free=10, room=50)
+    assert patience.until == 101.0
     assert patience.wait(100.5, free=10, room=50) == 0.0
-    assert not patience.is_rewarded(free=10, room=50)
+    assert patience.until is None
