@@ -52,6 +52,27 @@ async def test_trouble_while_opening_condemns_the_site(
 
 
 @pytest.mark.parametrize(
+    ("ehlo", "helo", "code", "fault"),
+    [
+        ("550-then-close", "", 550, None),  # it was said of us
+        ("550", "drop", 550, None),
+        ("550", "421", 421, None),
+        ("550", "hang", 451, Fault.TIMEOUT),
+        ("500", "drop", 451, Fault.LOST),  # it was said of the command
+        ("502", "drop", 451, Fault.LOST),
+    ],
+)
+async def test_what_ehlo_was_refused_with_counts_where_nothing_is_said_to_helo(
+    sink: Sink, ehlo: str, helo: str, code: int, fault: Fault | None
+) -> None:
+    sink.play("ehlo", ehlo)
+    if helo:
+        sink.play("helo", helo)
+    ended = await fault_of_opening(sink)
+    assert (ended.reply.code, ended.fault, ended.stage, ended.scope) == (code, fault, Stage.HELLO, Scope.SITE)
+
+
+@pytest.mark.parametrize(
     ("reverse_path", "recipient", "stage"),
     [
         ("421-at-mail@example.com", "b@example.test", Stage.MAIL),
