@@ -86,7 +86,12 @@ class Watchdog:
                 if self._ending:
                     return
                 log.error("a task of the engine ended by itself; starting it again", task=name)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                # It may be what it waited for that was cancelled, and not it: then nobody has stopped it.
+                if isinstance(error, asyncio.CancelledError) and (
+                    self._ending or self._tasks[name].cancelling()
+                ):
+                    raise
                 log.error("a task of the engine failed; starting it again", task=name, exc_info=error)
             kept.running, kept.trouble = False, "restarting"
             if time.monotonic() - started > STEADY_AFTER:

@@ -1,6 +1,7 @@
 """The engine's own tasks: none ends silently."""
 
 import asyncio
+import contextlib
 from datetime import timedelta
 
 import pytest
@@ -107,3 +108,38 @@ async def test_stop_ends_every_task() -> None:
     await dog.stop()
     assert ended.is_set()
     assert dog.tasks() == {}
+
+
+async def test_stop_ends_who_returns_when_told_to_end() -> None:
+    """Started again, it would not hear of it a second time."""
+    dog = Watchdog()
+    starts = 0
+
+    async def work() -> None:
+        nonlocal starts
+        starts += 1
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    dog.keep("worker", work)
+    await wait_until(lambda: starts == 1)
+    await asyncio.wait_for(dog.stop(), 10)
+    assert starts == 1
+
+
+async def test_a_task_that_somebody_else_cancelled_in_its_depths_is_started_again() -> None:
+    dog = Watchdog()
+    starts = 0
+
+    async def work() -> None:
+        nonlocal starts
+        starts += 1
+        if starts == 1:
+            awaited = asyncio.get_running_loop().create_future()
+            awaited.cancel()
+            await awaited
+        await asyncio.Event().wait()
+
+    dog.keep("worker", work)
+    await wait_until(lambda: starts == 2)
+    await dog.stop()
