@@ -236,6 +236,19 @@ async def test_what_one_message_was_told_is_not_said_of_the_next(part: str, pipe
         assert raised.value.refusal(0) is None
 
 
+@pytest.mark.parametrize("pipelining", [True, False])
+async def test_a_transaction_that_came_to_nothing_is_taken_back_before_the_next(pipelining: bool) -> None:
+    async with Sink(pipelining=pipelining) as sink:
+        session = await connect(sink)
+        await session.send("a@example.com", ["550-at-rcpt@example.test"], CONTENT)
+        for _ in range(2):
+            await session.send("a@example.com", ["b@example.test"], CONTENT)
+        assert sink.commands.count(b"RSET") == 1
+        assert len(sink.messages) == 2
+        assert sink.violations == []
+        await session.quit()
+
+
 async def test_a_message_of_just_the_size_announced_is_sent() -> None:
     async with Sink(size=len(CONTENT)) as sink:
         session = await connect(sink)
