@@ -1,5 +1,9 @@
-"""What one process of a node does before any serves: the schema, the keys, leases of the node's dead made free."""
+"""What one process of a node does before any serves: the schema, the keys, leases of the node's dead made free.
 
+What an earlier run had counted is forgotten: of one that was killed, clients would be taken for connected for ever.
+"""
+
+import asyncio
 from functools import partial
 
 import structlog
@@ -7,6 +11,7 @@ import structlog
 from forwarder.clock import utc_now
 from forwarder.config import Settings
 from forwarder.custody import serve_with
+from forwarder.inbound.limits import clear_table, table_path
 from forwarder.node import NodeError, node_id
 from forwarder.schema import check_schema, wait_for_store
 from forwarder.store import workers
@@ -22,6 +27,7 @@ async def prepare(settings: Settings) -> None:
 
     Waits for a store that is away, or whose disk is full.
     """
+    await asyncio.to_thread(_forget_clients, settings)
     try:
         database = await Database.open(settings.database.url, pool_size=1)
     except StoreUnavailable as error:  # a file that is not ours to use
@@ -30,6 +36,14 @@ async def prepare(settings: Settings) -> None:
         await wait_for_store(partial(_prepare, database, settings))
     finally:
         await database.close()
+
+
+def _forget_clients(settings: Settings) -> None:
+    for service in ("mx", "submission"):
+        try:
+            clear_table(table_path(settings.data_dir, service))
+        except OSError as error:  # a full disk: its counts only make us refuse too early
+            log.warning("what an earlier run had counted stays", reason=error.strerror)
 
 
 async def _prepare(database: Database, settings: Settings) -> None:

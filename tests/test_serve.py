@@ -264,6 +264,35 @@ async def test_sighup_takes_a_new_configuration_without_a_gap(house: House) -> N
     assert values["mx"]["listen"] == ["127.0.0.1:0"]
 
 
+def family(pid: int) -> list[int]:
+    """A process and its children."""
+    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_who_was_connected_to_an_engine_that_was_killed_is_not_counted_for_ever(
+    house: House, processes: int
+) -> None:
+    """Also not when it was killed after a reload, whose engine counts in a place of its own."""
+    file = house.folder / "config.toml"
+    file.write_text("[mx]\nconnections_per_client = 3\n")
+    environ = {"FORWARDER_CONFIG": str(file)}
+    async with EngineProcess(house, environ=environ, workers={"processes": processes}) as process:
+        file.write_text("[mx]\nconnections_per_client = 2\n")
+        process.process.send_signal(signal.SIGHUP)
+        await wait_until(lambda: process.log().count("in force") == processes)
+        listeners = json.loads(process.ports_file.read_text())["mx"]
+        port = int(listeners[0].rpartition(":")[2])
+        async with Client("127.0.0.1", port), Client("127.0.0.1", port):
+            await house.database.close()
+            for pid in family(process.process.pid):
+                os.kill(pid, signal.SIGKILL)
+            await process.process.wait()
+        await process.start()
+        async with Client("127.0.0.1", house.mx_port) as back, Client("127.0.0.1", house.mx_port) as beside:
+            assert (back.greeting.code, beside.greeting.code) == (220, 220)
+
+
 async def test_the_lease_of_a_running_engine_stays(house: House) -> None:
     """The engine that begins beside the old one would take it for dead by a shorter lease."""
     file = house.folder / "config.toml"

@@ -9,7 +9,8 @@ be a count that is too high, and only when all of a client's cells collide with 
 A client is an IPv4 address or an IPv6 network of 64 bits: that is what one customer gets (RFC 6177).
 
 Limits: two workers that admit at the same instant may both take the last place. A worker that dies without leaving
-keeps its counts until ``clear_region``. A rate is counted in slots of ten seconds over the last minute.
+keeps its counts until ``clear_region``, and all that die at once until ``clear_table``. A rate is counted in slots of
+ten seconds over the last minute.
 """
 
 import contextlib
@@ -76,6 +77,13 @@ def clear_region(path: Path, *, region: int, regions: int) -> None:
     table = ClientTable(path, region=region, regions=regions)
     table.clear()
     table.close()
+
+
+def clear_table(path: Path) -> None:
+    """Forget what an earlier run had counted, in whatever regions; for whoever starts a node, before any serves."""
+    with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
+        file.seek(_HEADER)
+        file.write(bytes(max(0, os.fstat(file.fileno()).st_size - _HEADER)))
 
 
 class ClientTable:

@@ -16,6 +16,7 @@ from forwarder.inbound.limits import (
     Crowded,
     Doorkeeper,
     clear_region,
+    clear_table,
     client_of,
     table_path,
 )
@@ -96,6 +97,19 @@ def test_another_process_sees_what_this_one_holds(open_table, clock, tmp_path):
     assert table.open_of(table.cells("192.0.2.1")) == 1
     clear_region(table_path(tmp_path, "mx"), region=1, regions=2)
     assert table.open_of(table.cells("192.0.2.1")) == 0
+
+
+def test_a_run_forgets_what_one_before_it_counted_in_any_region(open_table, clock, tmp_path):
+    path = table_path(tmp_path, "mx")
+    clear_table(path)
+    assert not path.exists()
+    doorkeeper(open_table(1), clock).enter("192.0.2.1")
+    table = open_table(0)
+    cells = table.cells("192.0.2.1")
+    assert table.open_of(cells) == 1
+    clear_table(path)
+    assert table.open_of(cells) == 0
+    assert table.cells("192.0.2.1") == cells
 
 
 def test_a_client_may_come_so_often_a_minute(open_table, clock):
