@@ -72,6 +72,30 @@ async def test_what_ehlo_was_refused_with_counts_where_nothing_is_said_to_helo(
     assert (ended.reply.code, ended.fault, ended.stage, ended.scope) == (code, fault, Stage.HELLO, Scope.SITE)
 
 
+@pytest.mark.parametrize("pipelining", [True, False])
+async def test_nothing_is_delivered_that_was_not_asked_for(pipelining: bool) -> None:
+    """A host that says 250 to DATA has got no content; nobody else would send it again."""
+    async with Sink(pipelining=pipelining) as sink:
+        fault = await fault_of(sink, "250-at-data@example.test")
+        assert (fault.stage, fault.fault, fault.scope) == (Stage.DATA, Fault.PROTOCOL, Scope.SITE)
+        assert (fault.reply.code, fault.unknown) == (451, False)
+        assert sink.messages == []
+
+
+async def test_a_dot_that_is_answered_with_nonsense_leaves_it_unknown(sink: Sink) -> None:
+    fault = await fault_of(sink, "354-at-dot@example.test")
+    assert (fault.stage, fault.fault, fault.unknown) == (Stage.DOT, Fault.PROTOCOL, True)
+    assert "the dot was answered 354; the message may have been delivered" in fault.reply.text
+
+
+@pytest.mark.parametrize("phase", ["connect", "ehlo"])
+async def test_a_welcome_that_is_none_is_taken_for_none(sink: Sink, phase: str) -> None:
+    sink.play(phase, "354")
+    fault = await fault_of_opening(sink)
+    assert (fault.fault, fault.reply.code) == (Fault.PROTOCOL, 451)
+    assert "was answered 354" in fault.reply.text
+
+
 @pytest.mark.parametrize(
     ("reverse_path", "recipient", "stage"),
     [

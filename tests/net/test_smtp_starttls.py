@@ -51,6 +51,27 @@ async def test_required_tls_that_is_not_offered(sink: Sink) -> None:
     assert sink.commands == [b"EHLO mx.example.net"]
 
 
+@pytest.mark.parametrize(
+    ("part", "fault", "code"), [("250", Fault.PROTOCOL, 451), ("454", None, 454), ("421", None, 421)]
+)
+async def test_no_handshake_begins_without_the_word_for_it(
+    server_tls: ssl.SSLContext, part: str, fault: Fault | None, code: int
+) -> None:
+    async with Sink(starttls=server_tls) as sink:
+        sink.play("starttls", part)
+        ended = await fault_of_opening(sink, tls=TlsMode.OPPORTUNISTIC, context=client_context(verify=False))
+        assert (ended.stage, ended.fault, ended.reply.code) == (Stage.STARTTLS, fault, code)
+
+
+async def test_a_421_to_starttls_is_the_word_of_the_site_where_tls_is_demanded_too(
+    server_tls: ssl.SSLContext,
+) -> None:
+    async with Sink(starttls=server_tls) as sink:
+        sink.play("starttls", "421")
+        ended = await fault_of_opening(sink, tls=TlsMode.REQUIRED, context=client_context(verify=False))
+        assert (ended.fault, ended.reply.code) == (None, 421)
+
+
 @pytest.mark.parametrize("mode", [TlsMode.REQUIRED, TlsMode.VERIFIED])
 @pytest.mark.parametrize("part", ["454", "550"])
 async def test_required_tls_that_is_refused_is_temporary(
