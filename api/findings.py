@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from forwarder.config import Settings
 from forwarder.mail import records
+from forwarder.mail.dmarc import parse_record
 from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound
 from forwarder.net.dns import Resolver
 from forwarder.net.ourselves import Machines, Ourselves
@@ -196,20 +197,21 @@ async def _dkim(ask: Ask, domain: str, hostname: str, key: DkimKey) -> Finding:
     if isinstance(answer, CannotTell):
         return Finding(expected=expected, values=None, valid=None, advice=_silence(f"the DKIM record {at}"))
     texts = _texts(answer)
-    right = any(records.same_key(text, key.public_record) for text in texts)
+    fault = records.key_fault(texts, key.public_record)
     if at == target:
-        there = "another key stands" if texts else "no key stands"
-        advice = f"The CNAME {name} is right, but {there} where it leads; publish the key at {target} "
-        advice += f"in the server's zone, as a TXT record: {key.public_record}"
-        return Finding(expected=expected, values=f"{target}.", valid=right, advice="" if right else advice)
-    if right:
+        advice = f"The CNAME {name} is right, but {fault} where it leads; publish the key at {target} "
+        advice += f"in the server's zone, as its only TXT record: {key.public_record}"
+        return Finding(
+            expected=expected, values=f"{target}.", valid=not fault, advice=advice if fault else ""
+        )
+    if not fault:
         return Finding(expected=key.public_record, values=texts[0], valid=True)
     if leads_to is not None:
         advice = f"The CNAME {name} leads to {leads_to}; it should lead to {target}."
         return Finding(expected=expected, values=f"{leads_to}.", valid=False, advice=advice)
     if texts:
-        advice = f"The TXT record {name} holds another key; it should be: {key.public_record}"
-        return Finding(expected=key.public_record, values=texts[0], valid=False, advice=advice)
+        advice = f"At {name} {fault}; its only TXT record should be: {key.public_record}"
+        return Finding(expected=key.public_record, values=" ".join(texts), valid=False, advice=advice)
     wanted = f"a TXT record {name}: {key.public_record}"
     if target is not None:
         wanted = f"a CNAME record {name} that leads to {target}, or {wanted}"
@@ -224,7 +226,9 @@ def _dmarc(answer: Answer[Any], domain: str) -> Finding:
         )
     found = records.dmarc_records(_texts(answer))
     if len(found) == 1:
-        return Finding(expected=records.DMARC, values=found[0], valid=True)
+        right = parse_record([found[0].encode()]) is not None
+        advice = "" if right else f"{name} names no policy; give it p=none, p=quarantine or p=reject."
+        return Finding(expected=records.DMARC, values=found[0], valid=right, advice=advice)
     if found:
         advice = f"{name} has {len(found)} DMARC records; keep one only."
         return Finding(expected=records.DMARC, values=found[0], valid=False, advice=advice)

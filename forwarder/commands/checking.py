@@ -256,7 +256,7 @@ async def _server_records(settings: "Settings", resolver: "Resolver") -> list[Fi
     domain includes the server's, so that without it theirs cannot be evaluated (RFC 7208 5.2)."""
     from forwarder.commands.domain import server_records
     from forwarder.keyring import KeyringError
-    from forwarder.mail.records import same_key, spf_records
+    from forwarder.mail.records import key_fault, spf_records
     from forwarder.net.answers import CannotTell, Found
 
     try:
@@ -272,7 +272,7 @@ async def _server_records(settings: "Settings", resolver: "Resolver") -> list[Fi
         if record.purpose == "spf":
             what, right = "SPF", len(spf_records(texts)) == 1
         else:
-            what, right = "DKIM", any(same_key(text, record.value) for text in texts)
+            what, right = "DKIM", not key_fault(texts, record.value)
         about = f"{record.name} {what}"
         if right:
             found.append(Finding.fine(about, "is right"))

@@ -104,9 +104,8 @@ class Readiness:
         answer = await resolver.txt(name, fresh=fresh)
         if isinstance(answer, CannotTell):
             return answer
-        if any(records.same_key(text, key.public_record) for text in _texts(answer)):
-            return None
-        return f"the DKIM record ({name})"
+        fault = records.key_fault(_texts(answer), key.public_record)
+        return f"the DKIM record ({name}, where {fault})" if fault else None
 
 
 def _texts(answer: Answer[bytes]) -> list[str]:

@@ -57,7 +57,8 @@ def read_key(records: Sequence[bytes]) -> PublicKey:
     raise fault
 
 
-def _parse(record: bytes) -> PublicKey:
+def key_tags(record: bytes) -> dict[str, str]:
+    """The tags of a key record that may be used for mail, its key not looked at yet; KeyRecordError."""
     try:
         tags = parse_tags(record)
     except TagListError as error:
@@ -72,6 +73,11 @@ def _parse(record: bytes) -> PublicKey:
         raise KeyRecordError("the key does not allow sha256")
     if not _words(tags.get("s", "*")) & {"*", "email"}:
         raise KeyRecordError("the key is not for mail")
+    return tags
+
+
+def _parse(record: bytes) -> PublicKey:
+    tags = key_tags(record)
     octets = decode_base64(tags["p"])
     if octets is None:
         raise KeyRecordError("the key is not base64")

@@ -19,6 +19,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from forwarder.mail.public_key import KeyRecordError, key_tags
+from forwarder.mail.tags import without_white
+
 DMARC = "v=DMARC1; p=none;"
 _SPF_VERSION = re.compile(r"v=spf1(?: |$)", re.IGNORECASE)
 DMARC_VERSION = re.compile(rb"[ \t]*v[ \t]*=[ \t]*DMARC1[ \t]*(?:;|\Z)")  # RFC 7489 6.4
@@ -171,19 +174,19 @@ def dmarc_records(texts: Iterable[str]) -> list[str]:
     return [text for text in texts if DMARC_VERSION.match(text.encode())]
 
 
-def same_key(found: str, public_record: str) -> bool:
-    """Whether a published DKIM record holds our public key (RFC 6376 3.6.1), however it is spaced."""
-    published, ours = _tags(found), _tags(public_record)
-    return (
-        published.get("p", "") == ours["p"]
-        and published.get("k", "rsa") == ours.get("k", "rsa")
-        and published.get("v", "DKIM1") == "DKIM1"
-    )
-
-
-def _tags(record: str) -> dict[str, str]:
-    pairs = (part.partition("=") for part in record.split(";"))
-    return {name.strip(): "".join(value.split()) for name, _, value in pairs if name.strip()}
+def key_fault(texts: Sequence[str], public_record: str) -> str:
+    """Why receivers may not find our public key in the TXT records of a name, as the end of a sentence; "": they do."""
+    if not texts:
+        return "no key stands"
+    if len(texts) > 1:  # RFC 6376 3.6.2.2: which of them a receiver takes is open
+        return f"{len(texts)} TXT records stand"
+    try:
+        published, ours = key_tags(texts[0].encode()), key_tags(public_record.encode())
+    except KeyRecordError as error:
+        return f"a record that receivers do not take ({error}) stands"
+    same = without_white(published["p"]) == ours["p"]
+    same = same and published.get("k", "rsa").lower() == ours.get("k", "rsa")
+    return "" if same else "another key stands"
 
 
 def provider(name_servers: Iterable[str]) -> str | None:

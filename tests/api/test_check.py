@@ -184,6 +184,44 @@ async def test_another_key_or_another_target_is_not_valid(desk: Desk) -> None:
     assert "another key" in records["error"]
 
 
+@pytest.mark.parametrize("extra", ["old", ";;"])
+@pytest.mark.parametrize("by_cname", [True, False])
+async def test_a_key_that_receivers_may_not_find_is_not_right(desk: Desk, extra: str, by_cname: bool) -> None:
+    """A second record of the same name, of which some receivers take the first; a slip for which they take none."""
+    await desk.domain(NAME)
+    await desk.post(f"/domains/{NAME}/credentials", {"username": "a", "password": "abc123"})
+    await publish(desk)
+    one, two = await keys_of(desk)
+    at = f"fwd1._domainkey.{NAME}"
+    if by_cname:
+        at = f"{at}.{HOST}"
+    else:
+        desk.dns.remove(at, "CNAME")
+    texts = [one.public_record, two.public_record] if extra == "old" else [one.public_record + extra]
+    desk.dns.set(at, "TXT", texts)
+    records = (await checked(desk))["records"]
+    assert (records["dkim1"]["valid"], records["dkim2"]["valid"]) == (False, True)
+    assert ("2 TXT records stand" if extra == "old" else "malformed") in records["error"]
+    assert "only TXT record" in records["error"]
+    desk.dns.set(at, "TXT", [one.public_record])
+    assert (await checked(desk))["records"]["valid"] is True
+
+
+@pytest.mark.parametrize(
+    ("record", "right"),
+    [("v=DMARC1; rua=mailto:a@b.test", True), ("v=DMARC1; p=rejects", False), ("v=DMARC1", False)],
+)
+async def test_a_dmarc_record_that_names_no_policy_is_not_right(desk: Desk, record: str, right: bool) -> None:
+    """With somebody to report to it counts as p=none (RFC 7489 6.6.3)."""
+    await desk.domain(NAME)
+    await desk.post(f"/domains/{NAME}/credentials", {"username": "a", "password": "abc123"})
+    await publish(desk)
+    desk.dns.set(f"_dmarc.{NAME}", "TXT", [record])
+    records = (await checked(desk))["records"]
+    assert records["dmarc"]["valid"] is right
+    assert (records["error"] is None) is right
+
+
 @pytest.mark.parametrize("there", ["nothing", "another"])
 async def test_a_cname_that_leads_to_no_key_is_not_right(desk: Desk, there: str) -> None:
     """The domain's zone is as it should be, and the server's holds nothing, or another key."""

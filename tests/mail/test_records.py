@@ -7,10 +7,10 @@ from forwarder.mail.records import (
     dkim_target,
     dmarc_records,
     first_mail_hosts,
+    key_fault,
     merge_spf,
     provider,
     records_to_publish,
-    same_key,
     spf_includes,
     spf_records,
     zone_of_keys,
@@ -92,19 +92,35 @@ def test_the_most_preferred_mx_decides(found: list[tuple[int, str]], first: set[
 
 
 @pytest.mark.parametrize(
-    ("found", "same"),
+    ("found", "fault"),
     [
-        ("v=DKIM1; k=rsa; p=MIIB", True),
-        ("v=DKIM1;p=MI IB;k=rsa;", True),
-        ("p=MIIB", True),
-        ("v=DKIM1; k=rsa; p=", False),
-        ("v=DKIM1; k=ed25519; p=MIIB", False),
-        ("v=DKIM2; p=MIIB", False),
-        ("", False),
+        ("v=DKIM1; k=rsa; p=MIIB", ""),
+        ("v=DKIM1;p=MI IB;k=rsa;", ""),
+        ("p=MIIB", ""),
+        ("v=DKIM1; k=RSA; h=sha1:sha256; s=email; t=y; p=MIIB", ""),
+        ("v=DKIM1; k=rsa; p=MIIC", "another key"),
+        ("v=DKIM1; k=ed25519; p=MIIB", "another key"),
+        # dkimpy and opendkim take none of these
+        ("v=DKIM1; k=rsa; p=", "revoked"),
+        ("v=DKIM2; p=MIIB", "not a DKIM key record"),
+        ("v=DKIM1; k=rsa; p=MIIB;;", "malformed"),
+        ('"v=DKIM1; k=rsa; p=MIIB"', "malformed"),
+        ("v=DKIM1; s=tlsrpt; p=MIIB", "not for mail"),
+        ("v=DKIM1; h=sha1; p=MIIB", "sha256"),
+        ("", "holds no key"),
     ],
 )
-def test_a_published_key_is_compared_by_its_tags(found: str, same: bool) -> None:
-    assert same_key(found, "v=DKIM1; k=rsa; p=MIIB") is same
+def test_a_published_key_is_judged_as_receivers_read_it(found: str, fault: str) -> None:
+    said = key_fault([found], "v=DKIM1; k=rsa; p=MIIB")
+    assert fault in said
+    assert bool(said) is bool(fault)
+
+
+def test_a_key_stands_alone() -> None:
+    right = "v=DKIM1; k=rsa; p=MIIB"
+    assert key_fault([], right) == "no key stands"
+    for texts in ([right, "v=DKIM1; k=rsa; p=MIIC"], ["v=spf1 -all", right], [right, right]):
+        assert key_fault(texts, right) == "2 TXT records stand"
 
 
 def test_records_to_paste_as_cname_or_txt() -> None:
