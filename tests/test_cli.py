@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from forwarder.cli import app
+from forwarder.net.tls import self_signed
 from tests.commandline import Cli
 from tests.harness import House
 
@@ -366,6 +368,26 @@ def test_check_looks_at_the_certificate(hosted: Cli) -> None:
     status, output, _ = hosted("check")
     assert status == 1
     assert "✗ tls none.pem" in output
+
+
+@pytest.mark.parametrize(
+    ("name", "valid_for", "grade", "said"),
+    [
+        ("mx1.example.net", timedelta(days=30), "fine", "can be used until"),
+        ("*.example.net", timedelta(days=30), "fine", "can be used until"),
+        ("mx1.example.net", timedelta(minutes=-1), "wrong", "expired on"),
+        ("mx2.example.net", timedelta(days=30), "advice", "does not name mx1.example.net"),
+    ],
+)
+def test_check_says_what_others_will_find_wrong_with_the_certificate(
+    hosted: Cli, name: str, valid_for: timedelta, grade: str, said: str
+) -> None:
+    certificate, key = self_signed([name], hosted.config.parent, valid_for=valid_for)
+    quiet = '[submission]\nlisten = ["127.0.0.1:0"]\nlisten_tls = []\n'
+    hosted.write(more=f'{quiet}[tls]\ncertificate = "{certificate}"\nkey = "{key}"\n')
+    _, output, _ = hosted("check", "--json")
+    (found,) = [one for one in json.loads(output)["findings"] if one["about"] == "tls"]
+    assert (found["grade"], said in found["text"]) == (grade, True), found
 
 
 async def test_check_looks_at_the_records_of_the_server_itself(hosted: Cli) -> None:

@@ -140,13 +140,28 @@ def _ports(settings: "Settings") -> Iterator[Finding]:
 def _certificate(settings: "Settings") -> Finding:
     from pathlib import Path
 
-    from forwarder.net.tls import ServerTls, TlsFilesError
+    from forwarder.mail.dane import is_named
+    from forwarder.net.tls import ServerTls, TlsFilesError, served
 
+    file = Path(settings.tls.certificate)
     try:
-        ServerTls(Path(settings.tls.certificate), Path(settings.tls.key))
+        ServerTls(file, Path(settings.tls.key))
+        ends_at, names = served(file)
     except TlsFilesError as error:
         return Finding.wrong("tls", f"{error}; the engine does not start with them")
-    return Finding.fine("tls", f"{settings.tls.certificate} and its key can be used")
+    except (OSError, ValueError):  # OpenSSL reads more than the other library
+        return Finding.fine("tls", f"{file} and its key can be used")
+    if ends_at <= utc_now():
+        text = (
+            f"{file} expired on {ends_at:%Y-%m-%d}; renew it: mail programs and hosts that verify refuse it"
+        )
+        return Finding.wrong("tls", text)
+    if not any(is_named(settings.hostname, name.lower()) for name in names):
+        text = (
+            f"{file} does not name {settings.hostname}: mail programs and hosts that verify refuse it there"
+        )
+        return Finding.advice("tls", text)
+    return Finding.fine("tls", f"{file} and its key can be used until {ends_at:%Y-%m-%d}")
 
 
 def _port(name: str, at: "HostPort") -> Finding:

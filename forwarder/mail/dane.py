@@ -103,7 +103,7 @@ def _issued_under(records: Sequence[Tlsa], chain: Sequence[bytes], host: str, no
     issuers = [each for each in others if each is not None]
     builder = PolicyBuilder().store(Store(authorities)).time(now)
     try:
-        if _alternative_names(own):
+        if alternative_names(own):
             builder = builder.extension_policies(ca_policy=_of_authorities(), ee_policy=_of_hosts())
             builder.build_server_verifier(x509.DNSName(host)).verify(own, issuers)
             return True
@@ -111,12 +111,12 @@ def _issued_under(records: Sequence[Tlsa], chain: Sequence[bytes], host: str, no
         limited = _of_authorities().require_not_present(x509.NameConstraints)
         builder = builder.extension_policies(ca_policy=limited, ee_policy=ExtensionPolicy.permit_all())
         builder.build_client_verifier().verify(own, issuers)
-        return any(_is_named(host, name) for name in _common_names(own))
+        return any(is_named(host, name) for name in _common_names(own))
     except Exception:  # noqa: BLE001 - what is wrong with octets of strangers comes in many kinds; all mean no
         return False
 
 
-def _alternative_names(certificate: x509.Certificate) -> list[str]:
+def alternative_names(certificate: x509.Certificate) -> list[str]:
     """Those of hosts; beside one of them the common name says nothing."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -130,7 +130,7 @@ def _common_names(certificate: x509.Certificate) -> list[str]:
     return [str(each.value).lower() for each in attributes]
 
 
-def _is_named(host: str, name: str) -> bool:
+def is_named(host: str, name: str) -> bool:
     """RFC 6125 6.4.3: ``*.`` stands for one label, the leftmost."""
     return name in (host, f"*.{host.partition('.')[2]}")
 

@@ -20,7 +20,7 @@ import _ssl
 import os
 import ssl
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
@@ -102,6 +102,16 @@ def shown(connection: ssl.SSLObject) -> list[bytes]:
         return list(own())
     chain = connection._sslobj.get_unverified_chain()  # type: ignore[attr-defined]  # noqa: SLF001
     return [each.public_bytes(_ssl.ENCODING_DER) for each in chain or ()]
+
+
+def served(certificate: Path) -> tuple[datetime, list[str]]:
+    """Until when the certificate that a file begins with is valid, and the hosts it names; ValueError, OSError."""
+    from cryptography import x509
+
+    from forwarder.mail.dane import alternative_names
+
+    own = x509.load_pem_x509_certificates(certificate.read_bytes())[0]
+    return own.not_valid_after_utc, alternative_names(own)
 
 
 def self_signed(
