@@ -24,7 +24,14 @@ from datetime import datetime
 from itertools import islice
 
 from cryptography import x509
-from cryptography.x509.verification import Criticality, ExtensionPolicy, Policy, PolicyBuilder, Store
+from cryptography.x509.verification import (
+    Criticality,
+    ExtensionPolicy,
+    Policy,
+    PolicyBuilder,
+    Store,
+    VerificationError,
+)
 
 RECORDS = 16
 CHAIN = 10
@@ -103,17 +110,48 @@ def _issued_under(records: Sequence[Tlsa], chain: Sequence[bytes], host: str, no
     issuers = [each for each in others if each is not None]
     builder = PolicyBuilder().store(Store(authorities)).time(now)
     try:
-        if alternative_names(own):
-            builder = builder.extension_policies(ca_policy=_of_authorities(), ee_policy=_of_hosts())
-            builder.build_server_verifier(x509.DNSName(host)).verify(own, issuers)
-            return True
-        # A verifier for clients looks at no name, so nobody would apply the names an authority is limited to.
-        limited = _of_authorities().require_not_present(x509.NameConstraints)
-        builder = builder.extension_policies(ca_policy=limited, ee_policy=ExtensionPolicy.permit_all())
-        builder.build_client_verifier().verify(own, issuers)
-        return any(is_named(host, name) for name in _common_names(own))
+        if not alternative_names(own):
+            return _bears_in_subject(own, host, now) and any(
+                _issued(own, by) and _is_trusted(builder, by, issuers) for by in (*issuers, *authorities)
+            )
+        builder = builder.extension_policies(ca_policy=_of_authorities(), ee_policy=_of_hosts())
+        builder.build_server_verifier(x509.DNSName(host)).verify(own, issuers)
     except Exception:  # noqa: BLE001 - what is wrong with octets of strangers comes in many kinds; all mean no
         return False
+    return True
+
+
+def _bears_in_subject(own: x509.Certificate, host: str, now: datetime) -> bool:
+    """What the library would judge of a host's certificate, were it not without alternative names, or of version 1."""
+    names = own.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    return (
+        any(is_named(host, str(name.value).lower()) for name in names)
+        and own.not_valid_before_utc <= now <= own.not_valid_after_utc
+        and not any(
+            each.critical and isinstance(each.value, x509.UnrecognizedExtension) for each in own.extensions
+        )
+    )
+
+
+def _issued(own: x509.Certificate, by: x509.Certificate) -> bool:
+    try:
+        own.verify_directly_issued_by(by)
+    except Exception:  # noqa: BLE001 - as above
+        return False
+    return True
+
+
+def _is_trusted(builder: PolicyBuilder, issuer: x509.Certificate, others: Sequence[x509.Certificate]) -> bool:
+    """An authority that a record means, or one issued under it, whatever names they bear."""
+    # Nobody has applied the names that an authority is limited to.
+    policy = _of_authorities().require_not_present(x509.NameConstraints)
+    try:
+        builder.extension_policies(ca_policy=policy, ee_policy=policy).build_client_verifier().verify(
+            issuer, list(others)
+        )
+    except VerificationError:
+        return False
+    return True
 
 
 def alternative_names(certificate: x509.Certificate) -> list[str]:
@@ -123,11 +161,6 @@ def alternative_names(certificate: x509.Certificate) -> list[str]:
     except x509.ExtensionNotFound:
         return []
     return names.get_values_for_type(x509.DNSName)
-
-
-def _common_names(certificate: x509.Certificate) -> list[str]:
-    attributes = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-    return [str(each.value).lower() for each in attributes]
 
 
 def is_named(host: str, name: str) -> bool:

@@ -41,6 +41,7 @@ def made(
     key: Key | None = None,
     rsa_padding: padding.PSS | None = None,
     extensions: tuple[x509.ExtensionType, ...] = (),
+    critical: bool = False,
 ) -> Certificate:
     key = key or ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
@@ -59,7 +60,7 @@ def made(
         alternatives = x509.SubjectAlternativeName([x509.DNSName(each) for each in names])
         builder = builder.add_extension(alternatives, critical=False)
     for extension in extensions:
-        builder = builder.add_extension(extension, critical=False)
+        builder = builder.add_extension(extension, critical=critical)
     return Certificate(builder.sign(by.key if by else key, hashes.SHA256(), rsa_padding=rsa_padding), key)
 
 
@@ -164,20 +165,44 @@ FOR_SERVERS = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH])
 MAIL_ONLY = x509.SubjectAlternativeName([x509.RFC822Name("postmaster@dest.test")])
 
 
+def of_version_1(certificate: Certificate, by: Certificate) -> bytes:
+    """The same without its version, which is 1 then: as ``openssl x509 -req`` makes them."""
+
+    def element(tag: int, octets: bytes) -> bytes:
+        length = len(octets)
+        size = b"" if length < 128 else length.to_bytes(1 if length < 256 else 2)
+        return bytes([tag, 0x80 | len(size)]) + size + octets if size else bytes([tag, length]) + octets
+
+    assert isinstance(by.key, ec.EllipticCurvePrivateKey)
+    signed = certificate.parsed.tbs_certificate_bytes
+    at = signed.index(b"\xa0\x03\x02\x01\x02")
+    signed = element(0x30, signed[at + 5 :])
+    signature = by.key.sign(signed, ec.ECDSA(hashes.SHA256()))
+    algorithm = bytes.fromhex("300a06082a8648ce3d040302")  # ecdsa-with-SHA256
+    return element(0x30, signed + algorithm + element(0x03, b"\0" + signature))
+
+
 @pytest.mark.parametrize("name", ["mx.dest.test", "MX.dest.test", "*.dest.test"])
-@pytest.mark.parametrize("extensions", [(), (FOR_SERVERS,), (MAIL_ONLY,)])
+@pytest.mark.parametrize(
+    ("version", "extensions"), [(1, ()), (3, ()), (3, (FOR_SERVERS,)), (3, (MAIL_ONLY,))]
+)
 def test_a_host_that_is_named_in_the_subject_alone(
-    name: str, extensions: tuple[x509.ExtensionType, ...]
+    name: str, extensions: tuple[x509.ExtensionType, ...], version: int
 ) -> None:
-    """As ``openssl x509 -req`` makes them (RFC 7672 3.2.3)."""
+    """RFC 7672 3.2.3."""
     host = made(name, by=AUTHORITY, extensions=extensions)
-    chain = [host.der, AUTHORITY.der]
+    chain = [host.der if version == 3 else of_version_1(host, AUTHORITY), AUTHORITY.der]
+    assert x509.load_der_x509_certificate(chain[0]).version == getattr(x509.Version, f"v{version}")
     assert means(ta(AUTHORITY), chain=chain)
     assert means(Tlsa(2, 0, 0, ROOT.der), chain=chain)
     assert not means(ta(AUTHORITY), chain=chain, host="mx.other.test")
     assert not means(ta(AUTHORITY), chain=chain, host="a.mx.dest.test")
     assert not means(ta(AUTHORITY), chain=chain, now=NOW + timedelta(days=31))
+    assert not means(ta(AUTHORITY), chain=chain, now=NOW - timedelta(days=91))
     assert not means(ta(ROOT), chain=chain)
+    customer = made("customer", by=AUTHORITY, names=("customer.test",))
+    theirs = made(name, by=customer, extensions=extensions)
+    assert not means(ta(AUTHORITY), chain=[theirs.der, customer.der, AUTHORITY.der])
     stranger = made(name, by=made("authority", ca=True), extensions=extensions)
     assert not means(ta(AUTHORITY), chain=[stranger.der, AUTHORITY.der])
 
@@ -185,6 +210,14 @@ def test_a_host_that_is_named_in_the_subject_alone(
 def test_the_subject_says_nothing_beside_an_alternative_name() -> None:
     host = made("mx.dest.test", by=AUTHORITY, names=("elsewhere.test",))
     assert not means(ta(AUTHORITY), chain=[host.der, AUTHORITY.der])
+
+
+def test_what_nobody_understands_and_must_be_understood_does_not_count() -> None:
+    unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
+    for names in ((), ("mx.dest.test",)):
+        for critical in (False, True):
+            host = made("mx.dest.test", by=AUTHORITY, names=names, extensions=(unknown,), critical=critical)
+            assert means(ta(AUTHORITY), chain=[host.der, AUTHORITY.der]) is not critical
 
 
 def test_an_authority_limited_to_some_names_names_none_in_the_subject() -> None:
