@@ -22,7 +22,7 @@ from forwarder.mail.reply import Reply
 _PATH = re.compile(
     rb"[ ]?<"
     rb'([^<>"\x00-\x1f\x7f]*(?:"(?:[^"\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f])*"[^<>"\x00-\x1f\x7f]*)*)'
-    rb">(?: +([!-~ ]*))?"
+    rb">(?: ++([!-~ ]*+))?"
 )
 _KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 _DIGITS = re.compile(r"[0-9]+")

@@ -1,5 +1,7 @@
 """MAIL and RCPT: every parameter, every refusal, and nothing but refusals for any octets."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -156,6 +158,12 @@ def test_any_octets_are_a_command_or_a_reply(arguments: bytes) -> None:
             assert wire.startswith(b"5")
             assert wire.count(b"\r\n") == 1
             assert wire.isascii()
+
+
+def test_a_long_row_of_blanks_takes_no_time() -> None:
+    began = time.process_time()
+    assert mail_refusal(b"FROM:<a@x.org>" + b" " * 20_000 + b"\xff").code == 501
+    assert time.process_time() - began < 1
 
 
 def test_a_long_unclosed_quote_takes_no_time() -> None:
