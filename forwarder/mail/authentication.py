@@ -18,13 +18,13 @@ from forwarder.mail.canonical import Canonical, relaxed_value
 from forwarder.mail.dmarc import DmarcPolicy, DmarcResult, SpfResult
 from forwarder.mail.reply import BAD_CONTENT, CANNOT_TELL, POLICY_REFUSAL, Reply
 from forwarder.mail.verification import AuthResult, SignatureResult
+from forwarder.mail.words import dots_closed
 
 _NAME = re.compile(r"[A-Za-z0-9._+/=-]{1,255}\Z")
 _PASSED = re.compile(
     r'(?:^|;)\s*(?:dkim|spf)=pass\b[^;]*?\s(?:header\.d|smtp\.mailfrom|smtp\.helo)="?([A-Za-z0-9._-]+)'
 )
 _ARC = re.compile(r"(?:^|;)\s*arc=(none|pass|fail)\b")
-_DOT = re.compile(r"\s*\.\s*")
 _DMARC_PASSED = re.compile(r";\s*dmarc=pass\b")
 _HEADER = b"authentication-results"
 
@@ -196,7 +196,7 @@ def _claims(value: str, authserv_id: str) -> bool:
             kept.append(character)
     text = "".join(kept).lower()
     ours = re.compile(rf"(?<![\w.-]){re.escape(authserv_id)}(?!\.?[\w-])")
-    if ours.search(text) or ours.search(_DOT.sub(".", text)):
+    if ours.search(text) or ours.search(dots_closed(text)):
         return True
     # A comment that never ends hides everything from us, and perhaps not from the next reader.
     return depth > 0 and authserv_id in value.lower()

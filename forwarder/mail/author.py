@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from forwarder.mail.canonical import Canonical, relaxed_value
 from forwarder.mail.verification import SignatureError, domain_name
-from forwarder.mail.words import decode_words
+from forwarder.mail.words import decode_words, dots_closed
 
 MAX_OCTETS = 64 * 1024
 # Blanks stand beside a dot, never between two words (RFC 5322 4.4: obs-domain): what follows is no domain any more.
@@ -27,7 +27,6 @@ _NO_DIVIDER = re.compile(r"[^@,:;]*")
 _PLAIN = re.compile(r'[^"\\<>(),:;@]*+(?:"[^"\\]*+"[^"\\<>(),:;@]*+)?<([^"\\<>(),:;]*+)>')
 # Beside the brackets: readers leave such octets out, each in its own way.
 _LEFT_OUT = re.compile(r'[\x00-\x08\x0e-\x1f\x7f\\]|@\s*=\?|\S"|[@.]\s*"')
-_DOT = re.compile(r"\s*\.\s*")
 _AFTER_AT = re.compile(r"@\s*((?:[A-Za-z0-9._-]|[^\x00-\x7f\s])*)")
 _QUOTED_AT = "\1"
 _MOST_OTHERS = 3  # each may cost two questions to the DNS
@@ -121,7 +120,7 @@ def _domains_beside(text: str) -> list[str]:
     """What stands after each @ of a display name that nobody quoted; ValueError where readers would not agree."""
     if _LEFT_OUT.search(text):
         raise ValueError("an address that readers mend")
-    words = (found[1].strip(".") for found in _AFTER_AT.finditer(_DOT.sub(".", text)))
+    words = (found[1].strip(".") for found in _AFTER_AT.finditer(dots_closed(text)))
     return [domain_name(word) for word in words if word]
 
 

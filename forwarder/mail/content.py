@@ -32,8 +32,11 @@ MAX_FIELDS = 2000
 MAX_VALUE = 8192  # octets of one field that are looked at
 _BLOCK = 128 * 1024  # octets
 _FIELD_START = re.compile(rb"[!-9;-~]+[ \t]*:")
-# With a time in it, and a field in the line that follows.
-_MBOX_LINE = re.compile(rb">*From (?![ \t]*:)[^\r\n]*\d\d:\d\d[^\r\n]*\r\n[!-9;-~]+[ \t]*:")
+# With a time in it, and a field in the line that follows. The first time is enough: to go back for another one would
+# read the line once more for each, and it may be as long as a message.
+_MBOX_LINE = re.compile(
+    rb">*+From (?![ \t]*:)(?>[^\r\n]*?\d\d:\d\d)[^\r\n]*+\r\n[!-9;-~]++[ \t]*+:",
+)
 _ONE_MAILBOX = re.compile(r'(?:"([^"\\]*)"\s*|([^"\\<>(),:;@]*))<([^"\\<>(),:;\s]+)>[ \t]*')
 
 

@@ -10,6 +10,8 @@ import re
 
 _WORD = re.compile(r"=\?([!-~]{1,40}?)\?([bq])\?([!->@-~]*)\?=", re.IGNORECASE)
 _QUOTED_OCTET = re.compile(rb"=([0-9A-Fa-f]{2})")
+# Blanks are read from the first of them only: begun at each, a long row would be read as often as it is long.
+_AT_DOT = re.compile(r"(?<!\s)\s++\.\s*+|\.\s*+")
 
 _CHARSETS = frozenset(
     [
@@ -69,6 +71,11 @@ def printable(text: str, limit: int = 1024) -> str:
     if len(encoded) <= limit and len(text) <= limit:
         return shown
     return encoded[: limit - 3].decode("utf-8", "ignore") + "…"
+
+
+def dots_closed(text: str) -> str:
+    """The text without blanks beside its dots, where obsolete domains may have them (RFC 5322 4.4). Linear."""
+    return _AT_DOT.sub(".", text)
 
 
 def known_charset(name: str) -> str | None:

@@ -33,6 +33,13 @@ BOMBS: Mapping[str, bytes] = {
     + b"z\r\n\r\nx\r\n",
     "3,000 brackets in From": b"From: " + (b"(" * 900 + b"\r\n ") * 4 + b"<ann@out.test>\r\n\r\nx\r\n",
     "100,000 addresses in To": FROM + b"To: " + b"a@out.test,\r\n " * 100_000 + b"b@out.test\r\n\r\nx\r\n",
+    "blanks that no folding brings together in From": b"From: ann@x"
+    + (b"\x0b" * 900 + b"\r\n ") * 60
+    + b"y <ann@out.test>\r\n\r\nx\r\n",
+    "1 MB of them in Authentication-Results": FROM
+    + b"Authentication-Results: x"
+    + (b"\x0b" * 900 + b"\r\n ") * 1100
+    + b"y\r\n\r\nx\r\n",
     "odd header names": FROM
     + b"__proto__: 1\r\n__class__: 2\r\n"
     + b"n" * 990

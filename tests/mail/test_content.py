@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from forwarder.mail import content
 from forwarder.mail.content import HeadFault
-from forwarder.mail.words import decode_words, printable
+from forwarder.mail.words import decode_words, dots_closed, printable
 
 HEAD = (
     b"Received: from a by b;\r\n Mon, 2 Mar 2026\r\n"
@@ -195,6 +195,15 @@ def test_what_is_a_field_or_text_stays(text: bytes) -> None:
     assert content.mbox_line_as_field(text) is text
 
 
+def test_a_first_line_full_of_times_is_read_once() -> None:
+    """It is looked at before its length is: read once more for each time, this one would take hours."""
+    line = b"From " + b"00:00" * 200_000
+    began = time.process_time()
+    assert content.mbox_line_as_field(line + b"\r\n\r\nx\r\n") == line + b"\r\n\r\nx\r\n"
+    assert content.mbox_line_as_field(line + b"\r\nA: b\r\n").startswith(b"X-Mailbox-Line: From 00:00")
+    assert time.process_time() - began < 1
+
+
 def test_mailboxes_are_counted() -> None:
     assert [box[0] for box in content.mailboxes(b" a@x.org, B <b@y.org>, c@z.org")] == [
         "a@x.org",
@@ -316,6 +325,20 @@ def test_words_another_implementation_wrote(texts: list[str], charset: str) -> N
         return
     if "=?" in encoded and "=?" not in text:
         assert decode_words(encoded) == text
+
+
+@given(st.text(alphabet=". \t\x0b\u00a0a@", max_size=20))
+def test_dots_closed_as_splitting_would_say_it(text: str) -> None:
+    first, *others = text.split(".")
+    closed = [first.rstrip() if others else first]
+    closed += [piece.strip() for piece in others[:-1]] + [piece.lstrip() for piece in others[-1:]]
+    assert dots_closed(text) == ".".join(closed)
+
+
+def test_dots_closed_in_a_long_row_of_blanks() -> None:
+    began = time.process_time()
+    assert dots_closed("a" + "\x0b" * 1_000_000 + "b .c") == "a" + "\x0b" * 1_000_000 + "b.c"
+    assert time.process_time() - began < 1
 
 
 def test_asking_for_unknown_character_sets_leaves_no_trace() -> None:
