@@ -1,7 +1,7 @@
 """The right side of an alias: addresses and URLs, with places for what the pattern captured.
 
-What it does: parses ``forward``, a comma-separated list, into destinations, and fills captures in. ``$1`` to ``$9`` and
-``${name}`` in an address stand for what a group of the pattern took; in URLs a ``$`` is only a ``$``.
+What it does: parses ``forward``, a comma-separated list, into destinations, and fills captures in. ``$1`` to ``$9``,
+``${1}`` and ``${name}`` in an address stand for what a group of the pattern took; in URLs a ``$`` is only a ``$``.
 
 What it promises: what comes out of filling captures in has been parsed again as an address; a local part cannot
 become part of a domain except below a fixed one (``me@$1.example.com``), so that senders never choose where mail goes.
@@ -26,7 +26,8 @@ from forwarder.mail.pattern import Captures, RuleError, groups_of
 MAX_DESTINATIONS = 1000
 MAX_URL = 2048
 _MAX_FORWARD = MAX_DESTINATIONS * 320
-_PLACE = re.compile(r"\$([1-9])|\$\{([A-Za-z_][A-Za-z0-9_]{0,31})\}")
+# $0 too, which no pattern captures: taken for text, it would be part of an address that nobody has.
+_PLACE = re.compile(r"\$(?:([0-9])|\{([0-9]{1,3}|[A-Za-z_][A-Za-z0-9_]{0,31})\})")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _FIXED_TAIL = re.compile(r"\.[^.$]+\.[^$]+")
 
@@ -72,10 +73,11 @@ class Mailbox:
 
 
 def _lookup(captures: Captures, place: re.Match[str]) -> str | None:
-    if place[1]:
-        number = int(place[1])
-        return captures.groups[number - 1] if number <= len(captures.groups) else None
-    return captures.names.get(place[2])
+    group = place[1] or place[2]
+    if group.isdecimal():
+        number = int(group)
+        return captures.groups[number - 1] if 0 < number <= len(captures.groups) else None
+    return captures.names.get(group)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +132,8 @@ def check_captures(pattern: str, destinations: tuple[Destination, ...]) -> None:
     for destination in destinations:
         if isinstance(destination, Mailbox) and destination.path is None:
             for place in _PLACE.finditer(destination.template):
-                if (place[1] and int(place[1]) > count) or (place[2] and place[2] not in names):
+                group = place[1] or place[2]
+                if not (0 < int(group) <= count if group.isdecimal() else group in names):
                     raise RuleError(
                         f'"{destination.template}" asks for {place[0]}, which "{pattern}" does not capture'
                     )

@@ -241,6 +241,12 @@ def test_at_most_a_thousand_destinations() -> None:
         ("(a)-(b)", "$3@x.org", False),
         ("(?P<n>a)", "${n}@x.org", True),
         ("(?P<n>a)", "${m}@x.org", False),
+        ("(a)-(b)", "${1}-${2}@x.org", True),
+        ("(a)-(b)", "${3}@x.org", False),
+        ("(a)", "$0@x.org", False),
+        ("(a)", "${0}@x.org", False),
+        ("(a)", "a@${0}.x.org", False),
+        ("exact", "$0@x.org", False),
         ("sales-*", "$1@x.org", True),
         ("*", "$1@x.org", True),
         ("sales-*", "$2@x.org", False),
@@ -317,6 +323,7 @@ def test_captures(others: int) -> None:
         ("o-(z)?(.*)", "$1$2@x.org"),
         ("q-(.*)", '"$1"@x.org'),
         ("s-(.+)", "me@$1.example.com"),
+        ("t-(.)(.)", "${2}0$1@${1}.x.org"),
     )
     name = "(\\w+)-(?P<who>[a-zé]+)-(z)?"
     assert answer(rules, "Ab-Cd-") == (name, ("Ab.Cd@x.org", "https://h.org/$1"))
@@ -328,6 +335,7 @@ def test_captures(others: int) -> None:
     assert answer(rules, "r-a..b") == ("r-(.*)", ('"a..b"@x.org',))
     assert answer(rules, "o-zy") == ("o-(z)?(.*)", ("zy@x.org",))
     assert answer(rules, "o-y") is None
+    assert answer(rules, "t-ab") == ("t-(.)(.)", ("b0a@a.x.org",))
     assert answer(rules, "q-b@evil.org") == ("q-(.*)", ('"b@evil.org"@x.org',))
     assert answer(rules, "s-team") == ("s-(.+)", ("me@team.example.com",))
     for local in ("s-evil.org@x", "s-a..b", "s-evil.org/", "s--", "s-" + "x" * 62 + "é"):
