@@ -135,8 +135,9 @@ class Dialogue(Connection):
             return replies.HELLO_FIRST
         if session.transaction is not None:
             return replies.MAIL_TWICE
+        # Offered to all, used by who is logged in: others are to hear that they are not, not that AUTH= is unknown.
         command = parse_mail_args(
-            arguments, size_limit=desk.bounds.size_limit, auth_offered=session.login is not None
+            arguments, size_limit=desk.bounds.size_limit, auth_offered=desk.name != "mx"
         )
         answer = await desk.reception.sender(session, command)
         if answer.positive:

@@ -109,10 +109,12 @@ async def test_nothing_is_asked_for_in_the_clear(engine, domain):
         assert "AUTH" not in answer.text
         assert "STARTTLS" in answer.text
         assert str(await client.login("ann@here.test", PASSWORD)).startswith("538 5.7.11")
-        assert str(await client.say(b"MAIL FROM:<ann@here.test>\r\n")).startswith("530 5.7.0")
+        for sender in (b"<ann@here.test>", b"<ann@here.test> AUTH=<>"):
+            assert str(await client.say(b"MAIL FROM:" + sender + b"\r\n")).startswith("530 5.7.0")
         await client.starttls()
         await client.ehlo()
-        assert str(await client.say(b"MAIL FROM:<ann@here.test>\r\n")).startswith("530 5.7.0")
+        for sender in (b"<ann@here.test>", b"<ann@here.test> AUTH=<>"):
+            assert str(await client.say(b"MAIL FROM:" + sender + b"\r\n")).startswith("530 5.7.0")
 
 
 async def exchange(client, *steps):
