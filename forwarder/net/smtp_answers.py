@@ -3,12 +3,15 @@
 Values only; ``smtp_opening`` and ``smtp_client`` make them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from forwarder.mail.outcome import Fault, Scope, Stage, reply_for, scope_at
 from forwarder.mail.reply import Reply
 from forwarder.net.smtp_wire import WireTrouble
+
+_OF_SESSION = (421, 452, 503)  # at RCPT: closing, too many by now, out of order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,13 @@ class Answered:
     final: Reply | None = None  # only when the content was sent
     local: bool = False  # ``mail`` is our own word: the peer announced that it cannot take this message
 
+    @property
+    def may_be_of_session(self) -> bool:
+        """Refused before the content in a way that a host may mean of the session: it has served enough in this one."""
+        if not self.mail.positive or self.data is not None:
+            return not self.local
+        return self.final is None and all(reply.code in _OF_SESSION for reply in self.recipients)
+
     def among(self, asked: Sequence[bool]) -> "Answered":
         """The same for all recipients of a message of whom only some were asked for."""
         return replace(self, recipients=among(self.recipients, asked)) if self.recipients else self
@@ -41,11 +51,12 @@ class Answered:
         """The reply that decides the fate of one recipient, and what it condemns if it is not a success."""
         if not self.mail.positive:
             return scope_at(Stage.MAIL, self.mail), self.mail
-        recipient = self.recipients[index]
+        recipient = meant(self.recipients[index], islice(self.recipients, index))
         if not recipient.positive:
             return scope_at(Stage.RCPT, recipient), recipient
         if self.data is not None:
-            return scope_at(Stage.DATA, self.data), self.data
+            data = meant(self.data, self.recipients)
+            return scope_at(Stage.DATA, data), data
         assert self.final is not None
         return scope_at(Stage.DOT, self.final), self.final
 
@@ -69,14 +80,29 @@ class SessionFault(Exception):
         return self.fault is not None
 
     def refusal(self, index: int) -> Reply | None:
-        """What the peer said to a recipient that it refused before the session was over; a 421 is no such word."""
-        answer = self.answers[index] if index < len(self.answers) else None
-        return None if answer is None or answer.positive or answer.code == 421 else answer
+        """What the peer said to a recipient that it refused before the session was over; a 421 is no such word.
+
+        Nor is anything where DATA got an answer that is none to it: then each may be the answer to another command.
+        """
+        if index >= len(self.answers) or (self.stage is Stage.DATA and self.fault is Fault.PROTOCOL):
+            return None
+        answer = meant(self.answers[index], islice(self.answers, index))
+        return None if answer.positive or answer.code == 421 else answer
 
     @property
     def scope(self) -> Scope:
         """What the reply condemns."""
         return Scope.SITE if self.local else scope_at(self.stage, self.reply)
+
+
+def meant(answer: Reply, earlier: Iterable[Reply]) -> Reply:
+    """What an answer means behind the earlier ones to recipients.
+
+    RFC 5321 3.8: after a 421 the service is closing. A 503 from then on is about that and about no recipient.
+    """
+    if answer.code != 503:
+        return answer
+    return next((reply for reply in earlier if reply.code == 421), answer)
 
 
 def among(answers: Sequence[Reply], asked: Sequence[bool]) -> tuple[Reply, ...]:

@@ -16,7 +16,7 @@ MAIL that was refused decides for all recipients, whatever the peer says to the 
 (most say 503): a 421 to it is the session's, any other refusal the message's, also when the peer hangs up after it.
 
 A 421 to one RCPT is that recipient's while the peer goes on answering (some servers mean only the mailbox by it, and
-one busy mailbox must not hold up the rest); when the peer hangs up after it, it is the session's.
+one busy mailbox must not hold up the rest); a 503 from then on means it again. When it hangs up, it is the session's.
 
 Without 8BITMIME 8-bit content is sent as it is: converting would break every signature in it, and no server in use
 strips the eighth bit. SMTPUTF8 is demanded of the peer only when an address or a header field holds non-ASCII text.

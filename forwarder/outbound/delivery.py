@@ -206,9 +206,9 @@ class _Attempt:
                 raise
             self._reached = True
             failpoint.reach("deliver.after-dot-reply")
-            if kept and not (answered.mail.positive or answered.local):
-                # Said in a session that served other mail before, this may be about the session (some hosts take one
-                # message each, and answer 503 or 550 to the next MAIL): in a new one it is about the message.
+            if kept and answered.may_be_of_session:
+                # Said in a session that served other mail before, this may be about the session (some hosts take a few
+                # messages each, and answer 503 or 550 to the next MAIL): in a new one it is about the message.
                 session.leave()
                 return False
             kept = False

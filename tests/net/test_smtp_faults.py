@@ -191,6 +191,21 @@ async def test_a_peer_that_stops_reading_content_is_left() -> None:
         assert not raised.value.unknown
 
 
+async def test_where_the_answers_are_out_of_step_nobody_is_taken_for_refused() -> None:
+    """A late answer to what was said before shifts all that follow: the 550 below is about the first recipient."""
+    async with Scripted(
+        b"220 hi\r\n",
+        (b"EHLO", b"250-x\r\n250 PIPELINING\r\n"),
+        (b"DATA", b"250 late\r\n250 of mail\r\n550 of a\r\n250 of b\r\n"),
+    ) as (host, port):
+        session = await Session.connect("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        with pytest.raises(SessionFault) as raised:
+            await session.send("s@example.com", ["a@example.test", "b@example.test"], CONTENT)
+        assert (raised.value.stage, raised.value.fault) == (Stage.DATA, Fault.PROTOCOL)
+        assert [raised.value.refusal(place) for place in (0, 1)] == [None, None]
+        assert not raised.value.unknown
+
+
 async def test_a_refusal_in_the_middle_of_the_content_is_heard() -> None:
     async with Scripted(
         b"220 hi\r\n",

@@ -50,7 +50,10 @@ UNKNOWN = GOOD  # when it hangs up upon the dot
 
 
 class Host:
-    """Says the same to each command of a kind; with ``closes`` it hangs up when it has answered the last of them."""
+    """Says the same to each command of a kind; with ``closes`` it hangs up when it has answered the last of them.
+
+    "421/503" is said to the first recipient and to all others.
+    """
 
     def __init__(self, says: Sequence[str], *, closes: bool = False, pipelining: bool = True) -> None:
         self.says = says
@@ -78,6 +81,7 @@ class Host:
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         mail, rcpt, data = self.says
+        to_each = rcpt.split("/")
         writer.write(b"220 x\r\n")
         rcpts = 0
         while line := await reader.readline():
@@ -89,9 +93,9 @@ class Host:
                     writer.write(f"{mail} of mail\r\n".encode())
                     last = not self._pipelining and mail != "250"
                 case b"RCPT":
-                    writer.write(f"{rcpt} of rcpt\r\n".encode())
+                    writer.write(f"{to_each[min(rcpts, len(to_each) - 1)]} of rcpt\r\n".encode())
                     rcpts += 1
-                    last = not self._pipelining and rcpt != "250" and rcpts == len(ADDRESSES)
+                    last = not self._pipelining and "250" not in to_each and rcpts == len(ADDRESSES)
                 case b"DATA":
                     if data == "close":
                         break
@@ -201,6 +205,71 @@ async def test_what_a_host_says_to_the_envelope_decides(
         assert other.connections == 0
 
 
+CLOSING = (Action.RETRY_LATER, 421)
+
+
+@pytest.mark.parametrize("pipelining", [True, False], ids=["pipelined", "stepwise"])
+@pytest.mark.parametrize("closes", [False, True], ids=["stays", "closes"])
+@pytest.mark.parametrize(
+    ("rcpt", "expected"),
+    [
+        ("421/503", [CLOSING, CLOSING]),
+        ("250/421", [CLOSING, CLOSING]),  # what it says to DATA is 503 as well
+        ("421/550", [CLOSING, (Action.GIVE_UP, 550)]),
+        ("503/421", [(Action.GIVE_UP, 503), CLOSING]),
+    ],
+)
+async def test_503_behind_a_421_is_the_word_of_a_host_that_is_closing(
+    rcpt: str, expected: list[tuple[Action, int]], closes: bool, pipelining: bool
+) -> None:
+    """RFC 5321 3.8: nobody is refused for good by a host that goes down in the middle of the envelope."""
+    verdicts = await attempt(Host(("250", rcpt, "503"), closes=closes, pipelining=pipelining))
+    assert sorted((verdict.action, verdict.reply.code) for verdict in verdicts) == sorted(expected)
+
+
+async def test_503_behind_a_421_is_so_too_when_the_host_hangs_up_before_the_last_answer() -> None:
+    verdicts = await attempt(Host(("250", "421/503", "close")))
+    assert [(verdict.action, verdict.reply.code) for verdict in verdicts] == [(Action.RETRY_LATER, 451)] * 2
+
+
+class Once(Host):
+    """Says that once, and takes everything in the second connection."""
+
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        super().accept(reader, writer)
+        if self.connections == 2:
+            self.says, self._closes = GOOD, False
+
+
+@pytest.mark.parametrize("pipelining", [True, False], ids=["pipelined", "stepwise"])
+@pytest.mark.parametrize(
+    ("rcpt", "data"),
+    [
+        ("452", "503"),
+        ("503", "503"),
+        ("421/503", "503"),
+        ("250", "503"),
+        ("250", "554"),
+        ("250", "451"),
+        ("250/550", "554"),
+    ],
+)
+async def test_in_a_kept_session_the_refusal_of_all_before_the_content_may_be_about_the_session(
+    rcpt: str, data: str, pipelining: bool
+) -> None:
+    host = Once(("250", rcpt, data), pipelining=pipelining)
+    verdicts = await attempt(host, kept=True)
+    assert [(verdict.action, verdict.reply.code) for verdict in verdicts] == [(Action.DELIVERED, 250)] * 2
+    assert (host.connections, host.received) == (2, 1)
+
+
+async def test_in_a_kept_session_a_mailbox_that_does_not_exist_does_not_exist() -> None:
+    host = Once(("250", "550", "503"))
+    verdicts = await attempt(host, kept=True)
+    assert [(verdict.action, verdict.reply.code) for verdict in verdicts] == [(Action.GIVE_UP, 550)] * 2
+    assert host.connections == 1
+
+
 @pytest.mark.parametrize("closes", [False, True], ids=["stays", "closes"])
 @pytest.mark.parametrize("data", ["354", "503", "421", "close"])
 @pytest.mark.parametrize("mail", ["452", "421", "503", "554"])
@@ -208,13 +277,6 @@ async def test_in_a_kept_session_the_refusal_of_mail_says_nothing_of_the_message
     mail: str, data: str, closes: bool
 ) -> None:
     """Some hosts take one message each session, and refuse the next MAIL in one way or another."""
-
-    class Once(Host):
-        def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            super().accept(reader, writer)
-            if self.connections == 2:
-                self.says, self._closes = GOOD, False
-
     host = Once((mail, "503", data), closes=closes)
     verdicts = await attempt(host, kept=True)
     assert [(verdict.action, verdict.reply.code) for verdict in verdicts] == [(Action.DELIVERED, 250)] * 2
