@@ -17,7 +17,7 @@ CommitUnknown.
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import asyncpg
@@ -42,12 +42,25 @@ T = TypeVar("T")
 _log = structlog.get_logger("forwarder.store")
 
 
+class _Connection(asyncpg.Connection):  # type: ignore[misc]
+    """Closing never fails: asyncpg cuts the connection where the server does not let go of it, and that will do.
+
+    SQLAlchemy closes what broke in a task of its own, whose failure nobody hears when the caller's time is up;
+    and a failure there would stand for that of the statement, which says whether to try again.
+    """
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        with suppress(Exception):
+            await super().close(timeout=timeout)
+
+
 def make_engine(url: str, *, pool_size: int) -> AsyncEngine:
     """A pool of connections to ``url``; none is opened yet."""
 
     async def connect() -> asyncpg.Connection:
         return await asyncpg.connect(
             dsn=url,
+            connection_class=_Connection,
             timeout=CONNECT_LIMIT,
             command_timeout=STATEMENT_LIMIT,
             statement_cache_size=0,  # SQLAlchemy keeps the prepared statements

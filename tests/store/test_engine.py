@@ -472,6 +472,23 @@ async def test_a_server_that_says_nothing_is_given_up_in_time(
     assert {"before", "after"} <= await names(shaky)
 
 
+async def test_a_connection_that_a_silent_server_does_not_let_go_of_is_cut_without_a_word(
+    own_postgres: Server,
+) -> None:
+    """SQLAlchemy closes in a task whose failure would be logged as one that nobody foresaw."""
+    engine = postgresql.make_engine(own_postgres.url(), pool_size=1)
+    conn = await engine.connect()
+    held = (await conn.get_raw_connection()).driver_connection
+    assert held is not None
+    own_postgres.pause()
+    await held.close(timeout=0.1)
+    assert held.is_closed()
+    own_postgres.go_on()
+    await conn.invalidate()
+    await conn.close()
+    await engine.dispose()
+
+
 async def test_a_deadlock_hurts_nobody(postgres_url: str) -> None:
     one, two = await Database.open(postgres_url), await Database.open(postgres_url)
     for name in ("left", "right"):
