@@ -74,12 +74,16 @@ class Pulse:
 
     async def run(self) -> None:
         """Task body: beat for ever."""
-        pause = min(self._lease.total_seconds() / 4, LONGEST_PAUSE)
+        usual = min(self._lease.total_seconds() / 4, LONGEST_PAUSE)
+        retry = min(usual, RETRY)
+        pause = usual
         while True:
-            await asyncio.sleep(pause if self.alive() else min(pause, RETRY))
+            await asyncio.sleep(pause if self.alive() else retry)
             try:
                 await self.beat()
+                pause = usual
             except StoreUnavailable as error:
+                pause = retry  # a store that is back before the lease is over is in time
                 log.warning("the heartbeat waits for the store", reason=str(error))
 
     async def beat(self) -> None:

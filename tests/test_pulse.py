@@ -105,3 +105,23 @@ async def test_a_store_that_is_away_keeps_nobody_alive(stage: Stage) -> None:
         await stage.pulse.beat()
     assert not stage.pulse.alive()
     assert stage.told == ["registered"]  # nothing is forgotten: the leases may still be ours
+
+
+async def test_a_beat_that_the_store_did_not_take_is_made_again_soon(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While we are alive still: a lease must not end between the store's return and the next turn."""
+    await stage.pulse.begin()
+    answers: list[bool | Exception] = [True, StoreUnavailable(), StoreUnavailable(), True]
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if not answers:
+            raise asyncio.CancelledError
+        stage.answer = answers.pop(0)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await stage.pulse.run()
+    assert pauses == [3.0, 3.0, 1.0, 1.0, 3.0]
