@@ -40,6 +40,7 @@ _MEANINGS = {
     "4.4": "The mail server of the destination could not be reached, although it was tried again and again.",
     "5.4": "There is no mail server to deliver the message to.",
     "5.4.6": "The message went in circles.",
+    "5.4.7": "The message was tried again and again, without success.",
     "5.6": "The mail server of the destination cannot take a message of this form.",
     "5.7": "The mail server of the destination refused the message by its policy.",
 }

@@ -106,6 +106,9 @@ def test_words_for_a_person() -> None:
     _, two = parsed(report(failed(), failed(address="other@example.net", status="4.4.1")))
     assert "the addresses below" in two[0].get_content()
     assert "could not be reached" in two[0].get_content()
+    # Our own code for what got too old, whatever was said of it.
+    _, late = parsed(report(failed(status="5.4.7")))
+    assert "The message was tried again and again, without success." in late[0].get_content()
 
 
 def test_the_destination_is_not_told_unless_it_is_given() -> None:
