@@ -7,6 +7,9 @@ Refuses with 408 what does not come within PATIENCE; with 413 what is larger tha
 415 a compressed body or another type (we never unpack, so a small body stays small); with 400 what is not well formed:
 a syntax error, a key twice, NaN or Infinity, nesting beyond DEPTH, bytes that are not UTF-8. What the values mean is
 not judged here.
+
+Reading takes a time that grows with the length of the body and with nothing else, whatever stands in it, and that of
+more than INLINE octets is done in a thread: mail is served by the same loop.
 """
 
 import asyncio
@@ -14,7 +17,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -24,12 +27,14 @@ from api.errors import Refusal
 from forwarder.mail.words import printable
 
 DEPTH = 32
+INLINE = 16 * 1024  # octets
 PATIENCE = 8.0  # seconds for the whole body: less than a request may take, since it is not our trouble
 FIELDS = 200  # of a form
 _JSON = re.compile(r"application/(?:[\w.-]+\+)?json")
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 _FORM = "application/x-www-form-urlencoded"
 _BOM = b"\xef\xbb\xbf"
+
+_T = TypeVar("_T")
 
 
 async def read_fields(
@@ -45,12 +50,16 @@ async def read_fields(
         return {}
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if _JSON.fullmatch(kind) or (kind in ("", _FORM) and content.lstrip()[:1] in (b"{", b"[")):
-        return _json(content)
+        return await _read_by(_json, content)
     if kind == _FORM:
-        return _unique(_urlencoded(content))
+        return _unique(await _read_by(_urlencoded, content))
     if kind == "multipart/form-data":
         return _unique(await _multipart(request, content))
     raise Refusal(415, "Send the body as application/json, multipart/form-data or " + _FORM + ".")
+
+
+async def _read_by(reader: Callable[[bytes], _T], content: bytes) -> _T:
+    return await asyncio.to_thread(reader, content) if len(content) > INLINE else reader(content)
 
 
 async def _read(request: Request, limit: int) -> bytes:
@@ -78,8 +87,6 @@ def _too_large(limit: int) -> Refusal:
 
 
 def _json(content: bytes) -> Mapping[str, Any]:
-    if _depth(content) > DEPTH:
-        raise Refusal(400, f"The JSON is nested more than {DEPTH} levels deep.")
     try:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_constant)
     except UnicodeDecodeError:
@@ -87,25 +94,29 @@ def _json(content: bytes) -> Mapping[str, Any]:
     except json.JSONDecodeError as fault:
         where = f"line {fault.lineno} column {fault.colno}"
         raise Refusal(400, f"The body is not valid JSON: {fault.msg} ({where}).") from None
-    except (ValueError, RecursionError):  # a number of thousands of digits, or deeper than the scan could see
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError:  # a number of thousands of digits
         raise Refusal(400, "The body is not JSON that can be read.") from None
     if value is None or value == []:
         return {}  # clients send null for "no fields"; PHP writes an empty array as a list
     if not isinstance(value, dict):
         raise Refusal(400, "The body must be a JSON object.")
+    level: list[Any] = [value]
+    for _ in range(DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+    if level:
+        raise _too_deep()
     return value
 
 
-def _depth(content: bytes) -> int:
-    depth = deepest = 0
-    for found in _BRACKETS.finditer(content):
-        mark = found[0]
-        if mark in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif mark in b"]}":
-            depth -= 1
-    return deepest
+def _too_deep() -> Refusal:
+    return Refusal(400, f"The JSON is nested more than {DEPTH} levels deep.")
 
 
 def _constant(name: str) -> Any:

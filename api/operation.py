@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.auth import Gate
-from api.body import read_fields
+from api.body import INLINE, read_fields
 from api.errors import Refusal, bad_fields, not_found, refusal_of, unavailable
 from api.improvmx.requests import Bounds
 from api.limits import RateLimit, places_of
@@ -36,7 +36,6 @@ from forwarder.store.engine import Database
 from forwarder.store.journal import Journal
 from forwarder.store.vault import Vault
 
-INLINE = 16 * 1024  # octets of a body: the fields of more are looked at in a thread
 PATIENCE = 9.0  # seconds: a client hears 503 before ten have gone
 
 log = structlog.get_logger("api")

@@ -6,6 +6,7 @@ import json
 import threading
 import tracemalloc
 from collections.abc import AsyncIterator
+from time import process_time
 from typing import Any
 
 import pytest
@@ -52,6 +53,27 @@ async def test_deep_json_is_400(desk: Desk, inside: str) -> None:
 async def test_brackets_inside_a_text_are_no_depth(desk: Desk) -> None:
     content = json.dumps({"domain": "a.com", "note": "[" * 500 + '"' + "{" * 500})
     assert (await desk.http.post("/domains", content=content, headers=JSON)).status_code == 200
+
+
+@pytest.mark.parametrize("inside", ['"\\', '"', "\\", "[", '{"', "%"])
+async def test_no_body_takes_longer_than_its_length_asks_for(desk: Desk, inside: str) -> None:
+    """A text of quotes without an end kept the whole process busy for minutes: for each, all of the rest was read."""
+    content = ('{"domain": ' + inside * (60_000 // len(inside))).encode()
+    for kind in ("application/json", "application/x-www-form-urlencoded"):
+        began = process_time()
+        answer = await desk.http.post("/domains", content=content, headers={"Content-Type": kind})
+        assert answer.status_code == 400
+        assert process_time() - began < 1
+
+
+@pytest.mark.parametrize(("depth", "status"), [(body.DEPTH, 200), (body.DEPTH + 1, 400)])
+async def test_the_depth_that_may_be(desk: Desk, depth: int, status: int) -> None:
+    for number, (opening, closing) in enumerate((("[", "]"), ('{"a":', "}"))):
+        inside = opening * (depth - 1) + "1" + closing * (depth - 1)
+        content = f'{{"domain": "d{number}.com", "x": {inside}}}'
+        answer = await desk.http.post("/domains", content=content, headers=JSON)
+        assert answer.status_code == status
+        assert status == 200 or "more than 32 levels" in answer.json()["error"]
 
 
 async def test_a_compressed_body_is_415_and_never_unpacked(desk: Desk) -> None:
@@ -360,14 +382,19 @@ async def test_many_fields_are_looked_at_in_a_thread(
 ) -> None:
     await desk.http.post("/domains", json={"domain": "many.com"})
     judged: list[bool] = []
-    validate = operation.validate
 
-    def watched(*given: Any, **more: Any) -> Any:
-        judged.append(threading.current_thread() is not threading.main_thread())
-        return validate(*given, **more)
+    def watch(module: Any, name: str) -> None:
+        work = getattr(module, name)
 
-    monkeypatch.setattr(operation, "validate", watched)
+        def watched(*given: Any, **more: Any) -> Any:
+            judged.append(threading.current_thread() is not threading.main_thread())
+            return work(*given, **more)
+
+        monkeypatch.setattr(module, name, watched)
+
+    watch(body, "_json")
+    watch(operation, "validate")
     entries = [{"alias": f"name{number}", "forward": "person@dest.test"} for number in range(count)]
     answer = await desk.http.post("/domains/many.com/aliases/bulk", json={"aliases": entries})
     assert (answer.status_code, len(answer.json()["added"])) == (200, count)
-    assert judged == [aside]
+    assert judged == [aside, aside]  # read, and its fields looked at
