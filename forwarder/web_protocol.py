@@ -7,6 +7,8 @@ requests that wait for the answer to the one before are as many as are sent; an 
 - A request whose head is not there after PATIENCE seconds is answered 408, and so is a connection that says nothing, or
   nothing but line ends. (One that has had an answer is closed after five seconds of silence: uvicorn's own time.)
 - What is no HTTP is answered 400.
+- A request that asks for an upgrade is read as if it did not (RFC 9110 7.8): programs in Java ask with each that they
+  send to an http:// URL. To httptools its body is no HTTP any more; uvicorn drops it, or reads it as the next request.
 - While a request waits for its turn nothing more is read, and of what was read no more than SLICE octets are parsed.
 - Who takes less than RATE octets a second of the answers that wait for it is cut off.
 - Beyond ``connections``, the one that has waited longest without a request makes room for the next, or else one that
@@ -23,6 +25,7 @@ from collections.abc import Sized
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -51,6 +54,7 @@ class Protocol(HttpToolsProtocol):
     _beside_body = 0  # octets since a request began, or since the last of its body
     _within = False  # a request has begun and not ended
     waits_since: float | None = None  # for a head, or the rest of a body that nobody wants; None: for neither
+    _plain_head = b""  # of the request that asks for an upgrade, without that
     _untaken = 0  # octets of our answers when the timer rang last, as far as they held something up
     _timer: asyncio.TimerHandle | None = None
 
@@ -87,11 +91,24 @@ class Protocol(HttpToolsProtocol):
         self._beside_body += len(data)
         if not self._within:  # line ends before a request begin none, and yet uvicorn's own time stops here
             self._expect_head()
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._feed(data)
         if self.cycle and self.cycle.response_complete:  # the rest of a body that nobody waits for any more
             self._expect_head()
         if self._beside_body > HEAD and not self.transport.is_closing():
             self.refuse(431, f"The head of the request is larger than {HEAD} octets.")
+
+    def _feed(self, data: bytes) -> None:
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as asked:
+                data, self._plain_head = self._plain_head + data[asked.args[0] :], b""
+            except httptools.HttpParserError:
+                self.send_400_response("")
+                return
+            else:
+                return
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -100,6 +117,15 @@ class Protocol(HttpToolsProtocol):
         self._expect_head()
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":  # that is one by itself
+            first = b"%b %b HTTP/%b" % (
+                self.parser.get_method(),
+                self.url,
+                self.parser.get_http_version().encode(),
+            )
+            others = [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+            self._plain_head = b"\r\n".join((first, *others, b"", b""))
+            return
         self.waits_since = None
         super().on_headers_complete()
 
@@ -108,6 +134,8 @@ class Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._plain_head:
+            return
         self._within = False
         super().on_message_complete()
 
@@ -131,9 +159,6 @@ class Protocol(HttpToolsProtocol):
             400,
             "This is not an HTTP request that can be read; in its path, all but ASCII is percent-encoded.",
         )
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """An upgrade that anybody may ask for, and that is ignored, is nothing for the log."""
 
     def _expect_head(self) -> None:
         if self.waits_since is None:

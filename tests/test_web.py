@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -51,6 +52,30 @@ def refusal(answer: bytes) -> tuple[int, Any]:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"content-type: application/json" in head
     return int(head.split(b" ")[1]), json.loads(body)
+
+
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n"
+ASIDE = b"GET /aside HTTP/1.1\r\nHost: x\r\n\r\n"  # 32 octets, 20 in hexadecimal
+
+
+@pytest.mark.parametrize("slice_", [1, 7, 4096])
+@pytest.mark.parametrize(
+    ("rest", "size"),
+    [
+        (b"\r\n", 0),
+        (b"Content-Length: 32\r\n\r\n" + ASIDE, 32),
+        (b"Transfer-Encoding: chunked\r\n\r\n20\r\n" + ASIDE + b"\r\n0\r\n\r\n", 32),
+    ],
+)
+async def test_a_request_that_asks_for_an_upgrade_is_one_like_others(
+    server: WebServer, monkeypatch: pytest.MonkeyPatch, slice_: int, rest: bytes, size: int
+) -> None:
+    monkeypatch.setattr(web_protocol, "SLICE", slice_)
+    asking = b" HTTP/1.1\r\nHost: x\r\n" + UPGRADE + rest
+    last = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answers = await exchange(server, b"PUT /first" + asking + b"PUT /second" + asking + last)
+    said = re.findall(rb"\r\n\r\n(/[a-z]+ [0-9]+)", answers)
+    assert said == [b"/first %d" % size, b"/second %d" % size, b"/last 0"]
 
 
 @pytest.mark.parametrize(
