@@ -97,6 +97,9 @@ def test_patterns(text: str, canonical: str, kind: AliasKind) -> None:
         ("<a>", "letters"),
         ("a,b", "letters"),
         ("a;b", "letters"),
+        ('"a"', "letters"),  # RCPT TO:<"a"@…> is mail for a
+        ('"a b"', "letters"),
+        ('"a*"', "letters"),
         ("a\r\nb", "control"),
         ("a\0b", "control"),
         ("a\u2028b", "control"),
