@@ -182,12 +182,15 @@ async def bulk(call: Call) -> Json:
 
 def find_alias(conn: Connection, domain_id: int, wanted: str) -> Alias | None:
     """The alias of that name, as written or in its canonical form, or of that id."""
-    patterns = [wanted]
+    return aliases.find(conn, domain_id, list(dict.fromkeys([wanted, stored_name(wanted)])), wanted)
+
+
+def stored_name(wanted: str) -> str:
+    """How an alias that is asked for by this name was stored, whether it is still there or not."""
     try:
-        patterns.append(parse_pattern(wanted))
+        return parse_pattern(wanted)
     except RuleError:
-        patterns.append(wanted.lower())
-    return aliases.find(conn, domain_id, list(dict.fromkeys(patterns)), wanted)
+        return wanted.lower()
 
 
 def _exists(failed: Sequence[Alias]) -> Refusal:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from api.errors import bad_fields, not_found
 from api.improvmx import answers, wire
-from api.improvmx.aliases import find_alias
+from api.improvmx.aliases import find_alias, stored_name
 from api.improvmx.owned import domain_in, domain_of, name_of
 from api.improvmx.requests import PAGE_SIZE, LogsQuery
 from api.improvmx.wire import Json
@@ -34,7 +34,7 @@ async def of_alias(call: Call) -> Json:
     domain, alias = await call.rooms.database.read(
         lambda conn: (domain := domain_in(conn, call, name), find_alias(conn, domain.id, wanted))
     )
-    page = await _page(call, domain, wanted if alias is None else alias.pattern)
+    page = await _page(call, domain, stored_name(wanted) if alias is None else alias.pattern)
     if alias is None and not page["logs"]:
         raise not_found("alias")
     return page

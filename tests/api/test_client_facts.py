@@ -97,6 +97,15 @@ async def test_a_regular_expression_is_addressed_percent_encoded(
     assert (await desk.delete(path)).status_code == 200
 
 
+@pytest.mark.parametrize("written", ["richard", "Richard", "%20RICHARD"])
+async def test_the_logs_of_an_alias_that_is_gone_are_found_by_what_found_it(desk: Desk, written: str) -> None:
+    await desk.domain(aliases={"richard": "r@example.com"})
+    await desk.mail("piedpiper.com")
+    for _ in range(2):
+        assert len((await desk.get(f"/domains/piedpiper.com/logs/{written}")).json()["logs"]) == 1
+        await desk.delete("/domains/piedpiper.com/aliases/richard")
+
+
 async def test_an_alias_is_addressed_by_its_id_and_a_name_of_digits_is_a_name_first(desk: Desk) -> None:
     await desk.domain("piedpiper.com", {"richard": "richard@gmail.com"})
     number = (await desk.get("/domains/piedpiper.com/aliases/richard")).json()["alias"]["id"]
