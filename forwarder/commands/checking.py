@@ -1,13 +1,16 @@
 """``forwarder check``: configuration, keys, database, ports, and the DNS of the server and of every domain.
 
 Each line is one question with its answer and, where it went wrong, what to do. Exit status 1 when something must be
-mended; what is only advice does not count.
+mended; what is only advice does not count. Many domains are looked at side by side; a person at a terminal sees how
+far it is.
 """
 
+import asyncio
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 
 CONNECT = 2.0  # seconds, to a port of this machine
+AT_ONCE = 20  # domains: a look asks some ten questions, each of which may stay without an answer for seconds
+RENEWED_BEFORE = timedelta(days=7)  # ACME clients renew a certificate weeks before its end
 
 
 class Grade(StrEnum):
@@ -64,8 +69,6 @@ class Finding:
 
 def check(config: Config = None, as_json: AsJson = False) -> None:
     """Look whether this server can do its work, and say what to do where it cannot."""
-    import asyncio
-
     settings = settings_of(config)
     found = [Finding.fine("configuration", f"is valid; this is {settings.hostname}")]
     found += [*_postmaster(settings), *_ports(settings), *_confirmation(settings)]
@@ -146,22 +149,22 @@ def _certificate(settings: "Settings") -> Finding:
     file = Path(settings.tls.certificate)
     try:
         ServerTls(file, Path(settings.tls.key))
-        ends_at, names = served(file)
+        since, until, names = served(file)
     except TlsFilesError as error:
         return Finding.wrong("tls", f"{error}; the engine does not start with them")
     except (OSError, ValueError):  # OpenSSL reads more than the other library
         return Finding.fine("tls", f"{file} and its key can be used")
-    if ends_at <= utc_now():
-        text = (
-            f"{file} expired on {ends_at:%Y-%m-%d}; renew it: mail programs and hosts that verify refuse it"
-        )
-        return Finding.wrong("tls", text)
+    now, renew = utc_now(), "renew it; the new files are picked up without a restart"
+    if not since <= now < until:
+        when = f"ended on {until:%Y-%m-%d}" if now >= until else f"begins on {since:%Y-%m-%d}"
+        return Finding.wrong("tls", f"{file} {when}, so that mail programs refuse it; {renew}")
     if not any(is_named(settings.hostname, name.lower()) for name in names):
-        text = (
-            f"{file} does not name {settings.hostname}: mail programs and hosts that verify refuse it there"
-        )
+        what = f"is for {', '.join(names)}, not for" if names else "does not name"
+        text = f"{file} {what} {settings.hostname}; mail programs that are told this name refuse it"
         return Finding.advice("tls", text)
-    return Finding.fine("tls", f"{file} and its key can be used until {ends_at:%Y-%m-%d}")
+    if until - now < RENEWED_BEFORE:
+        return Finding.advice("tls", f"{file} ends on {until:%Y-%m-%d}; {renew}")
+    return Finding.fine("tls", f"{file} and its key can be used until {until:%Y-%m-%d}")
 
 
 def _port(name: str, at: "HostPort") -> Finding:
@@ -220,24 +223,43 @@ async def _keys_database_and_dns(settings: "Settings") -> list[Finding]:
 
 
 async def _dns(settings: "Settings", database: "Database") -> list[Finding]:
-    """The server's own names, then every domain's; what is found of a domain is written down."""
-    from api.findings import look
-    from api.improvmx.check import record
+    """The server's own names, then every domain's."""
     from forwarder.net.dns import Resolver
-    from forwarder.store import dkim_keys, domains
 
     resolver = Resolver(settings.dns.nameservers, deadline=settings.dns.timeout)
     try:
-        found = [*await _server_names(settings, resolver), *await _server_records(settings, resolver)]
-        hosted = (await database.read(lambda conn: domains.list_domains(conn)))[0]
-        for domain in hosted:
+        return [
+            *await _server_names(settings, resolver),
+            *await _server_records(settings, resolver),
+            *await _domains(settings, database, resolver),
+        ]
+    finally:
+        await resolver.close()
+
+
+async def _domains(settings: "Settings", database: "Database", resolver: "Resolver") -> list[Finding]:
+    """Every domain's findings, in the order of ``domain list``; what is found is written down."""
+    from rich.console import Console
+
+    from api.findings import look
+    from api.improvmx.check import record
+    from forwarder.store import dkim_keys, domains
+
+    hosted = (await database.read(lambda conn: domains.list_domains(conn)))[0]
+    some, done = asyncio.Semaphore(AT_ONCE), 0
+
+    async def one(domain: "Domain") -> list[Finding]:
+        nonlocal done
+        async with some:
             keys = await database.read(partial(dkim_keys.list_keys, domain_id=domain.id))
             checked = await look(resolver, domain.name, settings, keys)
             await record(database, domain, checked, utc_now())
-            found += _domain(domain, checked)
-        return found
-    finally:
-        await resolver.close()
+        done += 1
+        status.update(f"{done} of {len(hosted)} domains looked at")
+        return _domain(domain, checked)
+
+    with Console(stderr=True).status("looking at the domains") as status:
+        return [finding for found in await asyncio.gather(*map(one, hosted)) for finding in found]
 
 
 async def _server_names(settings: "Settings", resolver: "Resolver") -> list[Finding]:
@@ -278,7 +300,7 @@ async def _server_records(settings: "Settings", resolver: "Resolver") -> list[Fi
         wanted = [record for record in server_records(settings) if record.purpose in ("spf", "dkim")]
     except KeyringError:
         return []  # that they cannot be read is said of the keys
-    found = []
+    found, senders = [], await _senders(settings, resolver)
     for record in wanted:
         answer = await resolver.txt(record.name)
         texts = (
@@ -289,7 +311,10 @@ async def _server_records(settings: "Settings", resolver: "Resolver") -> list[Fi
         else:
             what, right = "DKIM", not key_fault(texts, record.value)
         about = f"{record.name} {what}"
-        if right:
+        if right and record.purpose == "spf" and (shut := await _shut_out(resolver, record.name, senders)):
+            text = f"does not let {', '.join(shut)} send, so that forwarded mail fails SPF; let it, as"
+            found.append(Finding.advice(about, f"{text} {record.value} does"))
+        elif right:
             found.append(Finding.fine(about, "is right"))
         elif isinstance(answer, CannotTell):
             found.append(Finding.advice(about, "could not be asked now"))
@@ -297,6 +322,36 @@ async def _server_records(settings: "Settings", resolver: "Resolver") -> list[Fi
             said = f"forwarded mail needs it: add a TXT record, one only, {record.name}: {record.value}"
             found.append(Finding.advice(about, said))
     return found
+
+
+async def _senders(settings: "Settings", resolver: "Resolver") -> list[str]:
+    """The addresses that mail leaves from, as others see them: those of the host name, unless one is configured."""
+    from forwarder.net.addresses import is_private
+    from forwarder.net.answers import Found
+
+    answer = await resolver.addresses(settings.hostname)
+    senders = list(answer.records) if isinstance(answer, Found) else []
+    for bound, colon in ((settings.outbound.bind_ipv4, False), (settings.outbound.bind_ipv6, True)):
+        if bound and not is_private(bound):  # who sends from a private one is seen under another
+            senders = [address for address in senders if (":" in address) is not colon] + [bound]
+    return senders
+
+
+async def _shut_out(resolver: "Resolver", domain: str, senders: Sequence[str]) -> list[str]:
+    """Those of the addresses for which the SPF record of ``domain`` says anything but pass."""
+    from forwarder.inbound.spf import check_spf
+    from forwarder.mail.address import Path
+    from forwarder.mail.verification import AuthResult
+
+    path, no_harm = Path(local="postmaster", domain=domain), (AuthResult.PASS, AuthResult.TEMPERROR)
+    shut = []
+    for address in senders:
+        found = await check_spf(
+            resolver, client_address=address, helo=domain, reverse_path=path, receiver=domain
+        )
+        if found.result not in no_harm:
+            shut.append(address)
+    return shut
 
 
 def _domain(domain: "Domain", checked: "Checked") -> list[Finding]:

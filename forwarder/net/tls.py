@@ -104,14 +104,17 @@ def shown(connection: ssl.SSLObject) -> list[bytes]:
     return [each.public_bytes(_ssl.ENCODING_DER) for each in chain or ()]
 
 
-def served(certificate: Path) -> tuple[datetime, list[str]]:
-    """Until when the certificate that a file begins with is valid, and the hosts it names; ValueError, OSError."""
+def served(certificate: Path) -> tuple[datetime, datetime, list[str]]:
+    """From when until when the certificate that a file begins with is valid, and the hosts it names.
+
+    ValueError, OSError.
+    """
     from cryptography import x509
 
     from forwarder.mail.dane import alternative_names
 
     own = x509.load_pem_x509_certificates(certificate.read_bytes())[0]
-    return own.not_valid_after_utc, alternative_names(own)
+    return own.not_valid_before_utc, own.not_valid_after_utc, alternative_names(own)
 
 
 def self_signed(
