@@ -288,7 +288,9 @@ async def test_queue_and_logs_of_a_running_engine(
         (shown,) = await run(lambda: cli.json("queue", "show", waiting["message_id"]))
         assert shown["id"] == waiting["id"]
         assert await run(lambda: cli.json("queue", "hold", waiting["id"])) == {"changed": 1}
-        assert (await run(lambda: cli.json("queue", "list", "--state", "held")))["counts"]["held"] == 1
+        held = await run(lambda: cli.json("queue", "list", "--state", "held"))
+        assert held["counts"]["held"] == 1
+        assert [one["next_attempt_at"] for one in held["deliveries"]] == [None]
         house.sink.behave()
         assert await run(lambda: cli.json("queue", "release", waiting["id"])) == {"changed": 1}
         await house.sink.wait_for(1)
@@ -537,3 +539,51 @@ def test_follow_shows_what_is_there_once(hosted: Cli, monkeypatch: pytest.Monkey
     monkeypatch.setattr(logs, "POLL", 0.0)
     _, output, _ = hosted("logs", "--follow", "--limit", "5")
     assert output.split() == ["56", "57", "58", "59", "60"]
+
+
+def test_follow_shows_a_burst_and_the_steps_of_mail_that_waited(
+    hosted: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 1,000 entries, number 5 waits in the queue; then 250 come at once, and number 5 is tried once more."""
+    from dataclasses import fields
+    from datetime import UTC, datetime
+
+    from forwarder.commands import logs
+    from forwarder.store import admin
+    from forwarder.store.journal import Event, Journal, LogEntry
+
+    nothing: dict[str, Any] = {field.name: None for field in fields(Event)}
+    old, new = (
+        Event(**(nothing | {"created_at": datetime(year, 1, 1, tzinfo=UTC)})) for year in (2020, 9999)
+    )
+    written = {f"{number:032x}": [old] for number in range(1, 1001)}
+    fifth = f"{5:032x}"
+
+    def entry(id_: str) -> LogEntry:
+        values: dict[str, Any] = {field.name: None for field in fields(LogEntry)}
+        return LogEntry(**(values | {"id": id_, "events": tuple(written[id_])}))
+
+    async def page(
+        _self: Journal, *_: object, limit: int, after: str = "g", ids: Any = None, **__: object
+    ) -> list[LogEntry]:
+        wanted = [id_ for id_ in sorted(written, reverse=True) if id_ < after and (ids is None or id_ in ids)]
+        return [entry(id_) for id_ in wanted[:limit]]
+
+    looks = 0
+
+    def moving(_conn: object, *, limit: int) -> dict[str, tuple[str, int]]:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            written.update({f"{number:032x}": [new] for number in range(1001, 1251)})
+            written[fifth].append(new)
+        if looks == 5:
+            raise KeyboardInterrupt
+        return {fifth: ("queued", 1 if looks < 3 else 2)}
+
+    monkeypatch.setattr(logs, "_print", lambda one, _out, _as_json: print(int(one.id, 16)))
+    monkeypatch.setattr(logs, "POLL", 0.0)
+    monkeypatch.setattr(Journal, "page", page)
+    monkeypatch.setattr(admin, "moving", moving)
+    _, output, _ = hosted("logs", "--follow", "--limit", "1")
+    assert [int(number) for number in output.split()] == [1000, 5, *range(1001, 1251)]

@@ -1,6 +1,16 @@
-"""``forwarder logs``: the journal, newest first, or as it grows."""
+"""``forwarder logs``: the journal, newest first, or as it grows.
+
+``--follow`` looks twice a second: at the newest entries, back to those it knows, and at older ones whose deliveries
+moved in the queue, since mail that waited for an hour takes its next step far below the newest. Limits: of more than
+NEWEST new entries in half a second the oldest are passed over; watched are as many deliveries as ``WATCHED``, those in
+hand and those due first; a step without a delivery that moves (a report that came back, a held delivery that is
+dropped) is seen only while its entry is among the newest.
+"""
 
 import json
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,6 +19,8 @@ from forwarder.clock import utc_now
 from forwarder.commands.frame import AsJson, Config, Failure, answer, console, with_store
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from rich.console import Console
 
     from forwarder.config import Settings
@@ -17,6 +29,11 @@ if TYPE_CHECKING:
 
 POLL = 0.5  # seconds
 PAGE = 100
+NEWEST = 20 * PAGE
+WATCHED = 1000  # in hand, and as many that are due first
+KNOWN = 100 * PAGE  # entries whose number of steps is remembered
+
+Ask = Callable[..., Awaitable["list[LogEntry]"]]
 
 
 def show_logs(
@@ -34,8 +51,9 @@ def show_logs(
 
     async def work(database: "Database", settings: "Settings") -> None:
         journal, domain_id = await _journal(database, domain)
-        wanted = max(limit, PAGE) if follow else limit
-        known = await journal.page(domain_id, alias=alias, limit=wanted, failures_only=failures)
+        ask = partial(journal.page, domain_id, alias=alias, failures_only=failures)
+        began = utc_now()
+        known = await ask(limit=max(limit, PAGE) if follow else limit)
         found = known[:limit]
         if as_json and not follow:
             answer([plain(entry) for entry in found], as_json=True, people=lambda out: None)
@@ -46,8 +64,9 @@ def show_logs(
         if not found and not follow:
             out.print("Nothing is logged yet.")
         if follow:
-            seen = {entry.id: len(entry.events) for entry in known}
-            await _follow(journal, domain_id, alias, failures, seen, out, as_json)
+            steps = {entry.id: len(entry.events) for entry in known}
+            async for entry in _grown(database, ask, steps, began):
+                _print(entry, out, as_json)
 
     try:
         with_store(config, work)
@@ -68,27 +87,41 @@ async def _journal(database: "Database", domain: str | None) -> "tuple[Journal, 
     return journal, (await database.read(lambda conn: domain_named(conn, domain))).id
 
 
-async def _follow(
-    journal: "Journal",
-    domain_id: int | None,
-    alias: str | None,
-    failures: bool,
-    seen: dict[str, int],
-    out: "Console",
-    as_json: bool,
-) -> None:
-    """Print every entry of the newest page anew when it has a step more than when it was last seen."""
+async def _grown(
+    database: "Database", ask: Ask, steps: dict[str, int], began: datetime
+) -> "AsyncIterator[LogEntry]":
+    """Every entry anew that has a step more than in ``steps``, or than it had when this ``began``; without end."""
     import asyncio
 
+    from forwarder.store import admin
+
+    watched = await database.read(partial(admin.moving, limit=WATCHED))
     while True:
         await asyncio.sleep(POLL)
-        page = await journal.page(domain_id, alias=alias, limit=PAGE, failures_only=failures)
-        for entry in reversed(page):
-            if len(entry.events) > seen.get(entry.id, 0):
-                _print(entry, out, as_json)
-        seen.update({entry.id: len(entry.events) for entry in page})
-        while len(seen) > 100 * PAGE:
-            seen.pop(next(iter(seen)))
+        # The queue before the log: whatever moved has its step written by then.
+        before, watched = watched, await database.read(partial(admin.moving, limit=WATCHED))
+        found = {entry.id: entry for entry in await _newest(ask, steps)}
+        moved = [id_ for id_, was in before.items() if watched.get(id_) != was and id_ not in found]
+        for start in range(0, len(moved), PAGE):
+            some = moved[start : start + PAGE]
+            found |= {entry.id: entry for entry in await ask(ids=some, limit=PAGE)}
+        for id_, entry in sorted(found.items()):
+            known = steps[id_] if id_ in steps else sum(event.created_at < began for event in entry.events)
+            steps[id_] = len(entry.events)
+            if len(entry.events) > known:
+                yield entry
+        while len(steps) > KNOWN:
+            steps.pop(next(iter(steps)))
+
+
+async def _newest(ask: Ask, steps: dict[str, int]) -> "list[LogEntry]":
+    """The newest page, and those before it until one has an entry that is known."""
+    found = await ask(limit=PAGE)
+    page = found
+    while len(page) == PAGE and len(found) < NEWEST and not any(entry.id in steps for entry in page):
+        page = await ask(limit=PAGE, after=found[-1].id)
+        found = [*found, *page]
+    return found
 
 
 def _print(entry: "LogEntry", out: "Console", as_json: bool) -> None:

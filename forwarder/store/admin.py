@@ -19,7 +19,7 @@ from forwarder.mail.event import DeliveryKind, DeliveryState, Status
 from forwarder.store.recording import Recorded, mark_failed, record_events
 from forwarder.store.rows import is_postgres
 from forwarder.store.settling import delete_deliveries, delete_finished
-from forwarder.store.tables import IS_QUEUED, deliveries, messages
+from forwarder.store.tables import IS_LEASED, IS_QUEUED, deliveries, messages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +88,17 @@ def show(conn: Connection, id_: str) -> list[QueuedDelivery]:
     """The delivery of that id, or all deliveries of the message of that id."""
     query = select(*_SHOWN).join_from(deliveries, messages).where(_named([id_])).order_by(deliveries.c.id)
     return [_shown(row) for row in conn.execute(query)]
+
+
+def moving(conn: Connection, *, limit: int) -> dict[str, tuple[str, int]]:
+    """State and attempts of the deliveries that may take a step next: ``limit`` in hand, ``limit`` that are due first.
+
+    Either changes whenever a delivery has taken one, and it is gone after its last.
+    """
+    shown = select(deliveries.c.id, deliveries.c.state, deliveries.c.attempts).limit(limit)
+    in_hand = conn.execute(shown.where(IS_LEASED)).all()
+    due = conn.execute(shown.where(IS_QUEUED).order_by(deliveries.c.next_attempt_at)).all()
+    return {row.id: (row.state, row.attempts) for row in (*due, *in_hand)}
 
 
 def retry(conn: Connection, ids: Sequence[str], *, now: datetime) -> int:

@@ -154,10 +154,14 @@ class Journal:
         *,
         alias: str | None = None,
         after: str | None = None,
+        ids: Sequence[str] | None = None,
         limit: int = 50,
         failures_only: bool = False,
     ) -> list[LogEntry]:
-        """Logs, newest first, those older than the log ``after``; ``domain_id`` None: of all domains and none."""
+        """Logs, newest first, those older than the log ``after``; ``domain_id`` None: of all domains and none.
+
+        ``ids``: of these only.
+        """
         query = select(*_LOG).order_by(logs.c.id.desc()).limit(limit)
         if domain_id is not None:
             query = query.where(logs.c.domain_id == domain_id)
@@ -165,6 +169,8 @@ class Journal:
             query = query.where(logs.c.alias == alias)
         if after is not None:
             query = query.where(logs.c.id < after)
+        if ids is not None:
+            query = query.where(logs.c.id.in_(ids))
         if failures_only:
             query = query.where(logs.c.failed)
         return await self._database.read(partial(_entries, query=query))

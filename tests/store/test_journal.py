@@ -228,6 +228,21 @@ async def test_an_operator_looks_and_retries(stage: Stage) -> None:
     assert [d.id for d in await worker.queue.claim_due(NOON, 10)] == [shown[0].id]
 
 
+async def test_what_may_move_next_is_what_is_in_hand_and_what_is_due_first(stage: Stage) -> None:
+    worker = await stage.worker()
+    leased, soon = stage.message("a@one.example", leased=True), stage.message("b@two.example", due=DAY)
+    later, held = stage.message("c@three.example", due=2 * DAY), stage.message("d@four.example", due=DAY)
+    for message in (later, leased, held, soon):
+        await worker.queue.enqueue(message)
+    await worker.database.write(lambda conn: admin.hold(conn, [held.id]))
+    in_hand, first = leased.deliveries[0].id, soon.deliveries[0].id
+    found = await worker.database.read(lambda conn: admin.moving(conn, limit=1))
+    assert found == {first: ("queued", 0), in_hand: ("leased", 1)}
+    await worker.queue.claim_due(NOON + DAY, 1)
+    found = await worker.database.read(lambda conn: admin.moving(conn, limit=9))
+    assert found == {later.deliveries[0].id: ("queued", 0), first: ("leased", 1), in_hand: ("leased", 1)}
+
+
 async def test_a_whole_queue_is_retried_in_bites(stage: Stage) -> None:
     worker = await stage.worker()
     messages_ = [stage.message("a@one.example", "b@two.example", due=DAY) for _ in range(2)]
