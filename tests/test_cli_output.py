@@ -129,6 +129,7 @@ async def test_a_narrow_terminal_shows_whole_addresses_and_a_held_delivery_is_to
         await house.wait_for_statuses("QUEUED", "SOFT-BOUNCE", "SOFT-BOUNCE")
         assert await said("release", id_) == "0 deliveries due now; one that is not held stays as it is\n"
         assert await said("hold", id_) == "1 delivery held\n"
+        assert (await said("list")).splitlines()[0].rstrip() == f"{id_}  held  2 attempts"
         for ids in (id_, "--all"):
             held = "0 deliveries due now; 1 held, which `forwarder queue release` makes due\n"
             assert await said("retry", ids) == held

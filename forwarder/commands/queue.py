@@ -20,6 +20,8 @@ from forwarder.commands.frame import (
 )
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from rich.console import Console
     from sqlalchemy import Connection
 
@@ -68,7 +70,7 @@ def list_queue(
                 d.id,
                 d.state,
                 d.attempts,
-                d.next_attempt_at,
+                _next_attempt(d),
                 d.reverse_path or "<>",
                 d.destination,
                 d.last_reply,
@@ -195,8 +197,9 @@ def _draw(delivery: "QueuedDelivery", out: "Console") -> None:
     from rich.text import Text
 
     attempts = f"{delivery.attempts} attempt{'' if delivery.attempts == 1 else 's'}"
-    due = f"next {shown(delivery.next_attempt_at)}"
-    out.print(f"{delivery.id}  {delivery.state}  {attempts}, {due}", markup=False, style="bold")
+    due = _next_attempt(delivery)
+    after = f", next {shown(due)}" if due else ""
+    out.print(f"{delivery.id}  {delivery.state}  {attempts}{after}", markup=False, style="bold")
     way = f"{delivery.reverse_path or '<>'} -> {delivery.destination}"
     for line in (way, delivery.last_reply):
         if line:
@@ -235,7 +238,14 @@ def _say(changed: int, what: str, as_json: bool, kept: str = "") -> None:
     )
 
 
+def _next_attempt(delivery: "QueuedDelivery") -> "datetime | None":
+    """None for one that is held: it waits for an operator, whatever it was due for before."""
+    from forwarder.mail.event import DeliveryState
+
+    return None if delivery.state == DeliveryState.HELD else delivery.next_attempt_at
+
+
 def _plain(delivery: "QueuedDelivery") -> dict[str, Any]:
     import dataclasses
 
-    return dataclasses.asdict(delivery)
+    return dataclasses.asdict(delivery) | {"next_attempt_at": _next_attempt(delivery)}
