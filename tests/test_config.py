@@ -146,7 +146,17 @@ def test_what_is_no_listener_is_refused(tmp_path: Path, text: str) -> None:
         ("dns", "nameservers", "unbound:53", "its address"),
         ("dns", "nameservers", "127.1:53", "its address"),
         ("dns", "nameservers", "1.1.1.1", '"1.1.1.1:53"'),
+        ("dns", "nameservers", "1.1.1.1:0", '"1.1.1.1:53"'),
         ("dns", "timeout", "0s", "longer than nothing"),
+        ("mx", "command_timeout", "0s", "longer than nothing"),  # each client would be told 421 at once
+        ("mx", "data_timeout", "0s", "longer than nothing"),
+        ("submission", "command_timeout", "0s", "longer than nothing"),
+        ("submission", "data_timeout", "0s", "longer than nothing"),
+        ("workers", "lease", "999ms", 'at least "1s"'),
+        ("outbound", "smarthost", "relay", '"relay.example.net:25"'),
+        ("outbound", "smarthost", "relay:0", '"relay.example.net:25"'),
+        ("outbound", "smarthost", ":25", '"relay.example.net:25"'),
+        ("api", "listen", "127.0.0.1", '"127.0.0.1:8080"'),
         ("outbound", "bind_ipv4", "::1", "IPv4 address"),
         ("outbound", "bind_ipv4", "eth0", "IPv4 address"),
         ("outbound", "bind_ipv6", "192.0.2.1", "IPv6 address"),
@@ -236,6 +246,7 @@ def test_an_unknown_key_is_an_error_with_the_key_that_was_meant(
         ("FORWARDER_HOSTNAM", "FORWARDER_HOSTNAME"),
         ("FORWARDER_DATABASE_URL", "FORWARDER_DATABASE__URL"),
         ("FORWARDER_MX_SIZE_LIMIT", "FORWARDER_MX__SIZE_LIMIT"),
+        ("FORWARDER_MX", "FORWARDER_MX__<KEY>"),
     ],
 )
 def test_an_unknown_variable_is_an_error(tmp_path: Path, name: str, meant: str) -> None:
@@ -446,8 +457,10 @@ def test_database_urls_that_are_right(tmp_path: Path, url: str) -> None:
         f'[mx]\nsize_limit = "{"9" * 400} GiB"',
         '[mx]\nlisten = ["127.0.0.1:2525", "127.0.0.1:2525"]',
         '[mx]\nlisten = ["127.0.0.1:8080"]',
+        "[mx]\nlisten = 25",
+        '[dkim]\nalgorithms = ["rsa", "rsa"]',
     ],
 )
 def test_what_overflows_or_clashes_is_a_sentence(tmp_path: Path, line: str) -> None:
-    with pytest.raises(ConfigError, match=r"cannot be used|write|two listeners"):
+    with pytest.raises(ConfigError, match=r"cannot be used; |write|two listeners"):
         load(written(tmp_path, f'hostname = "a"\n{line}'), {})

@@ -168,6 +168,8 @@ def _unknown(key: KeyPath, *, in_environment: bool = False) -> str:
     def written(known: KeyPath) -> str:
         return PREFIX + "__".join(known).upper() if in_environment else ".".join(known)
 
+    if _is_section(key):  # a variable that names no key of it
+        return f"is a section; name a key of it, as {written((*key, '<key>'))}"
     section = _section(key[:-1])
     here = [(*key[:-1], name) for name in section.model_fields] if section else []
     every = list(_every_key())

@@ -13,9 +13,11 @@ from forwarder.config.units import (
     Count,
     DatabaseUrl,
     Duration,
+    EachOnce,
     Endpoints,
     HostName,
     HostPort,
+    Lease,
     LocalIpv4,
     LocalIpv6,
     MessageSize,
@@ -23,6 +25,7 @@ from forwarder.config.units import (
     OptionalAddress,
     OptionalEndpoint,
     OptionalHostName,
+    OptionalRelay,
     Positive,
     Proxies,
     PublicUrl,
@@ -57,8 +60,8 @@ class MxSection(Section):
     bare_newline: Literal["reject", "normalize"] = "reject"
     line_limit: Positive = 998  # octets of a text line without its CRLF
     max_hops: Positive = 50  # Received lines
-    command_timeout: Duration = timedelta(seconds=300)
-    data_timeout: Duration = timedelta(seconds=180)  # between two blocks of DATA
+    command_timeout: SomeTime = timedelta(seconds=300)
+    data_timeout: SomeTime = timedelta(seconds=180)  # between two blocks of DATA
     min_rate: Size = 500  # octets a second that DATA must reach on average; 0: any
     errors: Count = 20  # replies 5xx since the last message taken before we hang up
     junk_commands: Count = 100  # NOOP, RSET, VRFY, … between two messages before we hang up
@@ -77,8 +80,8 @@ class SubmissionSection(Section):
     connections_per_minute: Count = 120
     line_limit: Positive = 998
     max_hops: Positive = 50
-    command_timeout: Duration = timedelta(seconds=300)
-    data_timeout: Duration = timedelta(seconds=180)
+    command_timeout: SomeTime = timedelta(seconds=300)
+    data_timeout: SomeTime = timedelta(seconds=180)
     min_rate: Size = 500
     errors: Count = 20
     junk_commands: Count = 100
@@ -132,7 +135,7 @@ class DnsSection(Section):
 class OutboundSection(Section):
     """How mail leaves."""
 
-    smarthost: OptionalEndpoint = None
+    smarthost: OptionalRelay = None
     port: Annotated[int, Field(ge=1, le=65535)] = 25
     allow_private_destinations: bool = False
     tls: Literal["opportunistic", "required", "off"] = "opportunistic"
@@ -181,7 +184,10 @@ class DkimSection(Section):
         "fwd"  # fwd1: RSA, fwd2: Ed25519
     )
     algorithms: Annotated[
-        tuple[Literal["rsa", "ed25519"], ...], BeforeValidator(split_list), Field(min_length=1, max_length=2)
+        tuple[Literal["rsa", "ed25519"], ...],
+        BeforeValidator(split_list),
+        Field(min_length=1, max_length=2),
+        EachOnce,
     ] = ("rsa", "ed25519")
 
 
@@ -233,7 +239,7 @@ class WorkersSection(Section):
 
     processes: Count = 0  # 0: one per core
     # A process that is silent this long loses its deliveries to others.
-    lease: SomeTime = timedelta(seconds=15)
+    lease: Lease = timedelta(seconds=15)
 
 
 class Settings(Section):

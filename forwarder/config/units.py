@@ -20,6 +20,7 @@ from forwarder.mail.address import AddressError, parse_address, parse_domain
 KIB = 1024
 MIB = 1024 * KIB
 LEAST_MESSAGE = 1000  # octets: whoever writes less has forgotten the unit, and would refuse all mail for good
+LEAST_LEASE = timedelta(seconds=1)  # a sign of life takes a commit; whose lease ends before it takes no mail
 
 
 class HostPort(NamedTuple):
@@ -44,13 +45,13 @@ _LONGEST = 36_500 * 86_400  # seconds
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
-def parse_host_port(value: object) -> HostPort:
+def parse_host_port(value: object, *, example: str = '"0.0.0.0:25" or "[::]:25"') -> HostPort:
     """``"host:port"`` or ``"[IPv6]:port"``; an empty host means all addresses."""
     if isinstance(value, HostPort):
         return value
     found = _HOST_PORT.fullmatch(value) if isinstance(value, str) else None
     if found is None or int(found[3]) > 65535:
-        raise ValueError('write "host:port", for example "0.0.0.0:25" or "[::]:25"')
+        raise ValueError(f'write "host:port", for example {example}')
     return HostPort(found[1] or found[2] or "0.0.0.0", int(found[3]))  # noqa: S104 - an empty host asks for it
 
 
@@ -83,8 +84,10 @@ def parse_duration(value: object) -> timedelta:
 
 def split_list(value: object) -> object:
     """Lists come from the environment as text: a JSON array, or parts separated by commas."""
-    if not isinstance(value, str):
+    if isinstance(value, list | tuple):
         return value
+    if not isinstance(value, str):
+        raise ValueError("write a list, in brackets and with commas between its parts")
     text = value.strip()
     if text.startswith("["):  # perhaps "[::]:25", which is no JSON
         with suppress(ValueError):
@@ -98,7 +101,8 @@ def _name_server(value: object) -> HostPort:
     with suppress(ValueError):
         server = parse_host_port(value)
         ipaddress.ip_address(server.host)
-        return server
+        if server.port:
+            return server
     raise ValueError('write its address and port, for example "1.1.1.1:53" or "[::1]:53"')
 
 
@@ -113,7 +117,18 @@ def _local_address(version: int) -> Callable[[object], str]:
 
 
 def _host_port_or_none(value: object) -> HostPort | None:
-    return None if value is None or value == "" else parse_host_port(value)
+    return None if value is None or value == "" else parse_host_port(value, example='"127.0.0.1:8080"')
+
+
+def _relay_or_none(value: object) -> HostPort | None:
+    """Whom to call: nobody has port 0, and without a host it would be this machine."""
+    if value is None or value == "":
+        return None
+    example = '"relay.example.net:25"'
+    relay = parse_host_port(value, example=example)
+    if relay.port == 0 or str(value).startswith(":"):
+        raise ValueError(f'write "host:port", for example {example}')
+    return relay
 
 
 def _hostname(value: object) -> str:
@@ -134,6 +149,18 @@ def _address_or_empty(value: object) -> str:
 def _longer_than_nothing(value: timedelta) -> timedelta:
     if value <= timedelta(0):
         raise ValueError('write a duration longer than nothing, for example "5m"')
+    return value
+
+
+def _long_enough_to_renew(value: timedelta) -> timedelta:
+    if value < LEAST_LEASE:
+        raise ValueError('write at least "1s": it is renewed several times before it ends')
+    return value
+
+
+def _each_once(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(value)) < len(value):
+        raise ValueError("write each once")
     return value
 
 
@@ -184,8 +211,11 @@ Size = Annotated[int, BeforeValidator(parse_size)]
 MessageSize = Annotated[Size, AfterValidator(_at_least_a_message)]
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 SomeTime = Annotated[Duration, AfterValidator(_longer_than_nothing)]
+Lease = Annotated[SomeTime, AfterValidator(_long_enough_to_renew)]
+EachOnce = AfterValidator(_each_once)
 Endpoint = Annotated[HostPort, BeforeValidator(parse_host_port)]
 OptionalEndpoint = Annotated[HostPort | None, BeforeValidator(_host_port_or_none)]
+OptionalRelay = Annotated[HostPort | None, BeforeValidator(_relay_or_none)]
 Endpoints = Annotated[tuple[Endpoint, ...], BeforeValidator(split_list)]
 NameServer = Annotated[HostPort, BeforeValidator(_name_server)]
 NameServers = Annotated[tuple[NameServer, ...], BeforeValidator(split_list)]
