@@ -3,7 +3,8 @@
 The reading is strict where parsers differ, because a difference between us and the reader's mail program is an attack:
 two From headers, or addresses of two domains in one, are ``SEVERAL`` and never an author. An address that stands
 unquoted beside the one in brackets is what some readers show: its domain is one of ``Author.others``, of which nothing
-may be believed that is not proved. Comments, quoted strings and angle brackets are scanned once, without recursion,
+may be believed that is not proved. A field is From, too, for whom leaves out the octets that no name may hold (NUL,
+or a byte order mark before the first). Comments, quoted strings and angle brackets are scanned once, without recursion,
 whatever they nest; input beyond ``MAX_OCTETS`` is not read.
 
 Where no author can be read although there may be an address, a reader may be shown anybody (``obscure``). To look for
@@ -29,6 +30,8 @@ _PLAIN = re.compile(r'[^"\\<>(),:;@]*+(?:"[^"\\]*+"[^"\\<>(),:;@]*+)?<([^"\\<>()
 _LEFT_OUT = re.compile(r'[\x00-\x08\x0e-\x1f\x7f\\]|@\s*=\?|\S"|[@.]\s*"')
 _AFTER_AT = re.compile(r"@\s*((?:[A-Za-z0-9._-]|[^\x00-\x7f\s])*)")
 _QUOTED_AT = "\1"
+_OF_NAMES = bytes(range(33, 127))  # RFC 5322 3.6.8
+_OF_NO_NAME = bytes({*range(256)} - {*_OF_NAMES, *b" \t"})
 _MOST_OTHERS = 3  # each may cost two questions to the DNS
 
 
@@ -63,7 +66,7 @@ class Mailboxes(NamedTuple):
 
 def author(message: Canonical) -> Author:
     """The one domain that the From header names."""
-    fields = message.instances(b"from")
+    fields = _claims(message)
     if not fields:
         return Author(fault=AuthorFault.MISSING)
     if len(fields) > 1:
@@ -98,7 +101,22 @@ def obscure(message: Canonical, claimed: Author) -> bool:
 
     Not where there is no @, nor an encoded word that may be one: "root (Cron Daemon)" is nobody's address.
     """
-    return not claimed.domain and any(b"@" in raw or b"=?" in raw for raw in message.instances(b"from"))
+    return not claimed.domain and any(b"@" in raw or b"=?" in raw for raw in _claims(message))
+
+
+def _claims(message: Canonical) -> list[bytes]:
+    """The From fields, raw, topmost first; what some reader may take for one is among them."""
+    named = message.by_name
+    if len(message.fields) == sum(map(len, named.values())) and not b"".join(named).translate(
+        None, _OF_NAMES
+    ):
+        return message.instances(b"from")  # nearly all
+    found = []
+    for _, raw in message.fields:
+        name, colon, _ = raw.partition(b":")
+        if colon and name.translate(None, _OF_NO_NAME).rstrip(b" \t").lower() == b"from":
+            found.append(raw)
+    return found
 
 
 def _domain(address: str) -> str:
