@@ -42,9 +42,9 @@ async def measured(database: Database, clock: Callable[[], datetime]) -> Respons
 
 def _queue(counts: dict[DeliveryState, int], oldest_due: datetime | None, now: datetime) -> bytes:
     registry = CollectorRegistry()
-    held = Gauge("forwarder_deliveries", "Deliveries in the queue.", ["state"], registry=registry)
+    deliveries = Gauge("forwarder_deliveries", "Deliveries in the queue.", ["state"], registry=registry)
     for state, count in counts.items():
-        held.labels(state.value).set(count)
+        deliveries.labels(state.value).set(count)
     oldest = Gauge(
         "forwarder_oldest_due_seconds", "How long the delivery due longest waits.", registry=registry
     )
