@@ -46,7 +46,9 @@ def build_server(rooms: Rooms) -> Server:
     settings = rooms.settings.mx
     return Server(
         name="mx",
+        clients="mx",
         listen=settings.listen,
+        bounds=settings,
         rooms=rooms,
         reception=MxReception(rooms),
         normalize=settings.bare_newline == "normalize",

@@ -16,7 +16,7 @@ from datetime import timedelta
 
 import structlog
 
-from forwarder.config import HostPort
+from forwarder.config import HostPort, MxSection, SubmissionSection
 from forwarder.inbound.connection import Connection
 from forwarder.inbound.data import Memory
 from forwarder.inbound.dialogue import Dialogue
@@ -41,16 +41,21 @@ class Server:
         self,
         *,
         name: str,
+        clients: str,
         listen: Sequence[HostPort],
+        bounds: MxSection | SubmissionSection,
         rooms: Rooms,
         reception: Reception,
         normalize: bool,
         line_limit: int,
         implicit_tls: bool = False,
     ) -> None:
+        """``clients``: the service with which this one counts its clients (``limits.table_path``)."""
         self.name = name
         self.addresses: list[tuple[str, int]] = []  # what is really listened on, once started
+        self._clients = clients
         self._listen = tuple(listen)
+        self._bounds = bounds
         self._rooms = rooms
         self._reception = reception
         self._normalize = normalize
@@ -126,9 +131,8 @@ class Server:
             await asyncio.wait(tasks, timeout=seconds)
 
     def _make_desk(self, loop: asyncio.AbstractEventLoop) -> Desk:
-        rooms, settings = self._rooms, self._rooms.settings
-        service, bounds = ("mx", settings.mx) if self.name == "mx" else ("submission", settings.submission)
-        path = table_path(settings.data_dir, service)
+        rooms, settings, bounds = self._rooms, self._rooms.settings, self._bounds
+        path = table_path(settings.data_dir, self._clients)
         table = ClientTable(path, region=rooms.region, regions=rooms.regions)
         allowance = Allowance(
             in_all=bounds.connections,

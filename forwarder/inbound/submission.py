@@ -61,7 +61,9 @@ def build_servers(rooms: Rooms) -> list[Server]:
     return [
         Server(
             name=name,
+            clients="submission",
             listen=listen,
+            bounds=settings,
             rooms=rooms,
             reception=reception,
             normalize=True,

@@ -105,7 +105,9 @@ async def listen(
     )
     server = Server(
         name="mx",
+        clients="mx",
         listen=settings.mx.listen,
+        bounds=settings.mx,
         rooms=rooms,
         reception=reception,
         normalize=normalize,
