@@ -18,7 +18,7 @@ from forwarder.mail import trace
 from forwarder.mail.address import AddressError, parse_address
 from forwarder.mail.destination import identity
 from forwarder.mail.event import Status
-from forwarder.mail.returned import ReturnedReport, read_report
+from forwarder.mail.returned import MAX_OCTETS, ReturnedReport, read_report
 from forwarder.mail.words import printable
 from forwarder.store.journal import Journal, LogEntry
 from forwarder.store.records import NewEvent
@@ -44,7 +44,8 @@ class LateBounces:
         kind = contents.first_raw(head, b"content-type")
         if kind is None or b"report" not in kind.lower() or len(self._tasks) >= AT_ONCE:
             return
-        task = asyncio.get_running_loop().create_task(self._note(content))
+        # Its beginning alone: the memory that contents may take does not count what waits here.
+        task = asyncio.get_running_loop().create_task(self._note(content[:MAX_OCTETS]))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

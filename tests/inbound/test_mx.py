@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from forwarder.inbound import late_bounce
 from forwarder.inbound.disk import Disk
 from forwarder.inbound.refusals import PER_CLIENT
 from forwarder.inbound.screening import Screened
@@ -580,6 +581,16 @@ async def test_where_one_account_cannot_be_counted_no_other_is(engine, monkeypat
     assert len(hits) == 2
     codes = [(await engine.send(b"a@sender.test", recipients, MESSAGE))[-1].code for _ in range(2)]
     assert codes == [250, 452]
+
+
+async def test_of_a_late_bounce_no_more_is_kept_than_is_read(monkeypatch):
+    seen = []
+    monkeypatch.setattr(late_bounce, "read_report", lambda content: seen.append(len(content)))
+    head = b"Content-Type: multipart/report; boundary=x\r\n"
+    bounces = late_bounce.LateBounces(None, secrets=(), local_name="mx.test")
+    bounces.look_at(head + b"\r\n" + b"x" * (2 << 20), head)
+    await bounces.close()
+    assert seen == [512 * 1024]
 
 
 async def test_a_store_that_is_gone_refuses_nobody_for_good(engine):
