@@ -80,14 +80,18 @@ class SessionFault(Exception):
         return self.fault is not None
 
     def refusal(self, index: int) -> Reply | None:
-        """What the peer said to a recipient that it refused before the session was over; a 421 is no such word.
+        """What the peer said to a recipient that it refused before the session was over.
 
-        Nor is anything where DATA got an answer that is none to it: then each may be the answer to another command.
+        A 421 is no such word where nothing followed but 503: then it was said of the session. Nor is anything where
+        DATA got an answer that is none to it: then each may be the answer to another command.
         """
         if index >= len(self.answers) or (self.stage is Stage.DATA and self.fault is Fault.PROTOCOL):
             return None
         answer = meant(self.answers[index], islice(self.answers, index))
-        return None if answer.positive or answer.code == 421 else answer
+        if answer.positive:
+            return None
+        went_on = self.stage is Stage.DOT or any(later.code != 503 for later in self.answers[index + 1 :])
+        return answer if answer.code != 421 or went_on else None
 
     @property
     def scope(self) -> Scope:

@@ -82,6 +82,31 @@ async def test_nothing_is_delivered_that_was_not_asked_for(pipelining: bool) -> 
         assert sink.messages == []
 
 
+@pytest.mark.parametrize(
+    ("answers", "refused"),
+    [
+        (b"250 ok\r\n421 busy\r\n250 ok\r\n354 go\r\n", [421, None]),  # all but the dot was answered
+        (b"250 ok\r\n250 ok\r\n421 busy\r\n354 go\r\n", [None, 421]),
+        (b"250 ok\r\n421 busy\r\n250 ok\r\n", [421, None]),
+        (b"250 ok\r\n250 ok\r\n421 busy\r\n", [None, None]),  # the last word is the session's
+        (b"250 ok\r\n421 busy\r\n", [None, None]),
+    ],
+)
+async def test_a_421_to_a_recipient_is_his_when_something_was_said_after_it(
+    answers: bytes, refused: list[int | None]
+) -> None:
+    ehlo = b"250-mx.example.test\r\n250 PIPELINING\r\n"
+    async with Scripted(b"220 hello\r\n", (b"EHLO", ehlo), (b"DATA\r\n", answers)) as (host, port):
+        session = await open_session(
+            "mx.example.test", host, port, hello="me", tls=TlsMode.OFF, timeouts=SHORT
+        )
+        with pytest.raises(SessionFault) as raised:
+            await session.send("a@example.com", ["b@example.test", "c@example.test"], CONTENT)
+        said = [raised.value.refusal(index) for index in range(2)]
+        assert [reply.code if reply else None for reply in said] == refused
+        assert raised.value.unknown is (b"354" in answers)
+
+
 async def test_a_dot_that_is_answered_with_nonsense_leaves_it_unknown(sink: Sink) -> None:
     fault = await fault_of(sink, "354-at-dot@example.test")
     assert (fault.stage, fault.fault, fault.unknown) == (Stage.DOT, Fault.PROTOCOL, True)
@@ -198,7 +223,7 @@ async def test_where_the_answers_are_out_of_step_nobody_is_taken_for_refused() -
         (b"EHLO", b"250-x\r\n250 PIPELINING\r\n"),
         (b"DATA", b"250 late\r\n250 of mail\r\n550 of a\r\n250 of b\r\n"),
     ) as (host, port):
-        session = await Session.connect("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        session = await open_session("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
         with pytest.raises(SessionFault) as raised:
             await session.send("s@example.com", ["a@example.test", "b@example.test"], CONTENT)
         assert (raised.value.stage, raised.value.fault) == (Stage.DATA, Fault.PROTOCOL)
