@@ -145,13 +145,16 @@ def _is_trusted(builder: PolicyBuilder, issuer: x509.Certificate, others: Sequen
     """An authority that a record means, or one issued under it, whatever names they bear."""
     # Nobody has applied the names that an authority is limited to.
     policy = _of_authorities().require_not_present(x509.NameConstraints)
+    verifier = builder.extension_policies(ca_policy=policy, ee_policy=policy).build_client_verifier()
     try:
-        builder.extension_policies(ca_policy=policy, ee_policy=policy).build_client_verifier().verify(
-            issuer, list(others)
-        )
+        path = verifier.verify(issuer, list(others)).chain
     except VerificationError:
         return False
-    return True
+    # To the verifier the path ends here, one certificate too early (RFC 5280 4.2.1.9).
+    limits = [
+        each.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length for each in path
+    ]
+    return all(limit is None or limit >= below for below, limit in enumerate(limits))
 
 
 def alternative_names(certificate: x509.Certificate) -> list[str]:

@@ -42,6 +42,7 @@ def made(
     rsa_padding: padding.PSS | None = None,
     extensions: tuple[x509.ExtensionType, ...] = (),
     critical: bool = False,
+    path_length: int | None = None,
 ) -> Certificate:
     key = key or ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
@@ -55,7 +56,7 @@ def made(
         .not_valid_after(NOW + ends)
     )
     if ca is not None:
-        builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=path_length), critical=True)
     if names:
         alternatives = x509.SubjectAlternativeName([x509.DNSName(each) for each in names])
         builder = builder.add_extension(alternatives, critical=False)
@@ -225,6 +226,17 @@ def test_an_authority_limited_to_some_names_names_none_in_the_subject() -> None:
     limited = made("limited", by=ROOT, ca=True, extensions=(limits,))
     for host in (made("mx.dest.test", by=limited), made("host", by=limited, names=("mx.dest.test",))):
         assert not means(ta(ROOT), chain=[host.der, limited.der, ROOT.der])
+
+
+@pytest.mark.parametrize("names", [(), ("mx.dest.test",)])
+def test_an_authority_that_may_have_no_other_below_it(names: tuple[str, ...]) -> None:
+    lowest = made("lowest", ca=True, path_length=0)
+    host = made("mx.dest.test", by=lowest, names=names)
+    assert means(ta(lowest), chain=[host.der, lowest.der])
+    below = made("below", by=lowest, ca=True)
+    host = made("mx.dest.test", by=below, names=names)
+    assert not means(ta(lowest), chain=[host.der, below.der, lowest.der])
+    assert means(ta(below), chain=[host.der, below.der])
 
 
 def test_a_key_that_may_not_sign_certificates_is_no_authoritys() -> None:
