@@ -23,7 +23,7 @@ from forwarder.mail.address import Path
 from forwarder.mail.destination import mailbox_key
 from forwarder.store import counters, directory
 from forwarder.store.confirmed import addresses_of, confirmed_of
-from forwarder.store.domains import Domain
+from forwarder.store.domains import Domain, hosted_among
 from forwarder.store.rows import upsert
 from forwarder.store.tables import aliases, confirmations, domains
 
@@ -80,9 +80,7 @@ def unconfirmed(conn: Connection, account_id: int, forwards: Iterable[str]) -> S
     named = {mailbox_key(path): path for path in addresses_of(forwards)}
     if not named:
         return ()
-    places = {path.domain for path in named.values()}
-    query = select(domains.c.name).where(domains.c.account_id == account_id)
-    own = {name for name in conn.execute(query).scalars() if name in places}
+    own = hosted_among(conn, {path.domain for path in named.values()}, account_id=account_id)
     confirmed = confirmed_of(conn, forwards)
     return [path for key, path in named.items() if key not in confirmed and path.domain not in own]
 

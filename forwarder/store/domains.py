@@ -100,12 +100,14 @@ def by_id(conn: Connection, domain_id: int) -> Domain | None:
     return None if row is None else _domain(row)
 
 
-def hosted_among(conn: Connection, names: Iterable[str]) -> set[str]:
-    """Those of these domains that are hosted here, whosever they are."""
+def hosted_among(conn: Connection, names: Iterable[str], *, account_id: int | None = None) -> set[str]:
+    """Those of these domains that are hosted here, within one account or over all."""
     wanted = list(names)
     found: set[str] = set()
     for start in range(0, len(wanted), _AT_ONCE):
         query = select(domains.c.name).where(domains.c.name.in_(wanted[start : start + _AT_ONCE]))
+        if account_id is not None:
+            query = query.where(domains.c.account_id == account_id)
         found.update(conn.execute(query).scalars())
     return found
 
