@@ -271,8 +271,9 @@ class Queue:
             raise StoreUnavailable("this worker's sign of life is overdue")
 
     def _doubt(self, message: NewMessage) -> None:
-        ids = tuple(delivery.id for delivery in message.deliveries)
-        self._doubts[message.id] = _InDoubt(Doubt(message.id, ids), time.monotonic())
+        kept = tuple(each.id for each in message.deliveries if not each.discard)
+        discarded = tuple(each.id for each in message.deliveries if each.discard)
+        self._doubts[message.id] = _InDoubt(Doubt(message.id, kept, discarded), time.monotonic())
 
     def _nobody_took(self, message: NewMessage, ended: "Failed | None") -> None:
         """The caller was cancelled: what it would have handed over to the dispatcher goes back to the queue."""

@@ -61,10 +61,11 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """A message whose COMMIT nobody answered, and the deliveries it was to have."""
+    """A message whose COMMIT nobody answered, the deliveries it was to have, and the logs of what it was to discard."""
 
     message_id: str
     delivery_ids: tuple[str, ...]
+    discarded_ids: tuple[str, ...]
 
 
 class Settling:
@@ -247,23 +248,21 @@ def under_way(conn: Connection) -> tuple[int, int]:
 
 
 def withdraw(conn: Connection, doubts: Sequence[Doubt], worker_id: str) -> int:
-    """Delete what an unanswered COMMIT may have left of these messages and nobody has begun to deliver."""
-    ids = [(id_,) for doubt in doubts for id_ in doubt.delivery_ids]
+    """Delete what an unanswered COMMIT may have left of these messages and nobody has begun to deliver.
+
+    How many logs went. What another has begun, or has delivered, keeps its log.
+    """
     given = _IDS.source(is_postgres(conn))
-    values = _IDS.values(conn, ids)
     unbegun = ((deliveries.c.lease_owner == worker_id) & (deliveries.c.attempts <= 1)) | (
         (deliveries.c.state == DeliveryState.QUEUED.value) & (deliveries.c.attempts == 0)
     )
     mine = deliveries.c.id.in_(select(given.c.id))
-    conn.execute(delete(deliveries).where(mine, unbegun), values)
-    gone = ~exists().where(deliveries.c.id == logs.c.id)
-    conn.execute(
-        delete(events).where(
-            events.c.log_id.in_(select(given.c.id)), ~exists().where(deliveries.c.id == events.c.log_id)
-        ),
-        values,
-    )
-    withdrawn = conn.execute(delete(logs).where(logs.c.id.in_(select(given.c.id)), gone), values).rowcount
+    ids = _IDS.values(conn, [(id_,) for doubt in doubts for id_ in doubt.delivery_ids])
+    removal = delete(deliveries).where(mine, unbegun).returning(deliveries.c.id)
+    gone = [(id_,) for id_ in conn.execute(removal, ids).scalars()]
+    logged = _IDS.values(conn, [*gone, *((id_,) for doubt in doubts for id_ in doubt.discarded_ids)])
+    conn.execute(delete(events).where(events.c.log_id.in_(select(given.c.id))), logged)
+    withdrawn = conn.execute(delete(logs).where(logs.c.id.in_(select(given.c.id))), logged).rowcount
     delete_finished(conn, (doubt.message_id for doubt in doubts))
     return withdrawn
 

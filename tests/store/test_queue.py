@@ -466,6 +466,27 @@ async def test_withdrawing_spares_what_another_worker_has_begun(stage: Stage) ->
     assert await statuses(worker.database, begun.id) == [Status.QUEUED, Status.DELIVERED]
 
 
+async def test_withdrawing_takes_the_log_of_what_was_to_be_discarded(stage: Stage) -> None:
+    worker = await stage.worker()
+    message = stage.message(discard=True)
+    await worker.queue.enqueue(message)
+    worker.queue._doubt(message)
+    await worker.queue.withdraw_doubtful(0.0)
+    assert await sizes(worker.database) == (0, 0, 0, 0)
+
+
+async def test_withdrawing_leaves_the_log_of_what_another_worker_has_delivered(stage: Stage) -> None:
+    worker, other = await stage.worker("a"), await stage.worker("b")
+    message = stage.message("a@dest.example")
+    await worker.queue.enqueue(message)
+    begun = await taken_by(other)
+    assert await other.queue.settle(delivered(begun))
+    worker.queue._doubt(message)
+    await worker.queue.withdraw_doubtful(0.0)
+    assert await sizes(worker.database) == (0, 0, 1, 2)
+    assert await statuses(worker.database, begun.id) == [Status.QUEUED, Status.DELIVERED]
+
+
 async def test_withdrawing_spares_what_another_worker_will_try_again(stage: Stage) -> None:
     worker, other = await stage.worker("a"), await stage.worker("b")
     message = stage.message("a@dest.example")
