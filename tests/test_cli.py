@@ -280,16 +280,23 @@ async def test_queue_and_logs_of_a_running_engine(
         (waiting,) = listed["deliveries"]
         assert (waiting["destination"], waiting["attempts"]) == ("inbox@dest.test", 1)
         assert listed["counts"]["queued"] == 1
-        assert "The queue is empty" not in (await run(lambda: cli("queue", "list", "--state", "held")))[1]
+        assert "None of the 1" in (await run(lambda: cli("queue", "list", "--state", "held")))[1]
+        shown = (await run(lambda: cli("queue", "list")))[1]
+        assert "inbox@dest.test" in shown
+        assert "1 queued" in shown
         for domain, number in (("DEST.test", 1), ("dest.test", 1), ("other.test", 0), ("127.0.0.1", 0)):
             shown = await run(lambda name=domain: cli.json("queue", "list", "--domain", name))
             assert len(shown["deliveries"]) == number
         assert "None of the 1" in (await run(lambda: cli("queue", "list", "--domain", "other.test")))[1]
         (shown,) = await run(lambda: cli.json("queue", "show", waiting["message_id"]))
         assert shown["id"] == waiting["id"]
+        assert "inbox@dest.test" in (await run(lambda: cli("queue", "show", waiting["id"])))[1]
         assert await run(lambda: cli.json("queue", "hold", waiting["id"])) == {"changed": 1}
+        assert "stays as it is" in (await run(lambda: cli("queue", "hold", waiting["id"])))[1]
+        for state, number in (("held", 1), ("queued", 0), ("leased", 0)):
+            shown = await run(lambda state=state: cli.json("queue", "list", "--state", state))
+            assert (len(shown["deliveries"]), shown["counts"]["held"]) == (number, 1)
         held = await run(lambda: cli.json("queue", "list", "--state", "held"))
-        assert held["counts"]["held"] == 1
         assert [one["next_attempt_at"] for one in held["deliveries"]] == [None]
         house.sink.behave()
         assert await run(lambda: cli.json("queue", "release", waiting["id"])) == {"changed": 1}

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from forwarder.mail.outcome import Scope
-from forwarder.net.smtp_answers import SessionFault
+from forwarder.net.smtp_answers import SessionFault, announced
 from forwarder.net.smtp_client import Timeouts
 from forwarder.net.smtp_opening import open_session
 from forwarder.net.tls import TlsMode
@@ -247,6 +247,24 @@ async def test_a_transaction_that_came_to_nothing_is_taken_back_before_the_next(
         assert len(sink.messages) == 2
         assert sink.violations == []
         await session.quit()
+
+
+@pytest.mark.parametrize(
+    ("announcement", "size", "known"),
+    [
+        (b"SIZE 1000", 1000, True),
+        (b"size  1000 ", 1000, True),
+        (b"SIZE", None, True),
+        (b"SIZE 0", None, True),
+        (b"SIZE many", None, True),
+        (b"SIZE 999999999999999", 999_999_999_999_999, True),
+        (b"SIZE 1000000000000000", None, True),  # no number of octets
+        (b"RESIZE 1000", None, False),
+    ],
+)
+def test_the_size_that_a_host_announces(announcement: bytes, size: int | None, known: bool) -> None:
+    features = announced(b"250-mx.example.test\n250 " + announcement)
+    assert (features.size, features.size_known) == (size, known)
 
 
 async def test_a_message_of_just_the_size_announced_is_sent() -> None:

@@ -64,6 +64,15 @@ async def test_the_retry_delivers_with_the_same_envelope_and_message_id(tmp_path
         assert first == second
 
 
+@pytest.mark.parametrize(("content", "said"), [(CONTENT, False), (CONTENT + b"gr\xfc\xdfe\r\n", True)])
+async def test_octets_that_are_no_ascii_are_announced(tmp_path: Path, content: bytes, said: bool) -> None:
+    async with house(tmp_path) as rooms:
+        await rooms.accept("bob@dest.test", content=content)
+        (message,) = await rooms.sink.wait_for(1)
+        assert ("BODY=8BITMIME" in message.mail_parameters) is said
+        assert message.content.endswith(content)
+
+
 async def test_recipients_of_one_transaction_are_judged_one_by_one(tmp_path: Path) -> None:
     async with house(tmp_path, retry=SOON) as rooms:
         good, later, bad = await rooms.accept(
