@@ -35,16 +35,16 @@ class _Session:
 class Hosts:
     """A pool of two hosts: ``mx1`` answers RCPT, ``mx2`` says something at its door."""
 
-    def __init__(self, rcpt: Reply | BaseException, door: Reply) -> None:
-        self._rcpt, self._door = rcpt, door
+    def __init__(self, rcpt: Reply | BaseException, door: Reply, *, kept: bool = False) -> None:
+        self._rcpt, self._door, self._kept = rcpt, door, kept
         self.released = 0
         self.opened: list[tuple[str, str]] = []
 
     def ordered(self, route: Route) -> list[MxHost]:
         return list(route.hosts)
 
-    def reuse(self, route: Route) -> None:
-        return None
+    def reuse(self, route: Route) -> _Session | None:
+        return _Session(self._rcpt) if self._kept else None
 
     def release(self, route: Route, session: object) -> None:
         self.released += 1
@@ -84,6 +84,20 @@ async def test_a_closed_door_behind_a_host_that_may_take_it_later_is_not_the_end
 
 async def test_a_host_that_has_judged_is_not_asked_at_its_other_address() -> None:
     hosts = Hosts(said(450, "4.2.1"), said(421, "4.7.1"))
+    await attempt(hosts)
+    assert hosts.opened == [("mx1", "1"), ("mx2", "2")]
+
+
+async def test_a_host_that_has_judged_in_a_kept_session_is_not_asked_in_another() -> None:
+    hosts = Hosts(said(450, "4.2.1"), said(421, "4.7.1"), kept=True)
+    await attempt(hosts)
+    assert hosts.opened == [("mx2", "2")]
+    assert hosts.released == 1
+
+
+async def test_a_host_whose_kept_session_breaks_is_dialled() -> None:
+    broken = SessionFault(Stage.MAIL, said(421, "4.4.2"))
+    hosts = Hosts(broken, said(421, "4.7.1"), kept=True)
     await attempt(hosts)
     assert hosts.opened == [("mx1", "1"), ("mx2", "2")]
 
