@@ -594,3 +594,18 @@ def test_follow_shows_a_burst_and_the_steps_of_mail_that_waited(
     monkeypatch.setattr(admin, "moving", moving)
     _, output, _ = hosted("logs", "--follow", "--limit", "1")
     assert [int(number) for number in output.split()] == [1000, 5, *range(1001, 1251)]
+
+
+def test_a_long_queue_is_made_due_in_bites_to_its_end(hosted: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from forwarder.store import admin
+
+    asked = []
+
+    def bite(_conn: object, *, after: str, limit: int, **_more: object) -> list[str]:
+        asked.append(after)
+        first = int(after or "0")
+        return [f"{number:04}" for number in range(first + 1, min(first + limit, 2003) + 1)]
+
+    monkeypatch.setattr(admin, "retry_next", bite)
+    assert hosted.json("queue", "retry", "--all") == {"changed": 2003}
+    assert asked == ["", "1000", "2000"]
