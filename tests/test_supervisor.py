@@ -14,6 +14,7 @@ import pytest
 
 from forwarder import supervisor
 from forwarder.config import Settings, Source
+from forwarder.inbound.limits import ClientTable, table_path
 from forwarder.node import NodeLock, forget_ports, notify, write_ports
 from tests.free_ports import free_port
 from tests.harness import EngineProcess, House, wait_until
@@ -304,6 +305,25 @@ def test_a_successor_is_told_of_what_came_while_it_started_and_not_of_what_was_r
     over._offer(Source(origin="config.toml", text="new"), over._settings)
     over._opened(worker, over._in_force.digest)
     assert told == [signal.SIGHUP]
+
+
+@pytest.mark.parametrize("service", ["mx", "submission"])
+def test_whom_a_dead_worker_had_let_in_counts_no_more_and_whom_another_had_does(
+    tmp_path: Path, service: str
+) -> None:
+    """Each of its two regions: the engines of every other reload count in the second."""
+    path = table_path(tmp_path, service)
+    tables = [ClientTable(path, region=region, regions=4) for region in range(4)]
+    cells = tables[0].cells("192.0.2.1")
+    for number, table in enumerate(tables):
+        for _ in range(10**number):
+            table.entered(cells, 0)
+    assert tables[0].open_of(cells) == 1111
+    over = supervisor_of(2, tmp_path)
+    over._forget_clients(over._workers[1])
+    assert tables[0].open_of(cells) == 11
+    over._forget_clients(over._workers[0])
+    assert tables[0].open_of(cells) == 0
 
 
 def test_readiness_is_told_once_when_all_serve_whoever_died_before(
