@@ -61,11 +61,13 @@ class _Delivery:
     destination = "a@x.test"
 
 
-async def attempt(hosts: Hosts) -> Sequence[Verdict]:
-    known = (MxHost(name="mx1", addresses=("1", "1b")), MxHost(name="mx2", addresses=("2",), rank=1))
+TWO = (MxHost(name="mx1", addresses=("1", "1b")), MxHost(name="mx2", addresses=("2",), rank=1))
+
+
+async def attempt(hosts: Hosts, known: Sequence[MxHost] = TWO) -> Sequence[Verdict]:
     made = _Attempt(
         pool=cast(Any, hosts),
-        route=Route(site="x", hosts=known, port=25),
+        route=Route(site="x", hosts=tuple(known), port=25),
         reverse_path=Path.null(),
         deliveries=[cast(Delivery, _Delivery())],
         buffers=[b""],
@@ -100,6 +102,16 @@ async def test_a_host_whose_kept_session_breaks_is_dialled() -> None:
     hosts = Hosts(broken, said(421, "4.7.1"), kept=True)
     await attempt(hosts)
     assert hosts.opened == [("mx1", "1"), ("mx2", "2")]
+
+
+async def test_ten_addresses_are_tried_in_one_attempt() -> None:
+    hosts = Hosts(said(450), said(450, "4.3.2"))
+    known = [MxHost(name=f"h{n}", addresses=tuple(f"{n}.{a}" for a in range(4))) for n in range(4)]
+    (verdict,) = await attempt(hosts, known)
+    assert verdict.action is Action.RETRY_LATER
+    assert [address for _, address in hosts.opened] == [
+        *("0.0", "0.1", "0.2", "0.3", "1.0", "1.1", "1.2", "1.3", "2.0", "2.1"),
+    ]
 
 
 async def test_a_session_goes_back_when_the_attempt_is_cut() -> None:
