@@ -267,6 +267,19 @@ def test_the_size_that_a_host_announces(announcement: bytes, size: int | None, k
     assert (features.size, features.size_known) == (size, known)
 
 
+@pytest.mark.parametrize("part", ["", "drop", "garbage", "421"])
+async def test_quit_closes_whatever_is_said_to_it(part: str) -> None:
+    async with Sink() as sink:
+        session = await connect(sink)
+        if part:
+            sink.play("quit", part)
+        await session.quit()
+        assert not session.usable
+        await sink.wait_closed()
+        assert sink.commands[-1] == b"QUIT"
+        await session.quit()  # harmless
+
+
 async def test_a_message_of_just_the_size_announced_is_sent() -> None:
     async with Sink(size=len(CONTENT)) as sink:
         session = await connect(sink)

@@ -9,6 +9,7 @@ import pytest
 from forwarder.mail.outcome import Fault, Scope, Stage
 from forwarder.net.tls import TlsMode, client_context, self_signed
 from tests.net.sessions import CONTENT, connect, fault_of_opening
+from tests.peers.dialogue import Dialogue
 from tests.peers.sink import Sink
 
 
@@ -61,6 +62,20 @@ async def test_no_handshake_begins_without_the_word_for_it(
         sink.play("starttls", part)
         ended = await fault_of_opening(sink, tls=TlsMode.OPPORTUNISTIC, context=client_context(verify=False))
         assert (ended.stage, ended.fault, ended.reply.code) == (Stage.STARTTLS, fault, code)
+
+
+async def test_what_is_said_to_ehlo_under_tls_is_no_trouble_with_tls(server_tls: ssl.SSLContext) -> None:
+    """Else the same message would go out in clear."""
+
+    class Closing(Sink):
+        async def _command(self, d: Dialogue, verb: bytes, line: bytes) -> None:
+            if d.tls:
+                self.play("ehlo", "421")
+            await super()._command(d, verb, line)
+
+    async with Closing(starttls=server_tls) as sink:
+        ended = await fault_of_opening(sink, tls=TlsMode.OPPORTUNISTIC, context=client_context(verify=False))
+        assert (ended.stage, ended.fault, ended.reply.code) == (Stage.HELLO, None, 421)
 
 
 async def test_a_421_to_starttls_is_the_word_of_the_site_where_tls_is_demanded_too(
