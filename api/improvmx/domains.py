@@ -26,7 +26,8 @@ from forwarder.store.conflict import AlreadyExists, LimitReached
 from forwarder.store.domains import Domain
 from forwarder.store.vault import make_keys
 
-SHOWN_ALIASES = 200
+SHOWN_ALIASES = 200  # of each domain
+SHOWN_ROOM = 4 * 1024 * 1024  # characters of their destinations, in one answer
 
 
 async def list_page(call: Call) -> Json:
@@ -43,7 +44,7 @@ async def list_page(call: Call) -> Json:
             limit=limit,
             offset=(page - 1) * limit,
         )
-        return rows, total, aliases.first_of_each(conn, [row.id for row in rows], SHOWN_ALIASES)
+        return rows, total, _first(conn, rows)
 
     rows, total, first = await call.rooms.database.read(work)
     quota = {"daily_quota": call.plan.daily_quota}
@@ -112,7 +113,7 @@ async def show(call: Call) -> Json:
 
     def work(conn: Connection) -> tuple[Domain, list[Alias]]:
         found = domain_in(conn, call, name)
-        return found, aliases.first_of_each(conn, [found.id], SHOWN_ALIASES)[found.id]
+        return found, _first(conn, [found])[found.id]
 
     found, first = await call.rooms.database.read(work)
     return {"domain": wire.domain(found, first), "success": True}
@@ -126,7 +127,7 @@ async def edit(call: Call) -> Json:
 
     def work(conn: Connection) -> tuple[Domain, list[Alias]]:
         changed = domains.update_domain(conn, domain_in(conn, call, name), call.now, **values)
-        return changed, aliases.first_of_each(conn, [changed.id], SHOWN_ALIASES)[changed.id]
+        return changed, _first(conn, [changed])[changed.id]
 
     changed, first = await call.rooms.database.write(work)
     return {"domain": wire.domain(changed, first), "success": True}
@@ -141,6 +142,10 @@ async def remove(call: Call) -> Json:
     if not gone:
         raise not_found("domain")
     return {"success": True}
+
+
+def _first(conn: Connection, shown: Sequence[Domain]) -> dict[int, list[Alias]]:
+    return aliases.first_of_each(conn, [domain.id for domain in shown], SHOWN_ALIASES, room=SHOWN_ROOM)
 
 
 async def webhook_key(call: Call) -> Json:
@@ -162,7 +167,10 @@ OPERATIONS = (
         handler=list_page,
         query=DomainsQuery,
         answer=answers.DomainsAnswer,
-        note="At most 200 aliases are shown of each domain; /domains/{domain}/aliases has them all.",
+        note=(
+            "At most 200 aliases are shown of each domain, and no more in all than have 4 MiB of destinations; "
+            "/domains/{domain}/aliases has them all."
+        ),
     ),
     Operation(
         method="POST",

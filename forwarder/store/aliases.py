@@ -170,8 +170,13 @@ def _escaped(text: str) -> str:
     return re.sub(r"([/%_])", r"/\1", text)
 
 
-def first_of_each(conn: Connection, domain_ids: Sequence[int], at_most: int) -> dict[int, list[Alias]]:
-    """The first ``at_most`` aliases of each domain, by domain id, in one statement."""
+def first_of_each(
+    conn: Connection, domain_ids: Sequence[int], at_most: int, *, room: int
+) -> dict[int, list[Alias]]:
+    """The first ``at_most`` aliases of each domain, by domain id, in one statement.
+
+    No more in all than have ``room`` characters of destinations: an alias may have 25 KB of them.
+    """
     found: dict[int, list[Alias]] = {domain_id: [] for domain_id in domain_ids}
     last = (
         select(aliases.c.id)
@@ -184,12 +189,15 @@ def first_of_each(conn: Connection, domain_ids: Sequence[int], at_most: int) -> 
     # The id of each domain's last alias to show, looked up once a domain: a window function would number
     # them all.
     bound = select(domains.c.id, last.label("last_id")).where(domains.c.id.in_(domain_ids)).subquery()
-    query = (
-        select(aliases)
+    order = (aliases.c.domain_id, aliases.c.id)
+    taken = func.sum(func.length(aliases.c.forward)).over(order_by=order).label("taken")
+    first = (
+        select(aliases, taken)
         .join(bound, bound.c.id == aliases.c.domain_id)
         .where(or_(bound.c.last_id.is_(None), aliases.c.id <= bound.c.last_id))
-        .order_by(aliases.c.domain_id, aliases.c.id)
+        .subquery()
     )
+    query = select(first).where(first.c.taken <= room).order_by(first.c.domain_id, first.c.id)
     for row in conn.execute(query).mappings():
         found[row["domain_id"]].append(_alias(row))
     return found

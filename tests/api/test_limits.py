@@ -6,7 +6,9 @@ from datetime import timedelta
 from typing import Any
 
 import httpx
+import pytest
 
+from api.improvmx import domains
 from forwarder.store.engine import Database
 from tests.api.desk import Desk, together
 
@@ -199,3 +201,16 @@ async def test_a_large_body_counts_as_several_requests(store_url: str) -> None:
         assert refused.status_code == 429
         assert "Retry-After" in refused.headers
         assert (await desk.get("/account")).status_code == 200  # one place is left for that
+
+
+async def test_the_destinations_that_domains_show_are_bounded(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(domains, "SHOWN_ROOM", 30)
+    for name in ("a.example", "b.example"):
+        await desk.domain(name, {"one": "123456789@dest.example", "two": "2@dest.example"})  # 22 and 14
+    listed = (await desk.get("/domains")).json()["domains"]
+    assert [[alias["alias"] for alias in domain["aliases"]] for domain in listed] == [["one"], []]
+    for answer in (await desk.get("/domains/b.example"), await desk.put("/domains/b.example", {})):
+        assert [alias["alias"] for alias in answer.json()["domain"]["aliases"]] == ["one"]
+    assert (await desk.get("/domains/b.example/aliases")).json()["total"] == 2

@@ -218,16 +218,22 @@ async def test_alias_changes_on_what_is_gone_are_missing(database: Database) -> 
 async def test_the_first_aliases_of_many_domains_in_one_statement(database: Database) -> None:
     made = [await domain_in(database, f"d{number}.com") for number in range(3)]
     for domain, count in zip(made, (0, 2, 5), strict=True):
-        entries = [(f"a{number}", "x@y.org") for number in range(count)]
+        entries = [(f"a{number}", "x@y.z") for number in range(count)]
         await database.write(
             lambda conn, domain=domain, entries=entries: aliases.bulk(
                 conn, domain, entries, NOW, update_existing=False
             )
         )
-    found = await database.read(lambda conn: aliases.first_of_each(conn, [domain.id for domain in made], 3))
-    shown = [[alias.pattern for alias in found[domain.id]] for domain in made]
-    assert shown == [[], ["a0", "a1"], ["a0", "a1", "a2"]]
-    assert await database.read(lambda conn: aliases.first_of_each(conn, [], 3)) == {}
+
+    async def shown(room: int) -> list[list[str]]:
+        wanted = [domain.id for domain in made]
+        found = await database.read(lambda conn: aliases.first_of_each(conn, wanted, 3, room=room))
+        return [[alias.pattern for alias in found[domain.id]] for domain in made]
+
+    assert await shown(1000) == await shown(25) == [[], ["a0", "a1"], ["a0", "a1", "a2"]]
+    assert await shown(24) == await shown(20) == [[], ["a0", "a1"], ["a0", "a1"]]  # "x@y.z" is five
+    assert await shown(4) == [[], [], []]
+    assert await database.read(lambda conn: aliases.first_of_each(conn, [], 3, room=1000)) == {}
 
 
 async def test_bulk_adds_updates_and_counts(database: Database) -> None:
