@@ -27,7 +27,7 @@ from api.errors import Refusal
 from forwarder.mail.words import printable
 
 DEPTH = 32
-INLINE = 16 * 1024  # octets
+INLINE = 1024  # octets: as many of expressions take some 50 ms to compile
 PATIENCE = 8.0  # seconds for the whole body: less than a request may take, since it is not our trouble
 FIELDS = 200  # of a form
 _JSON = re.compile(r"application/(?:[\w.-]+\+)?json")
