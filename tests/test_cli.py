@@ -369,7 +369,15 @@ def test_check_survives_a_data_dir_that_cannot_be_made(cli: Cli) -> None:
     (cli.config.parent / "data").touch()
     status, output, errors = cli("check")
     assert (status, errors) == (1, "")
-    assert "✗ database" in output
+    assert "✗ database the file of the database" in output
+
+
+@pytest.mark.parametrize("command", [("migrate",), ("queue", "list")])
+def test_a_file_of_the_database_that_cannot_be_used_is_told_with_the_reason(
+    cli: Cli, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    cli.write(database=f"sqlite:///{tmp_path}")
+    assert "cannot be used (Is a directory)" in cli.fails(*command)
 
 
 def test_check_looks_at_the_certificate(hosted: Cli) -> None:

@@ -167,7 +167,7 @@ def _of_system(error: OSError) -> Explained:
     if isinstance(error, socket.gaierror):
         return Explained(text=f"the database does not answer: its host name is not known; {_CHECK}")
     why = os.strerror(error.errno) if error.errno else type(error).__name__
-    files = (PermissionError, IsADirectoryError, NotADirectoryError, FileNotFoundError)
+    files = (PermissionError, IsADirectoryError, NotADirectoryError, FileNotFoundError, FileExistsError)
     if isinstance(error, files) or error.errno == errno.EROFS:
         return _file(why)
     return Explained(text=f"the database does not answer: {why}; {_CHECK}")

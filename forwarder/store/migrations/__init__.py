@@ -26,6 +26,7 @@ from forwarder.failpoint import reach
 from forwarder.store import postgresql, sqlite
 from forwarder.store.engine import make_private_file, postgres_dsn, sqlite_path
 from forwarder.store.faults import trouble_of
+from forwarder.store.trouble import StoreUnavailable
 
 T = TypeVar("T")
 
@@ -79,6 +80,8 @@ def _guarded(url: str, work: Callable[[Connection], T]) -> T:
         if path is None:
             return asyncio.run(_on_postgres(postgres_dsn(url), work))
         return _on_sqlite(path, work)
+    except StoreUnavailable:
+        raise  # it knows its cause already
     except Exception as error:
         trouble = trouble_of(error)
         if trouble is None:
