@@ -3,7 +3,7 @@
 They live in ``<data_dir>/keys`` (folder 0700, files 0600):
 
     srs                 one secret a line, newest first; the first signs, all are accepted. Rotate: put a new line on
-                        top, and drop the oldest after ``srs.max_age_days``.
+                        top, reload, and drop the oldest after ``srs.max_age_days``.
     dkim-<selector>.pem the service's private keys, ``<dkim.selector>1`` RSA and ``<dkim.selector>2`` Ed25519
     store.key           seals the domains' private DKIM keys in the database
 
@@ -39,6 +39,15 @@ class Keyring:
     srs_secrets: tuple[bytes, ...] = field(repr=False)  # newest first
     service: tuple[seal.Signer, ...] = field(repr=False)  # one for each of dkim.algorithms, in that order
     store_key: bytes = field(repr=False)  # 32 octets
+
+    def same_as(self, other: "Keyring") -> bool:
+        """Whether both hold the same secrets; loaded keys do not compare by what they hold."""
+
+        def held(one: "Keyring") -> tuple[object, ...]:
+            public = tuple(seal.public_record(signer.key) for signer in one.service)
+            return (one.srs_secrets, one.store_key, public)
+
+        return held(self) == held(other)
 
 
 def open_keyring(settings: Settings) -> Keyring:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -43,6 +44,10 @@ class Place:
     regions: int = 1
     worker_id: str = ""  # "": a fresh one
     successor_of: str = ""  # the id of a worker that died: its leases are released at start
+
+    def shown(self) -> dict[str, Any]:
+        """What tells its log lines from those of others; nothing where there are none."""
+        return {"process": self.region} if self.regions > 1 else {}
 
 
 class NodeLock:

@@ -1,9 +1,9 @@
 """The life of one serving process: its engine, its signals, a new configuration in place of the old one.
 
 SIGTERM and SIGINT drain and end with exit status 0; a second SIGINT (Ctrl-C, by an impatient person) ends at once.
-SIGHUP loads certificates and the configuration again: what is wrong with a new configuration, a port that another
-program listens on included, is said, and the old one stays. A changed configuration is taken over without a gap: a
-second engine opens the same ports beside the first, which then drains.
+SIGHUP loads certificates, keys and the configuration again: what is wrong with a new configuration, a port that another
+program listens on included, is said, and the old one stays. A changed configuration, or keys that changed, are taken
+over without a gap: a second engine opens the same ports beside the first, which then drains.
 
 A worker of a supervisor reads a pipe: ``go`` starts it, the end of the stream means that the supervisor is gone, and
 then it drains in a few seconds, so that the next supervisor finds the door open. It answers ``ready`` on another, with
@@ -26,7 +26,7 @@ from forwarder import allocator
 from forwarder.config import ConfigError, HostPort, Settings
 from forwarder.descriptors import affordable
 from forwarder.diagnostics import set_up
-from forwarder.keyring import Keyring, KeyringError, keys_at_hand
+from forwarder.keyring import Keyring, KeyringError, keys_at_hand, open_keyring
 from forwarder.node import NodeError, NodeLock, Place, forget_ports, notify, write_ports
 from forwarder.ports import check_free, listenable
 from forwarder.preparation import prepare
@@ -146,18 +146,25 @@ class Process:
             # Of two engines side by side with two leases, one would take the other for dead.
             log.warning("[workers] is taken over at the next start; what it was stays")
             settings = settings.model_copy(update={"workers": engine.settings.workers})
-        if settings == engine.settings:
-            log.info("the configuration is unchanged")
-            return engine
         if (settings.data_dir, settings.database.url) != (
             engine.settings.data_dir,
             engine.settings.database.url,
         ):
             log.error("data_dir and database.url cannot change while running; restart for that")
             return engine
+        try:
+            keyring = await asyncio.to_thread(open_keyring, settings)
+        except KeyringError as error:
+            log.error(
+                "the keys cannot be used; the old configuration and the old ones stay", reason=str(error)
+            )
+            return engine
+        if settings == engine.settings and engine.keyring is not None and keyring.same_as(engine.keyring):
+            log.info("the configuration is unchanged")
+            return engine
         if self._draining is not None and not await self.unless_ended(asyncio.wait({self._draining})):
             return engine
-        successor = Engine(settings, self._next_place())
+        successor = Engine(settings, self._next_place(), keyring=keyring)
         try:
             # Of several, the supervisor has asked: here, who comes second would find its sibling.
             if self._place.regions == 1:
@@ -170,7 +177,7 @@ class Process:
         except Exception:  # nobody foresaw it: no reason to stop serving
             log.exception("the new configuration cannot be used; the old one stays")
             return engine
-        set_up(settings)
+        set_up(settings, **self._place.shown())
         started(successor)
         log.info("the new configuration is in force")
         self._draining = asyncio.create_task(engine.stop())

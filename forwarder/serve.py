@@ -104,7 +104,7 @@ class Engine:
         self.watchdog = Watchdog()
         self._place = place or Place()
         self._clock = clock
-        self._keyring = keyring
+        self.keyring = keyring
         self._ids = IdSource(clock=clock, entropy=os.urandom)
         self.worker_id = self._place.worker_id or self._ids()
         self._closing = AsyncExitStack()
@@ -126,9 +126,9 @@ class Engine:
 
     async def _start(self) -> None:
         settings = self.settings
-        keyring = self._keyring
+        keyring = self.keyring
         if keyring is None:
-            keyring = await asyncio.to_thread(open_keyring, settings)
+            keyring = self.keyring = await asyncio.to_thread(open_keyring, settings)
         reach("start.after-keys")
         self.database = await Database.open(settings.database.url, pool_size=settings.database.pool_size)
         self._closing.push_async_callback(self.database.close)

@@ -39,6 +39,7 @@ import uvloop
 
 from forwarder.clock import utc_now
 from forwarder.config import ConfigError, HostPort, Settings, Source, parse, read
+from forwarder.diagnostics import set_up
 from forwarder.forked import Forked, fork
 from forwarder.inbound.limits import clear_region, table_path
 from forwarder.keyring import KeyringError
@@ -266,6 +267,7 @@ class Supervisor:
         if worker.serves:
             if digest in self._offers:
                 self._in_force = self._offers[digest]
+                set_up(parse(self._in_force, self._environ))  # our own lines follow [logs] too
                 while next(iter(self._offers)) != digest:  # what was offered before counts no more
                     del self._offers[next(iter(self._offers))]
                 for other in self._workers:  # who began after the others were told, but before they obeyed

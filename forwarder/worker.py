@@ -68,7 +68,7 @@ def work(source: "Source", config: str | None, place: "Place", *, hears: int, sa
     except ConfigError as error:  # a worker that died is replaced by one of a newer release
         sys.stderr.write(f"forwarder: no worker can start: the configuration has mistakes:\n{error}\n")
         return 2
-    set_up(settings, process=place.region)
+    set_up(settings, **place.shown())
     failpoint.arm(os.environ)
     return serve_as_worker(load_settings, settings, place, hears=hears, says=says, taken=lambda: taken.digest)
 

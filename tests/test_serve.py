@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,8 @@ import pytest
 from sqlalchemy import select
 
 from forwarder.config import HostPort, Settings
+from forwarder.mail.address import parse_address
+from forwarder.mail.srs import Srs, SrsFault
 from forwarder.net.listening import bound_socket
 from forwarder.net.tls import self_signed
 from forwarder.node import NodeError, Place
@@ -302,6 +305,33 @@ async def test_the_lease_of_a_running_engine_stays(house: House) -> None:
         process.process.send_signal(signal.SIGHUP)
         await wait_until(lambda: "the configuration is unchanged" in process.log())
         assert "[workers] is taken over at the next start" in process.log()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_a_new_secret_on_top_signs_after_a_reload(house: House, processes: int) -> None:
+    """The configuration is what it was: who rotates a secret that leaked must not go on with the old one."""
+    async with EngineProcess(house, workers={"processes": processes}) as process:
+        await house.host("example.com", {"*": "inbox@dest.test"})
+        secrets = Path(process.values["data_dir"]) / "keys" / "srs"
+        old = secrets.read_bytes().split()
+        process.process.send_signal(signal.SIGHUP)
+        await wait_until(lambda: process.log().count("the configuration is unchanged") == processes)
+        new = b"another-secret-of-more-than-16-characters"
+        secrets.write_bytes(b"\n".join([new, *old]))
+        process.process.send_signal(signal.SIGHUP)
+        await wait_until(lambda: process.log().count("in force") == processes)
+        listeners = json.loads(process.ports_file.read_text())["mx"]
+        house.ports["mx"] = [("127.0.0.1", int(listeners[0].rpartition(":")[2]))]
+        assert (await house.send("ann@out.test", "richard@example.com", MAIL)).code == 250
+        (received,) = await house.sink.wait_for(1)
+        sent_as, now = parse_address(received.reverse_path), datetime.now(UTC)
+        by_the_new = Srs((new,), domain="mx.test", max_age_days=21).reverse(sent_as, now=now)
+        by_the_old = Srs(tuple(old), domain="mx.test", max_age_days=21).reverse(sent_as, now=now)
+        assert (str(by_the_new), by_the_old) == ("ann@out.test", SrsFault.FORGED)
+        secrets.write_bytes(b"short")
+        process.process.send_signal(signal.SIGHUP)
+        await wait_until(lambda: process.log().count("the keys cannot be used") == processes)
+        assert (await house.send("ann@out.test", "richard@example.com", MAIL)).code == 250
 
 
 async def _features(port: int) -> str:

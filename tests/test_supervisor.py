@@ -126,6 +126,24 @@ async def test_sighup_reaches_every_worker(pair: EngineProcess) -> None:
     await wait_until(lambda: pair.log().count("the configuration is unchanged") == 2)
 
 
+async def test_the_lines_of_all_processes_follow_a_new_configuration(house: House) -> None:
+    """Which worker wrote a line stands in it after a reload too, and the supervisor writes as they do."""
+    file = house.folder / "config.toml"
+    file.write_text('[logs]\nformat = "json"\n')
+    process = EngineProcess(house, environ={"FORWARDER_CONFIG": str(file)}, workers={"processes": 2})
+    process.values.pop("logs")  # the environment would win
+    async with process:
+        file.write_text('[logs]\nformat = "console"\n')
+        process.process.send_signal(signal.SIGHUP)
+        await wait_until(lambda: process.log().count("the new configuration is in force") == 2)
+        lines = [line for line in process.log().splitlines() if "the new configuration is in force" in line]
+        assert sorted(line.rpartition(" ")[2] for line in lines) == ["process=0", "process=1"]
+        os.kill(children(process)[0], signal.SIGKILL)
+        await wait_until(lambda: "a worker died" in process.log())
+        (said,) = [line for line in process.log().splitlines() if "a worker died" in line]
+        assert not said.startswith("{")
+
+
 async def test_first_workers_are_forked_and_a_successor_is_a_new_interpreter(pair: EngineProcess) -> None:
     workers = children(pair)
     assert {words_of(pid) for pid in workers} == {words_of(pair.process.pid)}

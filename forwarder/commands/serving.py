@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def serve(config: Config = None, as_json: AsJson = False) -> None:
     """Serve everything that the configuration switches on, until SIGTERM.
 
-    SIGTERM drains for at most 30 seconds; SIGHUP reloads certificates and configuration.
+    SIGTERM drains for at most 30 seconds; SIGHUP reloads certificates, keys and configuration.
     """
     import gc
     import signal
