@@ -151,6 +151,16 @@ def test_aliases(hosted: Cli) -> None:
     assert [a["alias"] for a in hosted.json("alias", "list", "example.com")] == ["*"]
 
 
+def test_a_domain_is_named_as_it_is_stored_however_it_was_typed(hosted: Cli) -> None:
+    added = hosted.json("alias", "add", "EXAMPLE.com", "shouted", "you@example.org")
+    assert added["domain"] == "example.com"
+    removed = hosted.json("alias", "remove", "Example.COM", "shouted")
+    assert removed == {"removed": "shouted", "domain": "example.com"}
+    hosted.json("credential", "add", "Example.COM", "richard")
+    removed = hosted.json("credential", "remove", "Example.COM", "richard")
+    assert removed == {"removed": "richard", "domain": "example.com"}
+
+
 def test_what_is_unconfirmed_is_shown(hosted: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     hosted.json("alias", "add", "example.com", "old", "old@dest.test,https://hook.test/x")
     assert "nobody need confirm" in hosted.fails("alias", "ask", "example.com")

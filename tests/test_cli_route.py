@@ -109,6 +109,8 @@ def test_the_postmaster_of_the_server(hosted: Cli, tmp_path: File, monkeypatch: 
     found = route(hosted, "Postmaster@mx1.example.net")
     assert [d["destination"] for d in found["destinations"]] == ["person@dest.test"]
     assert "the postmaster of this server; it leads to root@example.com" in found["steps"][0]
+    alone = route(hosted, "Postmaster")  # RFC 5321 4.1.1.3: the one address without a domain
+    assert (alone["recipient"], alone["destinations"]) == ("postmaster", found["destinations"])
     hosted.json("alias", "add", "example.com", "top", "postmaster@mx1.example.net")
     found = route(hosted, "top@example.com")
     assert [d["destination"] for d in found["destinations"]] == ["person@dest.test"]

@@ -115,17 +115,17 @@ def remove_credential(
     """Remove a log-in; its open sessions end."""
     from forwarder.store import credentials
 
-    def remove(conn: "Connection", _settings: "Settings") -> str:
+    def remove(conn: "Connection", _settings: "Settings") -> "tuple[str, Domain]":
         hosted = domain_named(conn, domain)
         name = _known(conn, hosted, username)
         credentials.remove(conn, hosted, name, utc_now())
-        return name
+        return name, hosted
 
-    removed = write(config, remove)
+    removed, hosted = write(config, remove)
     answer(
-        {"removed": removed, "domain": domain},
+        {"removed": removed, "domain": hosted.name},
         as_json=as_json,
-        people=lambda out: out.print(f"{removed}@{domain} is removed", markup=False),
+        people=lambda out: out.print(f"{removed}@{hosted.display} is removed", markup=False),
     )
 
 

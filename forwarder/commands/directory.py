@@ -73,16 +73,18 @@ def add_alias(
     """Add an alias: mail for ALIAS at DOMAIN goes to FORWARD."""
     from forwarder.commands.checked_alias import store_alias
 
-    def add(conn: "Connection", settings: "Settings") -> Any:
+    def add(conn: "Connection", settings: "Settings") -> "tuple[Any, Domain]":
         hosted = domain_named(conn, domain)
         _, plan = owner_of(conn, hosted, settings)
-        return store_alias(conn, hosted, pattern, forward, plan=plan, settings=settings)
+        return store_alias(conn, hosted, pattern, forward, plan=plan, settings=settings), hosted
 
-    made = write(config, add)
+    made, hosted = write(config, add)
     answer(
-        {"id": made.id, "domain": domain, "alias": made.pattern, "forward": made.forward},
+        {"id": made.id, "domain": hosted.name, "alias": made.pattern, "forward": made.forward},
         as_json=as_json,
-        people=lambda out: out.print(f"{made.pattern}@{domain} leads to {made.forward}", markup=False),
+        people=lambda out: out.print(
+            f"{made.pattern}@{hosted.display} leads to {made.forward}", markup=False
+        ),
     )
 
 
@@ -167,17 +169,17 @@ def remove_alias(
     """Remove an alias."""
     from forwarder.store import aliases
 
-    def remove(conn: "Connection", _settings: "Settings") -> str:
+    def remove(conn: "Connection", _settings: "Settings") -> "tuple[str, Domain]":
         hosted = domain_named(conn, domain)
         found = aliases.find(conn, hosted.id, (pattern, pattern.lower()), pattern)
         if found is None:
             raise Failure(f"{domain} has no alias {pattern}; forwarder alias list {domain} shows what it has")
         aliases.remove(conn, hosted, found, utc_now())
-        return found.pattern
+        return found.pattern, hosted
 
-    removed = write(config, remove)
+    removed, hosted = write(config, remove)
     answer(
-        {"removed": removed, "domain": domain},
+        {"removed": removed, "domain": hosted.name},
         as_json=as_json,
-        people=lambda out: out.print(f"{removed}@{domain} is removed", markup=False),
+        people=lambda out: out.print(f"{removed}@{hosted.display} is removed", markup=False),
     )

@@ -36,12 +36,12 @@ def route(
     as_json: AsJson = False,
 ) -> None:
     """Explain where mail for an address would go."""
-    from forwarder.mail.address import parse_address
+    from forwarder.mail.address import parse_forward_path
     from forwarder.mail.postmaster import Postmaster
     from forwarder.mail.srs import SrsFault
     from forwarder.store.directory import Directory
 
-    recipient = parse_address(address)
+    recipient = parse_forward_path(address, smtputf8=True)
 
     async def ask(database: "Database", settings: "Settings") -> Any:
         own = _of_this_host(recipient, settings)
