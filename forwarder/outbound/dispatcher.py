@@ -2,8 +2,9 @@
 
 Fresh mail comes in memory: inbound asks ``lease`` for each destination before it stores a message and calls
 ``hand_over`` once the message is committed; under load it has it signed meanwhile (``prepare``). All else is claimed
-from the store as places in the window get free. Routes are looked up beside the deliveries (``lookups``), so that a DNS
-that hangs holds no session slot; ``lanes`` decides who may dial; the ``crew`` dials and settles.
+from the store as places in the window get free (``patience``). Routes are looked up beside the deliveries
+(``lookups``), so that a DNS that hangs holds no session slot; ``lanes`` decides who may dial; the ``crew`` dials and
+settles.
 
 Promises: at most ``outbound.window`` deliveries are held, and some more only by what arrives between a ``lease`` and
 its ``hand_over``; what does not fit stays due in the store. A site that is full or suspended is left out of claims.
