@@ -31,6 +31,19 @@ def test_a_lost_key_is_replaced(cli: Cli, tmp_path: Path) -> None:
     assert [key["revoked_at"] is None for key in listed] == [False, True]
 
 
+def test_a_key_is_shown_to_a_person_once(cli: Cli, tmp_path: Path) -> None:
+    created = cli("account", "create", "you@example.org")[1]
+    further = cli("account", "key", "add", "you@example.org")[1]
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "data").rglob("forwarder.db*"))
+    listed = cli.json("account", "key", "list", "you@example.org")
+    for said, row in zip((created, further), listed, strict=True):
+        (key,) = re.findall(rf"^  ({re.escape(row['prefix'])}\S+)$", said, re.MULTILINE)
+        assert accounts.key_digest(key).encode() in stored
+    assert "shown this once" in created
+    assert "shown this once" in further
+    assert "forwarder domain add example.com --account you@example.org" in created
+
+
 def test_a_key_is_revoked_by_what_the_list_shows(cli: Cli) -> None:
     cli.json("account", "create", "you@example.org")
     cli.json("account", "create", "other@example.org")

@@ -1,5 +1,6 @@
 """``forwarder credential``: log-ins are listed, get other passwords and end."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -113,3 +114,19 @@ def test_a_username_is_what_log_ins_look_up(hosted: Cli, tmp_path: Path) -> None
     assert [row["username"] for row in hosted.json("credential", "list", "example.com")] == ["a b", "josé"]
     hosted.json("credential", "remove", "example.com", "a b")
     hosted.json("credential", "remove", "example.com", "JOSE\u0301")
+
+
+def test_a_password_that_is_made_is_shown_to_a_person_once(hosted: Cli, tmp_path: Path) -> None:
+    said = hosted("credential", "add", "example.com", "richard")[1]
+    found = re.search(r"Log in as richard@example\.com with the password (\S+)\n", said)
+    assert found is not None
+    assert is_password(tmp_path, "richard@example.com", found[1])
+    assert "port 587 with STARTTLS" in said
+    said = hosted("credential", "password", "example.com", "richard")[1]
+    again = re.search(r"with the password (\S+)\n", said)
+    assert again is not None
+    assert again[1] != found[1]
+    assert is_password(tmp_path, "richard@example.com", again[1])
+    given = hosted("credential", "password", "example.com", "richard", "--password", "hunter2hunter2")[1]
+    assert "Log in as richard@example.com\n" in given
+    assert "hunter2" not in given

@@ -252,7 +252,12 @@ async def test_rules_that_could_not_act_are_refused_with_the_reason(desk: Desk) 
     for scopes in (["subject"], ["recipient", "body"], ["sender"], ["nose"], [3]):
         fields = regex_rule("x") | {"config": regex_rule("x")["config"] | {"scopes": scopes}}
         assert "recipient only" in (await refused(desk, fields))["config.scopes"][0]
+    one = regex_rule("x") | {"config": regex_rule("x")["config"] | {"scopes": "recipient"}}
+    assert set(await refused(desk, one)) == {"config.scopes"}
     assert "before the @" in (await refused(desk, regex_rule(r".*@piedpiper\.com")))["config.regex"][0]
+    # The parentheses that go around an expression are not its own to close.
+    assert set(await refused(desk, regex_rule("a)|(b"))) == {"config.regex"}
+    assert set(await refused(desk, regex_rule("a", rank=-1))) == {"rank"}
     nothing = {"type": "alias", "config": {"alias": "a", "forward": None}}
     assert "cannot discard" in (await refused(desk, nothing))["config.forward"][0]
     assert (await desk.get(RULES)).json()["total"] == 0
