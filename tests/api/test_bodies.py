@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from api import body, operation
+from forwarder.mail import pattern
 from tests.api.desk import Desk
 
 JSON = {"Content-Type": "application/json"}
@@ -398,3 +399,26 @@ async def test_many_fields_are_looked_at_in_a_thread(
     answer = await desk.http.post("/domains/many.com/aliases/bulk", json={"aliases": entries})
     assert (answer.status_code, len(answer.json()["added"])) == (200, count)
     assert judged == [aside, aside]  # read, and its fields looked at
+
+
+async def test_the_expressions_of_a_bulk_request_are_compiled_in_a_thread(
+    either_store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that the transaction counts too: on PostgreSQL its work is done in the event loop."""
+    aside: list[bool] = []
+    really = pattern.re2.compile
+    pattern.compile_regex.cache_clear()
+    pattern.program_size.cache_clear()
+
+    def watched(*given: Any, **more: Any) -> Any:
+        aside.append(threading.current_thread() is not threading.main_thread())
+        return really(*given, **more)
+
+    async with Desk(either_store_url) as desk:
+        await desk.domain("many.com")
+        monkeypatch.setattr(pattern.re2, "compile", watched)
+        entries = [{"alias": f"(compiled{number})", "forward": "$1@dest.test"} for number in range(120)]
+        answer = await desk.post("/domains/many.com/aliases/bulk", {"aliases": entries})
+    assert (answer.status_code, len(answer.json()["added"])) == (200, 120)
+    assert len(aside) >= 120
+    assert all(aside)
