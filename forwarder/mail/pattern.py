@@ -84,6 +84,7 @@ def pattern_of(expression: str) -> str:
     return f"(?:{expression})"
 
 
+@lru_cache(maxsize=20_000)  # a page of rules asks for a hundred, in the event loop
 def expression_of(pattern: str) -> str | None:
     """What ``pattern_of`` was given; None for a pattern that it cannot have made."""
     expression = pattern.removeprefix("(?:").removesuffix(")")

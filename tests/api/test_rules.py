@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from forwarder.mail import pattern
 from forwarder.mail.address import Path
 from forwarder.mail.aliases import Match
 from forwarder.store.directory import Directory
@@ -108,6 +109,21 @@ async def test_rules_are_listed_by_page_and_searched(desk: Desk) -> None:
         found = (await desk.get(RULES, params={"search": text})).json()
         assert [one["config"]["alias"] for one in found["rules"]] == ["name3"]
     assert (await desk.get(RULES, params={"search": "%"})).json()["total"] == 0
+
+
+async def test_a_page_of_rules_compiles_no_expression_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await desk.domain(aliases={})
+    await made(desk, regex_rule("listed.*"))
+    before = (await desk.get(RULES)).json()
+    pattern.compile_regex.cache_clear()  # as other expressions, more than it holds, do
+
+    def compiled(*given: Any, **more: Any) -> Any:
+        raise AssertionError(f"compiled again: {given}")
+
+    monkeypatch.setattr(pattern.re2, "compile", compiled)
+    assert (await desk.get(RULES)).json() == before
 
 
 async def test_all_rules_go_at_once(desk: Desk) -> None:
