@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -134,3 +135,20 @@ async def test_a_narrow_terminal_shows_whole_addresses_and_a_held_delivery_is_to
             held = "0 deliveries due now; 1 held, which `forwarder queue release` makes due\n"
             assert await said("retry", ids) == held
         assert (await said("hold", id_)).startswith("0 deliveries held; one that is held")
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_an_interrupt_while_modules_load_is_no_traceback(tmp_path: Path, ignored: bool) -> None:
+    """The first module that the commands need stands for all: it is interrupted while it loads."""
+    told = f"import os, signal, sys\nos.kill(os.getpid(), signal.SIGINT)\nsys.exit('{tmp_path} goes on')\n"
+    (tmp_path / "typer.py").write_text(told)
+    shell = 'trap "" INT; exec "$@"' if ignored else 'exec "$@"'
+    done = subprocess.run(
+        ["/bin/sh", "-c", shell, "sh", sys.executable, "-m", "forwarder", "account", "list"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"PYTHONPATH": str(tmp_path)},
+    )
+    ended = (1, f"{tmp_path} goes on\n") if ignored else (-signal.SIGINT, "")
+    assert (done.returncode, done.stderr) == ended
