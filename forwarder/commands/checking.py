@@ -5,7 +5,6 @@ mended; what is only advice does not count. Many domains are looked at side by s
 far it is.
 """
 
-import asyncio
 import errno
 import socket
 from collections.abc import Iterator, Sequence
@@ -69,6 +68,8 @@ class Finding:
 
 def check(config: Config = None, as_json: AsJson = False) -> None:
     """Look whether this server can do its work, and say what to do where it cannot."""
+    import asyncio
+
     settings = settings_of(config)
     found = [Finding.fine("configuration", f"is valid; this is {settings.hostname}")]
     found += [*_postmaster(settings), *_ports(settings), *_confirmation(settings)]
@@ -239,6 +240,8 @@ async def _dns(settings: "Settings", database: "Database") -> list[Finding]:
 
 async def _domains(settings: "Settings", database: "Database", resolver: "Resolver") -> list[Finding]:
     """Every domain's findings, in the order of ``domain list``; what is found is written down."""
+    import asyncio
+
     from rich.console import Console
 
     from api.findings import look
