@@ -102,7 +102,7 @@ class Supervisor:
     def __init__(self, settings: Settings, *, source: Source, config_path: str | None, count: int) -> None:
         self._settings = settings
         self._in_force = self._offered = source  # what the workers obey, and what they were last told to read
-        self._offers = {source.digest: source}  # what they may say that they obey now
+        self._offers = {source.digest: (source, settings)}  # what they may say that they obey now
         self._announced = False
         self._config_path = config_path
         self._workers = [Worker(index) for index in range(count)]
@@ -266,8 +266,8 @@ class Supervisor:
         """A worker has opened its ports: it has begun to serve, or has taken over a new configuration."""
         if worker.serves:
             if digest in self._offers:
-                self._in_force = self._offers[digest]
-                set_up(parse(self._in_force, self._environ))  # our own lines follow [logs] too
+                self._in_force, settings = self._offers[digest]
+                set_up(settings)  # our own lines follow [logs] too
                 while next(iter(self._offers)) != digest:  # what was offered before counts no more
                     del self._offers[next(iter(self._offers))]
                 for other in self._workers:  # who began after the others were told, but before they obeyed
@@ -313,7 +313,7 @@ class Supervisor:
         own = self._settings
         if (settings.data_dir, settings.database.url) == (own.data_dir, own.database.url):
             self._offers.pop(source.digest, None)
-            self._offered = self._offers[source.digest] = source
+            self._offered, self._offers[source.digest] = source, (source, settings)
 
     def _is_behind(self, worker: Worker) -> bool:
         """Whether it has heard of nothing but what counts no more."""
