@@ -107,10 +107,9 @@ def obscure(message: Canonical, claimed: Author) -> bool:
 def _claims(message: Canonical) -> list[bytes]:
     """The From fields, raw, topmost first; what some reader may take for one is among them."""
     named = message.by_name
-    if len(message.fields) == sum(map(len, named.values())) and not b"".join(named).translate(
-        None, _OF_NAMES
-    ):
-        return message.instances(b"from")  # nearly all
+    nameless = len(message.fields) - sum(map(len, named.values()))
+    if not nameless and not b"".join(named).translate(None, _OF_NAMES):  # nearly all
+        return message.instances(b"from")
     found = []
     for _, raw in message.fields:
         name, colon, _ = raw.partition(b":")

@@ -128,9 +128,8 @@ def _check_local(pattern: str) -> None:
         heard = parse_address(f"{local}@{_PROBE_DOMAIN}").local
     except AddressError:
         heard = None
-    if (
-        heard != local
-    ):  # recipients are compared without their quotes: an alias that has some would never answer
+    # Recipients are compared without their quotes: an alias that has some would never answer.
+    if heard != local:
         raise RuleError(
             "an alias holds only what may stand before the @ of an address: letters, digits, dots between them and "
             f"any of !#%&'+-/=?_`~, at most {MAX_LOCAL} in all; a regular expression is put in parentheses"

@@ -22,6 +22,7 @@ from forwarder.store.engine import Database
 from forwarder.store.queue import Queue
 from forwarder.store.records import NewDelivery, NewMessage
 from forwarder.store.vault import Vault
+from tests.harness import wait_until
 from tests.peers.dns_server import DnsServer
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, 891000, tzinfo=UTC)
@@ -174,6 +175,11 @@ class Desk:
                 )
             )
             made.append(delivery.id)
+
+        async def anybodys() -> bool:
+            return not await queue.held()
+
+        await wait_until(anybodys, what="the queue to let go of what nobody leased")
         return made
 
 

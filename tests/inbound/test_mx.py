@@ -18,6 +18,7 @@ from forwarder.mail.event import Status
 from forwarder.mail.srs import Srs
 from forwarder.store import counters
 from forwarder.store.trouble import StoreFull, StoreUnavailable
+from tests.harness import wait_until
 from tests.inbound.recording import MESSAGE
 from tests.inbound.rooms import SECRET, on_both, utc_now
 
@@ -40,6 +41,11 @@ async def test_what_an_alias_leads_to_is_stored(engine):
     domain = await hosting(engine)
     answers = await engine.send(b"Ann@sender.test", [b"info@here.test", b"two@HERE.test"], MESSAGE)
     assert [answer.code for answer in answers] == [250, 250, 250, 354, 250]
+
+    async def let_go() -> bool:
+        return {row.state for row in await engine.deliveries()} == {"queued"}
+
+    await wait_until(let_go, what="the store to let go of what nobody leased")
     rows = await engine.deliveries()
     assert [(row.recipient, row.destination, row.alias) for row in rows] == [
         ("info@here.test", "person@dest.test", "info"),

@@ -29,7 +29,7 @@ class _Session:
     async def send(self, *_: Any, **__: Any) -> Answered:
         if isinstance(self._rcpt, BaseException):
             raise self._rcpt
-        return Answered(mail=said(250), recipients=(self._rcpt,), data=said(503))
+        return Answered(mail=said(250), recipients=(self._rcpt,))
 
 
 class Hosts:

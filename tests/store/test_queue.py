@@ -551,6 +551,11 @@ async def test_while_too_much_is_in_doubt_nothing_is_taken(
 async def test_counts_of_a_large_claim(stage: Stage) -> None:
     worker = await stage.worker()
     await worker.queue.enqueue(stage.message(*(f"u{n}@dest.example" for n in range(500))))
+
+    async def anybodys() -> bool:
+        return not await worker.queue.held()
+
+    await until(anybodys)
     claimed = await worker.queue.claim_due(NOON, 1000)
     assert len(claimed) == 500
     leased = await worker.database.read(
