@@ -18,13 +18,17 @@ on the same host.
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import dns.asyncbackend
 import dns.asyncquery
 import dns.exception
 import dns.flags
+import dns.inet
 import dns.message
 import dns.name
 import dns.rcode
@@ -112,11 +116,28 @@ async def _once(
     query.flags |= dns.flags.AD
     if not recursion:
         query.flags &= ~dns.flags.RD
-    answer, _by_tcp = await dns.asyncquery.udp_with_fallback(
-        query, server.host, port=server.port, ignore_unexpected=True, ignore_errors=True
-    )
+    async with _socket_for(server) as udp:
+        answer, _by_tcp = await dns.asyncquery.udp_with_fallback(
+            query, server.host, port=server.port, udp_sock=udp, ignore_unexpected=True, ignore_errors=True
+        )
     assert isinstance(answer, dns.message.QueryMessage)  # an answer has the opcode of its query
     return answer
+
+
+@asynccontextmanager
+async def _socket_for(server: HostPort) -> AsyncIterator[Any]:
+    """A socket for one question. Its making is never cut short: uvloop would leave it open for ever (seen in 0.23)."""
+    backend: Any = dns.asyncbackend.get_default_backend()
+    family = dns.inet.af_for_address(server.host)
+    making = asyncio.ensure_future(backend.make_socket(family, socket.SOCK_DGRAM))
+    try:
+        made = await asyncio.shield(making)
+    except asyncio.CancelledError:
+        with suppress(OSError):
+            await (await making).close()
+        raise
+    async with made:
+        yield made
 
 
 def _useless(answer: dns.message.QueryMessage, *, recursion: bool) -> str:

@@ -1,19 +1,24 @@
 """The resolver against a server that lies, stalls and truncates."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from dns.message import from_wire, make_response
+from dns.name import from_text
+from dns.rdatatype import TXT
 
 from forwarder.config import HostPort
 from forwarder.mail.dane import Tlsa
 from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound
 from forwarder.net.dns import Resolver
-from forwarder.net.nameservers import system_nameservers
+from forwarder.net.nameservers import ask, system_nameservers
+from tests.harness import wait_until
 from tests.peers.dns_server import DnsServer
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -163,6 +168,31 @@ async def test_nobody_listens() -> None:
     assert answer.reason.startswith("the name server ")
     assert "127.0.0.1" not in answer.reason
     assert answer.server == f"127.0.0.1:{port}"
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # one made an error would keep the loop from closing
+def test_a_question_given_up_at_any_moment_leaves_no_socket_open() -> None:
+    """The engine's own event loop leaves one open where its making is cancelled."""
+
+    async def give_up(dns: DnsServer) -> None:
+        dns.fault("example.test", "timeout")
+        name, servers = from_text("example.test"), [HostPort(dns.host, dns.port)]
+        before = len(os.listdir("/proc/self/fd"))
+        for turns in range(12):
+            question = asyncio.ensure_future(ask(servers, name, TXT, deadline=timedelta(seconds=60)))
+            for _ in range(turns):
+                await asyncio.sleep(0)  # one turn of the loop
+            question.cancel()
+            await asyncio.wait([question])
+            assert question.cancelled()
+        await wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, what="the sockets to be closed")
+
+    async def served() -> None:
+        async with DnsServer() as dns:
+            await give_up(dns)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(served())
 
 
 @pytest.mark.parametrize("fault", ["spoof-then-answer", "wrong-question"])
