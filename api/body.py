@@ -17,6 +17,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -50,16 +51,17 @@ async def read_fields(
         return {}
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if _JSON.fullmatch(kind) or (kind in ("", _FORM) and content.lstrip()[:1] in (b"{", b"[")):
-        return await _read_by(_json, content)
+        return await aside(partial(_json, content), len(content))
     if kind == _FORM:
-        return _unique(await _read_by(_urlencoded, content))
+        return _unique(await aside(partial(_urlencoded, content), len(content)))
     if kind == "multipart/form-data":
         return _unique(await _multipart(request, content))
     raise Refusal(415, "Send the body as application/json, multipart/form-data or " + _FORM + ".")
 
 
-async def _read_by(reader: Callable[[bytes], _T], content: bytes) -> _T:
-    return await asyncio.to_thread(reader, content) if len(content) > INLINE else reader(content)
+async def aside(work: Callable[[], _T], octets: int) -> _T:
+    """Do some work on a body of that size: in a thread, if it is long, since mail is served by the same loop."""
+    return await asyncio.to_thread(work) if octets > INLINE else work()
 
 
 async def _read(request: Request, limit: int) -> bytes:

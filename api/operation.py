@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.auth import Gate
-from api.body import INLINE, read_fields
+from api.body import aside, read_fields
 from api.errors import Refusal, bad_fields, not_found, refusal_of, unavailable
 from api.improvmx.requests import Bounds
 from api.limits import RateLimit, places_of
@@ -159,8 +159,7 @@ async def _admit(rooms: Rooms, operation: Operation, request: Request, headers: 
         # Only here: clients send bodies with GET and DELETE, and nothing in them is looked at.
         fields = await read_fields(request, rooms.settings.api.body_limit, count_body)
         judge = partial(validate, operation.body, fields, context=_bounds(rooms.settings, account))
-        # Hundreds of aliases take a while, and mail is served by the same loop.
-        body = await asyncio.to_thread(judge) if octets_read > INLINE else judge()
+        body = await aside(judge, octets_read)
         errors |= body if isinstance(body, dict) else {}
     if errors:
         raise bad_fields(errors)
