@@ -11,7 +11,7 @@ import structlog
 from forwarder.clock import utc_now
 from forwarder.config import Settings
 from forwarder.custody import serve_with
-from forwarder.inbound.limits import clear_table, table_path
+from forwarder.inbound.limits import SERVICES, clear_table, table_path
 from forwarder.node import NodeError, node_id
 from forwarder.schema import check_schema, wait_for_store
 from forwarder.store import workers
@@ -39,7 +39,7 @@ async def prepare(settings: Settings) -> None:
 
 
 def _forget_clients(settings: Settings) -> None:
-    for service in ("mx", "submission"):
+    for service in SERVICES:
         try:
             clear_table(table_path(settings.data_dir, service))
         except OSError as error:  # a full disk: its counts only make us refuse too early

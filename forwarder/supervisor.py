@@ -41,7 +41,7 @@ from forwarder.clock import utc_now
 from forwarder.config import ConfigError, HostPort, Settings, Source, parse, read
 from forwarder.diagnostics import set_up
 from forwarder.forked import Forked, fork
-from forwarder.inbound.limits import clear_region, table_path
+from forwarder.inbound.limits import SERVICES, clear_region, table_path
 from forwarder.keyring import KeyringError
 from forwarder.mail.ids import new_id
 from forwarder.net.listening import bound_socket
@@ -285,7 +285,7 @@ class Supervisor:
             log.info("all workers serve", workers=len(self._workers))
 
     def _forget_clients(self, worker: Worker) -> None:
-        for service in ("mx", "submission"):
+        for service in SERVICES:
             for region in (worker.index * 2, worker.index * 2 + 1):
                 path = table_path(self._settings.data_dir, service)
                 clear_region(path, region=region, regions=len(self._workers) * 2)

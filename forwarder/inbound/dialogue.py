@@ -137,7 +137,7 @@ class Dialogue(Connection):
             return replies.MAIL_TWICE
         # Offered to all, used by who is logged in: others are to hear that they are not, not that AUTH= is unknown.
         command = parse_mail_args(
-            arguments, size_limit=desk.bounds.size_limit, auth_offered=desk.name != "mx"
+            arguments, size_limit=desk.bounds.size_limit, auth_offered=desk.reception.takes_log_ins
         )
         answer = await desk.reception.sender(session, command)
         if answer.positive:

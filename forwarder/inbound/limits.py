@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+SERVICES = ("mx", "submission")  # each counts its clients in a table of its own
 ROWS = 4
 CELLS = 2048  # of one row
 SLOT_SECONDS = 10

@@ -59,6 +59,8 @@ def build_server(rooms: Rooms) -> Server:
 class MxReception:
     """Decides for all sessions of the MX."""
 
+    takes_log_ins = False
+
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
         self._hostname = rooms.settings.hostname

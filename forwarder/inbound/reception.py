@@ -25,6 +25,8 @@ HANDSHAKE_SECONDS = 30.0  # for TLS, whether it begins by STARTTLS or with the f
 class Reception(Protocol):
     """Who decides; one for all sessions of a service. May raise what the store raises: the dialogue says 451."""
 
+    takes_log_ins: bool  # AUTH belongs to this service, and with it AUTH= of MAIL (RFC 4954 5)
+
     def extensions(self, session: Session) -> Sequence[str]:
         """What EHLO announces beyond what every dialogue can."""
         ...

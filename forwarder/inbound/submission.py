@@ -78,6 +78,8 @@ def build_servers(rooms: Rooms) -> list[Server]:
 class SubmissionReception:
     """Decides for all sessions of submission."""
 
+    takes_log_ins = True
+
     def __init__(self, rooms: Rooms) -> None:
         settings = rooms.settings
         self._rooms = rooms

@@ -23,6 +23,8 @@ MESSAGE = b"From: a@sender.test\r\nSubject: hello\r\n\r\nbody\r\n"
 class Recording:
     """What the dialogue handed over; ``before_answer`` is awaited while a message is being stored."""
 
+    takes_log_ins = False
+
     def __init__(self) -> None:
         self.messages: list[tuple[str, tuple[str, ...], bytes]] = []
         self.sessions: list[Session] = []
