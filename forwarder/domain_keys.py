@@ -19,6 +19,7 @@ from time import monotonic
 import structlog
 from sqlalchemy import Connection
 
+from forwarder.errands import Errands
 from forwarder.mail.seal import Signer, UnusableKeyError
 from forwarder.store import dkim_keys, domains
 from forwarder.store.dkim_keys import DkimKey
@@ -49,7 +50,7 @@ class DomainKeys:
         self._database = database
         self._vault = vault
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
-        self._looks: dict[str, asyncio.Task[_Loaded]] = {}
+        self._looks = Errands("keys")
 
     async def signers(self, domain: str, accepted_at: datetime) -> Sequence[Signer]:
         """The domain's signers, RSA first, for a message of that time; empty when it has no usable key.
@@ -58,17 +59,8 @@ class DomainKeys:
         """
         known = self._loaded.get(domain)
         if known is None or monotonic() >= known.until:
-            look = self._looks.get(domain)
-            if look is None:
-                look = self._looks[domain] = asyncio.create_task(self._look(domain, known))
-                look.add_done_callback(partial(self._looked, domain))
-            known = await asyncio.shield(look)  # one that gives up must not end it for the others
+            known = await self._looks.run(domain, partial(self._look, domain, known))
         return known.signers if known.added_at <= accepted_at + SKEW else ()
-
-    def _looked(self, domain: str, look: asyncio.Task[_Loaded]) -> None:
-        del self._looks[domain]
-        if not look.cancelled():
-            look.exception()  # seen by those who asked, if there still are any
 
     async def _look(self, domain: str, known: _Loaded | None) -> _Loaded:
         added_at, keys = await self._database.read(lambda conn: _keys_of(conn, domain))

@@ -35,6 +35,7 @@ import dns.reversename
 
 from forwarder.clock import utc_now
 from forwarder.config import HostPort
+from forwarder.errands import Errands
 from forwarder.mail.dane import Tlsa
 from forwarder.net.addresses import is_private
 from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound, merged, read
@@ -75,7 +76,7 @@ class Resolver:
         self._askable = askable  # which addresses of a zone's own servers may be asked
         self._authority_port = authority_port
         self._cache: OrderedDict[_Key, _Entry] = OrderedDict()
-        self._under_way: dict[_Key, asyncio.Task[Answer[Any]]] = {}
+        self._questions = Errands("dns")
         self._slots = asyncio.Semaphore(QUESTIONS)
 
     async def mx(self, domain: str, *, fresh: bool = False) -> Answer[Mx]:
@@ -140,10 +141,7 @@ class Resolver:
 
     async def close(self) -> None:
         """End the questions under way; those who wait for them are cancelled."""
-        tasks = tuple(self._under_way.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._questions.close()
 
     async def _look_up(self, name: str, kind: dns.rdatatype.RdataType, *, fresh: bool = False) -> Answer[Any]:
         key = (name.lower().rstrip("."), kind)
@@ -157,13 +155,7 @@ class Resolver:
         kept = self._kept(key)
         if kept is not None:
             return kept
-        task = self._under_way.get(key)
-        if task is None:
-            task = asyncio.create_task(self._resolve(key), name=f"dns {key[0]}")
-            self._under_way[key] = task
-            task.add_done_callback(lambda _: self._under_way.pop(key, None))
-        # shielded: one who gives up waiting must not take the answer from the others
-        return await asyncio.shield(task)
+        return await self._questions.run(key, lambda: self._resolve(key))
 
     def _kept(self, key: _Key) -> Answer[Any] | None:
         entry = self._cache.get(key)

@@ -23,9 +23,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 
+from forwarder.errands import Errands
 from forwarder.mail.mta_sts import MAX_OCTETS, Mode, PolicyError, StsPolicy, parse_policy, record_id
 from forwarder.net.answers import CannotTell, Found, NotFound
 from forwarder.net.dns import Resolver
@@ -75,18 +77,14 @@ class Policies:
         self._port = port
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._in_vain: OrderedDict[str, _InVain] = OrderedDict()
-        self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._looks = Errands("mta-sts")
         self._fetches = asyncio.Semaphore(FETCHES)
 
     async def in_force(self, domain: str) -> StsPolicy | None:
         """The policy to keep to with mail for a domain (A-labels, lower case)."""
-        task = self._under_way.get(domain)
-        if task is None and len(self._under_way) < UNDER_WAY:
-            task = asyncio.create_task(self._look(domain), name=f"mta-sts {domain}")
-            self._under_way[domain] = task
-            task.add_done_callback(lambda _: self._under_way.pop(domain, None))
-        if task is not None:
-            await asyncio.wait((task,), timeout=PATIENCE)
+        if domain in self._looks or len(self._looks) < UNDER_WAY:
+            look = self._looks.begin(domain, partial(self._look, domain))
+            await asyncio.wait((look,), timeout=PATIENCE)
         kept = self._kept.get(domain)
         if kept is None:
             return None
@@ -98,10 +96,7 @@ class Policies:
 
     async def close(self) -> None:
         """End what is under way."""
-        tasks = tuple(self._under_way.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._looks.close()
 
     async def _look(self, domain: str) -> None:
         try:

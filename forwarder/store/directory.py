@@ -20,15 +20,15 @@ How it fails: StoreUnavailable, never None. ``follow`` goes on by itself when th
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import Connection, delete, insert, select, update
 
+from forwarder.errands import Errands, unheard
 from forwarder.mail.address import Path
 from forwarder.mail.aliases import RuleSet
 from forwarder.mail.postmaster import Postmaster
@@ -47,7 +47,6 @@ PLAIN = 4  # steps and destinations of an answer that is kept
 ANSWER = 600  # octets of memory: each of them
 NAMES = 330  # octets of memory: the names for an address, their text aside
 
-T = TypeVar("T")
 _Steps = Generator[Path, RuleSet | None, Expansion]
 
 _log = structlog.get_logger("forwarder.store")
@@ -116,7 +115,7 @@ class Directory:
         self._answers: Bounded[Path, Expansion] = Bounded(capacity // 8)
         self._position: int | None = None  # every change up to this version is in the cache
         self._turn = 0  # moves when what was found before may no longer be true
-        self._loads: dict[str, asyncio.Task[Any]] = {}
+        self._loads = Errands("directory")
         self._looking: asyncio.Task[None] | None = None
         self._next_look: asyncio.Task[None] | None = None
 
@@ -129,7 +128,7 @@ class Directory:
         """Rules that answer for an address as its domain's do, at most a second old; None: not hosted here."""
         rules = await self._unprepared(address)
         if rules is not None and not rules.ready(address.local):
-            await self._once(
+            await self._loads.run(
                 f"{rules.domain} {rules.version} {address.local.isascii()}",
                 partial(asyncio.to_thread, rules.prepare, address.local),
             )
@@ -138,14 +137,14 @@ class Directory:
     async def _unprepared(self, address: Path) -> RuleSet | None:
         known = self._domains.get(address.domain)
         if known is None:
-            known = await self._once(address.domain, lambda: self._load(address))
+            known = await self._loads.run(address.domain, lambda: self._load(address))
         if known.rules is None or known.names is None:
             return known.rules
         name = f"{address.key}@{address.domain}"
         names = self._names.get(name)
         if names is not None and names.version == known.version:
             return known.rules.with_names(names.lines)
-        return await self._once(name, lambda: self._load_names(address, known))
+        return await self._loads.run(name, lambda: self._load_names(address, known))
 
     async def hosts(self, domain: str) -> bool:
         """Whether a domain is hosted here, whoever's it is."""
@@ -226,7 +225,7 @@ class Directory:
         """Return after a look at the changes that began after this call; those who call meanwhile share one."""
         if self._next_look is None:
             self._next_look = asyncio.get_running_loop().create_task(self._look_after(self._looking))
-            self._next_look.add_done_callback(_seen)
+            self._next_look.add_done_callback(unheard)
         await asyncio.shield(self._next_look)
 
     async def _look_after(self, other: asyncio.Task[None] | None) -> None:
@@ -250,20 +249,6 @@ class Directory:
             self._turn += 1
             self._answers.clear()  # of whatever domain: they are made of several
         self._position = news.version
-
-    async def _once(self, key: str, load: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """What the load brings; those who ask for a key at the same moment share it."""
-        task = self._loads.get(key)
-        if task is None or task.done():  # what has ended may be older than what was heard since
-            task = self._loads[key] = asyncio.get_running_loop().create_task(load())
-            task.add_done_callback(lambda ended: self._loaded(key, ended))
-        loaded: T = await asyncio.shield(task)
-        return loaded
-
-    def _loaded(self, key: str, ended: "asyncio.Task[Any]") -> None:
-        if self._loads.get(key) is ended:
-            del self._loads[key]
-        _seen(ended)
 
     async def _load(self, address: Path) -> Known:
         if self._position is None:
@@ -299,12 +284,6 @@ class Directory:
         self._domains.clear()
         self._names.clear()
         self._answers.clear()
-
-
-def _seen(ended: "asyncio.Task[Any]") -> None:
-    """An error is the waiters'; when all of them are gone it is nobody's."""
-    if not ended.cancelled():
-        ended.exception()
 
 
 def _news(conn: Connection, position: int | None) -> _News:

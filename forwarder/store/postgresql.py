@@ -26,6 +26,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
+from forwarder.errands import unheard
 from forwarder.failpoint import reach
 from forwarder.store.faults import ended_for_certain, is_conflict, may_work_again, trouble_of
 from forwarder.store.trouble import CommitUnknown, StoreUnavailable
@@ -100,13 +101,9 @@ class _Unbroken:
         """What ``work`` returns or raises."""
         task = asyncio.get_running_loop().create_task(work)
         self.running.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self.running.discard)
+        task.add_done_callback(unheard)
         return await asyncio.shield(task)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self.running.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen by the caller, if there still is one
 
 
 @contextmanager

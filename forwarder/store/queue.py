@@ -34,6 +34,7 @@ from typing import TypeVar
 import structlog
 from sqlalchemy import Connection, select
 
+from forwarder.errands import unheard
 from forwarder.failpoint import reach
 from forwarder.store.claiming import Claim, Claiming, next_due
 from forwarder.store.engine import Database
@@ -288,7 +289,7 @@ class Queue:
         """Give back without waiting; what the store does not take now the dispatcher finds, since nobody knows it."""
         with suppress(StoreUnavailable):
             for lease in leases:
-                self._database.writer.enlist(self._releasing, lease).add_done_callback(_seen)
+                self._database.writer.enlist(self._releasing, lease).add_done_callback(unheard)
 
 
 def _for_anybody(message: NewMessage) -> Iterator[Release]:
@@ -297,12 +298,6 @@ def _for_anybody(message: NewMessage) -> Iterator[Release]:
 
 def _unheard(ended: "bool | Failed") -> None:
     """A settlement whose caller is gone: it is written or it is not, and the lease tells others which."""
-
-
-def _seen(given: "asyncio.Future[bool]") -> None:
-    """A lease that was not given back is still ours, and known to nobody."""
-    if not given.cancelled():
-        given.exception()
 
 
 def _content(conn: Connection, message_id: str) -> bytes | None:

@@ -275,19 +275,6 @@ async def test_a_renamed_sequence_is_an_older_copy(here: tuple[Database, Directo
     assert await directory.confirmed(ANYBODY) is None
 
 
-async def test_a_look_up_does_not_join_one_that_has_ended(database: Database) -> None:
-    """What it brought may be older than a change that was heard of since."""
-    directory = Directory(database, clock=lambda: NOON)
-
-    async def bring(what: str) -> str:
-        return what
-
-    ended = asyncio.create_task(bring("old"))
-    await ended
-    directory._loads["a.test"] = ended
-    assert await directory._once("a.test", lambda: bring("new")) == "new"
-
-
 async def test_expressions_are_compiled_in_a_thread_once_while_they_stay_the_same(
     here: tuple[Database, Directory, Counting], monkeypatch: pytest.MonkeyPatch
 ) -> None:
