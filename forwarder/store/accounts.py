@@ -19,12 +19,11 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, RowMapping, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from forwarder.store.conflict import AlreadyExists, LimitReached, insert_new
-from forwarder.store.rows import as_value
+from forwarder.store.rows import all_values, as_value, one_value
 from forwarder.store.tables import accounts, api_keys
 
 KEY_PREFIX = "fwd_"  # lets secret scanners and people recognise a key of ours
@@ -78,24 +77,22 @@ def key_digest(secret: str) -> str:
 def create(conn: Connection, email: str, plan: str, now: datetime) -> Account:
     """A new account; AlreadyExists("email")."""
     values = {"email": email.lower(), "plan": plan, "created_at": now}
-    return _account(insert_new(conn, accounts, values, clash="email"))
+    return as_value(Account, insert_new(conn, accounts, values, clash="email"))
 
 
 def get(conn: Connection, account_id: int) -> Account | None:
     """By id."""
-    row = conn.execute(select(accounts).where(accounts.c.id == account_id)).mappings().one_or_none()
-    return None if row is None else _account(row)
+    return one_value(conn, Account, select(accounts).where(accounts.c.id == account_id))
 
 
 def by_email(conn: Connection, email: str) -> Account | None:
     """By e-mail address, whatever its case."""
-    row = conn.execute(select(accounts).where(accounts.c.email == email.lower())).mappings().one_or_none()
-    return None if row is None else _account(row)
+    return one_value(conn, Account, select(accounts).where(accounts.c.email == email.lower()))
 
 
 def list_accounts(conn: Connection) -> Sequence[Account]:
     """All accounts by id."""
-    return [_account(row) for row in conn.execute(select(accounts).order_by(accounts.c.id)).mappings()]
+    return all_values(conn, Account, select(accounts).order_by(accounts.c.id))
 
 
 def set_plan(conn: Connection, account_id: int, plan: str) -> bool:
@@ -149,13 +146,13 @@ def add_key(
             raise LimitReached("API keys", limit)
     values = {"account_id": account_id, "name": name, "digest": digest, "prefix": prefix, "created_at": now}
     row = conn.execute(insert(api_keys).values(values).returning(*api_keys.c)).mappings().one()
-    return _key(row)
+    return as_value(ApiKey, row)
 
 
 def list_keys(conn: Connection, account_id: int) -> Sequence[ApiKey]:
     """The keys of an account by id, revoked ones among them."""
     query = select(api_keys).where(api_keys.c.account_id == account_id).order_by(api_keys.c.id)
-    return [_key(row) for row in conn.execute(query).mappings()]
+    return all_values(conn, ApiKey, query)
 
 
 def revoke_key(conn: Connection, account_id: int, key_id: int, now: datetime) -> bool:
@@ -175,17 +172,10 @@ def by_key_digest(conn: Connection, digest: str) -> tuple[Account, ApiKey] | Non
     # The index already compared; this keeps the answer independent of how the database compares.
     if row is None or not hmac.compare_digest(str(row["digest"]), digest):
         return None
-    return _account({column.name: row[f"account__{column.name}"] for column in accounts.c}), _key(row)
+    owner = {column.name: row[f"account__{column.name}"] for column in accounts.c}
+    return as_value(Account, owner), as_value(ApiKey, row)
 
 
 def key_used(conn: Connection, key_id: int, now: datetime) -> None:
     """Note the last use of a key."""
     conn.execute(update(api_keys).where(api_keys.c.id == key_id).values(last_used_at=now))
-
-
-def _account(row: RowMapping | dict[str, Any]) -> Account:
-    return as_value(Account, row)
-
-
-def _key(row: RowMapping) -> ApiKey:
-    return as_value(ApiKey, row)

@@ -20,7 +20,6 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    RowMapping,
     and_,
     bindparam,
     delete,
@@ -38,7 +37,7 @@ from forwarder.store import accounts, directory
 from forwarder.store import domains as domain_verbs
 from forwarder.store.conflict import AlreadyExists, LimitReached, Missing, TooLarge, insert_new
 from forwarder.store.domains import Domain
-from forwarder.store.rows import as_value, is_postgres
+from forwarder.store.rows import all_values, as_value, is_postgres, one_value
 from forwarder.store.tables import IS_PATTERN, aliases, domains
 
 _LARGEST_ID = 2**63 - 1
@@ -99,7 +98,7 @@ def add(
         "rank": rank,
         "is_skipped": is_skipped,
     }
-    added = _alias(insert_new(conn, aliases, values, clash="alias"))
+    added = as_value(Alias, insert_new(conn, aliases, values, clash="alias"))
     _check_expressions(conn, domain, [pattern])
     return added
 
@@ -107,8 +106,7 @@ def add(
 def get(conn: Connection, domain_id: int, pattern: str) -> Alias | None:
     """By pattern."""
     query = select(aliases).where(aliases.c.domain_id == domain_id, aliases.c.pattern == pattern)
-    row = conn.execute(query).mappings().one_or_none()
-    return None if row is None else _alias(row)
+    return one_value(conn, Alias, query)
 
 
 def find(conn: Connection, domain_id: int, patterns: Iterable[str], name: str) -> Alias | None:
@@ -120,8 +118,7 @@ def find(conn: Connection, domain_id: int, patterns: Iterable[str], name: str) -
     if not (name.isascii() and name.isdigit()) or len(name) > 19 or int(name) > _LARGEST_ID:
         return None
     query = select(aliases).where(aliases.c.domain_id == domain_id, aliases.c.id == int(name))
-    row = conn.execute(query).mappings().one_or_none()
-    return None if row is None else _alias(row)
+    return one_value(conn, Alias, query)
 
 
 def count(conn: Connection, domain_id: int) -> int:
@@ -158,7 +155,7 @@ def list_aliases(
     condition = and_(*wanted)
     total = conn.execute(select(func.count()).select_from(aliases).where(condition)).scalar_one()
     page = select(aliases).where(condition).order_by(aliases.c.id).limit(limit).offset(offset)
-    return [_alias(row) for row in conn.execute(page).mappings()], int(total)
+    return all_values(conn, Alias, page), int(total)
 
 
 def _like(lowered: ColumnElement[str], pattern: str) -> ColumnElement[bool]:
@@ -199,7 +196,7 @@ def first_of_each(
     )
     query = select(first).where(first.c.taken <= room).order_by(first.c.domain_id, first.c.id)
     for row in conn.execute(query).mappings():
-        found[row["domain_id"]].append(_alias(row))
+        found[row["domain_id"]].append(as_value(Alias, row))
     return found
 
 
@@ -216,16 +213,16 @@ def update_alias(conn: Connection, domain: Domain, alias: Alias, now: datetime, 
     directory.touch(conn, domain.name, now)
     if not values:
         return alias
-    changed = update(aliases).where(aliases.c.id == alias.id).values(values).returning(*aliases.c)
+    change = update(aliases).where(aliases.c.id == alias.id).values(values).returning(*aliases.c)
     try:
-        row = conn.execute(changed).mappings().one_or_none()
+        changed = one_value(conn, Alias, change)
     except IntegrityError as fault:
         raise AlreadyExists("alias") from fault
-    if row is None:
+    if changed is None:
         raise Missing("alias")
     if "pattern" in values:
         _check_expressions(conn, domain, [values["pattern"]])
-    return _alias(row)
+    return changed
 
 
 def remove(conn: Connection, domain: Domain, alias: Alias, now: datetime) -> bool:
@@ -259,7 +256,7 @@ def bulk(
     domain_verbs.hold(conn, domain)
     wanted = dict(entries if update_existing else reversed(entries))
     there = select(aliases).where(aliases.c.domain_id == domain.id, aliases.c.pattern.in_(list(wanted)))
-    existing = {row["pattern"]: _alias(row) for row in conn.execute(there).mappings()}
+    existing = {alias.pattern: alias for alias in all_values(conn, Alias, there)}
     times = Counter(pattern for pattern, _ in entries)  # in the order given
     new = [pattern for pattern in times if pattern not in existing]
     if new and limit is not None and count(conn, domain.id) + len(new) > limit:
@@ -302,8 +299,4 @@ def _insert(
         for pattern, forward in entries
     ]
     result = conn.execute(insert(aliases).returning(*aliases.c, sort_by_parameter_order=True), rows)
-    return [_alias(row) for row in result.mappings()]
-
-
-def _alias(row: RowMapping) -> Alias:
-    return as_value(Alias, row)
+    return [as_value(Alias, row) for row in result.mappings()]

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, delete, func, select, update
+from sqlalchemy import Connection, delete, func, select, update
 
 from forwarder.store import accounts, directory
 from forwarder.store import domains as domain_verbs
 from forwarder.store.conflict import AlreadyExists, LimitReached, Missing, insert_new
 from forwarder.store.domains import Domain
-from forwarder.store.rows import as_value
+from forwarder.store.rows import all_values, as_value, one_value
 from forwarder.store.tables import accounts as account_table
 from forwarder.store.tables import credentials
 
@@ -76,7 +76,7 @@ def add(
         "created_at": now,
         "changed_at": now,
     }
-    return _credential(insert_new(conn, credentials, values, clash="username"))
+    return as_value(Credential, insert_new(conn, credentials, values, clash="username"))
 
 
 def get(conn: Connection, domain_id: int, username: str) -> Credential | None:
@@ -84,8 +84,7 @@ def get(conn: Connection, domain_id: int, username: str) -> Credential | None:
     query = select(credentials).where(
         credentials.c.domain_id == domain_id, credentials.c.username == username.lower()
     )
-    row = conn.execute(query).mappings().one_or_none()
-    return None if row is None else _credential(row)
+    return one_value(conn, Credential, query)
 
 
 def for_login(conn: Connection, username: str, domain_name: str) -> Login | None:
@@ -114,7 +113,7 @@ def count(conn: Connection, domain_id: int) -> int:
 def list_credentials(conn: Connection, domain_id: int) -> Sequence[Credential]:
     """All of a domain by id; bounded by the account's limit."""
     query = select(credentials).where(credentials.c.domain_id == domain_id).order_by(credentials.c.id)
-    return [_credential(row) for row in conn.execute(query).mappings()]
+    return all_values(conn, Credential, query)
 
 
 def update_credential(
@@ -126,11 +125,11 @@ def update_credential(
         raise TypeError(f"a credential's {', '.join(sorted(unknown))} cannot be set")
     directory.touch(conn, domain.name, now)
     mine = (credentials.c.domain_id == domain.id) & (credentials.c.username == username.lower())
-    changed = update(credentials).where(mine).values(values | {"changed_at": now}).returning(*credentials.c)
-    row = conn.execute(changed).mappings().one_or_none()
-    if row is None:
+    change = update(credentials).where(mine).values(values | {"changed_at": now}).returning(*credentials.c)
+    changed = one_value(conn, Credential, change)
+    if changed is None:
         raise Missing("credential")
-    return _credential(row)
+    return changed
 
 
 def renew_hash(conn: Connection, credential: Credential, password_hash: str) -> bool:
@@ -150,7 +149,3 @@ def used(conn: Connection, credential_id: int, now: datetime, *, messages: int =
     """Count what was sent and note when."""
     values = {"usage": credentials.c.usage + messages, "last_used_at": now}
     conn.execute(update(credentials).where(credentials.c.id == credential_id).values(values))
-
-
-def _credential(row: RowMapping) -> Credential:
-    return as_value(Credential, row)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, delete, select, update
+from sqlalchemy import Connection, delete, select, update
 
 from forwarder.store import directory
 from forwarder.store.conflict import insert_new
 from forwarder.store.domains import Domain
-from forwarder.store.rows import as_value
+from forwarder.store.rows import all_values, as_value
 from forwarder.store.tables import dkim_keys, domains
 
 
@@ -68,13 +68,13 @@ def _insert(conn: Connection, domain: Domain, key: NewDkimKey, now: datetime) ->
         "public_record": key.public_record,
         "created_at": now,
     }
-    return _key(insert_new(conn, dkim_keys, values, clash="selector"))
+    return as_value(DkimKey, insert_new(conn, dkim_keys, values, clash="selector"))
 
 
 def list_keys(conn: Connection, domain_id: int) -> Sequence[DkimKey]:
     """The keys of a domain in the order of their selectors."""
     query = select(dkim_keys).where(dkim_keys.c.domain_id == domain_id).order_by(dkim_keys.c.selector)
-    return [_key(row) for row in conn.execute(query).mappings()]
+    return all_values(conn, DkimKey, query)
 
 
 def page(conn: Connection, *, after: int, limit: int) -> Sequence[tuple[str, DkimKey]]:
@@ -86,14 +86,10 @@ def page(conn: Connection, *, after: int, limit: int) -> Sequence[tuple[str, Dki
         .order_by(dkim_keys.c.id)
         .limit(limit)
     )
-    return [(row["domain"], _key(row)) for row in conn.execute(query).mappings()]
+    return [(row["domain"], as_value(DkimKey, row)) for row in conn.execute(query).mappings()]
 
 
 def nth_from_the_end(conn: Connection, number: int) -> int:
     """The id after which ``number`` keys come; 0 where there are no more than these."""
     query = select(dkim_keys.c.id).order_by(dkim_keys.c.id.desc()).offset(number).limit(1)
     return int(conn.execute(query).scalar_one_or_none() or 0)
-
-
-def _key(row: RowMapping) -> DkimKey:
-    return as_value(DkimKey, row)

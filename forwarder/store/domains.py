@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, update
 
 from forwarder.store import accounts, directory
 from forwarder.store.conflict import AlreadyExists, LimitReached, Missing, insert_new
-from forwarder.store.rows import as_value
+from forwarder.store.rows import all_values, as_value, one_value
 from forwarder.store.tables import domains
 
 _AT_ONCE = 5000  # names in one statement
@@ -82,7 +82,7 @@ def add(
         "dkim_selector": dkim_selector,
         "added_at": now,
     }
-    return _domain(insert_new(conn, domains, values, clash="domain"))
+    return as_value(Domain, insert_new(conn, domains, values, clash="domain"))
 
 
 def get(conn: Connection, name: str, *, account_id: int | None = None) -> Domain | None:
@@ -90,14 +90,12 @@ def get(conn: Connection, name: str, *, account_id: int | None = None) -> Domain
     query = select(domains).where(domains.c.name == name)
     if account_id is not None:
         query = query.where(domains.c.account_id == account_id)
-    row = conn.execute(query).mappings().one_or_none()
-    return None if row is None else _domain(row)
+    return one_value(conn, Domain, query)
 
 
 def by_id(conn: Connection, domain_id: int) -> Domain | None:
     """By id, over all accounts."""
-    row = conn.execute(select(domains).where(domains.c.id == domain_id)).mappings().one_or_none()
-    return None if row is None else _domain(row)
+    return one_value(conn, Domain, select(domains).where(domains.c.id == domain_id))
 
 
 def hosted_among(conn: Connection, names: Iterable[str], *, account_id: int | None = None) -> set[str]:
@@ -144,7 +142,7 @@ def list_domains(
     condition = and_(True, *wanted)
     total = conn.execute(select(func.count()).select_from(domains).where(condition)).scalar_one()
     page = select(domains).where(condition).order_by(domains.c.id).limit(limit).offset(offset)
-    return [_domain(row) for row in conn.execute(page).mappings()], int(total)
+    return all_values(conn, Domain, page), int(total)
 
 
 def whitelabels(conn: Connection, account_id: int) -> Sequence[str]:
@@ -203,7 +201,7 @@ def due_for_check(
         .order_by(domains.c.checked_at.is_not(None), domains.c.checked_at, domains.c.id)
         .limit(limit)
     )
-    return [_domain(row) for row in conn.execute(query).mappings()]
+    return all_values(conn, Domain, query)
 
 
 def record_check(
@@ -240,9 +238,4 @@ def set_notified(conn: Connection, domain_id: int, now: datetime) -> None:
 
 def _update(conn: Connection, domain_id: int, values: dict[str, Any]) -> Domain | None:
     changed = update(domains).where(domains.c.id == domain_id).values(values).returning(*domains.c)
-    row = conn.execute(changed).mappings().one_or_none()
-    return None if row is None else _domain(row)
-
-
-def _domain(row: RowMapping) -> Domain:
-    return as_value(Domain, row)
+    return one_value(conn, Domain, changed)

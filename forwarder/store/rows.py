@@ -1,7 +1,8 @@
 """Many rows in one statement, on either database.
 
 ``insert_many`` writes rows with a handful of statements whatever their number. ``Rows`` is a FROM clause of rows that
-travel as one parameter, for UPDATE, DELETE and SELECT by many keys. ``as_value`` makes a value of one that was read.
+travel as one parameter, for UPDATE, DELETE and SELECT by many keys. ``one_value`` and ``all_values`` make dataclasses of
+what a statement brings.
 
 Why not ``executemany``: PostgreSQL would plan and check row by row; and SQLite's driver lets go of the interpreter
 lock at every row, so that a busy event loop takes each of them a time slice away while the write lock is held. For the
@@ -260,6 +261,17 @@ def _json_reader(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
 def as_value(kind: type[V], row: RowMapping | Mapping[str, Any]) -> V:
     """A row as a dataclass, whose fields are named as the columns; columns without a field are left out."""
     return kind(**{name: row[name] for name in _fields(kind)})  # type: ignore[arg-type]  # a type has a hash
+
+
+def one_value(conn: Connection, kind: type[V], statement: Executable) -> V | None:
+    """The one row that a statement brings, as a dataclass; None where there is none."""
+    row = conn.execute(statement).mappings().one_or_none()
+    return None if row is None else as_value(kind, row)
+
+
+def all_values(conn: Connection, kind: type[V], statement: Executable) -> list[V]:
+    """All rows that a statement brings, each as a dataclass, in their order."""
+    return [as_value(kind, row) for row in conn.execute(statement).mappings()]
 
 
 @cache
