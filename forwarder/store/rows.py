@@ -1,8 +1,8 @@
 """Many rows in one statement, on either database.
 
 ``insert_many`` writes rows with a handful of statements whatever their number. ``Rows`` is a FROM clause of rows that
-travel as one parameter, for UPDATE, DELETE and SELECT by many keys. ``one_value`` and ``all_values`` make dataclasses of
-what a statement brings.
+travel as one parameter, for UPDATE, DELETE and SELECT by many keys. ``one_value`` and ``all_values`` make dataclasses
+of what a statement brings.
 
 Why not ``executemany``: PostgreSQL would plan and check row by row; and SQLite's driver lets go of the interpreter
 lock at every row, so that a busy event loop takes each of them a time slice away while the write lock is held. For the
