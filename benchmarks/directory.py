@@ -68,12 +68,12 @@ async def _through_the_store(bench: Bench, domains: int, aliases: int) -> tuple[
         order = list(range(domains))
         chance.shuffle(order)
         firsts = [f"a{n % aliases}@d{n}.test" for n in order]
-        await _timed(Directory(database, clock=now), firsts[:10])  # opens connections and compiles statements
+        await _timed(Directory(database), firsts[:10])  # opens connections and compiles statements
         # Of few domains, the first look at each is taken several times.
         rounds = max(1, bench.times(500) // domains)
         cold = 0.0
         for _ in range(rounds):
-            directory = Directory(database, clock=now)
+            directory = Directory(database)
             await directory.catch_up()
             cold += await _timed(directory, firsts) / rounds
         picks = [

@@ -171,7 +171,6 @@ class Engine:
         settings, clock, ids, database = self.settings, self._clock, self._ids, self.database
         self.directory = Directory(
             database,
-            clock=clock,
             require_confirmed=settings.require_confirmed_destinations,
             postmaster=Postmaster.of(settings.hostname, settings.postmaster),
         )

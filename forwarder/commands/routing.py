@@ -50,7 +50,7 @@ def route(
             return _refused(recipient, asked)
         wanted = settings.require_confirmed_destinations
         postmaster = Postmaster.of(settings.hostname, settings.postmaster)
-        directory = Directory(database, clock=utc_now, require_confirmed=wanted, postmaster=postmaster)
+        directory = Directory(database, require_confirmed=wanted, postmaster=postmaster)
         found = await (directory.resolve(asked) if own is None else directory.resolve_ours(asked))
         return _explained(recipient, own, found)
 

@@ -100,7 +100,6 @@ class Directory:
         self,
         database: Database,
         *,
-        clock: Callable[[], datetime],
         capacity: int = CAPACITY,
         require_confirmed: bool = False,
         postmaster: Postmaster | None = None,
@@ -109,7 +108,6 @@ class Directory:
         self._database = database
         self._require_confirmed = require_confirmed
         self._postmaster = postmaster
-        self._clock = clock
         self._domains: Bounded[str, Known] = Bounded(capacity * 3 // 4)
         self._names: Bounded[str, _Names] = Bounded(capacity // 8)
         self._answers: Bounded[Path, Expansion] = Bounded(capacity // 8)

@@ -31,9 +31,7 @@ async def made(desk: Desk, fields: dict[str, Any]) -> dict[str, Any]:
 
 async def destinations(desk: Desk, local: str) -> list[str] | None:
     """Where mail for a local part goes now; None: nobody answers."""
-    rules = await Directory(desk.database, clock=desk.clock).confirmed(
-        Path(local=local, domain="piedpiper.com")
-    )
+    rules = await Directory(desk.database).confirmed(Path(local=local, domain="piedpiper.com"))
     assert rules is not None
     found = rules.resolve(local)
     return [str(one) for one in found.destinations] if isinstance(found, Match) else None

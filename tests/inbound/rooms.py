@@ -105,7 +105,7 @@ class Engine:
             self.database, worker_id=worker, node="test", hostname="mx.test", pid=os.getpid(), now=utc_now()
         )
         queue = Queue(self.database, worker_id=worker, local_name="mx.test", ids=self.ids, clock=utc_now)
-        directory = Directory(self.database, clock=utc_now)
+        directory = Directory(self.database)
         self._following = asyncio.create_task(directory.follow())
         given: dict[str, Any] = {
             "settings": settings,

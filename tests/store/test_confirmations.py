@@ -53,8 +53,8 @@ async def test_a_destination_gets_nothing_until_its_token_came_back(stage: Stage
     domain = await host(
         database, "pied.example", info="Rich@dest.example", both="rich@dest.example, b@dest.example"
     )
-    strict = Directory(database, clock=stage.clock, require_confirmed=True)
-    plain = Directory(database, clock=stage.clock)
+    strict = Directory(database, require_confirmed=True)
+    plain = Directory(database)
     assert await reached(strict, "info@pied.example") == ([], Trouble.UNCONFIRMED)
     assert await reached(plain, "info@pied.example") == (["Rich@dest.example"], None)
     (asked,) = await ask(database, domain, "Rich@dest.example")
@@ -69,7 +69,7 @@ async def test_a_destination_gets_nothing_until_its_token_came_back(stage: Stage
 async def test_another_process_hears_of_it_within_a_second(stage: Stage) -> None:
     database, elsewhere = await stage.database(), await stage.database()
     domain = await host(database, "pied.example", both="a@dest.example, b@dest.example")
-    directory = Directory(elsewhere, clock=stage.clock, require_confirmed=True)
+    directory = Directory(elsewhere, require_confirmed=True)
     following = asyncio.create_task(directory.follow())
     try:
         first, second = await ask(database, domain, "a@dest.example, b@dest.example")
@@ -152,7 +152,7 @@ async def test_urls_and_domains_of_the_same_account_need_no_confirmation(stage: 
     )
     await host(database, "own.example", x="https://hook.example/own")
     other = await host(database, "theirs.example", email="gavin@example.org", x="https://hook.example/theirs")
-    directory = Directory(database, clock=stage.clock, require_confirmed=True)
+    directory = Directory(database, require_confirmed=True)
     assert await reached(directory, "hook@pied.example") == (["https://hook.example/x"], None)
     assert await reached(directory, "own@pied.example") == (["https://hook.example/own"], None)
     assert await reached(directory, "theirs@pied.example") == ([], Trouble.UNCONFIRMED)
@@ -172,7 +172,7 @@ async def test_urls_and_domains_of_the_same_account_need_no_confirmation(stage: 
 async def test_a_label_that_came_with_the_recipient_needs_no_confirmation(stage: Stage) -> None:
     database = await stage.database()
     domain = await host(database, "pied.example", info="rich@gmail.com")
-    directory = Directory(database, clock=stage.clock, require_confirmed=True)
+    directory = Directory(database, require_confirmed=True)
     (asked,) = await ask(database, domain, "rich@gmail.com")
     assert await confirm(database, asked.token)
     assert await reached(directory, "info+news@pied.example") == (["rich+news@gmail.com"], None)
@@ -182,7 +182,7 @@ async def test_a_label_that_came_with_the_recipient_needs_no_confirmation(stage:
 async def test_odd_addresses_are_confirmed_as_any(stage: Stage, address: str) -> None:
     database, elsewhere = await stage.database(), await stage.database()
     domain = await host(database, "pied.example", info=f"{address}, https://hook.example/x")
-    directory = Directory(elsewhere, clock=stage.clock, require_confirmed=True)
+    directory = Directory(elsewhere, require_confirmed=True)
     assert await reached(directory, "info@pied.example") == (["https://hook.example/x"], None)
     (asked,) = await ask(database, domain, address)
     assert await confirm(database, asked.token)
@@ -193,7 +193,7 @@ async def test_odd_addresses_are_confirmed_as_any(stage: Stage, address: str) ->
 async def test_an_address_a_capture_made_is_withheld(stage: Stage) -> None:
     database = await stage.database()
     await host(database, "pied.example", all="$1@dest.example")
-    directory = Directory(database, clock=stage.clock, require_confirmed=True)
+    directory = Directory(database, require_confirmed=True)
     assert await reached(directory, "anybody@pied.example") == ([], Trouble.UNCONFIRMED)
 
 
@@ -205,7 +205,7 @@ async def test_an_address_a_capture_made_is_confirmed_where_another_alias_names_
     monkeypatch.setattr(rule_sets, "TOGETHER", together)
     database = await stage.database()
     domain = await host(database, "pied.example", all="$1@dest.example", one="ann@dest.example")
-    directory = Directory(database, clock=stage.clock, require_confirmed=True)
+    directory = Directory(database, require_confirmed=True)
     asked = await ask(database, domain, "ann@dest.example", "bob@dest.example")
     for one in asked:
         assert await confirm(database, one.token)

@@ -88,7 +88,7 @@ class Counting:
 async def here(stage: Stage) -> tuple[Database, Directory, Counting]:
     """Another process's database, our directory, and what it reads from."""
     counting = Counting(await stage.database())
-    return await stage.database(), Directory(counting, clock=stage.clock), counting  # type: ignore[arg-type]
+    return await stage.database(), Directory(counting), counting  # type: ignore[arg-type]
 
 
 async def test_a_domain_is_found_and_cached(here: tuple[Database, Directory, Counting]) -> None:
@@ -157,7 +157,7 @@ async def test_a_change_during_the_load_is_not_lost(stage: Stage) -> None:
                 await go_on.wait()
             return result
 
-    directory = Directory(Slow(inner), clock=stage.clock)  # type: ignore[arg-type]
+    directory = Directory(Slow(inner))  # type: ignore[arg-type]
     await directory.catch_up()
     loading = asyncio.create_task(answers(directory, "b@pied.example"))
     await asyncio.wait_for(read_rows.wait(), 5)
@@ -246,7 +246,7 @@ async def test_following_goes_on_after_trouble(
 async def test_the_cache_is_bounded(stage: Stage) -> None:
     database = await stage.database()
     counting = Counting(database)
-    directory = Directory(counting, clock=stage.clock, capacity=6000)  # type: ignore[arg-type]
+    directory = Directory(counting, capacity=6000)  # type: ignore[arg-type]
     for n in range(8):
         await database.write(host(f"d{n}.example", "a", "b"))
     for n in range(8):

@@ -75,7 +75,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("large")
 async def test_each_name_of_a_large_domain_is_read_once(stage: Stage) -> None:
     counting = Counting(await stage.database())
-    directory = Directory(counting, clock=stage.clock)  # type: ignore[arg-type]
+    directory = Directory(counting)  # type: ignore[arg-type]
     await counting.database.write(host("pied.example", "a", "b", "c", "*-eu"))
     assert await directory.rule_set(parse_address("a@pied.example")) is not None
     for local, reads in (
@@ -101,7 +101,7 @@ async def test_each_name_of_a_large_domain_is_read_once(stage: Stage) -> None:
 @pytest.mark.usefixtures("large")
 async def test_a_name_of_a_large_domain_is_never_refused_by_what_was_true_once(stage: Stage) -> None:
     other = await stage.database()
-    directory = Directory(await stage.database(), clock=stage.clock)
+    directory = Directory(await stage.database())
     await other.write(host("pied.example", "a", "b", "c"))
     for n in range(5):
         assert await ends(directory, f"new{n}@pied.example") is Trouble.UNKNOWN
@@ -112,7 +112,7 @@ async def test_a_name_of_a_large_domain_is_never_refused_by_what_was_true_once(s
 @pytest.mark.usefixtures("large")
 async def test_names_read_after_a_change_do_not_meet_the_patterns_before_it(stage: Stage) -> None:
     other = await stage.database()
-    directory = Directory(await stage.database(), clock=stage.clock)
+    directory = Directory(await stage.database())
     await other.write(host("pied.example", "a", "b", "c"))
     assert await ends(directory, "a@pied.example") == ["someone@dest.example"]
     await other.write(swap)
@@ -125,7 +125,7 @@ async def test_names_read_after_a_change_do_not_meet_the_patterns_before_it(stag
 async def test_names_read_before_a_change_do_not_outlive_it(stage: Stage) -> None:
     other = await stage.database()
     held = Held(await stage.database(), is_names)
-    directory = Directory(held, clock=stage.clock)  # type: ignore[arg-type]
+    directory = Directory(held)  # type: ignore[arg-type]
     await other.write(host("pied.example", "a", "b", "c"))
     assert await ends(directory, "a@pied.example") == ["someone@dest.example"]
     asking = asyncio.create_task(ends(directory, "b@pied.example"))
@@ -140,7 +140,7 @@ async def test_names_read_before_a_change_do_not_outlive_it(stage: Stage) -> Non
 @pytest.mark.usefixtures("large")
 async def test_names_that_are_kept_do_not_outlive_a_change(stage: Stage) -> None:
     other = await stage.database()
-    directory = Directory(await stage.database(), clock=stage.clock)
+    directory = Directory(await stage.database())
     await other.write(host("pied.example", "a", "b", "c", "d"))  # as many as make it large, also without "b"
     assert await ends(directory, "b@pied.example") == ["someone@dest.example"]
     await other.write(swap)
@@ -152,7 +152,7 @@ async def test_names_that_are_kept_do_not_outlive_a_change(stage: Stage) -> None
 async def test_an_answer_is_kept_until_something_changes(stage: Stage) -> None:
     other = await stage.database()
     counting = Counting(await stage.database())
-    directory = Directory(counting, clock=stage.clock)  # type: ignore[arg-type]
+    directory = Directory(counting)  # type: ignore[arg-type]
     await other.write(host("pied.example", "a"))
     a = parse_address("a@pied.example")
     assert await ends(directory, "a@pied.example") == ["someone@dest.example"]
@@ -166,7 +166,7 @@ async def test_an_answer_is_kept_until_something_changes(stage: Stage) -> None:
 
 
 async def test_an_answer_keeps_the_case_of_its_recipient(stage: Stage) -> None:
-    directory = Directory(await stage.database(), clock=stage.clock)
+    directory = Directory(await stage.database())
     await directory._database.write(host("pied.example", "*"))
     await directory._database.write(
         lambda conn: conn.execute(update(aliases).values(forward="$1@dest.example")) and None
@@ -178,7 +178,7 @@ async def test_an_answer_keeps_the_case_of_its_recipient(stage: Stage) -> None:
 async def test_an_answer_found_while_something_changed_is_not_kept(stage: Stage) -> None:
     other = await stage.database()
     held = Held(await stage.database(), is_elsewhere)
-    directory = Directory(held, clock=stage.clock)  # type: ignore[arg-type]
+    directory = Directory(held)  # type: ignore[arg-type]
     await other.write(host("pied.example", "a"))
     await directory.catch_up()
     asking = asyncio.create_task(ends(directory, "a@pied.example"))
@@ -194,7 +194,7 @@ async def test_an_answer_found_while_something_changed_is_not_kept(stage: Stage)
 
 async def test_a_refusal_that_nothing_contradicts_is_one_more_read(stage: Stage) -> None:
     counting = Counting(await stage.database())
-    directory = Directory(counting, clock=stage.clock)  # type: ignore[arg-type]
+    directory = Directory(counting)  # type: ignore[arg-type]
     await counting.database.write(host("pied.example", "a"))
     assert await ends(directory, "a@pied.example") == ["someone@dest.example"]
     before = counting.reads
@@ -208,7 +208,7 @@ async def test_all_that_is_kept_is_within_the_bound(
 ) -> None:
     monkeypatch.setattr(rule_sets, "TOGETHER", together)
     database = await stage.database()
-    directory = Directory(database, clock=stage.clock, capacity=20_000)
+    directory = Directory(database, capacity=20_000)
     for n in range(8):
         await database.write(host(f"d{n}.example", *(f"a{m}" for m in range(10))))
     for n in range(8):

@@ -88,7 +88,7 @@ async def test_aliases_of_an_older_schema_stay_and_act_as_before(
         ("off", False, 421, None, False),
         ("(a|b)", True, 421, None, False),
     ]
-    rules = await Directory(database, clock=lambda: at).confirmed(parse_address("off@piedpiper.com"))
+    rules = await Directory(database).confirmed(parse_address("off@piedpiper.com"))
     assert rules is not None
     assert isinstance(off := rules.resolve("off"), Match)
     assert (off.alias.active, off.alias.when_disabled) == (False, 421)
