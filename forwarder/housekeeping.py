@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from forwarder.config import Settings
-from forwarder.store import chores, confirmations, counters, directory, workers
+from forwarder.store import changes, chores, confirmations, counters, workers
 from forwarder.store.engine import Database
 from forwarder.store.journal import Journal
 from forwarder.store.trouble import StoreUnavailable
@@ -60,7 +60,7 @@ def chores_of(
         return unanswered + await counters.purge(database, now)
 
     async def purge_changes(now: datetime) -> int:
-        return await database.write(lambda conn: directory.purge_changes(conn, now - CHANGES_KEPT))
+        return await database.write(lambda conn: changes.purge(conn, now - CHANGES_KEPT))
 
     hour = timedelta(hours=1)
     poll = max(timedelta(seconds=1), settings.workers.lease / 10)

@@ -14,7 +14,7 @@ from forwarder.housekeeping import Chore, chores_of, keep_house
 from forwarder.mail.event import Status, Transport
 from forwarder.mail.ids import IdSource
 from forwarder.store import accounts, confirmations, counters, domains
-from forwarder.store.directory import touch
+from forwarder.store.changes import touch
 from forwarder.store.engine import Database
 from forwarder.store.journal import Journal, RefusedLog
 from forwarder.store.records import NewEvent

@@ -9,7 +9,7 @@ row, so that its name and last use can be read.
 ``set_lock`` is the operator's; whoever reads ``locked_at`` asks the store each time, so that it is in force at once
 everywhere. ``lock`` is another thing: it takes the account's row until the transaction ends. Whoever counts what an
 account has before adding to it calls it first, which makes limits exact under parallel requests. Directory changes are
-announced (``directory.touch``) before the account's row is held, everywhere in this order: two transactions
+announced (``changes.touch``) before the account's row is held, everywhere in this order: two transactions
 that each hold one and want the other would end in a deadlock.
 """
 

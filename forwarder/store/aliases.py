@@ -1,7 +1,7 @@
 """Aliases of a domain: a pattern and where it leads.
 
 Functions of a connection. Patterns and forwards arrive canonical (``mail.rules``); the store only keeps one
-alias of a pattern a domain. Every change is announced with ``directory.touch`` in the same transaction,
+alias of a pattern a domain. Every change is announced with ``changes.touch`` in the same transaction,
 before any row is held. The limit of aliases is one of each domain; it is counted with the account's row held, so
 parallel creates cannot pass it.
 
@@ -33,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from forwarder.mail.pattern import AliasKind, classify, too_large_together
-from forwarder.store import accounts, directory
+from forwarder.store import accounts, changes
 from forwarder.store import domains as domain_verbs
 from forwarder.store.conflict import AlreadyExists, LimitReached, Missing, TooLarge, insert_new
 from forwarder.store.domains import Domain
@@ -81,7 +81,7 @@ def add(
     limit: int | None = None,
 ) -> Alias:
     """A new alias; AlreadyExists("alias"), LimitReached("aliases"), TooLarge, Missing("domain")."""
-    directory.touch(conn, domain.name, now)
+    changes.touch(conn, domain.name, now)
     accounts.lock(conn, domain.account_id)
     domain_verbs.hold(conn, domain)
     if limit is not None and count(conn, domain.id) >= limit:
@@ -210,7 +210,7 @@ def update_alias(conn: Connection, domain: Domain, alias: Alias, now: datetime, 
         raise TypeError(f"an alias's {', '.join(sorted(unknown))} cannot be set")
     if values and classify(values.get("pattern", alias.pattern)) is not AliasKind.REGEX:
         values["rank"] = None  # only regular expressions have one; another is not to inherit it
-    directory.touch(conn, domain.name, now)
+    changes.touch(conn, domain.name, now)
     if not values:
         return alias
     change = update(aliases).where(aliases.c.id == alias.id).values(values).returning(*aliases.c)
@@ -227,13 +227,13 @@ def update_alias(conn: Connection, domain: Domain, alias: Alias, now: datetime, 
 
 def remove(conn: Connection, domain: Domain, alias: Alias, now: datetime) -> bool:
     """Remove an alias; False: it was gone already."""
-    directory.touch(conn, domain.name, now)
+    changes.touch(conn, domain.name, now)
     return conn.execute(delete(aliases).where(aliases.c.id == alias.id)).rowcount == 1
 
 
 def remove_all(conn: Connection, domain: Domain, now: datetime) -> int:
     """Remove every alias of the domain; how many there were."""
-    directory.touch(conn, domain.name, now)
+    changes.touch(conn, domain.name, now)
     return conn.execute(delete(aliases).where(aliases.c.domain_id == domain.id)).rowcount
 
 
@@ -251,7 +251,7 @@ def bulk(
     Of a pattern that comes twice the last counts in an update; else the first, and the others are failed.
     LimitReached("aliases"), TooLarge, Missing("domain").
     """
-    directory.touch(conn, domain.name, now)
+    changes.touch(conn, domain.name, now)
     accounts.lock(conn, domain.account_id)
     domain_verbs.hold(conn, domain)
     wanted = dict(entries if update_existing else reversed(entries))

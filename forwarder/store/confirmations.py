@@ -7,7 +7,7 @@ for seven days, and the next one for the same address voids it.
 An address is asked at most once a day, an account may have ASKS_A_DAY asked in a day: nobody makes this server write
 to strangers at will. What was not asked for that reason is asked when an alias that names it is saved again.
 
-A confirmation is announced (``directory.touch``) for every domain with an alias that names the address, so that it is
+A confirmation is announced (``changes.touch``) for every domain with an alias that names the address, so that it is
 in force within a second in every process. It holds for whoever forwards to the address.
 """
 
@@ -21,7 +21,7 @@ from sqlalchemy import Connection, delete, func, select, update
 
 from forwarder.mail.address import Path
 from forwarder.mail.destination import mailbox_key
-from forwarder.store import counters, directory
+from forwarder.store import changes, counters
 from forwarder.store.confirmed import addresses_of, confirmed_of
 from forwarder.store.domains import Domain, hosted_among
 from forwarder.store.rows import upsert
@@ -101,8 +101,8 @@ def confirm(conn: Connection, token: str, now: datetime) -> str | None:
         return None
     # First, and whether or not that domain is hosted: it holds the sequence, so that an alias saved meanwhile is
     # either among those found next or is loaded after us.
-    directory.touch(conn, Path.from_storage(address).domain, now)
-    directory.touch_all(conn, _forwarding_to(conn, address), now)
+    changes.touch(conn, Path.from_storage(address).domain, now)
+    changes.touch_all(conn, _forwarding_to(conn, address), now)
     change = (
         update(confirmations)
         .where(confirmations.c.address == address, confirmations.c.token_digest == digest(token))

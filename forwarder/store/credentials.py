@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, func, select, update
 
-from forwarder.store import accounts, directory
+from forwarder.store import accounts, changes
 from forwarder.store import domains as domain_verbs
 from forwarder.store.conflict import AlreadyExists, LimitReached, Missing, insert_new
 from forwarder.store.domains import Domain
@@ -60,7 +60,7 @@ def add(
 
     AlreadyExists("username"), LimitReached("credentials") of the domain, Missing("domain").
     """
-    directory.touch(conn, domain.name, now)
+    changes.touch(conn, domain.name, now)
     accounts.lock(conn, domain.account_id)
     domain_verbs.hold(conn, domain)
     if limit is not None and count(conn, domain.id) >= limit:
@@ -123,7 +123,7 @@ def update_credential(
     unknown = values.keys() - {"password_hash", "is_limited"}
     if unknown:
         raise TypeError(f"a credential's {', '.join(sorted(unknown))} cannot be set")
-    directory.touch(conn, domain.name, now)
+    changes.touch(conn, domain.name, now)
     mine = (credentials.c.domain_id == domain.id) & (credentials.c.username == username.lower())
     change = update(credentials).where(mine).values(values | {"changed_at": now}).returning(*credentials.c)
     changed = one_value(conn, Credential, change)
@@ -140,7 +140,7 @@ def renew_hash(conn: Connection, credential: Credential, password_hash: str) -> 
 
 def remove(conn: Connection, domain: Domain, username: str, now: datetime) -> bool:
     """Remove a credential; False: there is none of that name."""
-    directory.touch(conn, domain.name, now)
+    changes.touch(conn, domain.name, now)
     mine = (credentials.c.domain_id == domain.id) & (credentials.c.username == username.lower())
     return conn.execute(delete(credentials).where(mine)).rowcount == 1
 

@@ -1,7 +1,7 @@
 """The rule sets of hosted domains, cached in this process and never stale where it counts.
 
 ``rule_set`` serves from the cache, which ``follow`` keeps within POLL of the store: every change of what a domain does
-with mail adds a row to ``changes`` (``touch``) in its own transaction, and caches drop the domains named there.
+with mail is announced in its own transaction (``changes.touch``), and caches drop the domains named there.
 Domains that are not hosted here are cached too, so that mail to the rest of the world costs no look-up. ``resolve``
 also keeps whole answers, as long as nothing changes anywhere: a busy recipient costs one look into a dictionary.
 
@@ -20,13 +20,11 @@ How it fails: StoreUnavailable, never None. ``follow`` goes on by itself when th
 """
 
 import asyncio
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 
 import structlog
-from sqlalchemy import Connection, delete, insert, select, update
 
 from forwarder.errands import Errands, unheard
 from forwarder.mail.address import Path
@@ -34,14 +32,13 @@ from forwarder.mail.aliases import RuleSet
 from forwarder.mail.postmaster import Postmaster
 from forwarder.mail.rules import Expansion, expand
 from forwarder.store.bounded import Bounded
+from forwarder.store.changes import CHANGES_AT_ONCE, News, news_since
 from forwarder.store.engine import Database
 from forwarder.store.rule_sets import Known, Lines, read_domain, read_names
-from forwarder.store.tables import changes, sequences
 from forwarder.store.trouble import StoreUnavailable
 
 POLL = 0.5  # seconds
 CAPACITY = 64 * 1024 * 1024  # octets: three quarters for domains, an eighth for names, an eighth for answers
-CHANGES_AT_ONCE = 10_000
 RELOADS = 5
 PLAIN = 4  # steps and destinations of an answer that is kept
 ANSWER = 600  # octets of memory: each of them
@@ -50,32 +47,6 @@ NAMES = 330  # octets of memory: the names for an address, their text aside
 _Steps = Generator[Path, RuleSet | None, Expansion]
 
 _log = structlog.get_logger("forwarder.store")
-_VERSION = select(sequences.c.value).where(sequences.c.name == "directory")
-
-
-def touch(conn: Connection, domain: str, now: datetime) -> None:
-    """To be called, in the same transaction, by every change of what a domain does with mail."""
-    touch_all(conn, [domain], now)
-
-
-def touch_all(conn: Connection, names: Sequence[str], now: datetime) -> None:
-    """``touch`` for many domains at once."""
-    if not names:
-        return
-    bump = (
-        update(sequences)
-        .where(sequences.c.name == "directory")
-        .values(value=sequences.c.value + len(names))
-        .returning(sequences.c.value)
-    )
-    first = conn.execute(bump).scalar_one() - len(names) + 1
-    rows = [{"version": first + n, "domain": name, "changed_at": now} for n, name in enumerate(names)]
-    conn.execute(insert(changes), rows)
-
-
-def purge_changes(conn: Connection, older_than: datetime) -> int:
-    """Delete notices of changes; a cache that has not seen one of them loads everything anew."""
-    return conn.execute(delete(changes).where(changes.c.changed_at < older_than)).rowcount
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,13 +55,6 @@ class _Names:
 
     lines: Lines
     version: int  # of the rules they fit: an answer of two versions was never true
-
-
-@dataclass(frozen=True, slots=True)
-class _News:
-    version: int
-    domains: tuple[tuple[int, str], ...]
-    complete: bool  # False: some changes are not known by name any more
 
 
 class Directory:
@@ -231,12 +195,12 @@ class Directory:
             await asyncio.wait([other])
         self._looking, self._next_look = self._next_look, None
         while True:
-            news = await self._database.read(partial(_news, position=self._position))
+            news = await self._database.read(partial(news_since, position=self._position))
             self._apply(news)
             if len(news.domains) < CHANGES_AT_ONCE:
                 return
 
-    def _apply(self, news: _News) -> None:
+    def _apply(self, news: News) -> None:
         if not news.complete:
             self._forget_everything()
         for version, domain in news.domains:
@@ -282,21 +246,3 @@ class Directory:
         self._domains.clear()
         self._names.clear()
         self._answers.clear()
-
-
-def _news(conn: Connection, position: int | None) -> _News:
-    version: int = conn.execute(_VERSION).scalar_one()
-    if position is None or version < position:  # the first look; or the database is an older copy of itself
-        return _News(version, (), complete=False)
-    if version == position:
-        return _News(version, (), complete=True)
-    query = (
-        select(changes.c.version, changes.c.domain)
-        .where(changes.c.version > position)
-        .order_by(changes.c.version)
-        .limit(CHANGES_AT_ONCE)
-    )
-    rows = tuple((row.version, row.domain) for row in conn.execute(query))
-    if not rows or rows[0][0] != position + 1:
-        return _News(version, (), complete=False)
-    return _News(rows[-1][0], rows, complete=True)

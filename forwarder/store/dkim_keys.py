@@ -10,7 +10,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, delete, select, update
 
-from forwarder.store import directory
+from forwarder.store import changes
 from forwarder.store.conflict import insert_new
 from forwarder.store.domains import Domain
 from forwarder.store.rows import all_values, as_value
@@ -42,7 +42,7 @@ class DkimKey:
 
 def add(conn: Connection, domain: Domain, key: NewDkimKey, now: datetime) -> DkimKey:
     """Store a key; AlreadyExists("selector")."""
-    directory.touch(conn, domain.name, now)
+    changes.touch(conn, domain.name, now)
     return _insert(conn, domain, key, now)
 
 
@@ -51,7 +51,7 @@ def replace(conn: Connection, domain: Domain, old: DkimKey, key: NewDkimKey, now
 
     The record that the DNS has for it is wrong now: nothing is submitted as the domain until the new one is found.
     """
-    directory.touch(conn, domain.name, now)
+    changes.touch(conn, domain.name, now)
     if not conn.execute(delete(dkim_keys).where(dkim_keys.c.id == old.id)).rowcount:
         return False
     conn.execute(update(domains).where(domains.c.id == domain.id).values(sending_checked_at=None))

@@ -1,7 +1,7 @@
 """Domains: whose they are, what their DNS said, and where their events go.
 
 Functions of a connection. Every change of what a domain does with mail is announced with
-``directory.touch`` in the same transaction, first thing (see ``accounts`` for the order of locks). Names
+``changes.touch`` in the same transaction, first thing (see ``accounts`` for the order of locks). Names
 are unique over all accounts: the first to add a domain has it. Removing a domain removes its aliases,
 credentials and keys; its queued mail and its journal outlive it.
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, update
 
-from forwarder.store import accounts, directory
+from forwarder.store import accounts, changes
 from forwarder.store.conflict import AlreadyExists, LimitReached, Missing, insert_new
 from forwarder.store.rows import all_values, as_value, one_value
 from forwarder.store.tables import domains
@@ -62,7 +62,7 @@ def add(
 
     AlreadyExists("domain"), LimitReached("domains"), Missing("account").
     """
-    directory.touch(conn, name, now)
+    changes.touch(conn, name, now)
     if not accounts.lock(conn, account_id):
         raise Missing("account")
     if limit is not None and count(conn, account_id) >= limit:
@@ -161,7 +161,7 @@ def update_domain(conn: Connection, domain: Domain, now: datetime, **values: Any
     unknown = values.keys() - {"notification_email", "webhook", "whitelabel", "webhook_key"}
     if unknown:
         raise TypeError(f"a domain's {', '.join(sorted(unknown))} cannot be set")
-    directory.touch(conn, domain.name, now)
+    changes.touch(conn, domain.name, now)
     if not values:
         return domain
     row = _update(conn, domain.id, values)
@@ -172,7 +172,7 @@ def update_domain(conn: Connection, domain: Domain, now: datetime, **values: Any
 
 def remove(conn: Connection, domain: Domain, now: datetime) -> bool:
     """Remove a domain with its aliases, credentials and keys; False: it was gone already."""
-    directory.touch(conn, domain.name, now)
+    changes.touch(conn, domain.name, now)
     return conn.execute(delete(domains).where(domains.c.id == domain.id)).rowcount == 1
 
 
@@ -220,7 +220,7 @@ def record_check(
     """
     sending_checked_at = now if sending_ready else None
     if (domain.sending_checked_at is None) != (sending_checked_at is None) or domain.is_active != is_active:
-        directory.touch(conn, domain.name, now)
+        changes.touch(conn, domain.name, now)
     values = {
         "is_active": is_active,
         "checked_at": now,

@@ -13,7 +13,8 @@ from forwarder.mail.aliases import UNKNOWN
 from forwarder.mail.pattern import RegexTable, table_of
 from forwarder.store import directory as directory_room
 from forwarder.store import rule_sets
-from forwarder.store.directory import Directory, purge_changes, touch
+from forwarder.store.changes import purge, touch
+from forwarder.store.directory import Directory
 from forwarder.store.engine import Database
 from forwarder.store.tables import accounts, aliases, domains
 from forwarder.store.trouble import StoreUnavailable
@@ -174,7 +175,7 @@ async def test_changes_purged_unseen_empty_the_cache(here: tuple[Database, Direc
     assert not await answers(directory, "a@pied.example")
     await other.write(add_to("pied.example", "a"))
     later = NOON.replace(hour=13)
-    assert await other.write(lambda conn: purge_changes(conn, later)) == 2
+    assert await other.write(lambda conn: purge(conn, later)) == 2
     await other.write(add_to("pied.example", "b", at=later))
     assert await answers(directory, "a@pied.example", confirmed=True)
     assert await answers(directory, "b@pied.example", confirmed=True)
@@ -188,7 +189,7 @@ async def test_some_changes_purged_unseen_empty_the_cache(here: tuple[Database, 
     await other.write(add_to("pied.example", "a"))
     await other.write(host("else.example"))
     later = NOON.replace(hour=13)
-    await other.write(lambda conn: purge_changes(conn, later))
+    await other.write(lambda conn: purge(conn, later))
     await other.write(lambda conn: touch(conn, "else.example", later))
     assert await answers(directory, "a@pied.example", confirmed=True)
 

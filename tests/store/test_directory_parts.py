@@ -11,7 +11,8 @@ from forwarder.mail.address import parse_address
 from forwarder.mail.aliases import UNKNOWN
 from forwarder.mail.rules import Trouble
 from forwarder.store import rule_sets
-from forwarder.store.directory import Directory, touch
+from forwarder.store.changes import touch
+from forwarder.store.directory import Directory
 from forwarder.store.engine import Database
 from forwarder.store.tables import aliases
 from tests.store.conftest import NOON, Stage
