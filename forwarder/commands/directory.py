@@ -93,7 +93,6 @@ def list_aliases(domain: str, config: Config = None, as_json: AsJson = False) ->
     """List the aliases of a domain, in order of creation."""
     from forwarder.mail.destination import mailbox_key
     from forwarder.store import aliases, confirmations
-    from forwarder.store.confirmed import addresses_of
 
     def ask(conn: "Connection", settings: "Settings") -> list[dict[str, Any]]:
         hosted = domain_named(conn, domain)
@@ -105,7 +104,7 @@ def list_aliases(domain: str, config: Config = None, as_json: AsJson = False) ->
             listed = confirmations.unconfirmed(conn, hosted.account_id, [a.forward for a in found])
             waiting = {mailbox_key(path) for path in listed}
             for row in rows:
-                named = addresses_of([row["forward"]])
+                named = confirmations.addresses_of([row["forward"]])
                 row["unconfirmed"] = [path.display() for path in named if mailbox_key(path) in waiting]
         return rows
 

@@ -8,21 +8,22 @@ An address is asked at most once a day, an account may have ASKS_A_DAY asked in 
 to strangers at will. What was not asked for that reason is asked when an alias that names it is saved again.
 
 A confirmation is announced (``changes.touch``) for every domain with an alias that names the address, so that it is
-in force within a second in every process. It holds for whoever forwards to the address.
+in force within a second in every process. It holds for whoever forwards to the address. Only addresses that a forward
+names whole can be confirmed; what a capture makes is confirmed if another alias of the same domain names it.
 """
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, delete, func, select, update
 
 from forwarder.mail.address import Path
-from forwarder.mail.destination import mailbox_key
+from forwarder.mail.destination import Mailbox, mailbox_key, parse_forward
+from forwarder.mail.pattern import RuleError
 from forwarder.store import changes, counters
-from forwarder.store.confirmed import addresses_of, confirmed_of
 from forwarder.store.domains import Domain, hosted_among
 from forwarder.store.rows import upsert
 from forwarder.store.tables import aliases, confirmations, domains
@@ -30,6 +31,7 @@ from forwarder.store.tables import aliases, confirmations, domains
 VALID_FOR = timedelta(days=7)
 ASK_AGAIN_AFTER = timedelta(days=1)
 ASKS_A_DAY = 100  # addresses, for one account
+_AT_ONCE = 500  # addresses a statement: parameters have a bound on both databases
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,31 @@ def unconfirmed(conn: Connection, account_id: int, forwards: Iterable[str]) -> S
     own = hosted_among(conn, {path.domain for path in named.values()}, account_id=account_id)
     confirmed = confirmed_of(conn, forwards)
     return [path for key, path in named.items() if key not in confirmed and path.domain not in own]
+
+
+def addresses_of(forwards: Iterable[str]) -> Iterator[Path]:
+    """The addresses that stored forwards name whole; a forward that cannot be read names none."""
+    for forward in forwards:
+        try:
+            destinations = parse_forward(forward, plain_http=True)
+        except RuleError:
+            continue
+        for destination in destinations:
+            if isinstance(destination, Mailbox) and destination.path is not None:
+                yield destination.path
+
+
+def confirmed_of(conn: Connection, forwards: Iterable[str]) -> frozenset[str]:
+    """The ``mailbox_key`` of each address named in these forwards that its owner confirmed."""
+    keys = list(dict.fromkeys(mailbox_key(path) for path in addresses_of(forwards)))
+    found: set[str] = set()
+    for start in range(0, len(keys), _AT_ONCE):
+        query = select(confirmations.c.address).where(
+            confirmations.c.address.in_(keys[start : start + _AT_ONCE]),
+            confirmations.c.confirmed_at.is_not(None),
+        )
+        found.update(conn.execute(query).scalars())
+    return frozenset(found)
 
 
 def asked_for(conn: Connection, token: str, now: datetime) -> str | None:

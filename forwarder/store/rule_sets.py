@@ -23,7 +23,7 @@ from sqlalchemy import Connection, TextClause, text
 
 from forwarder.mail.address import Path
 from forwarder.mail.aliases import Alias, RuleSet, names_for
-from forwarder.store.confirmed import confirmed_of
+from forwarder.store.confirmations import confirmed_of
 from forwarder.store.engine import Database
 from forwarder.store.rows import by_dialect, execute
 from forwarder.store.tables import IS_PATTERN
