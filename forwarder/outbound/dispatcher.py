@@ -6,7 +6,7 @@ from the store as places in the window get free (``patience``). Routes are looke
 (``lookups``), so that a DNS that hangs holds no session slot; ``lanes`` decides who may dial; the ``crew`` dials and
 settles.
 
-Promises: at most ``outbound.window`` deliveries are held, and some more only by what arrives between a ``lease`` and
+Promises: at most ``outbound.window`` deliveries are leased, and some more only by what arrives between a ``lease`` and
 its ``hand_over``; what does not fit stays due in the store. A site that is full or suspended is left out of claims.
 What waits for the DNS has a share of the window; what is claimed beyond it, at most one claim a second, goes back for a
 minute, so that whatever is due behind it gets its turn. ``drain`` ends in its time: what was not begun goes back to the
@@ -60,9 +60,9 @@ async def _always() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What the dispatcher holds at one moment."""
+    """What the dispatcher has in hand at one moment."""
 
-    held: int  # deliveries in memory
+    leased: int  # deliveries in memory
     looking_up: int  # of these, waiting for a route
     dialling: int  # sessions under way
     settling: int  # attempts made, being written down
@@ -214,9 +214,11 @@ class Dispatcher:
         await self._returns.give_back(until=ends)
         await self._crew.stop(timedelta(seconds=max(0.1, ends - asyncio.get_running_loop().time())))
         await self._returns.give_back(until=ends + 1.0)  # what was handed over in the meantime
-        if self._window.held:
+        if self._window.leases:
             _log.error(
-                "leases are left behind", deliveries=len(self._window.held), ids=list(self._window.held)[:100]
+                "leases are left behind",
+                deliveries=len(self._window.leases),
+                ids=list(self._window.leases)[:100],
             )
 
     def tasks(self) -> dict[str, bool]:
@@ -225,7 +227,7 @@ class Dispatcher:
 
     def holding(self) -> Collection[str]:
         """The ids of all deliveries in memory, to compare with what the store says is leased to us."""
-        return self._window.held.keys()
+        return self._window.leases.keys()
 
     def forget(self) -> None:
         """Our leases are somebody else's now: send nothing of what is in memory, or on its way there."""
@@ -233,9 +235,9 @@ class Dispatcher:
         self._forgot_at = self._clock()
 
     def load(self) -> Load:
-        """What is held now."""
+        """What is in hand now."""
         return Load(
-            held=len(self._window.held),
+            leased=len(self._window.leases),
             looking_up=self._lookups.waiting,
             dialling=self._lanes.sessions,
             settling=self._crew.settling,
@@ -278,7 +280,7 @@ class Dispatcher:
 
     def _queue_up(self, lane: Lane, job: Job, domain: str) -> None:
         # A site may have many domains, which a claim cannot all leave out: what comes in spite of that goes back.
-        if lane.held > 2 * max(self._free(), _CLAIM) and not self._lanes.share_all:
+        if lane.places > 2 * max(self._free(), _CLAIM) and not self._lanes.share_all:
             self._return(job, _OVERFULL_PAUSE)
         else:
             self._lanes.add(lane, job, domain)
@@ -379,7 +381,7 @@ class Dispatcher:
             self._news.set()
 
     def _free(self) -> int:
-        return self._size - self._lanes.held - self._lookups.waiting
+        return self._size - self._lanes.places - self._lookups.waiting
 
     async def _read(self, message_id: str) -> bytes | None:
         return await self._clerk.persistently(lambda: self._queue.content(message_id))

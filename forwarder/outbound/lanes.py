@@ -3,7 +3,7 @@
 Every site has one lane, with the jobs that wait for it. ``take`` goes round the lanes, so that a long lane delays no
 other. Five bounds keep a slow or dead site from hurting the rest:
 
-- a lane may hold no more deliveries than places are still free in the window (so one greedy site leaves half of the
+- a lane may take no more places in the window than are still free in it (so one greedy site leaves half of the
   window, two leave a third, and so on: a new site always finds room); a smarthost, being all there is, may fill it;
 - a lane begins with ``_FIRST_LIMIT`` sessions, gains one with each success up to the limit per site, and
   falls back to one after trouble (RFC 5321 4.5.4.1 asks not to open many connections to a host in trouble);
@@ -44,7 +44,7 @@ class Lane:
     limit: int
     waiting: "OrderedDict[str, Job]" = field(default_factory=OrderedDict)  # by Job.key
     domains: dict[str, None] = field(default_factory=dict)  # destination domains seen here, newest last
-    held: int = 0  # deliveries waiting, under way or being settled
+    places: int = 0  # of the window that it has taken: deliveries waiting, under way or being settled
     active: int = 0  # jobs under way
     lasting: int = 0  # of them, those that left the count of slots
     failures: int = 0  # attempts in a row that reached nobody
@@ -83,7 +83,7 @@ class Lanes:
         # Under way and counted, oldest first.
         self._begun: OrderedDict[Job, tuple[Lane, float]] = OrderedDict()
         self._lasting: set[Job] = set()  # under way, not counted any more
-        self.held = 0
+        self.places = 0  # of the window that all of them have taken
         self.active = 0  # session slots taken
 
     def lane(self, site: str) -> Lane:
@@ -99,19 +99,19 @@ class Lanes:
         return self._lanes.get(site)
 
     def has_room(self, lane: Lane | None, now: float, *, elsewhere: int = 0) -> bool:
-        """Whether one more delivery may be held for a lane; ``elsewhere``: places used outside the lanes."""
-        free = self._window - self.held - elsewhere
+        """Whether a lane may take one more place; ``elsewhere``: places used outside the lanes."""
+        free = self._window - self.places - elsewhere
         if free <= 0:
             return False
         if lane is None:
             return True
-        return lane.suspended_until <= now and (self.share_all or lane.held < free)
+        return lane.suspended_until <= now and (self.share_all or lane.places < free)
 
     def add(self, lane: Lane, job: Job, domain: str) -> None:
         """Let a job wait in a lane; it joins what already waits there of the same message."""
         count = len(job.deliveries)
-        lane.held += count
-        self.held += count
+        lane.places += count
+        self.places += count
         if domain in lane.domains:
             del lane.domains[domain]
         lane.domains[domain] = None
@@ -183,9 +183,9 @@ class Lanes:
 
     def leave(self, lane: Lane, count: int) -> None:
         """Deliveries are settled or given back: their places in the window are free."""
-        lane.held -= count
-        self.held -= count
-        if not lane.held:
+        lane.places -= count
+        self.places -= count
+        if not lane.places:
             self._lanes.move_to_end(lane.site)
             if not lane.failures:
                 self._watched.pop(lane.site, None)
@@ -200,7 +200,7 @@ class Lanes:
         """Let lanes whose suspension is over take their turn again."""
         for lane in list(self._watched.values()):
             if lane.suspended_until <= now:
-                if not lane.held:
+                if not lane.places:
                     del self._watched[lane.site]
                 self._enqueue(lane)
 

@@ -1,7 +1,7 @@
 """One message in memory, the deliveries of it that travel together, and what became of each.
 
-A ``Parcel`` is shared by everything this process holds of one message, so that its content is read once and sealed
-once, however many sites it goes to. A ``Job`` is the unit of work: all deliveries of one parcel to one site. A
+A ``Parcel`` is shared by all deliveries of one message that are leased to us, so that its content is read once and
+sealed once, however many sites it goes to. A ``Job`` is the unit of work: all deliveries of one parcel to one site. A
 ``Verdict`` is what an attempt found out about one delivery; the ``Clerk`` makes it durable.
 """
 
@@ -28,7 +28,7 @@ class Told:
 
 @dataclass(slots=True, eq=False)
 class Parcel:
-    """A message of which at least one delivery is held here."""
+    """A message of which at least one delivery is leased to us."""
 
     message_id: str
     transport: Transport
@@ -40,7 +40,7 @@ class Parcel:
     content: bytes | None = None  # None: still in the store only
     sealed: bytes | None = None  # the signatures and seals to prepend; None: not made yet
     borrows: bool = False  # known once sealed: it claims, unproven, to come from a domain of the service
-    deliveries: int = 0  # held here; the parcel goes with the last one
+    deliveries: int = 0  # leased to us; the parcel goes with the last one
     told: Told | None = None  # None: nothing has been given up yet
 
     @classmethod

@@ -40,7 +40,7 @@ class Strays:
 
     async def look(self) -> int:
         """Compare once; how many leases were given back."""
-        leased = await self._queue.held()
+        leased = await self._queue.leases()
         known = self._holding()
         unknown = {delivery: attempt for delivery, attempt in leased.items() if delivery not in known}
         strays = {d: attempt for d, attempt in unknown.items() if self._suspects.get(d) == attempt}

@@ -30,17 +30,17 @@ class Window:
         self._read_many = read_many
         self._loads = Budget(LOADS)
         self._volume = 0
-        self._parcels: dict[str, Parcel] = {}  # by the message, those of which a delivery is held
-        self.held: dict[str, int] = {}  # delivery id -> attempt
+        self._parcels: dict[str, Parcel] = {}  # by the message, those of which a delivery is leased
+        self.leases: dict[str, int] = {}  # the attempt of each delivery, by its id
 
     def parcel(self, message_id: str) -> Parcel | None:
         """The parcel of a message, if there is one: its jobs merge, so a message must not have two."""
         return self._parcels.get(message_id)
 
     def admit(self, parcel: Parcel, deliveries: Sequence[Delivery], content: bytes | None) -> None:
-        """Hold these deliveries of a parcel."""
+        """Take these deliveries of a parcel in."""
         for delivery in deliveries:
-            self.held[delivery.id] = delivery.attempts
+            self.leases[delivery.id] = delivery.attempts
         parcel.deliveries += len(deliveries)
         self._parcels[parcel.message_id] = parcel
         if content is not None:
@@ -61,8 +61,8 @@ class Window:
     def let_go(self, parcel: Parcel, deliveries: Sequence[Delivery]) -> None:
         """These are settled, given back or somebody else's."""
         for delivery in deliveries:
-            if self.held.get(delivery.id) == delivery.attempts:
-                del self.held[delivery.id]
+            if self.leases.get(delivery.id) == delivery.attempts:
+                del self.leases[delivery.id]
         parcel.deliveries -= len(deliveries)
         if parcel.deliveries <= 0:
             self._parcels.pop(parcel.message_id, None)
@@ -71,12 +71,12 @@ class Window:
                 parcel.content = parcel.sealed = None
 
     def forget(self) -> None:
-        """All leases are somebody else's: what is held is not ours to send any more (``ours``)."""
-        self.held.clear()
+        """All leases are somebody else's: nothing is ours to send any more (``ours``)."""
+        self.leases.clear()
 
     def ours(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Those that were not forgotten since they were admitted."""
-        return [delivery for delivery in deliveries if self.held.get(delivery.id) == delivery.attempts]
+        return [delivery for delivery in deliveries if self.leases.get(delivery.id) == delivery.attempts]
 
     @asynccontextmanager
     async def content(self, parcel: Parcel) -> AsyncIterator[bytes | None]:

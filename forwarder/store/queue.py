@@ -16,7 +16,7 @@ settle again. After CommitUnknown nobody can say whether the change is in force:
 - A settlement is simply settled again: if it had taken, the second finds no lease; ``settle`` then says True, for one
   with a report only if that is stored: it must not be sent by two.
 - Leases that a claim took without our knowing are found by the dispatcher, which compares what the store says we hold
-  (``held``) with what it knows, and gives back what twice nobody knew (``give_back``).
+  (``leases``) with what it knows, and gives back what twice nobody knew (``give_back``).
 
 A caller that is cancelled during ``enqueue`` leaves no half of a message: if it is stored, its leases are given back
 and it is delivered from the queue.
@@ -209,8 +209,8 @@ class Queue:
         """When the earliest queued delivery is due; None when nothing is queued."""
         return await self._database.read(next_due)
 
-    async def held(self) -> dict[str, int]:
-        """The attempt of every delivery that the store says this worker holds, by its id; what is in doubt left out."""
+    async def leases(self) -> dict[str, int]:
+        """The attempt of every delivery that the store says is leased to us, by its id; what is in doubt left out."""
         query = select(deliveries.c.id, deliveries.c.attempts, deliveries.c.message_id).where(
             IS_LEASED, deliveries.c.lease_owner == self._worker_id
         )

@@ -177,7 +177,7 @@ class Desk:
             made.append(delivery.id)
 
         async def anybodys() -> bool:
-            return not await queue.held()
+            return not await queue.leases()
 
         await wait_until(anybodys, what="the queue to let go of what nobody leased")
         return made

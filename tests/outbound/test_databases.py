@@ -17,7 +17,7 @@ async def test_delivered_deferred_and_given_up(tmp_path: Path, database_url: str
         await rooms.until_statuses(later, "QUEUED", "SOFT-BOUNCE", "DELIVERED")
         (report,) = await rooms.origin.wait_for(1)
         assert b"\r\nStatus: 5." in report.content
-        await rooms.until(lambda: rooms.dispatcher.load().held == 0)
+        await rooms.until(lambda: rooms.dispatcher.load().leased == 0)
         assert await rooms.counts() == (0, 0)
 
 
@@ -27,7 +27,7 @@ async def test_many_at_once_arrive_once_each(tmp_path: Path, database_url: str) 
             *(rooms.accept(f"user{number}@dest.test", in_memory=number % 2 == 0) for number in range(200))
         )
         await rooms.sink.wait_for(200)
-        await rooms.until(lambda: rooms.dispatcher.load().held == 0)
+        await rooms.until(lambda: rooms.dispatcher.load().leased == 0)
         assert len(rooms.sink.messages) == len({m.recipients for m in rooms.sink.messages}) == 200
         assert await rooms.counts() == (0, 0)
 
@@ -45,7 +45,7 @@ async def test_what_a_drain_gives_back_another_worker_delivers(tmp_path: Path, d
         async with house(tmp_path / "second", url=database_url) as second:
             second.dns.mail_host("dest.test", second.sink.host)
             await second.sink.wait_for(10 - len(delivered))
-            await second.until(lambda: second.dispatcher.load().held == 0)
+            await second.until(lambda: second.dispatcher.load().leased == 0)
             taken = {m.recipients for m in second.sink.messages}
             assert not taken & delivered
             assert await second.counts() == (0, 0)

@@ -25,7 +25,7 @@ async def test_a_fresh_message_is_delivered_once_and_leaves_the_queue(tmp_path: 
         assert message.reverse_path.endswith("=origin.test=ann@srs.forwarder.test")
         assert message.content.endswith(CONTENT)
         assert await rooms.counts() == (0, 0)
-        assert rooms.dispatcher.load().held == 0
+        assert rooms.dispatcher.load().leased == 0
 
 
 async def test_what_is_not_handed_over_is_claimed_from_the_store(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ async def test_recipients_beyond_a_hundred_travel_in_transactions_of_their_own(t
     async with house(tmp_path) as rooms:
         ids = await rooms.accept(*(f"user{number}@dest.test" for number in range(250)))
         await rooms.sink.wait_for(3)
-        await rooms.until(lambda: rooms.dispatcher.load().held == 0)
+        await rooms.until(lambda: rooms.dispatcher.load().leased == 0)
         assert sorted(len(m.recipients) for m in rooms.sink.messages) == [50, 100, 100]
         assert len({r for m in rooms.sink.messages for r in m.recipients}) == len(ids)
 
@@ -72,7 +72,7 @@ async def test_what_exceeds_the_window_stays_in_the_store_until_there_is_room(tm
         leased = 0
         for number in range(40):
             await rooms.accept(f"user{number}@dest.test")
-            leased = max(leased, rooms.dispatcher.load().held)
+            leased = max(leased, rooms.dispatcher.load().leased)
         assert leased <= 20
         rooms.sink.behave()
         await rooms.sink.wait_for(40)
@@ -90,7 +90,9 @@ async def test_a_hanging_site_leaves_room_for_the_others(tmp_path: Path) -> None
             await rooms.accept(f"user{number}@dest.test", in_memory=number % 2 == 0)
         await rooms.sink.wait_for(30)  # while every attempt at the other site still hangs
         assert rooms.origin.open <= 10
-        await rooms.until(lambda: rooms.dispatcher.load().held <= 30)  # half of the window is all it may hold
+        await rooms.until(
+            lambda: rooms.dispatcher.load().leased <= 30
+        )  # half of the window is all it may hold
 
 
 async def test_a_refusal_of_a_second_sender_in_a_session_is_heard_again_in_a_new_one(tmp_path: Path) -> None:
@@ -183,7 +185,7 @@ async def test_drain_ends_what_is_under_way_and_gives_back_the_rest(tmp_path: Pa
         assert len(rows) == 20 - delivered
         assert {row.state for row in rows} == {"queued"}
         assert {row.attempts for row in rows} == {0}
-        assert rooms.dispatcher.load().held == 0
+        assert rooms.dispatcher.load().leased == 0
         assert not rooms.dispatcher.lease("dest.test")
         left = {row.id for row in rows}
         for delivery in ids:
@@ -227,7 +229,7 @@ async def test_a_lost_lease_is_settled_by_nobody_here(tmp_path: Path) -> None:
         await rooms.database.write(
             lambda conn: conn.execute(update(deliveries).values(lease_owner="f" * 32, attempts=2))
         )
-        await rooms.until(lambda: rooms.dispatcher.load().held == 0)
+        await rooms.until(lambda: rooms.dispatcher.load().leased == 0)
         assert await rooms.statuses(delivery) == ["QUEUED"]
         (row,) = await rooms.waiting()
         assert (row.state, row.lease_owner, row.attempts) == ("leased", "f" * 32, 2)
@@ -245,7 +247,7 @@ async def test_a_lost_lease_is_reported_by_nobody_here(tmp_path: Path) -> None:
             lambda conn: conn.execute(update(deliveries).values(lease_owner="f" * 32, attempts=2))
         )
         lost.set()
-        await rooms.until(lambda: rooms.dispatcher.load().held == 0)
+        await rooms.until(lambda: rooms.dispatcher.load().leased == 0)
         assert rooms.sink.connections == 1
         assert await rooms.statuses(delivery) == ["QUEUED"]
         assert await rooms.reports() == []
@@ -267,7 +269,7 @@ async def test_what_others_took_over_while_this_process_was_stopped_is_not_sent(
         (ours,) = await rooms.accept("ann@dest.test")
         sure.set()
         await rooms.until_statuses(ours, "QUEUED", "DELIVERED")
-        await rooms.until(lambda: rooms.dispatcher.load().held == 0)
+        await rooms.until(lambda: rooms.dispatcher.load().leased == 0)
         assert [message.recipients for message in rooms.sink.messages] == [("ann@dest.test",)]
         assert await rooms.statuses(taken_over) == ["QUEUED"]
 
@@ -276,7 +278,7 @@ async def test_of_a_transaction_only_what_is_still_ours_is_sent(tmp_path: Path) 
     sure = asyncio.Event()
     async with house(tmp_path, sure=sure.wait) as rooms:
         taken_over, ours = await rooms.accept("bob@dest.test", "ann@dest.test")
-        del rooms.dispatcher._window.held[taken_over]
+        del rooms.dispatcher._window.leases[taken_over]
         sure.set()
         await rooms.until_statuses(ours, "QUEUED", "DELIVERED")
         assert [message.recipients for message in rooms.sink.messages] == [("ann@dest.test",)]
@@ -292,7 +294,7 @@ async def test_what_was_committed_while_this_process_had_no_row_is_not_sent(tmp_
         rooms.dispatcher.hand_over(message)
         (after,) = await rooms.accept("ann@dest.test")
         await rooms.until_statuses(after, "QUEUED", "DELIVERED")
-        assert rooms.dispatcher.load().held == 0
+        assert rooms.dispatcher.load().leased == 0
         assert [received.recipients for received in rooms.sink.messages] == [("ann@dest.test",)]
 
 
@@ -408,7 +410,7 @@ async def test_a_content_that_cannot_be_read_is_temporary_too_and_keeps_no_slot(
         events = await rooms.until_statuses(delivery, "QUEUED", "SOFT-BOUNCE", "DELIVERED")
         assert events[1][2].startswith("4.3.0")
         assert "mistake" not in events[1][2]
-        await rooms.until(lambda: rooms.dispatcher.load().held == 0)
+        await rooms.until(lambda: rooms.dispatcher.load().leased == 0)
         assert rooms.dispatcher.load().dialling == 0
 
 
@@ -438,7 +440,7 @@ async def test_a_message_dropped_by_an_operator_is_not_sent(tmp_path: Path) -> N
         (claimed,) = await rooms.queue.claim_due(rooms.now(), 10)
         await rooms.database.write(lambda conn: conn.execute(delete(messages)))
         await rooms.dispatcher._take_in([claimed])
-        await rooms.until(lambda: rooms.dispatcher.load().held == 0)
+        await rooms.until(lambda: rooms.dispatcher.load().leased == 0)
         assert rooms.sink.messages == []
         assert await rooms.statuses(delivery) == ["QUEUED"]
 
@@ -464,7 +466,7 @@ async def test_a_window_that_slow_sites_fill_lets_due_mail_in_all_the_same(tmp_p
             rooms.dns.mail_host(f"slow{number}.test", "127.0.0.2")
             for user in range(6):
                 await rooms.accept(f"user{user}@slow{number}.test")
-        assert rooms.dispatcher.load().held >= 14  # less is free than a claim would like to have
+        assert rooms.dispatcher.load().leased >= 14  # less is free than a claim would like to have
         (delivery,) = await rooms.accept("bob@dest.test", in_memory=False)
         await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
 

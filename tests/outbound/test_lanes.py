@@ -96,13 +96,13 @@ def test_a_site_may_hold_as_much_as_is_left_for_others() -> None:
     rooms = lanes(window=10)
     lane = rooms.lane("slow")
     while rooms.has_room(lane, 0.0):
-        rooms.add(lane, job(f"m{lane.held}"), "slow.test")
-    assert lane.held == 5
+        rooms.add(lane, job(f"m{lane.places}"), "slow.test")
+    assert lane.places == 5
     assert rooms.blocked_domains(0.0) == ["slow.test"]
     other = rooms.lane("other")
     while rooms.has_room(other, 0.0):
-        rooms.add(other, job(f"o{other.held}"), "other.test")
-    assert other.held == 3
+        rooms.add(other, job(f"o{other.places}"), "other.test")
+    assert other.places == 3
     assert rooms.has_room(None, 0.0)
 
 
@@ -110,8 +110,8 @@ def test_a_smarthost_may_hold_everything() -> None:
     rooms = lanes(window=10, share_all=True)
     lane = rooms.lane("smarthost")
     while rooms.has_room(lane, 0.0):
-        rooms.add(lane, job(f"m{lane.held}"), "any.test")
-    assert lane.held == 10
+        rooms.add(lane, job(f"m{lane.places}"), "any.test")
+    assert lane.places == 10
 
 
 def test_a_site_that_is_not_reached_is_suspended_longer_each_time() -> None:
@@ -214,7 +214,7 @@ def test_deliveries_of_one_message_wait_together_and_travel_by_the_hundred() -> 
     while (taken := rooms.take(0.0)) is not None:
         sizes.append(len(taken[1].deliveries))
     assert sizes == [100, 100, 50]
-    assert lane.held == 250
+    assert lane.places == 250
 
 
 def test_mail_that_wants_no_answer_travels_alone() -> None:
@@ -239,9 +239,9 @@ def test_flush_empties_a_lane_and_leave_frees_its_places() -> None:
     lane = fill(rooms, "site", "m1", "m2")
     jobs = rooms.flush(lane)
     assert [j.parcel.message_id for j in jobs] == ["m1", "m2"]
-    assert rooms.held == 2
+    assert rooms.places == 2
     rooms.leave(lane, 2)
-    assert (rooms.held, lane.held) == (0, 0)
+    assert (rooms.places, lane.places) == (0, 0)
     assert rooms.take(0.0) is None
 
 

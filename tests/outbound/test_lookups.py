@@ -185,7 +185,7 @@ async def test_domains_whose_name_servers_are_silent_hold_up_nobody_else(tmp_pat
         await delivered(rooms, "bob@new.test", in_memory=False)  # due behind all the others
         took = asyncio.get_running_loop().time() - began
         assert queues[0].claims <= 3 + took
-        await rooms.until(lambda: rooms.dispatcher.load().held == 10)
+        await rooms.until(lambda: rooms.dispatcher.load().leased == 10)
         rows = await rooms.waiting()
         soon = rooms.now() + timedelta(seconds=40)
         returned = [

@@ -48,7 +48,7 @@ async def test_a_permanent_refusal_makes_one_report_with_the_host_s_words(tmp_pa
         assert b"550" in report.content
         assert b"alias@hosted.test" in report.content
         assert b"bob@dest.test" not in report.content
-        await rooms.until(lambda: rooms.dispatcher.load().held == 0)
+        await rooms.until(lambda: rooms.dispatcher.load().leased == 0)
         assert await rooms.counts() == (0, 0)
         assert len(await rooms.reports()) == 1
         assert rooms.sink.messages == []

@@ -84,7 +84,7 @@ async def test_a_notification_is_posted_as_it_is_and_its_failure_makes_no_report
         )
         (request,) = await hooks.wait_for(1)
         assert request.body == content
-        await rooms.until(lambda: rooms.dispatcher.load().held == 0)
+        await rooms.until(lambda: rooms.dispatcher.load().leased == 0)
     (tmp_path / "second").mkdir()
     outbound = {"allow_private_destinations": False}
     async with WebhookServer() as hooks, house(tmp_path / "second", outbound=outbound) as rooms:

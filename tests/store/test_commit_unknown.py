@@ -170,7 +170,7 @@ async def test_a_message_whose_commit_hangs_for_long_is_withdrawn_when_it_ends(
     # Nothing of it is sent by us, or offered to others, before it is withdrawn.
     for claiming in (await stage.worker("b"), worker):
         assert await claiming.queue.claim_due(NOON + timedelta(minutes=1), 10) == []
-    assert await worker.queue.held() == {kept.deliveries[0].id: 1}
+    assert await worker.queue.leases() == {kept.deliveries[0].id: 1}
     await worker.queue.withdraw_doubtful(much_later)
     assert [row.id for row in await rows(worker.database, messages)] == [kept.id]
     assert await sizes(worker.database) == (1, 1, 1, 1)
@@ -238,7 +238,7 @@ async def test_leases_taken_without_our_knowing_can_be_found(stage: Stage, cutte
     cutter.cut = "after"
     with pytest.raises(StoreUnavailable):
         await worker.queue.claim_due(NOON, 10)
-    held = await worker.queue.held()
+    held = await worker.queue.leases()
     assert len(held) == 2
     assert await worker.queue.give_back(held) == 2
     assert [d.attempts for d in await worker.queue.claim_due(NOON, 10)] == [1, 1]

@@ -24,7 +24,7 @@ async def test_looking_for_work_leaves_nothing_for_the_collector(stage: Stage) -
         assert await worker.queue.release(claimed, next_attempt_at=NOON)
         assert not await worker.queue.claim_due(NOON, 50, ("dest.example", "full.example"))
         await worker.queue.next_due_at()
-        await worker.queue.held()
+        await worker.queue.leases()
         await takeover.look(NOON)
         await workers.heartbeat(worker.database, worker.id, now=NOON)
         await worker.database.ready()

@@ -110,7 +110,7 @@ async def test_fresh_deliveries_are_leased_to_their_worker(stage: Stage) -> None
     worker, other = await stage.worker("a"), await stage.worker("b")
     message = stage.message(leased=True, due=5 * MINUTE)
     await worker.queue.enqueue(message)
-    assert await worker.queue.held() == {message.deliveries[0].id: 1}
+    assert await worker.queue.leases() == {message.deliveries[0].id: 1}
     assert await other.queue.claim_due(NOON + MINUTE, 10) == []
     assert await worker.queue.settle(delivered(as_delivery(message)))
     assert await sizes(worker.database) == (0, 0, 1, 2)
@@ -167,7 +167,7 @@ async def test_a_hard_outcome_and_its_dsn_are_one_transaction(stage: Stage) -> N
     report = stage.message("gavin@hooli.example", leased=True, reverse_path="", domain_id=None)
     assert await worker.queue.settle(hard(as_delivery(message), report))
     assert [row.id for row in await rows(worker.database, messages)] == [report.id]
-    assert await worker.queue.held() == {report.deliveries[0].id: 1}
+    assert await worker.queue.leases() == {report.deliveries[0].id: 1}
     assert await statuses(worker.database, message.deliveries[0].id) == ["QUEUED", "HARD-BOUNCE"]
 
 
@@ -244,7 +244,7 @@ async def test_many_in_one_group_are_all_there(stage: Stage) -> None:
     many = [stage.message(*(f"u{n}@d{m}.example" for n in range(m % 3 + 1)), leased=True) for m in range(111)]
     await asyncio.gather(*map(worker.queue.enqueue, many))
     wanted = {d.id for message in many for d in message.deliveries}
-    assert (await worker.queue.held()).keys() == wanted
+    assert (await worker.queue.leases()).keys() == wanted
     assert {row.id for row in await rows(worker.database, logs)} == wanted
     ends = [delivered(as_delivery(message, n)) for message in many for n in range(len(message.deliveries))]
     assert all(await worker.queue.settle_all(ends))
@@ -445,7 +445,7 @@ async def test_what_is_anybodys_outlives_a_worker_that_dies_right_after_its_comm
     message = stage.message("a@dest.example", due=MINUTE)
     monkeypatch.setattr(worker.queue, "_let_go", lambda leases: None)
     await worker.queue.enqueue(message)
-    assert await worker.queue.held() == {message.deliveries[0].id: 0}
+    assert await worker.queue.leases() == {message.deliveries[0].id: 0}
     assert await workers.release_node(worker.database, "node-a", NOON) == 1
     [claimed] = await other.queue.claim_due(NOON, 10)
     assert claimed.attempts == 1
@@ -498,7 +498,7 @@ async def test_withdrawing_spares_what_another_worker_will_try_again(stage: Stag
     assert [row.id for row in await rows(worker.database, deliveries)] == [begun.id]
     [again] = await worker.queue.claim_due(NOON, 1)  # ours to try now, and so not to be withdrawn
     assert again.attempts == 2
-    assert await worker.queue.held() == {begun.id: 2}
+    assert await worker.queue.leases() == {begun.id: 2}
     await worker.queue.withdraw_doubtful(0.0)
     assert await worker.queue.settle(delivered(again))
 
@@ -553,7 +553,7 @@ async def test_counts_of_a_large_claim(stage: Stage) -> None:
     await worker.queue.enqueue(stage.message(*(f"u{n}@dest.example" for n in range(500))))
 
     async def anybodys() -> bool:
-        return not await worker.queue.held()
+        return not await worker.queue.leases()
 
     await until(anybodys)
     claimed = await worker.queue.claim_due(NOON, 1000)
@@ -574,11 +574,11 @@ async def test_an_attempt_that_is_over_gives_nothing_back(stage: Stage) -> None:
     (second,) = await worker.queue.claim_due(NOON, 10)
     assert second.attempts == 2
     assert not await worker.queue.release(first, next_attempt_at=NOON)
-    assert await worker.queue.held() == {second.id: 2}
+    assert await worker.queue.leases() == {second.id: 2}
 
 
 async def test_what_others_hold_is_not_ours(stage: Stage) -> None:
     ours, theirs = await stage.worker("a"), await stage.worker("b")
     await ours.queue.enqueue(stage.message())
     assert len(await ours.queue.claim_due(NOON, 10)) == 1
-    assert await theirs.queue.held() == {}
+    assert await theirs.queue.leases() == {}
