@@ -7,10 +7,10 @@ be turned back. The key itself is shown once, by whoever made it (``new_key``). 
 row, so that its name and last use can be read.
 
 ``set_lock`` is the operator's; whoever reads ``locked_at`` asks the store each time, so that it is in force at once
-everywhere. ``lock`` is another thing: it takes the account's row until the transaction ends. Whoever counts what an
-account has before adding to it calls it first, which makes limits exact under parallel requests. Directory changes are
-announced (``changes.touch``) before the account's row is held, everywhere in this order: two transactions
-that each hold one and want the other would end in a deadlock.
+everywhere. ``take_row`` has the account's row for itself until the transaction ends. Whoever counts what an account has
+before adding to it calls it first, which makes limits exact under parallel requests. Directory changes are announced
+(``changes.touch``) before the account's row is taken, everywhere in this order: two transactions that each have one and
+want the other would end in a deadlock.
 """
 
 import hashlib
@@ -113,13 +113,13 @@ def lift_lock(conn: Connection, account_id: int) -> bool:
     return conn.execute(update(accounts).where(accounts.c.id == account_id).values(values)).rowcount == 1
 
 
-def lock(conn: Connection, account_id: int) -> bool:
-    """Hold the account's row until the transaction ends; False: it is gone.
+def take_row(conn: Connection, account_id: int) -> bool:
+    """Keep all others who would from the account's row until the transaction ends; False: it is gone.
 
     On SQLite there is one writer anyway.
     """
-    held = conn.execute(select(accounts.c.id).where(accounts.c.id == account_id).with_for_update())
-    return held.one_or_none() is not None
+    taken = conn.execute(select(accounts.c.id).where(accounts.c.id == account_id).with_for_update())
+    return taken.one_or_none() is not None
 
 
 def add_key(
@@ -136,10 +136,10 @@ def add_key(
 
     AlreadyExists("name") among the keys in force, LimitReached("API keys").
     """
-    lock(conn, account_id)
+    take_row(conn, account_id)
     in_force = (api_keys.c.account_id == account_id) & api_keys.c.revoked_at.is_(None)
     if conn.execute(select(api_keys.c.id).where(in_force, api_keys.c.name == name)).first() is not None:
-        raise AlreadyExists("name")  # the account's row is held: nobody adds the same name meanwhile
+        raise AlreadyExists("name")  # the account's row is taken: nobody adds the same name meanwhile
     if limit is not None:
         count = conn.execute(select(func.count()).select_from(api_keys).where(in_force)).scalar_one()
         if count >= limit:

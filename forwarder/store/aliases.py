@@ -1,9 +1,9 @@
 """Aliases of a domain: a pattern and where it leads.
 
-Functions of a connection. Patterns and forwards arrive canonical (``mail.rules``); the store only keeps one
-alias of a pattern a domain. Every change is announced with ``changes.touch`` in the same transaction,
-before any row is held. The limit of aliases is one of each domain; it is counted with the account's row held, so
-parallel creates cannot pass it.
+Functions of a connection. Patterns and forwards arrive canonical (``mail.aliases.parse_alias``); the store only keeps
+one alias of a pattern a domain. Every change is announced with ``changes.touch`` in the same transaction, before any
+row is taken. The limit of aliases is one of each domain; it is counted when the account's row is taken, so parallel
+creates cannot pass it.
 
 An alias is found by its pattern or by its id. A pattern of digits alone is a pattern first.
 
@@ -82,8 +82,8 @@ def add(
 ) -> Alias:
     """A new alias; AlreadyExists("alias"), LimitReached("aliases"), TooLarge, Missing("domain")."""
     changes.touch(conn, domain.name, now)
-    accounts.lock(conn, domain.account_id)
-    domain_verbs.hold(conn, domain)
+    accounts.take_row(conn, domain.account_id)
+    domain_verbs.take_row(conn, domain)
     if limit is not None and count(conn, domain.id) >= limit:
         if get(conn, domain.id, pattern) is not None:
             raise AlreadyExists("alias")
@@ -252,8 +252,8 @@ def bulk(
     LimitReached("aliases"), TooLarge, Missing("domain").
     """
     changes.touch(conn, domain.name, now)
-    accounts.lock(conn, domain.account_id)
-    domain_verbs.hold(conn, domain)
+    accounts.take_row(conn, domain.account_id)
+    domain_verbs.take_row(conn, domain)
     wanted = dict(entries if update_existing else reversed(entries))
     there = select(aliases).where(aliases.c.domain_id == domain.id, aliases.c.pattern.in_(list(wanted)))
     existing = {alias.pattern: alias for alias in all_values(conn, Alias, there)}

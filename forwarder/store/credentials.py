@@ -61,8 +61,8 @@ def add(
     AlreadyExists("username"), LimitReached("credentials") of the domain, Missing("domain").
     """
     changes.touch(conn, domain.name, now)
-    accounts.lock(conn, domain.account_id)
-    domain_verbs.hold(conn, domain)
+    accounts.take_row(conn, domain.account_id)
+    domain_verbs.take_row(conn, domain)
     if limit is not None and count(conn, domain.id) >= limit:
         if get(conn, domain.id, username) is not None:
             raise AlreadyExists("username")

@@ -63,7 +63,7 @@ def add(
     AlreadyExists("domain"), LimitReached("domains"), Missing("account").
     """
     changes.touch(conn, name, now)
-    if not accounts.lock(conn, account_id):
+    if not accounts.take_row(conn, account_id):
         raise Missing("account")
     if limit is not None and count(conn, account_id) >= limit:
         # A name that is taken is told as such even to an account that is full: retries of a create see why.
@@ -176,10 +176,10 @@ def remove(conn: Connection, domain: Domain, now: datetime) -> bool:
     return conn.execute(delete(domains).where(domains.c.id == domain.id)).rowcount == 1
 
 
-def hold(conn: Connection, domain: Domain) -> None:
-    """Hold the row until the transaction ends; Missing("domain")."""
-    held = conn.execute(select(domains.c.id).where(domains.c.id == domain.id).with_for_update())
-    if held.one_or_none() is None:
+def take_row(conn: Connection, domain: Domain) -> None:
+    """As ``accounts.take_row``; Missing("domain")."""
+    taken = conn.execute(select(domains.c.id).where(domains.c.id == domain.id).with_for_update())
+    if taken.one_or_none() is None:
         raise Missing("domain")
 
 
