@@ -176,18 +176,18 @@ class Supervisor:
         """Bind every listener's port; the environment tells the workers what port 0 became."""
         for name, listeners in self._settings.listeners.items():
             for listener in listeners:
-                opened = self._hold(listener)
+                opened = self._reserve_one(listener)
                 self._ports.setdefault(name, []).append(opened.getsockname()[:2])
             if any(listener.port == 0 for listener in listeners):
                 self._environ[_VARIABLES[name]] = ",".join(str(HostPort(*at)) for at in self._ports[name])
 
     def _reserve_new(self, settings: Settings) -> None:
-        held = self._held()
+        reserved = self._reserved_ports()
         for listener in chain.from_iterable(settings.listeners.values()):
-            if listener.port and not any(overlap(listener, own) for own in held):
-                self._hold(listener)
+            if listener.port and not any(overlap(listener, own) for own in reserved):
+                self._reserve_one(listener)
 
-    def _hold(self, listener: HostPort) -> socket.socket:
+    def _reserve_one(self, listener: HostPort) -> socket.socket:
         try:
             opened = bound_socket(listener)
         except OSError as error:
@@ -195,7 +195,7 @@ class Supervisor:
         self._reserved.append(opened)
         return opened
 
-    def _held(self) -> list[HostPort]:
+    def _reserved_ports(self) -> list[HostPort]:
         return [HostPort(*opened.getsockname()[:2]) for opened in self._reserved]
 
     async def _replace(self, worker: Worker, lock: NodeLock, *, dead: str) -> None:
@@ -296,7 +296,7 @@ class Supervisor:
             with suppress(ConfigError):  # every worker says it
                 source = read(self._config_path, self._environ)
                 settings = listenable(parse(source, self._environ))
-                check_free(settings, ours=self._held())
+                check_free(settings, ours=self._reserved_ports())
                 self._reserve_new(settings)
                 self._offer(source, settings)
         except NodeError as error:

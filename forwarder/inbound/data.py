@@ -43,30 +43,30 @@ class Memory:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.held = 0
+        self.taken = 0
 
 
 class Share:
     """What one message holds of the memory; to be released when it is stored."""
 
-    __slots__ = ("_held", "_memory")
+    __slots__ = ("_memory", "_taken")
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._held = 0
+        self._taken = 0
 
     def grow(self, octets: int) -> bool:
         """Hold more; False: there is no room, and nothing more is held."""
-        if self._memory.held + octets > self._memory.limit:
+        if self._memory.taken + octets > self._memory.limit:
             return False
-        self._memory.held += octets
-        self._held += octets
+        self._memory.taken += octets
+        self._taken += octets
         return True
 
     def release(self) -> None:
         """Hold nothing any more; harmless when repeated."""
-        self._memory.held -= self._held
-        self._held = 0
+        self._memory.taken -= self._taken
+        self._taken = 0
 
 
 async def read_content(

@@ -48,8 +48,8 @@ class Inlet:
         "_cut",
         "_deadline",
         "_ended",
-        "_held",
         "_loop",
+        "_paused",
         "_rings_at",
         "_searched",
         "_stopped",
@@ -65,7 +65,7 @@ class Inlet:
         self._ended = False
         self._stopped = False
         self._cut = False
-        self._held = False  # reading is paused
+        self._paused = False  # reading is
         self._valve: Valve | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -77,12 +77,12 @@ class Inlet:
     def attach(self, valve: Valve) -> None:
         """Bytes come from this transport from now on (again after STARTTLS)."""
         self._valve = valve
-        self._held = False
+        self._paused = False
 
     def feed(self, data: bytes) -> None:
         self._buffer += data
-        if len(self._buffer) > HIGH_WATER and not self._held and self._valve is not None:
-            self._held = True
+        if len(self._buffer) > HIGH_WATER and not self._paused and self._valve is not None:
+            self._paused = True
             self._valve.pause_reading()
         self._wake()
 
@@ -213,10 +213,10 @@ class Inlet:
     def _consume(self, count: int) -> None:
         del self._buffer[:count]
         self._searched = 0
-        if self._held:
+        if self._paused:
             self._release()
 
     def _release(self) -> None:
-        if self._held and len(self._buffer) <= LOW_WATER and self._valve is not None:
-            self._held = False
+        if self._paused and len(self._buffer) <= LOW_WATER and self._valve is not None:
+            self._paused = False
             self._valve.resume_reading()

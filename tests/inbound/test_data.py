@@ -121,14 +121,14 @@ async def test_messages_share_the_memory_of_the_process(inlet):
     reading = asyncio.ensure_future(read(inlet, share=second))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert memory.held == 905
+    assert memory.taken == 905
     inlet.feed(b"y" * 200 + b"\r\n.\r\nNOOP\r\n")
     assert await reading is Excess.MEMORY
     assert await inlet.line(100, 1) == b"NOOP\r\n"
     second.release()
-    assert memory.held == 705
+    assert memory.taken == 705
     first.release()
-    assert memory.held == 0
+    assert memory.taken == 0
     inlet.feed(b"y" * 400 + b"\r\n.\r\n")
     assert isinstance(await read(inlet, share=Share(memory)), bytes)
 

@@ -292,16 +292,16 @@ async def test_a_line_end_is_two_octets_of_the_size_however_it_came(serve, lines
 async def test_more_mail_at_once_than_memory_is_put_off(serve):
     listening = await serve(size_limit="1000 B")
     memory = listening.server._desk.memory
-    memory.held = memory.limit - 100
+    memory.taken = memory.limit - 100
     async with connect(listening) as client:
         await client.ehlo()
         content = b"x" * 500 + b"\r\n"
         answers = await client.message(b"a@sender.test", [b"b@here.test"], content)
         assert str(answers[-1]).startswith("452 4.3.1")
-        memory.held = 0
+        memory.taken = 0
         answers = await client.message(b"a@sender.test", [b"b@here.test"], content)
         assert answers[-1].code == 250
-        assert memory.held == 0
+        assert memory.taken == 0
 
 
 async def test_commands_out_of_order(serve):
