@@ -67,7 +67,7 @@ class Timeouts:
     dot: timedelta = timedelta(seconds=600)
 
 
-class Session:
+class ClientSession:
     """One connection, used by one task at a time; made by ``smtp_opening.open_session``."""
 
     def __init__(self, wire: Wire, host: str, *, features: Features, tls: str, timeouts: Timeouts) -> None:

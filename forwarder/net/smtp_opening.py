@@ -15,7 +15,7 @@ from forwarder.mail.dane import Tlsa, authenticated
 from forwarder.mail.outcome import Fault, Stage
 from forwarder.mail.reply import Reply
 from forwarder.net.smtp_answers import Features, SessionFault, announced, fault_at, over
-from forwarder.net.smtp_client import Session, Timeouts, reply_at
+from forwarder.net.smtp_client import ClientSession, Timeouts, reply_at
 from forwarder.net.smtp_wire import Wire, WireTrouble, dial
 from forwarder.net.tls import TlsMode
 
@@ -33,7 +33,7 @@ async def open_session(
     tlsa: Sequence[Tlsa] = (),
     timeouts: Timeouts | None = None,
     local_address: str = "",
-) -> Session:
+) -> ClientSession:
     """A session on which nothing was sent yet; ``SessionFault``. ``context`` is needed unless ``tls`` is off.
 
     With ``tlsa`` the host's certificate must be one that these records mean; TLS has to be demanded then.
@@ -61,7 +61,7 @@ async def open_session(
     except BaseException:
         wire.abort()
         raise
-    return Session(wire, host, features=features, tls=cipher, timeouts=timeouts)
+    return ClientSession(wire, host, features=features, tls=cipher, timeouts=timeouts)
 
 
 async def _hello(wire: Wire, name: str, timeout: float) -> Features:

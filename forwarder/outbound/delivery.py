@@ -28,7 +28,7 @@ from forwarder.mail.outcome import Action, Fault, Scope, decide, is_permanent, r
 from forwarder.mail.reply import Reply
 from forwarder.mail.srs import Srs
 from forwarder.net.smtp_answers import Answered, SessionFault
-from forwarder.net.smtp_client import Session
+from forwarder.net.smtp_client import ClientSession
 from forwarder.outbound.parcel import Carried, Job, Parcel, Verdict
 from forwarder.outbound.pool import Pool
 from forwarder.outbound.prepare import Signing
@@ -180,7 +180,7 @@ class _Attempt:
                 left -= 1
                 yield host, address
 
-    async def _send(self, session: Session, host: str, *, more_hosts: bool, kept: bool = False) -> bool:
+    async def _send(self, session: ClientSession, host: str, *, more_hosts: bool, kept: bool = False) -> bool:
         """Transactions over one session until the host has judged everyone who waits; False: it broke off."""
         while self._waiting:
             asked = self._waiting

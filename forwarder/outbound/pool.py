@@ -26,7 +26,7 @@ from dataclasses import replace
 from forwarder.config import OutboundSection
 from forwarder.mail.outcome import Fault, Stage
 from forwarder.net.smtp_answers import SessionFault
-from forwarder.net.smtp_client import Session, Timeouts
+from forwarder.net.smtp_client import ClientSession, Timeouts
 from forwarder.net.smtp_opening import open_session
 from forwarder.net.tls import TlsMode, client_context
 from forwarder.outbound.route import MxHost, Route
@@ -67,8 +67,8 @@ class Pool:
         self._reuse_limit = settings.reuse_limit
         self._idle_timeout = settings.idle_timeout.total_seconds()
         self._time = time
-        self._idle: OrderedDict[Session, tuple[str, float]] = OrderedDict()  # longest idle first
-        self._by_site: defaultdict[str, deque[Session]] = defaultdict(deque)
+        self._idle: OrderedDict[ClientSession, tuple[str, float]] = OrderedDict()  # longest idle first
+        self._by_site: defaultdict[str, deque[ClientSession]] = defaultdict(deque)
         self._broken_tls: OrderedDict[tuple[str, int], float] = OrderedDict()
         self._shunned: OrderedDict[tuple[str, int], float] = OrderedDict()  # addresses, until when
         self._timer: asyncio.TimerHandle | None = None
@@ -90,7 +90,7 @@ class Pool:
         hosts = [replace(host, addresses=tuple(sorted(host.addresses, key=is_dead))) for host in route.hosts]
         return sorted(hosts, key=lambda host: is_dead(host.addresses[0]))  # then all of its addresses are
 
-    def reuse(self, route: Route) -> Session | None:
+    def reuse(self, route: Route) -> ClientSession | None:
         """An idle, live session to one of the best hosts, the latest used; the caller owns it until ``release``."""
         sessions = self._by_site.get(route.site)
         if not sessions:
@@ -106,7 +106,7 @@ class Pool:
             session.abort()
         return None
 
-    async def open(self, route: Route, host: MxHost, address: str) -> Session:
+    async def open(self, route: Route, host: MxHost, address: str) -> ClientSession:
         """A new session to one address of one host of the route; ``SessionFault``."""
         key, began = (address, route.port), self._now()
         try:
@@ -118,7 +118,7 @@ class Pool:
         self._shunned.pop(key, None)
         return session
 
-    async def _open(self, route: Route, host: MxHost, address: str) -> Session:
+    async def _open(self, route: Route, host: MxHost, address: str) -> ClientSession:
         mode = self._mode_for(route, host)
         key = (address, route.port)
         if mode is TlsMode.OPPORTUNISTIC and self._is_remembered(self._broken_tls, key):
@@ -131,7 +131,7 @@ class Pool:
         self._remember(self._broken_tls, key, BROKEN_TLS)
         return await self._connect(host, address, route.port, TlsMode.OFF)
 
-    def release(self, route: Route, session: Session) -> None:
+    def release(self, route: Route, session: ClientSession) -> None:
         """Give a session back; one that is worn or broken is closed."""
         if not session.usable:
             session.abort()
@@ -166,7 +166,7 @@ class Pool:
             return TlsMode.VERIFIED
         return self._mode if host.tlsa is None else TlsMode.REQUIRED
 
-    async def _connect(self, host: MxHost, address: str, port: int, mode: TlsMode) -> Session:
+    async def _connect(self, host: MxHost, address: str, port: int, mode: TlsMode) -> ClientSession:
         context = None if mode is TlsMode.OFF else await self._context_for(mode, weak=not host.tlsa)
         return await open_session(
             host.name,
@@ -207,7 +207,7 @@ class Pool:
         del hosts[key]
         return False
 
-    def _forget(self, session: Session) -> None:
+    def _forget(self, session: ClientSession) -> None:
         site, _ = self._idle.pop(session)
         sessions = self._by_site[site]
         sessions.remove(session)

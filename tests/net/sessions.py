@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from forwarder.net.smtp_answers import SessionFault
-from forwarder.net.smtp_client import Session, Timeouts
+from forwarder.net.smtp_client import ClientSession, Timeouts
 from forwarder.net.smtp_opening import open_session
 from forwarder.net.tls import TlsMode
 from tests.peers.sink import Sink
@@ -23,7 +23,7 @@ SHORT = Timeouts(
 CONTENT = b"Subject: x\r\nFrom: a@example.com\r\n\r\nhello\r\n"
 
 
-async def connect(sink: Sink, **arguments: Any) -> Session:
+async def connect(sink: Sink, **arguments: Any) -> ClientSession:
     arguments = {"tls": TlsMode.OFF, "timeouts": SHORT, "hello": "mx.example.net"} | arguments
     return await open_session("mx.example.test", sink.host, sink.port, **arguments)
 

@@ -13,7 +13,7 @@ from forwarder.config import OutboundSection
 from forwarder.mail.outcome import Fault, Stage
 from forwarder.net import smtp_opening
 from forwarder.net.smtp_answers import SessionFault
-from forwarder.net.smtp_client import Session
+from forwarder.net.smtp_client import ClientSession
 from forwarder.net.smtp_wire import Wire, WireTrouble
 from forwarder.net.tls import self_signed
 from forwarder.outbound import pool as pool_room
@@ -32,12 +32,12 @@ def route_to(sink: Sink, site: str = "site") -> Route:
     return Route(site=site, hosts=(MxHost(name="mx.test", addresses=(sink.host,)),), port=sink.port)
 
 
-async def opened(pool: Pool, sink: Sink, site: str = "site") -> Session:
+async def opened(pool: Pool, sink: Sink, site: str = "site") -> ClientSession:
     route = route_to(sink, site)
     return await pool.open(route, route.hosts[0], sink.host)
 
 
-async def deliver(session: Session) -> None:
+async def deliver(session: ClientSession) -> None:
     answer = await session.send("a@example.com", ["b@example.test"], CONTENT)
     assert answer.final is not None
 

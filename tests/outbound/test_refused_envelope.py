@@ -13,7 +13,7 @@ import pytest
 
 from forwarder.mail.address import Path
 from forwarder.mail.outcome import Action
-from forwarder.net.smtp_client import Session
+from forwarder.net.smtp_client import ClientSession
 from forwarder.net.smtp_opening import open_session
 from forwarder.net.tls import TlsMode
 from forwarder.outbound.delivery import _Attempt
@@ -123,24 +123,24 @@ async def until_dot(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
 class _Pool:
     """Dials the hosts; ``kept`` is a session that served other mail before."""
 
-    def __init__(self, ports: dict[str, int], kept: Session | None = None) -> None:
+    def __init__(self, ports: dict[str, int], kept: ClientSession | None = None) -> None:
         self._ports = ports
         self._kept = kept
 
     def ordered(self, route: Route) -> list[MxHost]:
         return list(route.hosts)
 
-    def reuse(self, route: Route) -> Session | None:
+    def reuse(self, route: Route) -> ClientSession | None:
         return self._kept
 
-    def release(self, route: Route, session: Session) -> None:
+    def release(self, route: Route, session: ClientSession) -> None:
         session.abort()
 
-    async def open(self, route: Route, host: MxHost, address: str) -> Session:
+    async def open(self, route: Route, host: MxHost, address: str) -> ClientSession:
         return await dialled(host.name, self._ports[host.name])
 
 
-async def dialled(name: str, port: int) -> Session:
+async def dialled(name: str, port: int) -> ClientSession:
     return await open_session(name, "127.0.0.1", port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
 
 
