@@ -219,8 +219,10 @@ class Dialogue(Connection):
         return content
 
     async def smtp_RSET(self, arguments: bytes) -> Reply:
+        if arguments:  # what is answered 501 has done nothing
+            return replies.BAD_ARGUMENTS
         self.state.transaction = None
-        return replies.BAD_ARGUMENTS if arguments else replies.OK
+        return replies.OK
 
     async def smtp_NOOP(self, arguments: bytes) -> Reply:
         return replies.OK

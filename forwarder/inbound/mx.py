@@ -144,12 +144,11 @@ class MxReception:
         reach("receive.after-dot")
         rooms = self._rooms
         now = rooms.clock()
+        content = contents.headless_as_body(content)
         head = contents.split(content)[0]
         fields = looked_up(head)
         seen = facts(fields)
         refusal = self._circling(transaction, head, fields)
-        if head[:1] in (b" ", b"\t"):  # it would continue the last header that we put before it
-            refusal = replies.BAD_CONTENT.saying("the headers of the message begin with a continuation line")
         if all(recipient.reports_only for recipient in transaction.recipients) and not (
             await self._late_bounces.is_about_ours(content)
         ):

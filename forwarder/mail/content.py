@@ -182,6 +182,17 @@ def mbox_line_as_field(content: bytes) -> bytes:
     return b"X-Mailbox-Line: " + content if _MBOX_LINE.match(content) else content
 
 
+def headless_as_body(content: bytes) -> bytes:
+    """The content with an empty line before it if its first line is no field, as Postfix does it: then all is text.
+
+    Fields that are put before it would else run on into the text, and a first line that begins with a blank would
+    belong to the last of them. The very object where there is nothing to do.
+    """
+    if not content or content.startswith(b"\r\n") or _FIELD_START.match(content):
+        return content
+    return b"\r\n" + content
+
+
 def has_bare_newline(content: bytes) -> bool:
     """Whether a CR or LF stands alone: the root of SMTP smuggling (RFC 5321 2.3.8)."""
     # It notes which line ends it sees, in one pass, with a CR at the end of a block kept in mind: half the time of

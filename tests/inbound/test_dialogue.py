@@ -81,6 +81,18 @@ async def test_a_whole_session_in_one_segment(serve):
     assert listening.messages == [("a@sender.test", ("b@here.test",), b"Subject: x\r\n\r\nbody\r\n")]
 
 
+async def test_a_command_that_is_answered_501_has_done_nothing(serve):
+    listening = await serve()
+    async with connect(listening) as client:
+        await begin(client)
+        for command in (b"RSET x", b"DATA x", b"EHLO", b"HELO ", b"QUIT x"):
+            assert str(await client.say(command + b"\r\n")).startswith("501 5.5.4 "), command
+        assert (await client.say(b"DATA\r\n")).code == 354
+        assert (await client.say(MESSAGE + b".\r\n")).code == 250
+    [(sender, recipients, _)] = listening.messages
+    assert (sender, recipients) == ("a@sender.test", ("b@here.test",))
+
+
 ENDINGS = [
     b"\n.\n",
     b"\r.\r",

@@ -195,6 +195,31 @@ def test_what_is_a_field_or_text_stays(text: bytes) -> None:
     assert content.mbox_line_as_field(text) is text
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"just text\r\nmore: text\r\n",
+        b"no colon at all",
+        b" Subject: x\r\n\r\nbody\r\n",
+        b"\tDisk is full\r\n",
+        b"two words: x\r\n",
+        b": x\r\n",
+        b"S\xc3\xbcbject: x\r\n",
+        b"\xef\xbb\xbfSubject: x\r\n\r\n",
+        b"\0Subject: x\r\n",
+    ],
+)
+def test_before_a_first_line_that_is_no_field_an_empty_line_is_put(text: bytes) -> None:
+    assert content.headless_as_body(text) == b"\r\n" + text
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"\r\n", b"\r\ntext\r\n", b"Subject: x", b"Subject \t: x\r\nno field\r\n", b"X-A:\r\n"]
+)
+def test_a_head_or_its_end_stays_as_it_is(text: bytes) -> None:
+    assert content.headless_as_body(text) is text
+
+
 def test_a_first_line_full_of_times_is_read_once() -> None:
     """It is looked at before its length is: read once more for each time, this one would take hours."""
     line = b"From " + b"00:00" * 200_000
