@@ -6,11 +6,13 @@ requests that wait for the answer to the one before are as many as are sent; an 
 - A connection may send HEAD octets that are not body; beyond that the answer is 431.
 - A request whose head is not there after PATIENCE seconds is answered 408, and so is a connection that says nothing, or
   nothing but line ends. (One that has had an answer is closed after five seconds of silence: uvicorn's own time.)
-- What is no HTTP is answered 400.
+- What is no HTTP is answered 400. So is a request without a Host, with several or with one that is none (RFC 9112 3.2),
+  and one that HTTP/1.0 has no coding for; a body in another coding than ``chunked`` is answered 501 (6.1).
 - A request that asks for an upgrade is read as if it did not (RFC 9110 7.8): programs in Java ask with each that they
   send to an http:// URL. To httptools its body is no HTTP any more; uvicorn drops it, or reads it as the next request.
 - While a request waits for its turn nothing more is read, and of what was read no more than SLICE octets are parsed.
-- Who takes less than RATE octets a second of the answers that wait for it is cut off.
+- Who takes less than RATE octets a second of the answers that wait for it is cut off. When answers of more than UNREAD
+  octets wait in all, those who have let theirs wait longest are.
 - Beyond ``connections``, the one that has waited longest without a request makes room for the next, or else one that
   waits for its reader; where all are busy the next goes. So who holds connections open keeps nobody out. Who goes is
   told 503, if it reads. There is no bound for one client: behind a proxy all are one.
@@ -21,6 +23,7 @@ one timer, which rings every half PATIENCE; so they may last that much longer.
 
 import asyncio
 import json
+import re
 from collections.abc import Sized
 from http import HTTPStatus
 from typing import Any
@@ -33,7 +36,13 @@ HEAD = 64 << 10  # octets; what one slice brings beyond them is taken
 SLICE = 4 << 10  # octets
 PATIENCE = 10.0  # seconds
 RATE = 500  # octets a second, as of DATA
+UNREAD = 64 << 20  # octets, in a process
 FULL = "There are too many connections; try again later."
+_HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+
+
+class _Refused(Exception):
+    """Ends the parsing of a request that has been refused."""
 
 
 class _Flow(FlowControl):
@@ -55,6 +64,9 @@ class Protocol(HttpToolsProtocol):
     _within = False  # a request has begun and not ended
     waits_since: float | None = None  # for a head, or the rest of a body that nobody wants; None: for neither
     _plain_head = b""  # of the request that asks for an upgrade, without that
+    held_since: float | None = (
+        None  # since when answers wait for their reader; None: none do, or it is cut off
+    )
     _untaken = 0  # octets of our answers when the timer rang last, as far as they held something up
     _timer: asyncio.TimerHandle | None = None
 
@@ -104,8 +116,9 @@ class Protocol(HttpToolsProtocol):
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as asked:
                 data, self._plain_head = self._plain_head + data[asked.args[0] :], b""
-            except httptools.HttpParserError:
-                self.send_400_response("")
+            except httptools.HttpParserError as error:
+                if not isinstance(error.__context__, _Refused):
+                    self.send_400_response("")
                 return
             else:
                 return
@@ -126,8 +139,23 @@ class Protocol(HttpToolsProtocol):
             others = [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
             self._plain_head = b"\r\n".join((first, *others, b"", b""))
             return
+        self._check_head()
         self.waits_since = None
         super().on_headers_complete()
+
+    def _check_head(self) -> None:
+        version = self.parser.get_http_version()
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) > 1 or (not hosts and version == "1.1") or not all(map(_HOST.fullmatch, hosts)):
+            self.refuse(400, "A request names one host, in the header Host.")
+            raise _Refused
+        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+        if codings and version != "1.1":
+            self.refuse(400, f"HTTP/{version} has no Transfer-Encoding; send the body with a Content-Length.")
+            raise _Refused
+        if codings and codings != [b"chunked"]:
+            self.refuse(501, "Of transfer codings, only chunked is known here.")
+            raise _Refused
 
     def on_body(self, body: bytes) -> None:
         self._beside_body = 0
@@ -149,7 +177,13 @@ class Protocol(HttpToolsProtocol):
         if self.cycle.response_complete:
             self._expect_head()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.held_since = self.loop.time()
+        self._bound_unread()
+
     def resume_writing(self) -> None:
+        self.held_since = None
         self._untaken = 0
         super().resume_writing()
 
@@ -202,6 +236,21 @@ class Protocol(HttpToolsProtocol):
     def rests(self) -> bool:
         """Whether no request is under way, and nothing is left of the answers to those before."""
         return not (self._answers or self.transport.is_closing() or self.transport.get_write_buffer_size())
+
+    def _bound_unread(self) -> None:
+        """See that no more than UNREAD octets wait for readers, beside those of this connection."""
+        held = [
+            (other.held_since, other.transport.get_write_buffer_size(), other)
+            for other in self.connections
+            if isinstance(other, Protocol) and other.held_since is not None
+        ]
+        unread = sum(size for _, size, _ in held)
+        for _, size, other in sorted(held, key=lambda entry: entry[0]):
+            if unread <= UNREAD or other is self:
+                return
+            unread -= size
+            other.held_since = None
+            other.transport.abort()
 
     def _make_room(self) -> None:
         others = [other for other in self.connections if isinstance(other, Protocol) and other is not self]
