@@ -12,6 +12,7 @@ from forwarder.mail.reply import Reply
 from forwarder.net.smtp_wire import WireTrouble
 
 _OF_SESSION = (421, 452, 503)  # at RCPT: closing, too many by now, out of order
+_OF_MAILBOX = (550, 551, 552, 553)  # RFC 5321 4.2.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,7 @@ class Answered:
         """Refused before the content in a way that a host may mean of the session: it has served enough in this one."""
         if not self.mail.positive or self.data is not None:
             return not self.local
-        return self.final is None and all(reply.code in _OF_SESSION for reply in self.recipients)
+        return self.final is None and all(map(_may_be_of_session, self.recipients))
 
     def among(self, asked: Sequence[bool]) -> "Answered":
         """The same for all recipients of a message of whom only some were asked for."""
@@ -94,9 +95,25 @@ class SessionFault(Exception):
         return answer if answer.code != 421 or went_on else None
 
     @property
+    def may_be_of_session(self) -> bool:
+        """Whether all who were refused were so in a way that the host may mean of the session that it ended."""
+        return self.stage is not Stage.DOT and all(map(_may_be_of_session, self.answers))
+
+    @property
     def scope(self) -> Scope:
         """What the reply condemns."""
         return Scope.SITE if self.local else scope_at(self.stage, self.reply)
+
+
+def _may_be_of_session(answer: Reply) -> bool:
+    """Whether an answer to RCPT is a refusal that need not be about the recipient.
+
+    An enhanced code tells (RFC 3463 3: the address, the mailbox; 0 says nothing), or else the code.
+    """
+    if answer.code in _OF_SESSION or not answer.permanent:
+        return answer.code in _OF_SESSION
+    subject = answer.enhanced.partition(".")[2].partition(".")[0] or "0"
+    return answer.code not in _OF_MAILBOX if subject == "0" else subject not in ("1", "2")
 
 
 def meant(answer: Reply, earlier: Iterable[Reply]) -> Reply:

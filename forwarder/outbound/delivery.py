@@ -199,7 +199,7 @@ class _Attempt:
                 )
             except SessionFault as fault:
                 self._pool.release(self._route, session)
-                self._broken(fault, named, host, more_hosts=more_hosts)
+                self._broken(fault, named, host, more_hosts=more_hosts, kept=kept)
                 return False
             except BaseException:
                 self._pool.release(self._route, session)
@@ -208,7 +208,8 @@ class _Attempt:
             failpoint.reach("deliver.after-dot-reply")
             if kept and answered.may_be_of_session:
                 # Said in a session that served other mail before, this may be about the session (some hosts take a few
-                # messages each, and answer 503 or 550 to the next MAIL): in a new one it is about the message.
+                # messages each, and answer 503 or 550 to the next MAIL, or refuse each RCPT by a policy): in a new one
+                # it is about the message. Not what is said after the dot: then the host has read the message.
                 session.leave()
                 return False
             kept = False
@@ -249,12 +250,14 @@ class _Attempt:
             self._judge(delivery, Scope.RECIPIENT, reply, host, more_hosts=more_hosts)
         return False
 
-    def _broken(self, fault: SessionFault, named: Mapping[str, int], host: str, *, more_hosts: bool) -> None:
+    def _broken(
+        self, fault: SessionFault, named: Mapping[str, int], host: str, *, more_hosts: bool, kept: bool
+    ) -> None:
         asked, self._waiting = self._waiting, []
         lost: list[Delivery] = []
         for delivery in asked:
             refusal = fault.refusal(named[delivery.destination])
-            if refusal is None:
+            if refusal is None or (kept and fault.may_be_of_session):
                 lost.append(delivery)
             else:  # was said before the session broke off, and stands
                 self._judge(delivery, Scope.RECIPIENT, refusal, host, more_hosts=more_hosts)

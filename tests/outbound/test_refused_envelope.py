@@ -248,6 +248,11 @@ class Once(Host):
         ("452", "503"),
         ("503", "503"),
         ("421/503", "503"),
+        ("554", "503"),
+        ("521", "503"),
+        ("550 5.7.1", "503"),
+        ("554 5.0.0", "503"),
+        ("550 5.5.0/452", "503"),
         ("250", "503"),
         ("250", "554"),
         ("250", "451"),
@@ -263,10 +268,61 @@ async def test_in_a_kept_session_the_refusal_of_all_before_the_content_may_be_ab
     assert (host.connections, host.received) == (2, 1)
 
 
-async def test_in_a_kept_session_a_mailbox_that_does_not_exist_does_not_exist() -> None:
-    host = Once(("250", "550", "503"))
+@pytest.mark.parametrize("rcpt", ["554", "550 5.7.1"])
+async def test_a_host_that_hangs_up_a_kept_session_on_such_a_refusal_is_dialled_too(rcpt: str) -> None:
+    host = Once(("250", rcpt, "close"), closes=True)
     verdicts = await attempt(host, kept=True)
-    assert [(verdict.action, verdict.reply.code) for verdict in verdicts] == [(Action.GIVE_UP, 550)] * 2
+    assert [(verdict.action, verdict.reply.code) for verdict in verdicts] == [(Action.DELIVERED, 250)] * 2
+    assert (host.connections, host.received) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("rcpt", "expected"), [("554", (Action.GIVE_UP, 554)), ("521", (Action.GIVE_UP, 521))]
+)
+async def test_what_is_said_again_in_a_new_session_counts(rcpt: str, expected: tuple[Action, int]) -> None:
+    host = Host(("250", rcpt, "503"))
+    verdicts = await attempt(host, kept=True)
+    assert [(verdict.action, verdict.reply.code) for verdict in verdicts] == [expected] * 2
+    assert host.connections == 2
+
+
+@pytest.mark.parametrize("data", ["503", "close"])
+@pytest.mark.parametrize("rcpt", ["550", "553", "550 5.1.1", "554 5.1.1", "550 5.2.1", "550 5.0.0"])
+async def test_in_a_kept_session_a_mailbox_that_does_not_exist_does_not_exist(rcpt: str, data: str) -> None:
+    host = Once(("250", rcpt, data))
+    verdicts = await attempt(host, kept=True)
+    assert [(verdict.action, verdict.reply.code) for verdict in verdicts] == [
+        (Action.GIVE_UP, int(rcpt[:3]))
+    ] * 2
+    assert host.connections == 1
+
+
+async def test_in_a_kept_session_who_is_refused_beside_one_who_is_taken_is_refused() -> None:
+    host = Once(("250", "250/554", "354"))
+    verdicts = await attempt(host, kept=True)
+    assert sorted((verdict.action, verdict.reply.code) for verdict in verdicts) == [
+        (Action.DELIVERED, 250),
+        (Action.GIVE_UP, 554),
+    ]
+    assert (host.connections, host.received) == (1, 1)
+
+
+class Choosy(Host):
+    """Refuses what it has read."""
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 x\r\n")
+        while line := await reader.readline():
+            writer.write(b"354 x\r\n" if line == b"DATA\r\n" else b"250 x\r\n")
+            if line == b"DATA\r\n":
+                _ = [line async for line in until_dot(reader)]
+                writer.write(b"554 5.7.1 this is spam\r\n")
+
+
+async def test_in_a_kept_session_what_is_refused_after_the_dot_is_not_sent_again() -> None:
+    host = Choosy(GOOD)
+    verdicts = await attempt(host, kept=True)
+    assert [(verdict.action, verdict.reply.code) for verdict in verdicts] == [(Action.GIVE_UP, 554)] * 2
     assert host.connections == 1
 
 
