@@ -192,3 +192,18 @@ async def test_domains_whose_name_servers_are_silent_hold_up_nobody_else(tmp_pat
             row for row in rows if row.state == "queued" and row.attempts == 1 and row.next_attempt_at > soon
         ]
         assert (len(rows), len(returned)) == (60, 50)
+
+
+async def test_what_waits_for_the_dns_is_left_out_of_claims_and_stays_due(tmp_path: Path) -> None:
+    async with house(tmp_path, outbound={"window": 40}, start=False) as rooms:
+        rooms.resolver._deadline = timedelta(minutes=5)  # no look-up ends while this test lasts
+        rooms.dns.fault("silent.test", "timeout")
+        for number in range(30):
+            await rooms.accept(f"user{number}@silent.test", in_memory=False)
+        await rooms.database.write(lambda conn: conn.execute(update(deliveries).values(attempts=1)) and None)
+        await rooms.start()
+        await rooms.until(lambda: rooms.dispatcher.load().looking_up == 10)  # a quarter of the window
+        await delivered(rooms, "bob@dest.test", in_memory=False)  # due behind the others, and claimed after them
+        left = [row for row in await rooms.waiting() if row.state == "queued"]
+        assert len(left) == 20
+        assert max(row.next_attempt_at for row in left) <= rooms.now()
