@@ -5,8 +5,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import delete, update
 
+from forwarder.outbound import dispatcher as dispatcher_room
 from forwarder.store.queue import Queue
 from forwarder.store.tables import deliveries, messages
 from forwarder.store.trouble import StoreUnavailable
@@ -219,6 +221,82 @@ async def test_mail_accepted_during_the_drain_is_left_to_others(tmp_path: Path) 
         (row,) = await rooms.waiting()
         assert (row.id, row.state) == (delivery, "queued")
         assert rooms.sink.messages == []
+
+
+async def test_mail_accepted_while_the_last_attempts_end_is_left_to_others_too(tmp_path: Path) -> None:
+    async with house(tmp_path, outbound={"dot_timeout": "60s"}) as rooms:
+        (hanging,) = await rooms.accept("hang-after-dot@dest.test")
+        await rooms.sink.wait_for(1)
+        rooms.dispatcher.lease = lambda domain: True  # inbound asked before the drain began
+        drain = asyncio.create_task(rooms.dispatcher.drain(timedelta(seconds=2)))
+        await rooms.until(lambda: rooms.dispatcher._crew._stopping)
+        (late,) = await rooms.accept("bob@dest.test")
+        await drain
+        assert rooms.dispatcher.load().held == 0
+        states = {row.id: (row.state, row.attempts) for row in await rooms.waiting()}
+        assert states == {hanging: ("queued", 1), late: ("queued", 0)}
+        assert await rooms.statuses(late) == ["QUEUED"]
+
+
+class SlowClaims:
+    """A queue whose claims are answered when the test says so; everything else is the real queue's."""
+
+    def __init__(self, queue: Queue, told: asyncio.Event) -> None:
+        self._queue = queue
+        self._told = told
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._queue, name)
+
+    async def claim_due(self, *arguments: Any) -> Any:
+        claimed = await self._queue.claim_due(*arguments)
+        if claimed:
+            await self._told.wait()
+        return claimed
+
+
+async def test_a_claim_under_way_when_the_drain_begins_is_given_back(tmp_path: Path) -> None:
+    told = asyncio.Event()
+    async with house(tmp_path, queue=lambda queue: SlowClaims(queue, told)) as rooms:
+        (delivery,) = await rooms.accept("bob@dest.test", in_memory=False)
+        await rooms.until(lambda: _leased(rooms))
+        drain = asyncio.create_task(rooms.dispatcher.drain(timedelta(seconds=20)))
+        await asyncio.sleep(0)
+        told.set()
+        await drain
+        (row,) = await rooms.waiting()
+        assert (row.id, row.state, row.attempts) == (delivery, "queued", 0)
+        assert rooms.sink.messages == []
+
+
+async def _leased(rooms: House) -> bool:
+    return [row.state for row in await rooms.waiting()] == ["leased"]
+
+
+async def test_what_is_claimed_although_its_site_has_no_room_goes_back_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a site with many domains a claim cannot leave out those that nobody has seen there yet."""
+    monkeypatch.setattr(dispatcher_room, "_CLAIM", 4)
+    async with house(tmp_path, outbound={"window": 40, "greeting_timeout": "30s"}, start=False) as rooms:
+        rooms.origin.play("connect", "hang")
+        for number in range(36):
+            rooms.dns.mail_host(f"customer{number}.test", rooms.origin.host, host="mx.origin.test")
+            await rooms.accept(f"bob@customer{number}.test", in_memory=False)
+        later = rooms.now() + timedelta(seconds=10)
+        await rooms.start()
+
+        async def is_all_told() -> bool:
+            rows = [row for row in await rooms.waiting() if row.state == "queued"]
+            return bool(rows) and all(row.attempts == 0 and row.next_attempt_at >= later for row in rows)
+
+        await rooms.until(is_all_told)
+        (delivery,) = await rooms.accept("bob@dest.test", in_memory=False)
+        await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
+        states = [row.state for row in await rooms.waiting()]
+        await rooms.until(lambda: rooms.dispatcher.load().held == states.count("leased"))
+        assert len(states) == 36
+        assert states.count("leased") >= 20  # at least twice what is free
 
 
 async def test_a_lost_lease_is_settled_by_nobody_here(tmp_path: Path) -> None:
