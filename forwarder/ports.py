@@ -18,7 +18,9 @@ def check_free(settings: Settings, *, ours: Collection[HostPort] = ()) -> None:
     """NodeError when somebody listens on a port of ours: SO_REUSEPORT would share it with another engine, unsaid.
 
     ``ours`` is what this node has open already. What overlaps with that cannot be asked for and is taken to be free.
+    Two listeners of ours would share a port in the same way: whoever connects would meet either.
     """
+    _check_distinct(settings)
     for address in chain.from_iterable(settings.listeners.values()):
         if address.port == 0 or any(overlap(address, own) for own in ours):
             continue
@@ -26,6 +28,21 @@ def check_free(settings: Settings, *, ours: Collection[HostPort] = ()) -> None:
             bound_socket(address, shared=False).close()
         except OSError as error:
             raise NodeError(error.strerror) from error
+
+
+def _check_distinct(settings: Settings) -> None:
+    """By what the names stand for; the texts are compared where the configuration is read."""
+    known: dict[tuple[object, ...], HostPort] = {}
+    for at in chain.from_iterable(settings.listeners.values()):
+        try:
+            family, *_, address = socket.getaddrinfo(
+                at.host, at.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+        except OSError:
+            continue  # whoever binds it says so
+        other = known.setdefault((family, address), at)
+        if at.port and other is not at:
+            raise NodeError(f"{other} and {at} are one address; give each listener a port of its own")
 
 
 def overlap(one: HostPort, other: HostPort) -> bool:

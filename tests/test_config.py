@@ -228,6 +228,8 @@ def test_without_any_file_the_error_says_how_to_get_one() -> None:
         ("hostname = 'a'\n[mx]\nsize_limt = 1", "mx.size_limt", "mx.size_limit"),
         ("hostname = 'a'\nsize_limit = 1", "size_limit", "mx.size_limit"),
         ("hostname = 'a'\n[retri]\nspread = 1", "retri", "retry"),
+        ("hostname = 'a'\n[MX]\nrecipients = 1", "MX", "mx"),
+        ("hostname = 'a'\n[mx]\nLISTEN = []", "mx.LISTEN", "mx.listen"),
         ("hostname = 'a'\n[plans.gold]\ndomain = 1", "plans.gold.domain", "plans.gold.domains"),
     ],
 )
@@ -278,6 +280,11 @@ def test_variables_of_container_platforms_and_our_own_are_left_alone(tmp_path: P
         'hostname = "mx.example.net"\n[retry]\nspread = 1.0',
         'hostname = "mx.example.net"\n[srs]\nmax_age_days = 512',
         'hostname = "mx.example.net"\n[workers]\nlease = "0s"',
+        'hostname = "mx.example.net"\n[workers]\nprocesses = 100000',
+        'hostname = "mx.example.net"\n[logs]\nretention = "0s"',  # is it nothing, or for ever?
+        'hostname = "mx.example.net"\n[api]\nbody_limit = 1',
+        'hostname = "mx.example.net"\ndata_dir = ""',
+        'hostname = "mx.example.net"\ndata_dir = "~/mail"',
     ],
 )
 def test_what_no_room_could_be_built_from_is_refused_here(tmp_path: Path, line: str) -> None:
@@ -449,10 +456,43 @@ def test_database_urls_that_are_right(tmp_path: Path, url: str) -> None:
     assert load(written(tmp_path, f'hostname = "a"\n[database]\nurl = "{url}"'), {}).database.url == url
 
 
+@pytest.mark.parametrize("value", ["true", "false", "1.0", "1e3", '"7.0"', '"true"', "99999999999999999999"])
+@pytest.mark.parametrize(
+    "key", ["mx.recipients", "mx.errors", "outbound.port", "plans.default.api", "workers.processes"]
+)
+def test_a_switch_a_fraction_and_a_number_beyond_all_are_no_count(
+    tmp_path: Path, key: str, value: str
+) -> None:
+    section, _, name = key.rpartition(".")
+    ((found, _),) = problems(tmp_path, f'hostname = "a"\n[{section}]\n{name} = {value}')
+    assert found == key
+
+
+def test_a_switch_is_no_share(tmp_path: Path) -> None:
+    assert problems(tmp_path, 'hostname = "a"\n[retry]\nspread = false')[0][0] == "retry.spread"
+    assert load(written(tmp_path, 'hostname = "a"\n[retry]\nspread = 0'), {}).retry.spread == 0
+
+
+def test_numbers_in_the_environment_are_whole_too(tmp_path: Path) -> None:
+    environ = {"FORWARDER_MX__RECIPIENTS": "200", "FORWARDER_RETRY__SPREAD": "0.2"}
+    settings = load(written(tmp_path, 'hostname = "a"'), environ)
+    assert (settings.mx.recipients, settings.retry.spread) == (200, 0.2)
+    ((found, reason),) = problems(tmp_path, 'hostname = "a"', FORWARDER_MX__RECIPIENTS="7.0")
+    assert (found, "whole number" in reason) == ("FORWARDER_MX__RECIPIENTS", True)
+
+
+@pytest.mark.parametrize("names", [("Default",), ("gold", "Gold"), ('""',), ('" "',)])
+def test_plans_are_told_apart_by_more_than_case(tmp_path: Path, names: tuple[str, ...]) -> None:
+    sections = "".join(f"[plans.{name}]\napi = 1\n" for name in names)
+    ((_, reason),) = problems(tmp_path, f'hostname = "a"\n{sections}')
+    assert "plan" in reason
+
+
 @pytest.mark.parametrize(
     "line",
     [
         '[retry]\ngive_up_after = "99999999999d"',
+        "[mx]\nsize_limit = 99999999999999999999",
         '[logs]\nretention = "999999d"',
         f'[mx]\nsize_limit = "{"9" * 400} GiB"',
         '[mx]\nlisten = ["127.0.0.1:2525", "127.0.0.1:2525"]',

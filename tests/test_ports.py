@@ -56,3 +56,28 @@ def test_another_port_of_ours_says_nothing(taken: int) -> None:
         check_free(
             asking_for(HostPort("127.0.0.1", taken)), ours=[HostPort("127.0.0.1", other.getsockname()[1])]
         )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("127.0.0.1", "127.1", True),
+        ("LOCALHOST", "localhost", True),
+        ("::1", "0:0::1", True),
+        ("127.0.0.1", "127.0.0.2", False),
+        ("0.0.0.0", "127.0.0.1", False),  # the system gives each its own
+    ],
+)
+def test_one_address_under_two_names_is_not_for_two_listeners(one: str, other: str, same: bool) -> None:
+    with bound_socket(HostPort("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    wanted = asking_for(HostPort(one, port), HostPort(other, port))
+    if not same:
+        check_free(wanted)
+        return
+    with pytest.raises(NodeError, match="are one address"):
+        check_free(wanted)
+
+
+def test_any_port_may_be_asked_for_twice() -> None:
+    check_free(asking_for(HostPort("127.0.0.1", 0), HostPort("127.1", 0)))

@@ -173,8 +173,9 @@ def _unknown(key: KeyPath, *, in_environment: bool = False) -> str:
     section = _section(key[:-1])
     here = [(*key[:-1], name) for name in section.model_fields] if section else []
     every = list(_every_key())
-    near = difflib.get_close_matches(written(key), map(written, here), n=1, cutoff=0.75)
-    near = near or difflib.get_close_matches(written(key), map(written, every), n=1, cutoff=0.8)
+    given = written(key) if in_environment else written(key).lower()
+    near = difflib.get_close_matches(given, map(written, here), n=1, cutoff=0.75)
+    near = near or difflib.get_close_matches(given, map(written, every), n=1, cutoff=0.8)
     if near:
         return f"unknown key; did you mean {near[0]}?"
     if elsewhere := [written(known) for known in every if known[-1] == key[-1]]:

@@ -10,11 +10,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from forwarder.config.units import (
     MIB,
+    BodySize,
     Count,
     DatabaseUrl,
     Duration,
     EachOnce,
     Endpoints,
+    Folder,
     HostName,
     HostPort,
     Lease,
@@ -29,8 +31,10 @@ from forwarder.config.units import (
     Positive,
     Proxies,
     PublicUrl,
+    Share,
     Size,
     SomeTime,
+    Whole,
     split_list,
 )
 
@@ -117,7 +121,7 @@ class ApiSection(Section):
     listen: OptionalEndpoint = HostPort("127.0.0.1", 8080)  # "": no API
     public_url: PublicUrl = ""  # how people reach it, for links in answers; empty: http://<listen>
     connections: Count = 1000  # at once, in all, per process; 0: no limit
-    body_limit: Size = 1 * MIB
+    body_limit: BodySize = 1 * MIB
     rate: Count = 600  # requests a minute per account, all processes together; 0: no limit
     failures_per_minute: Count = 60  # wrong keys per client address; 0: no limit
     trusted_proxies: Proxies = ()  # addresses and networks that may say X-Forwarded-For
@@ -136,7 +140,7 @@ class OutboundSection(Section):
     """How mail leaves."""
 
     smarthost: OptionalRelay = None
-    port: Annotated[int, Field(ge=1, le=65535)] = 25
+    port: Annotated[Whole, Field(ge=1, le=65535)] = 25
     allow_private_destinations: bool = False
     tls: Literal["opportunistic", "required", "off"] = "opportunistic"
     mta_sts: bool = True  # domains that enforce a policy (RFC 8461) get mail by it, whatever ``tls`` says
@@ -166,14 +170,14 @@ class RetrySection(Section):
         timedelta(minutes=minutes) for minutes in (1, 5, 15, 30, 60, 120, 240)
     )
     give_up_after: SomeTime = timedelta(days=5)
-    spread: Annotated[float, Field(ge=0, lt=1)] = 0.1  # each delay grows by up to this share, by chance
+    spread: Share = 0.1  # each delay grows by up to this share, by chance
 
 
 class SrsSection(Section):
     """The reverse-paths under which mail is forwarded."""
 
     domain: OptionalHostName = ""  # filled with hostname
-    max_age_days: Annotated[int, Field(ge=1, le=511)] = 21
+    max_age_days: Annotated[Whole, Field(ge=1, le=511)] = 21
 
 
 class DkimSection(Section):
@@ -229,7 +233,7 @@ class Plan(Section):
 class LogsSection(Section):
     """What is kept of mail, and what the engine says about itself."""
 
-    retention: Duration = timedelta(days=30)
+    retention: SomeTime = timedelta(days=30)
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "console"] = "auto"  # auto: console on a terminal
 
@@ -237,7 +241,7 @@ class LogsSection(Section):
 class WorkersSection(Section):
     """The processes of this machine."""
 
-    processes: Count = 0  # 0: one per core
+    processes: Annotated[Whole, Field(ge=0, le=1000)] = 0  # 0: one per core
     # A process that is silent this long loses its deliveries to others.
     lease: Lease = timedelta(seconds=15)
 
@@ -250,7 +254,7 @@ class Settings(Section):
     """
 
     hostname: HostName
-    data_dir: Path = Path("data")
+    data_dir: Folder = Path("data")
     postmaster: OptionalAddress = ""  # where mail to postmaster goes, alone or at hostname; empty: refused
     require_confirmed_destinations: bool = False
     database: DatabaseSection = DatabaseSection()
@@ -304,6 +308,18 @@ class Settings(Section):
         twice = sorted({str(at) for at in named if named.count(at) > 1})
         if twice:
             raise ValueError(f"{', '.join(twice)} is asked for by two listeners; give each a port of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _plans_by_one_name(self) -> Self:
+        for name in self.plans:
+            meant = next((other for other in ("default", *self.plans) if other.lower() == name.lower()), name)
+            if meant != name:
+                raise ValueError(
+                    f"plans.{name} differs from plans.{meant} only in case; write that name, or choose another"
+                )
+            if not name.strip():
+                raise ValueError("a plan needs a name, as in [plans.gold]")
         return self
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -20,6 +21,8 @@ from forwarder.mail.address import AddressError, parse_address, parse_domain
 KIB = 1024
 MIB = 1024 * KIB
 LEAST_MESSAGE = 1000  # octets: whoever writes less has forgotten the unit, and would refuse all mail for good
+LEAST_BODY = 100  # octets: likewise of requests
+MOST = 10**15  # of anything that is counted: databases take no number beyond 64 bits
 LEAST_LEASE = timedelta(seconds=1)  # a sign of life takes a commit; whose lease ends before it takes no mail
 
 
@@ -45,6 +48,19 @@ _LONGEST = 36_500 * 86_400  # seconds
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
+def _whole(value: object) -> object:
+    """What pydantic may read as a whole number: a switch or a fraction, which it would read too, is none."""
+    if isinstance(value, bool | float) or (isinstance(value, str) and "." in value):
+        raise ValueError("write a whole number")
+    return value
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("write a number, for example 0.1")
+    return value
+
+
 def parse_host_port(value: object, *, example: str = '"0.0.0.0:25" or "[::]:25"') -> HostPort:
     """``"host:port"`` or ``"[IPv6]:port"``; an empty host means all addresses."""
     if isinstance(value, HostPort):
@@ -57,15 +73,18 @@ def parse_host_port(value: object, *, example: str = '"0.0.0.0:25" or "[::]:25"'
 
 def parse_size(value: object) -> int:
     """A number of octets: ``"25 MiB"``, ``"500 kB"``, or a plain number."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    if isinstance(value, str):
-        if value.isascii() and value.isdigit():
-            return int(value)
-        if found := _SIZE.fullmatch(value.strip()):
+    size = -1
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    elif isinstance(value, str):
+        if value.isascii() and value.isdigit() and len(value) < 400:
+            size = int(value)
+        elif found := _SIZE.fullmatch(value.strip()):
             with suppress(OverflowError):
-                return int(float(found[1]) * _SIZE_UNITS[found[2].lower()])
-    raise ValueError('write a size with its unit, for example "25 MiB" or "500 kB"')
+                size = int(float(found[1]) * _SIZE_UNITS[found[2].lower()])
+    if not 0 <= size <= MOST:
+        raise ValueError('write a size with its unit, for example "25 MiB" or "500 kB"')
+    return size
 
 
 def parse_duration(value: object) -> timedelta:
@@ -172,6 +191,20 @@ def _at_least_a_message(value: int) -> int:
     return value
 
 
+def _at_least_a_request(value: int) -> int:
+    if value < LEAST_BODY:
+        raise ValueError(
+            f'this is {value} octets, less than any request has; write it with its unit, as in "1 MiB"'
+        )
+    return value
+
+
+def _folder(value: object) -> object:
+    if isinstance(value, str) and (not value.strip() or value.startswith("~")):
+        raise ValueError('write the path of a folder, for example "/var/lib/forwarder/data"; ~ is none')
+    return value
+
+
 def _hostname_or_empty(value: object) -> str:
     return "" if value == "" else _hostname(value)
 
@@ -209,6 +242,7 @@ def _database_url(value: object) -> str:
 
 Size = Annotated[int, BeforeValidator(parse_size)]
 MessageSize = Annotated[Size, AfterValidator(_at_least_a_message)]
+BodySize = Annotated[Size, AfterValidator(_at_least_a_request)]
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 SomeTime = Annotated[Duration, AfterValidator(_longer_than_nothing)]
 Lease = Annotated[SomeTime, AfterValidator(_long_enough_to_renew)]
@@ -224,8 +258,11 @@ LocalIpv6 = Annotated[str, BeforeValidator(_local_address(6))]
 HostName = Annotated[str, BeforeValidator(_hostname)]
 OptionalAddress = Annotated[str, BeforeValidator(_address_or_empty)]
 OptionalHostName = Annotated[str, BeforeValidator(_hostname_or_empty)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[Whole, Field(ge=0, le=MOST)]
+Positive = Annotated[Whole, Field(ge=1, le=MOST)]
+Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
+Folder = Annotated[Path, BeforeValidator(_folder)]
 Proxies = Annotated[tuple[Annotated[str, BeforeValidator(_proxy)], ...], BeforeValidator(split_list)]
 PublicUrl = Annotated[str, BeforeValidator(_public_url)]
 DatabaseUrl = Annotated[str, BeforeValidator(_database_url)]
