@@ -1,16 +1,20 @@
 """Where answers go: to no disk, nowhere, to a reader who left, to a narrow terminal."""
 
 import asyncio
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from forwarder.commands.frame import table
 from tests.commandline import Cli
 from tests.harness import House
 
@@ -152,3 +156,19 @@ def test_an_interrupt_while_modules_load_is_no_traceback(tmp_path: Path, ignored
     )
     ended = (1, f"{tmp_path} goes on\n") if ignored else (-signal.SIGINT, "")
     assert (done.returncode, done.stderr) == ended
+
+
+def test_a_long_table_is_drawn_at_once_a_line_for_each_row() -> None:
+    drawn = io.StringIO()
+    out = Console(file=drawn, width=20, highlight=False)
+    rows: list[tuple[object, ...]] = [(f"[b]domain{n}.example", n % 2 == 0, None) for n in range(10_000)]
+    rows[1] = ("中文.example", True, "a\nb")
+    began = time.process_time()
+    table(out, ("domain", "right", "said"), rows, empty="none")
+    assert time.process_time() - began < 1
+    head, first, second, *rest = drawn.getvalue().splitlines()
+    assert head == "domain                 right  said"
+    assert first == "[b]domain0.example     yes    -"
+    assert second == "中文.example           yes    a b"  # two columns for each of its first two letters
+    assert len(rest) == 9_998
+    assert rest[-1] == "[b]domain9999.example  no     -"
