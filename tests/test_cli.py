@@ -143,6 +143,8 @@ def test_aliases(hosted: Cli) -> None:
     hosted.fails("alias", "add", "example.com", "(?=x)", "x@dest.test")
     hosted.fails("alias", "add", "example.com", "bad", "not an address")
     hosted.fails("alias", "add", "example.com", "hook", "https://127.0.0.1/")
+    assert "percent-encoded" in hosted.fails("alias", "add", "example.com", "a%0d%0ab", "x@dest.test")
+    assert "invisible" in hosted.fails("alias", "add", "example.com", "hidden", "x\u200b@dest.test")
     hosted.fails("alias", "add", "example.com", "(a)", "$2@dest.test")
     hosted.fails("alias", "add", "example.com", "circle", "circle@example.com")
     assert len(hosted.json("alias", "list", "example.com")) == 2

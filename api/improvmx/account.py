@@ -20,7 +20,7 @@ async def whitelabels(call: Call) -> Json:
 
 
 async def list_keys(call: Call) -> Json:
-    """The keys, revoked ones among them; never the secrets."""
+    """The keys, those revoked last among them; never the secrets."""
     found = await call.rooms.database.read(lambda conn: accounts.list_keys(conn, call.account.id))
     return {"keys": [wire.api_key(key) for key in found], "success": True}
 

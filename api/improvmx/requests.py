@@ -3,11 +3,13 @@
 An empty text in an optional field means unset, as clients send it. Keys we do not know, and those that can only be
 read (``id``, ``added``, ``active`` …), are ignored, so that an object may be sent back as it came. Every text is
 bounded and holds no control character, separator or lone surrogate; texts that mean something (domains, addresses,
-patterns, URLs) are put into the one form in which they are stored.
+patterns, URLs) are put into the one form in which they are stored, and hold no control character percent-encoded
+either: who is given them may decode them.
 
 What depends on the server or the account comes in through ``Bounds``: the validation context.
 """
 
+import re
 import unicodedata
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -20,6 +22,9 @@ from forwarder.mail.pattern import parse_pattern
 from forwarder.net.http import Blocked, check_url
 
 _UNWANTED = frozenset({"Cc", "Cs", "Zl", "Zp"})
+_ENCODED = re.compile(r"%(?:[01][0-9A-Fa-f]|7[Ff])")
+# Soft hyphen, what joins words, marks of byte order and of direction: they only make a text look like another.
+_HIDDEN = frozenset("\u00ad\u200b\u2060\ufeff\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 PAGE_SIZE = 50
 BULK = 500
 
@@ -35,6 +40,15 @@ class Bounds:
 def _clean(text: str) -> str:
     if not text.isprintable() and any(unicodedata.category(character) in _UNWANTED for character in text):
         raise ValueError("this holds a line break or another control character")
+    return text
+
+
+def plain(text: str) -> str:
+    """The text, if it is for everybody what it looks like; else a ValueError."""
+    if _ENCODED.search(text):
+        raise ValueError("this holds a percent-encoded line break or another control character")
+    if not text.isascii() and not _HIDDEN.isdisjoint(text):
+        raise ValueError("this holds an invisible character")
     return text
 
 
@@ -117,16 +131,20 @@ def _within(low: int, high: int) -> AfterValidator:
 
 Unset = BeforeValidator(_unset)
 Clean = AfterValidator(_clean)
-Name = Annotated[str, Field(min_length=1, max_length=100), Clean, AfterValidator(_not_blank)]
+Plain = AfterValidator(plain)
+Name = Annotated[str, Field(min_length=1, max_length=100), Clean, Plain, AfterValidator(_not_blank)]
 DomainName = Annotated[str, Field(max_length=500, examples=["piedpiper.com"]), Clean, AfterValidator(_domain)]
-Email = Annotated[str, Field(max_length=500, examples=["richard@example.com"]), Clean, AfterValidator(_email)]
+Email = Annotated[
+    str, Field(max_length=500, examples=["richard@example.com"]), Clean, Plain, AfterValidator(_email)
+]
 WebhookUrl = Annotated[
-    str, Field(max_length=2000, examples=["https://example.com/hook"]), Clean, AfterValidator(_webhook)
+    str, Field(max_length=2000, examples=["https://example.com/hook"]), Clean, Plain, AfterValidator(_webhook)
 ]
 Pattern = Annotated[
     str,
     Field(max_length=1000, examples=["richard", "*", "sales-*", "(contact|support)"]),
     Clean,
+    Plain,
     AfterValidator(_pattern),
 ]
 OneText = Annotated[list[Annotated[str, Field(max_length=1000)]], Field(min_length=1, max_length=1)]
@@ -134,10 +152,11 @@ Forward = Annotated[
     str,
     Field(max_length=100_000, examples=["richard.hendricks@example.com"]),
     Clean,
+    Plain,
     AfterValidator(_forward),
 ]
 Username = Annotated[
-    str, Field(min_length=1, max_length=100, examples=["bighead"]), Clean, AfterValidator(_username)
+    str, Field(min_length=1, max_length=100, examples=["bighead"]), Clean, Plain, AfterValidator(_username)
 ]
 Password = Annotated[
     str,

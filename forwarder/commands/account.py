@@ -207,7 +207,7 @@ def add_key(
 
 @command(keys, "list")
 def list_keys(email: Email, config: Config = None, as_json: AsJson = False) -> None:
-    """List the API keys of an account, revoked ones among them; never the keys themselves."""
+    """List the API keys of an account, those revoked last among them; never the keys themselves."""
     from forwarder.store import accounts
 
     found = read(config, lambda conn, _: accounts.list_keys(conn, account_named(conn, email).id))

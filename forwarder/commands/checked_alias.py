@@ -19,19 +19,21 @@ def store_alias(
     """The alias, saved; or a Failure that says what to write instead, and nothing is saved."""
     from api.asking import ask_owners
     from api.improvmx.circles import circle
+    from api.improvmx.requests import plain
     from forwarder.mail.aliases import parse_alias
     from forwarder.mail.destination import Url, canonical_forward
-    from forwarder.mail.pattern import RuleError
     from forwarder.net.http import Blocked, check_url
     from forwarder.store import aliases
 
     private = settings.outbound.allow_private_destinations
     try:
         canonical, destinations = parse_alias(pattern.strip(), forward, plain_http=private)
+        plain(pattern)
+        plain(forward)
         for destination in destinations:
             if isinstance(destination, Url):
                 check_url(destination.url, allow_private=private)
-    except (RuleError, Blocked) as error:
+    except (ValueError, Blocked) as error:  # what an alias cannot be among them
         raise Failure(str(error)) from None
     if len(destinations) > plan.destinations:
         count = len(destinations)

@@ -4,7 +4,7 @@ Functions of a connection, to be run as ``database.read(lambda c: accounts.get(c
 ``database.write(…)``. An account's e-mail address is its name for people: lower case, unique. Of an API key
 only the SHA-256 is stored: the key is 256 random bits, so that no slow hash is needed and the digest cannot
 be turned back. The key itself is shown once, by whoever made it (``new_key``). A revoked key stays as a
-row, so that its name and last use can be read.
+row, so that its name and last use can be read, until ``REVOKED_KEPT`` others of its account were revoked after it.
 
 ``set_lock`` is the operator's; whoever reads ``locked_at`` asks the store each time, so that it is in force at once
 everywhere. ``take_row`` has the account's row for itself until the transaction ends. Whoever counts what an account has
@@ -20,12 +20,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from forwarder.store.conflict import AlreadyExists, LimitReached, insert_new
 from forwarder.store.rows import all_values, as_value, one_value
 from forwarder.store.tables import accounts, api_keys
 
+REVOKED_KEPT = 20  # keys of an account: whoever changes them every night would have thousands to look at
 KEY_PREFIX = "fwd_"  # lets secret scanners and people recognise a key of ours
 
 
@@ -150,7 +151,7 @@ def add_key(
 
 
 def list_keys(conn: Connection, account_id: int) -> Sequence[ApiKey]:
-    """The keys of an account by id, revoked ones among them."""
+    """The keys of an account by id, those revoked last among them."""
     query = select(api_keys).where(api_keys.c.account_id == account_id).order_by(api_keys.c.id)
     return all_values(conn, ApiKey, query)
 
@@ -158,7 +159,13 @@ def list_keys(conn: Connection, account_id: int) -> Sequence[ApiKey]:
 def revoke_key(conn: Connection, account_id: int, key_id: int, now: datetime) -> bool:
     """Void a key from now on; False: no such key in force in this account."""
     mine = (api_keys.c.id == key_id) & (api_keys.c.account_id == account_id) & api_keys.c.revoked_at.is_(None)
-    return conn.execute(update(api_keys).where(mine).values(revoked_at=now)).rowcount == 1
+    if conn.execute(update(api_keys).where(mine).values(revoked_at=now)).rowcount != 1:
+        return False
+    revoked = (api_keys.c.account_id == account_id) & api_keys.c.revoked_at.is_not(None)
+    order = (api_keys.c.revoked_at.desc(), api_keys.c.id.desc())
+    kept = select(api_keys.c.id).where(revoked).order_by(*order).limit(REVOKED_KEPT)
+    conn.execute(delete(api_keys).where(revoked, api_keys.c.id.not_in(kept)))
+    return True
 
 
 def by_key_digest(conn: Connection, digest: str) -> tuple[Account, ApiKey] | None:

@@ -54,6 +54,42 @@ async def test_control_characters_surrogates_and_long_texts_are_refused(desk: De
 
 
 @pytest.mark.parametrize(
+    "value", ["a%0d%0ab", "a%0Ab", "a%00b", "a%7fb", "a\u200bb", "a\u00adb", "a\u202eb", "\ufeffab"]
+)
+async def test_what_is_not_what_it_looks_like_is_refused(desk: Desk, value: str) -> None:
+    await desk.domain("piedpiper.com", {})
+    for method, path, fields in (
+        ("POST", "/aliases", {"alias": value, "forward": "a@gmail.com"}),
+        ("POST", "/aliases", {"alias": f"({value}|c)", "forward": "a@gmail.com"}),
+        ("POST", "/aliases", {"alias": "a", "forward": f"a@gmail.com, {value}@gmail.com"}),
+        ("POST", "/aliases", {"alias": "a", "forward": f"https://example.com/{value}"}),
+        ("POST", "/aliases/bulk", {"aliases": [{"alias": value, "forward": "a@gmail.com"}]}),
+        ("PUT", "", {"webhook": f"https://example.com/?a={value}"}),
+        ("PUT", "", {"notification_email": f"{value}@gmail.com"}),
+        ("POST", "/credentials", {"username": value, "password": "abc123"}),
+        ("POST", "/account/keys", {"name": value}),
+    ):
+        where = path if path.startswith("/account") else f"/domains/piedpiper.com{path}"
+        answer = await desk.http.request(method, where, json=fields)
+        assert answer.status_code == 400, (where, fields, answer.text)
+        assert answer.json()["errors"]
+    assert (await desk.get("/domains/piedpiper.com/aliases")).json()["total"] == 0
+
+
+async def test_other_percent_signs_and_a_password_are_taken(desk: Desk) -> None:
+    await desk.domain("piedpiper.com", {})
+    for alias, forward in (
+        ("100%", "50%off@gmail.com"),
+        ("a%0g", "https://example.com/%20a%2Cb?c=%E2%9C%93"),
+        ("persian", "\u0646\u200c\u0646@gmail.com"),  # which writes words with it
+    ):
+        answer = await desk.post("/domains/piedpiper.com/aliases", {"alias": alias, "forward": forward})
+        assert answer.status_code == 200, answer.text
+    secret = {"username": "a", "password": "abc%0d%0a"}
+    assert (await desk.post("/domains/piedpiper.com/credentials", secret)).status_code == 200
+
+
+@pytest.mark.parametrize(
     "value",
     [
         "..",

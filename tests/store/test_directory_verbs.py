@@ -69,6 +69,23 @@ async def test_accounts_and_keys(database: Database) -> None:
     assert (await database.read(accounts.list_accounts))[0].plan == "large"
 
 
+async def test_of_revoked_keys_the_last_twenty_stay(database: Database) -> None:
+    def work(conn: Connection) -> tuple[list[str], list[str]]:
+        one, other = (accounts.create(conn, f"{name}@x.org", "default", NOW) for name in ("one", "other"))
+        for owner, count in ((other, 1), (one, 30)):
+            accounts.add_key(conn, owner.id, "in force", f"{owner.id}", "x", NOW)
+            for number in range(count):
+                later = NOW + timedelta(minutes=number)
+                made = accounts.add_key(conn, owner.id, str(number), f"{owner.id} {number}", "x", NOW)
+                assert accounts.revoke_key(conn, owner.id, made.id, later)
+        ours, theirs = (accounts.list_keys(conn, owner.id) for owner in (one, other))
+        return [key.name for key in ours], [key.name for key in theirs]
+
+    ours, theirs = await database.write(work)
+    assert ours == ["in force", *map(str, range(10, 30))]
+    assert theirs == ["in force", "0"]
+
+
 def test_new_keys_differ_and_hold_256_random_bits() -> None:
     secrets = {accounts.new_key().secret for _ in range(100)}
     assert len(secrets) == 100
