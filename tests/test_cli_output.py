@@ -21,6 +21,7 @@ from tests.harness import House
 ROOT = Path(__file__).parent.parent
 FULL = "> /dev/full"
 CLOSED = ">&-"
+WORKER = ("--index", "0", "--of", "2", "--id", "x", "--origin", "x", "--text-from", "0")
 
 
 def led(cli: Cli, to: str, *arguments: str, **environ: str) -> tuple[int, str]:
@@ -155,6 +156,31 @@ def test_an_interrupt_while_modules_load_is_no_traceback(tmp_path: Path, ignored
         env={"PYTHONPATH": str(tmp_path)},
     )
     ended = (1, f"{tmp_path} goes on\n") if ignored else (-signal.SIGINT, "")
+    assert (done.returncode, done.stderr) == ended
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "goes_on"),
+    [
+        ("typer", ("forwarder", "serve"), True),
+        ("typer", ("forwarder", "logs", "--follow"), False),  # whose terminal is gone
+        ("pydantic", ("forwarder.worker", *WORKER), True),
+    ],
+)
+def test_a_request_to_reload_does_not_end_what_is_only_starting(
+    tmp_path: Path, module: str, words: tuple[str, ...], goes_on: bool
+) -> None:
+    told = f"import os, signal, sys\nos.kill(os.getpid(), signal.SIGHUP)\nsys.exit('{tmp_path} goes on')\n"
+    (tmp_path / f"{module}.py").write_text(told)
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"PYTHONPATH": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+    )
+    ended = (1, f"{tmp_path} goes on\n") if goes_on else (-signal.SIGHUP, "")
     assert (done.returncode, done.stderr) == ended
 
 

@@ -138,7 +138,9 @@ async def test_the_first_line_of_a_mailbox_file_is_bounded_as_it_goes_out(engine
     assert [answer[-1].code for answer in answers] == [500, 250]
 
 
-@pytest.mark.parametrize("text", [b"Disk is full\r\nSubject: no\r\n", b"\tFrom: ann@sender.test\r\n\r\nx\r\n"])
+@pytest.mark.parametrize(
+    "text", [b"Disk is full\r\nSubject: no\r\n", b"\tFrom: ann@sender.test\r\n\r\nx\r\n"]
+)
 async def test_text_without_a_head_stays_text_below_our_fields(engine, text):
     domain = await hosting(engine)
     answers = await engine.send(b"ann@sender.test", [b"info@here.test"], text)
