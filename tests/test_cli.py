@@ -153,6 +153,13 @@ def test_aliases(hosted: Cli) -> None:
     assert [a["alias"] for a in hosted.json("alias", "list", "example.com")] == ["*"]
 
 
+def test_an_alias_is_found_by_the_name_that_made_it(hosted: Cli) -> None:
+    made = hosted.json("alias", "add", "example.com", "straße", "you@example.org")
+    assert made["alias"] == "strasse"
+    removed = hosted.json("alias", "remove", "example.com", "straße")
+    assert removed == {"removed": "strasse", "domain": "example.com"}
+
+
 def test_a_domain_is_named_as_it_is_stored_however_it_was_typed(hosted: Cli) -> None:
     added = hosted.json("alias", "add", "EXAMPLE.com", "shouted", "you@example.org")
     assert added["domain"] == "example.com"
@@ -538,6 +545,24 @@ def test_the_log_of_an_alias_is_that_of_its_domain(hosted: Cli) -> None:
     assert (status, output) == (2, "")
     assert errors.startswith("forwarder: --alias needs --domain")
     assert hosted("logs", "--alias", "info", "--domain", "example.com")[0] == 0
+
+
+def test_the_log_of_an_alias_is_found_by_its_name_and_its_id(
+    hosted: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from forwarder.store.journal import Journal, LogEntry
+
+    asked: list[str | None] = []
+
+    async def page(_self: Journal, *_: object, alias: str | None, **__: object) -> list[LogEntry]:
+        asked.append(alias)
+        return []
+
+    monkeypatch.setattr(Journal, "page", page)
+    made = hosted.json("alias", "add", "example.com", "straße", "you@example.org")
+    for named in ("straße", str(made["id"]), "Gone"):
+        hosted("logs", "--domain", "example.com", "--alias", named)
+    assert asked == ["strasse", "strasse", "gone"]
 
 
 def test_follow_shows_what_is_there_once(hosted: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

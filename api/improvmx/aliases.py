@@ -29,7 +29,7 @@ from api.improvmx.wire import Json
 from api.operation import Call, Operation
 from api.validation import as_sentence
 from forwarder.mail.destination import check_captures, parse_forward
-from forwarder.mail.pattern import RuleError, parse_pattern, program_size
+from forwarder.mail.pattern import RuleError, program_size
 from forwarder.store import aliases
 from forwarder.store.aliases import Alias
 from forwarder.store.domains import Domain
@@ -93,7 +93,7 @@ async def show(call: Call) -> Json:
     """One alias, by name or id."""
     name, wanted = name_of(call), call.path["alias"]
     found = await call.rooms.database.read(
-        lambda conn: find_alias(conn, domain_in(conn, call, name).id, wanted)
+        lambda conn: aliases.find(conn, domain_in(conn, call, name).id, wanted)
     )
     if found is None:
         raise not_found("alias")
@@ -118,7 +118,7 @@ async def edit(call: Call) -> Json:
 
     def work(conn: Connection) -> Alias:
         domain = domain_in(conn, call, name)
-        found = find_alias(conn, domain.id, wanted)
+        found = aliases.find(conn, domain.id, wanted)
         if found is None:
             raise not_found("alias")
         return save_change(conn, call, domain, found, **values)
@@ -132,7 +132,7 @@ async def remove(call: Call) -> Json:
 
     def work(conn: Connection) -> bool:
         domain = domain_in(conn, call, name)
-        found = find_alias(conn, domain.id, wanted)
+        found = aliases.find(conn, domain.id, wanted)
         return found is not None and aliases.remove(conn, domain, found, call.now)
 
     if not await call.rooms.database.write(work):
@@ -176,19 +176,6 @@ async def bulk(call: Call) -> Json:
         "updated": [wire.alias(one) for one in done.updated],
         "success": True,
     }
-
-
-def find_alias(conn: Connection, domain_id: int, wanted: str) -> Alias | None:
-    """The alias of that name, as written or in its canonical form, or of that id."""
-    return aliases.find(conn, domain_id, list(dict.fromkeys([wanted, stored_name(wanted)])), wanted)
-
-
-def stored_name(wanted: str) -> str:
-    """How an alias that is asked for by this name was stored, whether it is still there or not."""
-    try:
-        return parse_pattern(wanted)
-    except RuleError:
-        return wanted.lower()
 
 
 def _exists(failed: Sequence[Alias]) -> Refusal:

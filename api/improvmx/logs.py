@@ -11,12 +11,13 @@ from datetime import UTC, datetime
 
 from api.errors import bad_fields, not_found
 from api.improvmx import answers, wire
-from api.improvmx.aliases import find_alias, stored_name
 from api.improvmx.owned import domain_in, domain_of, name_of
 from api.improvmx.requests import PAGE_SIZE, LogsQuery
 from api.improvmx.wire import Json
 from api.operation import Call, Operation
 from forwarder.mail.ids import id_floor, parse_log_public_id
+from forwarder.mail.pattern import stored_name
+from forwarder.store import aliases
 from forwarder.store.domains import Domain
 
 _FIRST = datetime(1970, 1, 1, tzinfo=UTC)  # no id is older
@@ -32,7 +33,7 @@ async def of_alias(call: Call) -> Json:
     """The logs of one alias; it may have been removed since."""
     name, wanted = name_of(call), call.path["alias"]
     domain, alias = await call.rooms.database.read(
-        lambda conn: (domain := domain_in(conn, call, name), find_alias(conn, domain.id, wanted))
+        lambda conn: (domain := domain_in(conn, call, name), aliases.find(conn, domain.id, wanted))
     )
     page = await _page(call, domain, stored_name(wanted) if alias is None else alias.pattern)
     if alias is None and not page["logs"]:

@@ -119,7 +119,7 @@ async def remove_all(call: Call) -> Json:
 
 def _found(conn: Connection, call: Call, name: str) -> tuple[Domain, Alias]:
     domain = domain_in(conn, call, name)
-    found = aliases.find(conn, domain.id, (), call.path["rule"])
+    found = aliases.by_id(conn, domain.id, call.path["rule"])
     if found is None:
         raise not_found("rule")
     return domain, found

@@ -170,7 +170,7 @@ def remove_alias(
 
     def remove(conn: "Connection", _settings: "Settings") -> "tuple[str, Domain]":
         hosted = domain_named(conn, domain)
-        found = aliases.find(conn, hosted.id, (pattern, pattern.lower()), pattern)
+        found = aliases.find(conn, hosted.id, pattern)
         if found is None:
             raise Failure(f"{domain} has no alias {pattern}; forwarder alias list {domain} shows what it has")
         aliases.remove(conn, hosted, found, utc_now())

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from rich.console import Console
+    from sqlalchemy import Connection
 
     from forwarder.config import Settings
     from forwarder.store.engine import Database
-    from forwarder.store.journal import Journal, LogEntry
+    from forwarder.store.journal import LogEntry
 
 POLL = 0.5  # seconds
 PAGE = 100
@@ -38,7 +39,9 @@ Ask = Callable[..., Awaitable["list[LogEntry]"]]
 
 def show_logs(
     domain: Annotated[str | None, typer.Option(help="Only of this domain.")] = None,
-    alias: Annotated[str | None, typer.Option(help="Only of this alias, as listed; needs --domain.")] = None,
+    alias: Annotated[
+        str | None, typer.Option(help="Only of this alias, by name or id; needs --domain.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
     failures: Annotated[bool, typer.Option("--failures", help="Only mail with a failure.")] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
@@ -49,9 +52,15 @@ def show_logs(
     if alias is not None and domain is None:
         raise Failure("--alias needs --domain: other domains may have an alias of that name", status=2)
 
+    import os
+
+    from forwarder.mail.ids import IdSource
+    from forwarder.store.journal import Journal
+
     async def work(database: "Database", settings: "Settings") -> None:
-        journal, domain_id = await _journal(database, domain)
-        ask = partial(journal.page, domain_id, alias=alias, failures_only=failures)
+        journal = Journal(database, ids=IdSource(clock=utc_now, entropy=os.urandom), clock=utc_now)
+        domain_id, pattern = await database.read(lambda conn: _narrowed(conn, domain, alias))
+        ask = partial(journal.page, domain_id, alias=pattern, failures_only=failures)
         began = utc_now()
         known = await ask(limit=max(limit, PAGE) if follow else limit)
         found = known[:limit]
@@ -74,17 +83,19 @@ def show_logs(
         return
 
 
-async def _journal(database: "Database", domain: str | None) -> "tuple[Journal, int | None]":
-    import os
-
+def _narrowed(conn: "Connection", domain: str | None, alias: str | None) -> tuple[int | None, str | None]:
+    """The id of the domain and the pattern of the alias that a person named; the alias may have been removed since."""
     from forwarder.commands.directory import domain_named
-    from forwarder.mail.ids import IdSource
-    from forwarder.store.journal import Journal
+    from forwarder.mail.pattern import stored_name
+    from forwarder.store import aliases
 
-    journal = Journal(database, ids=IdSource(clock=utc_now, entropy=os.urandom), clock=utc_now)
     if domain is None:
-        return journal, None
-    return journal, (await database.read(lambda conn: domain_named(conn, domain))).id
+        return None, None
+    hosted = domain_named(conn, domain)
+    if alias is None:
+        return hosted.id, None
+    found = aliases.find(conn, hosted.id, alias)
+    return hosted.id, stored_name(alias) if found is None else found.pattern
 
 
 async def _grown(

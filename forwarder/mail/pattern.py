@@ -119,6 +119,14 @@ def parse_pattern(text: str) -> str:
     return fold(pattern)
 
 
+def stored_name(wanted: str) -> str:
+    """How an alias that is asked for by this name was stored, whether it is still there or not."""
+    try:
+        return parse_pattern(wanted)
+    except RuleError:
+        return wanted.lower()
+
+
 def _check_local(pattern: str) -> None:
     local = pattern.replace("*", "x") if classify(pattern) is AliasKind.WILDCARD else pattern
     if "@" in local:

@@ -32,7 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 
-from forwarder.mail.pattern import AliasKind, classify, too_large_together
+from forwarder.mail.pattern import AliasKind, classify, stored_name, too_large_together
 from forwarder.store import accounts, changes
 from forwarder.store import domains as domain_verbs
 from forwarder.store.conflict import AlreadyExists, LimitReached, Missing, TooLarge, insert_new
@@ -109,12 +109,17 @@ def get(conn: Connection, domain_id: int, pattern: str) -> Alias | None:
     return one_value(conn, Alias, query)
 
 
-def find(conn: Connection, domain_id: int, patterns: Iterable[str], name: str) -> Alias | None:
-    """By the first of ``patterns`` that exists, or by id when ``name`` is a number."""
-    for pattern in patterns:
+def find(conn: Connection, domain_id: int, wanted: str) -> Alias | None:
+    """The alias of that name, as written or as it would be stored, or of that id."""
+    for pattern in dict.fromkeys((wanted, stored_name(wanted))):
         found = get(conn, domain_id, pattern)
         if found is not None:
             return found
+    return by_id(conn, domain_id, wanted)
+
+
+def by_id(conn: Connection, domain_id: int, name: str) -> Alias | None:
+    """The alias of the id that a client wrote, which may be any text."""
     if not (name.isascii() and name.isdigit()) or len(name) > 19 or int(name) > _LARGEST_ID:
         return None
     query = select(aliases).where(aliases.c.domain_id == domain_id, aliases.c.id == int(name))
