@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forwarder.clock import utc_now
-from forwarder.commands.directory import account_named
+from forwarder.commands.named import account_named
 from forwarder.commands.frame import AsJson, Config, Failure, answer, command, read, table, write
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from forwarder.clock import utc_now
-from forwarder.commands.directory import domain_named, owner_of
+from forwarder.commands.named import domain_named, owner_of
 from forwarder.commands.frame import AsJson, Config, Failure, answer, command, read, table, write
 
 if TYPE_CHECKING:

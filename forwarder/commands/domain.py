@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forwarder.clock import utc_now
-from forwarder.commands.directory import account_named, domain_named, owner_of
+from forwarder.commands.named import account_named, domain_named, owner_of
 from forwarder.commands.frame import (
     AsJson,
     Config,

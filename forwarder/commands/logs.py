@@ -85,7 +85,7 @@ def show_logs(
 
 def _narrowed(conn: "Connection", domain: str | None, alias: str | None) -> tuple[int | None, str | None]:
     """The id of the domain and the pattern of the alias that a person named; the alias may have been removed since."""
-    from forwarder.commands.directory import domain_named
+    from forwarder.commands.named import domain_named
     from forwarder.mail.pattern import stored_name
     from forwarder.store import aliases
 

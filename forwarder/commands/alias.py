@@ -1,4 +1,4 @@
-"""``forwarder alias``: where mail goes; and how commands find the account and the domain that they are told.
+"""``forwarder alias``: where mail goes.
 
 Changes are in force within a second in every running process. Limits are those of the account's plan.
 """
@@ -18,51 +18,19 @@ from forwarder.commands.frame import (
     table,
     write,
 )
+from forwarder.commands.named import domain_named, owner_of
 
 if TYPE_CHECKING:
     from rich.console import Console
     from sqlalchemy import Connection
 
-    from forwarder.config import Plan, Settings
-    from forwarder.store.accounts import Account
+    from forwarder.config import Settings
     from forwarder.store.domains import Domain
 
-alias = typer.Typer(no_args_is_help=True, help="Aliases: where mail for a domain goes.")
+app = typer.Typer(no_args_is_help=True, help="Aliases: where mail for a domain goes.")
 
 
-def account_named(conn: "Connection", email: str) -> "Account":
-    """The account of that e-mail address, or a Failure."""
-    from forwarder.mail.address import parse_address
-    from forwarder.store import accounts
-
-    found = accounts.by_email(conn, parse_address(email).display())
-    if found is None:
-        raise Failure(f"there is no account {email}; make it with: forwarder account create {email}")
-    return found
-
-
-def domain_named(conn: "Connection", name: str) -> "Domain":
-    """The hosted domain of that name, or a Failure."""
-    from forwarder.mail.address import parse_domain
-    from forwarder.store import domains
-
-    found = domains.get(conn, parse_domain(name))
-    if found is None:
-        raise Failure(f"{name} is not hosted here; forwarder domain list shows what is")
-    return found
-
-
-def owner_of(conn: "Connection", domain: "Domain", settings: "Settings") -> tuple["Account", "Plan"]:
-    """The domain's account and its limits."""
-    from forwarder.store import accounts
-
-    owner = accounts.get(conn, domain.account_id)
-    if owner is None:
-        raise Failure(f"the account of {domain.name} is gone")
-    return owner, settings.plan(owner.plan)
-
-
-@command(alias, "add")
+@command(app, "add")
 def add_alias(
     domain: str,
     pattern: Annotated[str, typer.Argument(metavar="ALIAS", help="richard, sales-*, '(a|b)' or '*'.")],
@@ -88,7 +56,7 @@ def add_alias(
     )
 
 
-@command(alias, "list")
+@command(app, "list")
 def list_aliases(domain: str, config: Config = None, as_json: AsJson = False) -> None:
     """List the aliases of a domain, in order of creation."""
     from forwarder.mail.destination import mailbox_key
@@ -124,7 +92,7 @@ def list_aliases(domain: str, config: Config = None, as_json: AsJson = False) ->
     )
 
 
-@command(alias, "ask")
+@command(app, "ask")
 def ask_for_confirmation(domain: str, config: Config = None, as_json: AsJson = False) -> None:
     """Write to unconfirmed destinations of a domain, if the configuration requires that they confirm.
 
@@ -158,7 +126,7 @@ def ask_for_confirmation(domain: str, config: Config = None, as_json: AsJson = F
     answer({"asked": asked, "unconfirmed": waiting}, as_json=as_json, people=people)
 
 
-@command(alias, "remove")
+@command(app, "remove")
 def remove_alias(
     domain: str,
     pattern: Annotated[str, typer.Argument(metavar="ALIAS", help="The alias as listed, or its id.")],

@@ -1,0 +1,44 @@
+"""How commands find the account and the domain that they are told, and say so when there is none."""
+
+from typing import TYPE_CHECKING
+
+from forwarder.commands.frame import Failure
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from forwarder.config import Plan, Settings
+    from forwarder.store.accounts import Account
+    from forwarder.store.domains import Domain
+
+
+def account_named(conn: "Connection", email: str) -> "Account":
+    """The account of that e-mail address, or a Failure."""
+    from forwarder.mail.address import parse_address
+    from forwarder.store import accounts
+
+    found = accounts.by_email(conn, parse_address(email).display())
+    if found is None:
+        raise Failure(f"there is no account {email}; make it with: forwarder account create {email}")
+    return found
+
+
+def domain_named(conn: "Connection", name: str) -> "Domain":
+    """The hosted domain of that name, or a Failure."""
+    from forwarder.mail.address import parse_domain
+    from forwarder.store import domains
+
+    found = domains.get(conn, parse_domain(name))
+    if found is None:
+        raise Failure(f"{name} is not hosted here; forwarder domain list shows what is")
+    return found
+
+
+def owner_of(conn: "Connection", domain: "Domain", settings: "Settings") -> tuple["Account", "Plan"]:
+    """The domain's account and its limits."""
+    from forwarder.store import accounts
+
+    owner = accounts.get(conn, domain.account_id)
+    if owner is None:
+        raise Failure(f"the account of {domain.name} is gone")
+    return owner, settings.plan(owner.plan)
