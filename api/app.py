@@ -31,7 +31,7 @@ from api.improvmx import account, aliases, check, credentials, domains, logs, ru
 from api.limits import RateLimit
 from api.metrics import is_local, measured
 from api.openapi import document
-from api.operation import Operation, Rooms, endpoint, json_response
+from api.operation import ApiRooms, Operation, endpoint, json_response
 from api.page import page
 from api.routing import by_template
 from forwarder.config import Settings
@@ -71,7 +71,7 @@ def build_app(
 ) -> Starlette:
     """The application for one process; it starts nothing and owns nothing that must be closed."""
     failures = RateLimit(database, "api-failures", settings.api.failures_per_minute, clock)
-    rooms = Rooms(
+    rooms = ApiRooms(
         settings=settings,
         database=database,
         resolver=resolver,

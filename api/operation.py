@@ -42,7 +42,7 @@ log = structlog.get_logger("api")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rooms:
+class ApiRooms:
     """What handlers work with."""
 
     settings: Settings
@@ -61,7 +61,7 @@ class Rooms:
 class Call:
     """One authenticated request with its fields checked."""
 
-    rooms: Rooms
+    rooms: ApiRooms
     account: Account
     path: Mapping[str, str]
     query: Any  # an instance of the operation's query model
@@ -100,7 +100,7 @@ class Operation:
     refusals: tuple[int, ...] = field(default=())  # beyond those that every operation may give
 
 
-def endpoint(rooms: Rooms, operation: Operation) -> ASGIApp:
+def endpoint(rooms: ApiRooms, operation: Operation) -> ASGIApp:
     """The ASGI application that answers one operation."""
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,7 +111,7 @@ def endpoint(rooms: Rooms, operation: Operation) -> ASGIApp:
     return application
 
 
-async def _respond(rooms: Rooms, operation: Operation, request: Request) -> Response:
+async def _respond(rooms: ApiRooms, operation: Operation, request: Request) -> Response:
     headers = dict(rooms.rate.idle(rooms.clock()).headers(rooms.clock()))
     try:
         async with asyncio.timeout(PATIENCE):
@@ -127,7 +127,7 @@ async def _respond(rooms: Rooms, operation: Operation, request: Request) -> Resp
         return json_response(refusal.body(), refusal.status, headers=headers | refusal.headers)
 
 
-async def _admit(rooms: Rooms, operation: Operation, request: Request, headers: dict[str, str]) -> Call:
+async def _admit(rooms: ApiRooms, operation: Operation, request: Request, headers: dict[str, str]) -> Call:
     account = await rooms.gate.account(request)
     now = rooms.clock()
 

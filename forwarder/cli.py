@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from forwarder.commands import account, credential, directory, domain, queue
+from forwarder.commands import account, alias, credential, domain, queue
 from forwarder.commands.checking import check
 from forwarder.commands.frame import command, complain
 from forwarder.commands.logs import show_logs
@@ -33,7 +33,7 @@ command(app, "logs")(show_logs)
 
 app.add_typer(account.app, name="account")
 app.add_typer(domain.app, name="domain")
-app.add_typer(directory.alias, name="alias")
+app.add_typer(alias.app, name="alias")
 app.add_typer(credential.app, name="credential")
 app.add_typer(queue.app, name="queue")
 

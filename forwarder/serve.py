@@ -38,7 +38,7 @@ from forwarder.domain_keys import DomainKeys
 from forwarder.failpoint import reach
 from forwarder.housekeeping import chores_of, keep_house
 from forwarder.inbound import mx, submission
-from forwarder.inbound.intake import Rooms
+from forwarder.inbound.rooms import InboundRooms
 from forwarder.inbound.screening import Screening
 from forwarder.inbound.server import Server
 from forwarder.keyring import Keyring, open_keyring
@@ -197,7 +197,7 @@ class Engine:
                 self._tls = ServerTls(Path(settings.tls.certificate), Path(settings.tls.key))
             except TlsFilesError as error:
                 raise StartError(f"{error}; [tls] names PEM files that this user can read") from error
-        rooms = Rooms(
+        rooms = InboundRooms(
             settings=settings,
             database=database,
             directory=self.directory,

@@ -12,7 +12,7 @@ from api.improvmx import answers, wire
 from api.improvmx.owned import domain_in, domain_of, name_of
 from api.improvmx.requests import EditCredential, NewCredential
 from api.improvmx.wire import Json
-from api.operation import Call, Operation, Rooms
+from api.operation import ApiRooms, Call, Operation
 from forwarder.mail.address import fold
 from forwarder.store import credentials
 from forwarder.store.credentials import Credential
@@ -87,7 +87,7 @@ async def remove(call: Call) -> Json:
     return {"success": True}
 
 
-async def _hash(rooms: Rooms, password: str) -> str:
+async def _hash(rooms: ApiRooms, password: str) -> str:
     async with rooms.heavy:
         return await asyncio.to_thread(hash_password, password)
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forwarder.clock import utc_now
-from forwarder.commands.named import account_named
 from forwarder.commands.frame import AsJson, Config, Failure, answer, command, read, table, write
+from forwarder.commands.named import account_named
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from forwarder.clock import utc_now
-from forwarder.commands.named import domain_named, owner_of
 from forwarder.commands.frame import AsJson, Config, Failure, answer, command, read, table, write
+from forwarder.commands.named import domain_named, owner_of
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forwarder.clock import utc_now
-from forwarder.commands.named import account_named, domain_named, owner_of
 from forwarder.commands.frame import (
     AsJson,
     Config,
@@ -19,6 +18,7 @@ from forwarder.commands.frame import (
     vault_of,
     write,
 )
+from forwarder.commands.named import account_named, domain_named, owner_of
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -21,11 +21,12 @@ from forwarder.failpoint import reach
 from forwarder.inbound.arrival import Composer, Facts, client_name, facts, looked_up, received
 from forwarder.inbound.disk import Disk
 from forwarder.inbound.forwarding_quota import ForwardingQuota
-from forwarder.inbound.intake import HandOver, Rooms
+from forwarder.inbound.intake import HandOver
 from forwarder.inbound.late_bounce import LateBounces
 from forwarder.inbound.reception import COMMAND_LIMIT
 from forwarder.inbound.refusals import Refusals
 from forwarder.inbound.resolution import Refused, Resolution
+from forwarder.inbound.rooms import InboundRooms
 from forwarder.inbound.sasl import Ask
 from forwarder.inbound.server import Server
 from forwarder.inbound.session import Recipient, Session, Transaction
@@ -41,7 +42,7 @@ from forwarder.store.trouble import CommitUnknown, StoreUnavailable
 log = structlog.get_logger(__name__)
 
 
-def build_server(rooms: Rooms) -> Server:
+def build_server(rooms: InboundRooms) -> Server:
     """The server of the MX listeners of the settings; nothing is opened yet."""
     settings = rooms.settings.mx
     return Server(
@@ -61,7 +62,7 @@ class MxReception:
 
     takes_log_ins = False
 
-    def __init__(self, rooms: Rooms) -> None:
+    def __init__(self, rooms: InboundRooms) -> None:
         self._rooms = rooms
         self._hostname = rooms.settings.hostname
         self._size_limit = rooms.settings.mx.size_limit

@@ -12,7 +12,7 @@ Raises what the store raises: that is no answer about the recipient, and the dia
 from dataclasses import dataclass
 from functools import partial
 
-from forwarder.inbound.intake import Rooms
+from forwarder.inbound.rooms import InboundRooms
 from forwarder.inbound.session import Recipient
 from forwarder.mail import reply as replies
 from forwarder.mail.address import Path
@@ -36,7 +36,7 @@ class Refused:
 class Resolution:
     """Finds the way of each recipient."""
 
-    def __init__(self, rooms: Rooms) -> None:
+    def __init__(self, rooms: InboundRooms) -> None:
         self._database = rooms.database
         self._directory = rooms.directory
         self._srs = rooms.srs

@@ -20,9 +20,9 @@ from forwarder.config import HostPort, MxSection, SubmissionSection
 from forwarder.inbound.connection import Connection
 from forwarder.inbound.data import Memory
 from forwarder.inbound.dialogue import Dialogue
-from forwarder.inbound.intake import Rooms
 from forwarder.inbound.limits import Allowance, ClientTable, Doorkeeper, table_path
 from forwarder.inbound.reception import Desk, Reception
+from forwarder.inbound.rooms import InboundRooms
 from forwarder.inbound.tls_door import TlsDoor
 from forwarder.net.listening import bound_socket
 
@@ -44,7 +44,7 @@ class Server:
         clients: str,
         listen: Sequence[HostPort],
         bounds: MxSection | SubmissionSection,
-        rooms: Rooms,
+        rooms: InboundRooms,
         reception: Reception,
         normalize: bool,
         line_limit: int,

@@ -23,12 +23,13 @@ from forwarder.inbound.authenticator import Authenticator, Denied
 from forwarder.inbound.authorship import claimed
 from forwarder.inbound.completion import missing_fields, without_blind_copies
 from forwarder.inbound.disk import Disk
-from forwarder.inbound.intake import HandOver, Rooms
+from forwarder.inbound.intake import HandOver
 from forwarder.inbound.quotas import Quotas
 from forwarder.inbound.readiness import Readiness
 from forwarder.inbound.reception import AUTH_LIMIT
 from forwarder.inbound.refusals import Refusals
 from forwarder.inbound.resolution import Resolution
+from forwarder.inbound.rooms import InboundRooms
 from forwarder.inbound.sasl import MECHANISMS, Ask, exchange
 from forwarder.inbound.server import Server
 from forwarder.inbound.session import Recipient, Session, Transaction
@@ -48,7 +49,7 @@ from forwarder.store.trouble import CommitUnknown, StoreUnavailable
 log = structlog.get_logger(__name__)
 
 
-def build_servers(rooms: Rooms) -> list[Server]:
+def build_servers(rooms: InboundRooms) -> list[Server]:
     """One server for STARTTLS, one for TLS from the first byte, as far as the settings ask for them.
 
     None without a certificate: passwords do not travel in the clear.
@@ -80,7 +81,7 @@ class SubmissionReception:
 
     takes_log_ins = True
 
-    def __init__(self, rooms: Rooms) -> None:
+    def __init__(self, rooms: InboundRooms) -> None:
         settings = rooms.settings
         self._rooms = rooms
         self._settings = settings.submission

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from forwarder.config import Settings
-from forwarder.inbound.intake import Rooms
 from forwarder.inbound.reception import COMMAND_LIMIT
+from forwarder.inbound.rooms import InboundRooms
 from forwarder.inbound.sasl import Ask
 from forwarder.inbound.server import Server
 from forwarder.inbound.session import Recipient, Session, Transaction
@@ -94,7 +94,7 @@ async def listen(
     )
     reception = Recording()
     nothing: Any = None
-    rooms = Rooms(
+    rooms = InboundRooms(
         settings=settings,
         database=nothing,
         directory=nothing,

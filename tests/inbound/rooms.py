@@ -14,7 +14,7 @@ from sqlalchemy import select
 
 from forwarder.config import Settings
 from forwarder.inbound import mx, submission
-from forwarder.inbound.intake import Rooms
+from forwarder.inbound.rooms import InboundRooms
 from forwarder.inbound.server import Server
 from forwarder.mail.ids import IdSource
 from forwarder.mail.srs import Srs
@@ -71,7 +71,7 @@ class Engine:
         self.srs = Srs([SECRET], "mx.test")
         self.servers: dict[str, Server] = {}
         self.database: Database
-        self.rooms: Rooms
+        self.rooms: InboundRooms
         self._tls = tls
         self._following: asyncio.Task[None] | None = None
 
@@ -119,7 +119,7 @@ class Engine:
             "trace_secrets": (SECRET,),
             "tls": self._tls,
         }
-        self.rooms = Rooms(**(given | rooms))
+        self.rooms = InboundRooms(**(given | rooms))
         for server in (mx.build_server(self.rooms), *submission.build_servers(self.rooms)):
             await server.start()
             self.servers[server.name] = server

@@ -1,0 +1,43 @@
+"""The other rooms that a listener talks to: one value, built by the roof, instead of a dozen arguments."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from forwarder.clock import utc_now
+
+if TYPE_CHECKING:
+    from forwarder.config import Settings
+    from forwarder.inbound.intake import Intake
+    from forwarder.inbound.screening import Screening
+    from forwarder.mail.ids import IdSource
+    from forwarder.mail.srs import Srs
+    from forwarder.net.dns import Resolver
+    from forwarder.net.tls import ServerTls
+    from forwarder.store.directory import Directory
+    from forwarder.store.engine import Database
+    from forwarder.store.journal import Journal
+    from forwarder.store.queue import Queue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InboundRooms:
+    """What a listener needs from the rest of the house."""
+
+    settings: "Settings"
+    database: "Database"
+    directory: "Directory"
+    queue: "Queue"
+    journal: "Journal"
+    ids: "IdSource"
+    srs: "Srs"
+    intake: "Intake"
+    # Whose marks in X-Forwarder-Id are our own; empty: loops are not looked for.
+    trace_secrets: tuple[bytes, ...] = ()
+    tls: "ServerTls | None" = None  # None: STARTTLS is not offered, submission does not listen
+    screening: "Screening | None" = None  # None: nothing is looked up about the client
+    resolver: "Resolver | None" = None  # submission: which of a domain's records is missing
+    clock: Callable[[], datetime] = utc_now
+    region: int = 0  # this worker's place in the client table, 0 … regions - 1
+    regions: int = 1  # worker processes on this machine
