@@ -25,6 +25,7 @@ from forwarder.demo.peers import Catcher, Caught, Zone
 from forwarder.demo.show import Show
 from forwarder.diagnostics import set_up
 from forwarder.keyring import open_keyring
+from forwarder.mail.canonical import Canonical
 from forwarder.mail.records import KeyRecord, dkim_name, records_to_publish
 from forwarder.mail.seal import public_record
 from forwarder.mail.verification import needed_keys, verify
@@ -240,9 +241,10 @@ class Story:
             texts = self.zone.texts(name.decode())
             return texts[0].encode() if texts else None
 
-        names = needed_keys(caught.content)
+        canonical = Canonical(caught.content)
+        names = needed_keys(canonical)
         answers = {name: [text.encode() for text in self.zone.texts(name)] for name in names}
-        ours = verify(caught.content, answers, now=utc_now())
+        ours = verify(canonical, answers, now=utc_now())
         message = dkim.DKIM(caught.content, minkey=1024)
         rsa: list[str] = []
         for index in range(len(ours)):

@@ -73,9 +73,8 @@ class _ChainError(ValueError):
         return cls(f"{what}: {error.reason}", temporary=error.result is AuthResult.TEMPERROR)
 
 
-def needed_keys(content: bytes | Canonical) -> tuple[str, ...]:
+def needed_keys(message: Canonical) -> tuple[str, ...]:
     """The TXT names ``validate`` wants answered: one message signature and at most MAX_SETS seals."""
-    message = content if isinstance(content, Canonical) else Canonical(content)
     try:
         sets = _collect(message)
     except _ChainError:
@@ -86,9 +85,8 @@ def needed_keys(content: bytes | Canonical) -> tuple[str, ...]:
     return tuple(names)
 
 
-def validate(content: bytes | Canonical, answers: Answers) -> Chain:
+def validate(message: Canonical, answers: Answers) -> Chain:
     """Judge the chain by RFC 8617 section 5.2."""
-    message = content if isinstance(content, Canonical) else Canonical(content)
     try:
         sets = _collect(message)
         if not sets:
@@ -126,7 +124,7 @@ def validate(content: bytes | Canonical, answers: Answers) -> Chain:
 
 
 def seal_arc(
-    content: bytes | Canonical,
+    message: Canonical,
     *,
     signer: Signer,
     authserv_id: str,
@@ -139,7 +137,6 @@ def seal_arc(
     ``results`` is the text of Authentication-Results after the authserv-id; ``chain`` what ``validate`` said about
     the message when it came in, None when nobody looked: then only a message that brings no chain is sealed.
     """
-    message = content if isinstance(content, Canonical) else Canonical(content)
     present = [raw for name in (_AAR, _AMS, _AS) for raw in message.instances(name)]
     if chain is None:
         if present:

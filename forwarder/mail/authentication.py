@@ -154,9 +154,8 @@ def remove_forged(content: bytes, authserv_id: str) -> bytes:
     return b"".join(kept) + b"\r\n" + content[message.body_start :]
 
 
-def own_results(content: bytes | Canonical, authserv_id: str) -> OwnResults | None:
+def own_results(message: Canonical, authserv_id: str) -> OwnResults | None:
     """What our topmost Authentication-Results header says; None when there is none."""
-    message = content if isinstance(content, Canonical) else Canonical(content)
     for raw in message.instances(_HEADER):
         value = _value(raw)
         name, _, text = value.partition(";")

@@ -111,9 +111,8 @@ class Signer:
         return base64.b64encode(self.key.sign(hashlib.sha256(data).digest()))
 
 
-def sign(content: bytes | Canonical, signers: Sequence[Signer], *, now: datetime) -> bytes:
+def sign(message: Canonical, signers: Sequence[Signer], *, now: datetime) -> bytes:
     """One DKIM-Signature header for each signer, ready to be prepended."""
-    message = content if isinstance(content, Canonical) else Canonical(content)
     covered = signed_fields(message)
     return b"".join(
         message_signature(b"DKIM-Signature", b"v=1", message, covered, signer, now=now) for signer in signers

@@ -90,9 +90,8 @@ class Signature:
         return dkim_name(self.domain, self.selector)
 
 
-def needed_keys(content: bytes | Canonical) -> tuple[str, ...]:
+def needed_keys(message: Canonical) -> tuple[str, ...]:
     """The TXT names that ``verify`` wants answered: at most MAX_SIGNATURES, no duplicates."""
-    message = content if isinstance(content, Canonical) else Canonical(content)
     names: dict[str, None] = {}
     for raw in _signatures(message):
         try:
@@ -102,9 +101,8 @@ def needed_keys(content: bytes | Canonical) -> tuple[str, ...]:
     return tuple(names)
 
 
-def verify(content: bytes | Canonical, answers: Answers, *, now: datetime) -> list[SignatureResult]:
+def verify(message: Canonical, answers: Answers, *, now: datetime) -> list[SignatureResult]:
     """The result of each signature, topmost first."""
-    message = content if isinstance(content, Canonical) else Canonical(content)
     return [_judge(message, raw, answers, now) for raw in _signatures(message)]
 
 

@@ -18,6 +18,7 @@ from forwarder.mail import verification
 from forwarder.mail.address import Path
 from forwarder.mail.arc import ChainStatus, seal_arc
 from forwarder.mail.authentication import own_results
+from forwarder.mail.canonical import Canonical
 from forwarder.mail.seal import Signer, generate, load_key, sign
 from forwarder.mail.verification import AuthResult
 from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound
@@ -240,7 +241,7 @@ def signatures(count: int) -> bytes:
 
 
 def signed(content: bytes = MESSAGE) -> bytes:
-    return sign(content, [SIGNER], now=NOW) + content
+    return sign(Canonical(content), [SIGNER], now=NOW) + content
 
 
 async def test_honest_mail() -> None:
@@ -253,7 +254,7 @@ async def test_honest_mail() -> None:
     assert b"spf=pass smtp.mailfrom=example.org" in screened.headers
     assert b"dkim=pass header.d=example.org" in screened.headers
     assert b"dmarc=pass (p=reject) header.from=example.org" in screened.headers
-    found = own_results(screened.headers + content, OURS)
+    found = own_results(Canonical(screened.headers + content), OURS)
     assert found is not None
     assert found.chain is ChainStatus.NONE
 
@@ -275,7 +276,7 @@ PASSED = "spf=pass smtp.mailfrom=example.org; dmarc=pass (p=reject) header.from=
 def sealed(content: bytes, domain: str = OURS, results: str = PASSED) -> bytes:
     signer = Signer(domain=domain, selector="sel", key=SIGNER.key)
     seal = seal_arc(
-        content, signer=signer, authserv_id=OURS, results=results, chain=ChainStatus.NONE, now=NOW
+        Canonical(content), signer=signer, authserv_id=OURS, results=results, chain=ChainStatus.NONE, now=NOW
     )
     return seal + content
 
@@ -585,7 +586,8 @@ async def ours_claimed(
 
 OUR_CEO = b"From: ceo@example.net\r\nSubject: x\r\n\r\nHello.\r\n"
 SIGNED_BY_A_KEY_THAT_NOBODY_HAS = (
-    sign(OUR_CEO, [Signer(domain="example.net", selector="zz", key=load_key(KEY.pem))], now=NOW) + OUR_CEO
+    sign(Canonical(OUR_CEO), [Signer(domain="example.net", selector="zz", key=load_key(KEY.pem))], now=NOW)
+    + OUR_CEO
 )
 
 

@@ -21,12 +21,12 @@ MESSAGE = b"From: a@example.org\r\nTo: b@example.net\r\nSubject: x\r\n\r\nHello.
 
 
 def judge(content: bytes) -> Chain:
-    return validate(content, ANSWERS)
+    return validate(Canonical(content), ANSWERS)
 
 
 def seal(content: bytes, chain: ChainStatus | None = None) -> bytes:
     return seal_arc(
-        content,
+        Canonical(content),
         signer=SIGNER,
         authserv_id="hop.example.net",
         results="spf=pass smtp.mailfrom=example.org; dmarc=pass header.from=example.org",
@@ -57,7 +57,7 @@ def altered(header: bytes, change: Callable[[bytes], bytes], content: bytes) -> 
 
 def test_mail_without_arc_has_no_chain() -> None:
     assert judge(MESSAGE).status is ChainStatus.NONE
-    assert needed_keys(MESSAGE) == ()
+    assert needed_keys(Canonical(MESSAGE)) == ()
     assert judge(b"").status is ChainStatus.NONE
 
 
@@ -72,7 +72,7 @@ def test_each_seal_continues_the_chain(sets: int) -> None:
         results=f"i={sets}; hop.example.net; spf=pass smtp.mailfrom=example.org; dmarc=pass header.from=example.org",
     )
     assert dkimpy_says(content) == b"pass"
-    assert needed_keys(content) == (NAME,)
+    assert needed_keys(Canonical(content)) == (NAME,)
     expected = [b"none"] + [b"pass"] * (sets - 1)
     assert re.findall(rb"cv=(\w+)", content) == expected[::-1]
     assert re.findall(rb"(?m)^ARC-Seal: i=(\d+);", content) == [b"%d" % n for n in range(sets, 0, -1)]
@@ -172,7 +172,7 @@ def test_fifty_sets_are_the_most() -> None:
 
 def test_dns_that_cannot_tell_is_no_pass_and_no_lasting_failure() -> None:
     content = chained(1)
-    chain = validate(content, {})
+    chain = validate(Canonical(content), {})
     assert (chain.status, chain.temporary) == (ChainStatus.FAIL, True)
     assert judge(content.replace(b"Hello", b"Hullo")).temporary is False
 
@@ -180,7 +180,12 @@ def test_dns_that_cannot_tell_is_no_pass_and_no_lasting_failure() -> None:
 def test_a_chain_nobody_judged_is_not_continued() -> None:
     def unjudged(content: bytes) -> bytes:
         return seal_arc(
-            content, signer=SIGNER, authserv_id="hop.example.net", results="none", chain=None, now=NOW
+            Canonical(content),
+            signer=SIGNER,
+            authserv_id="hop.example.net",
+            results="none",
+            chain=None,
+            now=NOW,
         )
 
     assert unjudged(chained(1)) == b""

@@ -465,7 +465,7 @@ def test_the_header_is_one_field_of_ascii(domain: str, reason: str) -> None:
     assert (name, raw) == (b"authentication-results", header)
     assert header.isascii()
     assert header.count(b"dmarc=") == header.count(b"spf=") == 1
-    found = own_results(header + b"\r\n", OURS)
+    found = own_results(Canonical(header + b"\r\n"), OURS)
     assert found is not None
     assert found.chain is ChainStatus.FAIL
 
@@ -474,13 +474,13 @@ def test_what_was_recorded_is_found_again() -> None:
     content = (
         authentication_results_header(OURS, FULL) + b"Authentication-Results: mx1.example.net; old\r\n\r\n"
     )
-    found = own_results(content, "MX1.example.net")
+    found = own_results(Canonical(content), "MX1.example.net")
     assert found is not None
     assert found.text == results_text(FULL)
     assert found.chain is ChainStatus.NONE
-    assert own_results(content, "mx2.example.net") is None
+    assert own_results(Canonical(content), "mx2.example.net") is None
     waiting = Results(arc=Chain(status=ChainStatus.FAIL, temporary=True))
-    undecided = own_results(authentication_results_header(OURS, waiting) + b"\r\n", OURS)
+    undecided = own_results(Canonical(authentication_results_header(OURS, waiting) + b"\r\n"), OURS)
     assert undecided is not None
     assert undecided.chain is None
 

@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from forwarder.mail.address import parse_address
+from forwarder.mail.canonical import Canonical
 from forwarder.mail.event import DeliveryKind, Transport
 from forwarder.mail.seal import Algorithm, Signer, generate, load_key
 from forwarder.mail.verification import AuthResult, verify
@@ -44,7 +45,7 @@ def counted(rooms: House, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 def verified(content: bytes, records: dict[bytes, bytes]) -> list[str]:
     """The algorithms of the signatures that verify, topmost first: RSA by dkimpy, which cannot do Ed25519."""
     answers = {name.decode().rstrip("."): [record] for name, record in records.items()}
-    ours = [result.result for result in verify(content, answers, now=datetime.now(UTC))]
+    ours = [result.result for result in verify(Canonical(content), answers, now=datetime.now(UTC))]
     message = dkim.DKIM(content)
     signatures = [value for name, value in message.headers if name.lower() == b"dkim-signature"]
     found = []
