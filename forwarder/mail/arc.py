@@ -25,6 +25,7 @@ from forwarder.mail.verification import (
     SignatureError,
     check_octets,
     check_signature,
+    parse_seal,
     parse_signature,
 )
 
@@ -192,7 +193,7 @@ def _collect(message: Canonical) -> list[_Set]:
                 results=raws[_AAR][number],
                 # ARC knows one canonicalisation: a signature that names none means relaxed.
                 message=parse_signature(raws[_AMS][number], forms="relaxed/relaxed"),
-                seal=parse_signature(raws[_AS][number], of_message=False),
+                seal=parse_seal(raws[_AS][number]),
             )
         except SignatureError as error:
             raise _ChainError.of(f"set {number}", error) from error
@@ -247,7 +248,7 @@ def _lenient_instance(raw: bytes) -> int:
 
 def _sealed_as_failed(raw: bytes) -> bool:
     try:
-        return parse_signature(raw, of_message=False).tags.get("cv", "").lower() == ChainStatus.FAIL
+        return parse_seal(raw).tags.get("cv", "").lower() == ChainStatus.FAIL
     except SignatureError:
         return False
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 import idna
 
@@ -70,7 +71,7 @@ class SignatureError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
-    """The tags of a DKIM-Signature or an ARC-Message-Signature, checked for form."""
+    """The tags of a DKIM-Signature, an ARC-Message-Signature or an ARC-Seal, checked for form."""
 
     raw: bytes
     algorithm: str
@@ -148,19 +149,67 @@ def _parse(raw: bytes) -> Signature:
     return signature
 
 
-def parse_signature(raw: bytes, *, forms: str = "simple/simple", of_message: bool = True) -> Signature:
-    """The tags that DKIM-Signature and ARC-Message-Signature share, checked for form; raises SignatureError.
+def parse_signature(raw: bytes, *, forms: str = "simple/simple") -> Signature:
+    """A DKIM-Signature or an ARC-Message-Signature, checked for form; raises SignatureError.
 
-    ``forms`` is what a missing ``c=`` means; ``of_message=False`` an ARC-Seal, which has neither headers nor a
-    body hash.
+    ``forms`` is what a missing ``c=`` means.
     """
+    tags = _tags(raw, ("a", "b", "d", "s", "bh", "h"))
+    origin = _origin(tags)
+    body_hash = decode_base64(tags["bh"])
+    if not body_hash:
+        raise SignatureError("bh= is not base64")
+    head_form, body_form = _forms(tags.get("c", forms))
+    return Signature(
+        raw=raw,
+        algorithm=origin.algorithm,
+        domain=origin.domain,
+        selector=origin.selector,
+        octets=origin.octets,
+        tags=tags,
+        body_hash=body_hash,
+        names=tuple(name.strip().lower().encode("utf-8") for name in tags["h"].split(":")),
+        head_form=head_form,
+        body_form=body_form,
+        length=_number(tags, "l"),
+    )
+
+
+def parse_seal(raw: bytes) -> Signature:
+    """An ARC-Seal, which has neither headers nor a body hash, checked for form; raises SignatureError."""
+    tags = _tags(raw, ("a", "b", "d", "s"))
+    origin = _origin(tags)
+    return Signature(
+        raw=raw,
+        algorithm=origin.algorithm,
+        domain=origin.domain,
+        selector=origin.selector,
+        octets=origin.octets,
+        tags=tags,
+    )
+
+
+def _tags(raw: bytes, needed: tuple[str, ...]) -> dict[str, str]:
     try:
         tags = parse_tags(raw.partition(b":")[2])
     except TagListError as error:
         raise SignatureError(str(error)) from error
-    for name in ("a", "b", "d", "s", *(("bh", "h") if of_message else ())):
+    for name in needed:
         if name not in tags:
             raise SignatureError(f"{name}= is missing")
+    return tags
+
+
+class _Origin(NamedTuple):
+    """Whose signature it is, and of which key."""
+
+    algorithm: str
+    octets: bytes
+    domain: str
+    selector: str
+
+
+def _origin(tags: Mapping[str, str]) -> _Origin:
     algorithm = without_white(tags["a"]).lower()
     if algorithm not in _ALGORITHMS:
         # RFC 8301 section 3.1: rsa-sha1 must not be taken as valid.
@@ -168,29 +217,7 @@ def parse_signature(raw: bytes, *, forms: str = "simple/simple", of_message: boo
     octets = decode_base64(tags["b"])
     if not octets:
         raise SignatureError("b= is not base64")
-    shared = {
-        "raw": raw,
-        "algorithm": algorithm,
-        "domain": domain_name(tags["d"]),
-        "selector": domain_name(tags["s"]),
-        "octets": octets,
-        "tags": tags,
-    }
-    if not of_message:
-        return Signature(**shared)  # type: ignore[arg-type]
-    body_hash = decode_base64(tags["bh"])
-    if not body_hash:
-        raise SignatureError("bh= is not base64")
-    head_form, body_form = _forms(tags.get("c", forms))
-    names = tuple(name.strip().lower().encode("utf-8") for name in tags["h"].split(":"))
-    return Signature(
-        **shared,  # type: ignore[arg-type]
-        body_hash=body_hash,
-        names=names,
-        head_form=head_form,
-        body_form=body_form,
-        length=_number(tags, "l"),
-    )
+    return _Origin(algorithm, octets, domain_name(tags["d"]), domain_name(tags["s"]))
 
 
 def check_signature(message: Canonical, signature: Signature, answers: Answers) -> None:
