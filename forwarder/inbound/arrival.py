@@ -42,9 +42,13 @@ def looked_up(head: bytes) -> contents.Fields:
     return contents.Fields(head, (*_SHOWN, contents.RECEIVED, trace.ID_FIELD))
 
 
-def facts(head: bytes | contents.Fields) -> Facts:
+def shown(head: bytes) -> contents.Fields:
+    """All that ``facts`` asks of a head."""
+    return contents.Fields(head, _SHOWN)
+
+
+def facts(fields: contents.Fields) -> Facts:
     """Read from the head of the message; never raises."""
-    fields = head if isinstance(head, contents.Fields) else contents.Fields(head, _SHOWN)
     author = fields.raw(b"from")
     email, name = contents.mailbox(author) if author is not None else (None, None)
     return Facts(

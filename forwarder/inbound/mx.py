@@ -18,7 +18,7 @@ from functools import partial
 import structlog
 
 from forwarder.failpoint import reach
-from forwarder.inbound.arrival import Composer, Facts, client_name, facts, looked_up, received
+from forwarder.inbound.arrival import Composer, Facts, client_name, facts, looked_up, received, shown
 from forwarder.inbound.disk import Disk
 from forwarder.inbound.forwarding_quota import ForwardingQuota
 from forwarder.inbound.intake import HandOver
@@ -139,7 +139,7 @@ class MxReception:
         return found.reply
 
     def refused(self, session: Session, transaction: Transaction, content: bytes, reply: Reply) -> None:
-        self._note_refused_message(session, transaction, facts(contents.split(content)[0]), reply)
+        self._note_refused_message(session, transaction, facts(shown(contents.split(content)[0])), reply)
 
     async def message(self, session: Session, transaction: Transaction, content: bytes) -> Reply:
         reach("receive.after-dot")

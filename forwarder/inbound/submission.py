@@ -18,7 +18,7 @@ from functools import partial
 import structlog
 
 from forwarder.failpoint import reach
-from forwarder.inbound.arrival import Composer, client_name, facts, received
+from forwarder.inbound.arrival import Composer, client_name, facts, received, shown
 from forwarder.inbound.authenticator import Authenticator, Denied
 from forwarder.inbound.authorship import claimed
 from forwarder.inbound.completion import missing_fields, without_blind_copies
@@ -193,7 +193,7 @@ class SubmissionReception:
     def refused(self, session: Session, transaction: Transaction, content: bytes, reply: Reply) -> None:
         login = session.login
         assert login is not None
-        seen = facts(contents.split(content)[0])
+        seen = facts(shown(contents.split(content)[0]))
         self._refusals.write(
             session,
             reply,
@@ -247,7 +247,7 @@ class SubmissionReception:
         """What is stored of a content: with the fields it lacks and its trace, without the blind copies."""
         deliveries = self._composer.deliveries(
             transaction,
-            facts(head),
+            facts(shown(head)),
             now=now,
             sender_domain_id=login.domain.id,
             sender_alias=login.credential.username,
@@ -266,7 +266,7 @@ class SubmissionReception:
             transaction,
             deliveries,
             contents.prepend(without_blind_copies(content, head), trail, added),
-            facts(added + head),
+            facts(shown(added + head)),
             identifier=identifier,
             now=now,
             hostname=client_name(session),

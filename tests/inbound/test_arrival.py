@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from forwarder.inbound.arrival import Composer, address_literal, facts, received
+from forwarder.inbound.arrival import Composer, address_literal, facts, received, shown
 from forwarder.inbound.session import Recipient, Session, Transaction
 from forwarder.mail.address import Path, parse_address
 from forwarder.mail.destination import Url
@@ -54,7 +54,7 @@ def target(destination, alias="*"):
 
 
 @pytest.mark.parametrize(
-    ("address", "shown"),
+    ("address", "literal"),
     [
         ("192.0.2.1", "[192.0.2.1]"),
         ("2001:db8::1", "[IPv6:2001:db8::1]"),
@@ -63,8 +63,8 @@ def target(destination, alias="*"):
         ("", "[127.0.0.1]"),
     ],
 )
-def test_address_literals(address, shown):
-    assert address_literal(address) == shown
+def test_address_literals(address, literal):
+    assert address_literal(address) == literal
 
 
 def test_received_in_full():
@@ -133,7 +133,7 @@ def test_each_destination_of_each_recipient_once():
             to("off@here.test", target("off@here.test", "off"), discarded=True),
             to("srs@mx.test", None, elsewhere=parse_address("b@sender.test")),
         ),
-        facts(b"To: Desk <INFO@here.test>\r\n\r\n"),
+        facts(shown(b"To: Desk <INFO@here.test>\r\n\r\n")),
         now=NOW,
         sender_domain_id=9,
         sender_alias="ann",
@@ -155,6 +155,6 @@ def test_each_destination_of_each_recipient_once():
 
 def test_facts_of_nothing_and_of_nonsense():
     for head in (b"", b"From: \r\nSubject:\r\n", b"\xff\xfe\r\n", b"From: <<<\r\n"):
-        seen = facts(head)
+        seen = facts(shown(head))
         assert seen.message_id is None
         assert not seen.subject
