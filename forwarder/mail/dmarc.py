@@ -1,9 +1,9 @@
 """DMARC (RFC 7489): the policy record, alignment and the result, over DNS answers fetched beforehand.
 
 The organisational domain comes from the caller, as a function: the public suffix list is data, not a decision.
-FAIL is only said when everything that could have passed was looked up: trouble with DNS is TEMPERROR, and nobody is
-refused for it. Of the RFC's successor (RFC 9989) the tag ``t`` is heeded, by which a domain asks that its policy be not
-applied in full yet; its search for the organisational domain in the DNS, and ``np``, are not.
+FAIL is only said when everything that could have passed was looked up: trouble with DNS is TEMPERROR, for which nobody
+is refused for good. Of the RFC's successor (RFC 9989) the tag ``t`` is heeded, by which a domain asks that its policy
+be not applied in full yet; its search for the organisational domain in the DNS, and ``np``, are not.
 """
 
 from collections.abc import Callable, Sequence

@@ -121,5 +121,3 @@ def merged(first: Answer[_T], second: Answer[_T]) -> Answer[_T]:
             return one
         case NotFound(), NotFound():
             return NotFound(nxdomain=first.nxdomain and second.nxdomain)
-        case _:
-            return CannotTell(reason="no answer")

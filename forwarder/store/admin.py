@@ -70,17 +70,14 @@ def list_deliveries(
     *,
     state: DeliveryState | None = None,
     destination_domain: str | None = None,
-    after: str | None = None,
     limit: int = 100,
 ) -> list[QueuedDelivery]:
-    """Deliveries by id, so by age; ``after`` is the last id of the page before."""
+    """The first deliveries by id, so the oldest."""
     query = select(*_SHOWN).join_from(deliveries, messages).order_by(deliveries.c.id).limit(limit)
     if state is not None:
         query = query.where(deliveries.c.state == state.value)
     if destination_domain is not None:
         query = query.where(deliveries.c.destination_domain == destination_domain)
-    if after is not None:
-        query = query.where(deliveries.c.id > after)
     return [_shown(row) for row in conn.execute(query)]
 
 

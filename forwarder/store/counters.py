@@ -59,9 +59,9 @@ class _Hits:
             value = conn.execute(query).scalar_one_or_none()
             if value is not None:
                 return Counted(allowed=True, value=value, resets_at=hit.resets_at)
-        standing = select(counters.c.value).where(counters.c.key == hit.key)
+        reached = select(counters.c.value).where(counters.c.key == hit.key)
         return Counted(
-            allowed=False, value=conn.execute(standing).scalar_one_or_none() or 0, resets_at=hit.resets_at
+            allowed=False, value=conn.execute(reached).scalar_one_or_none() or 0, resets_at=hit.resets_at
         )
 
 

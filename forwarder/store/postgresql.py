@@ -29,7 +29,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 from forwarder.errands import unheard
 from forwarder.failpoint import reach
 from forwarder.store.faults import ended_for_certain, is_conflict, may_work_again, trouble_of
-from forwarder.store.trouble import CommitUnknown, StoreUnavailable
+from forwarder.store.trouble import CommitUnknown
 from forwarder.store.writer import Failed, Item, Writer, apply_group, halves
 
 LANES = 2
@@ -228,13 +228,14 @@ class PostgresWriter(Writer):
         return []
 
     async def _with_patience(self, part: list[Item]) -> list[Any]:
-        for remaining in reversed(range(TRIES)):
+        remaining = TRIES
+        while True:
+            remaining -= 1
             try:
                 return await self._transact(part)
             except Exception as error:
                 if not remaining or not may_work_again(error) or (is_conflict(error) and len(part) > 1):
                     raise
-        raise StoreUnavailable  # not reached: the last try returns or raises
 
     async def _transact(self, part: list[Item]) -> list[Any]:
         reach("writer.before-begin")

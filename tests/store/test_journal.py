@@ -221,8 +221,9 @@ async def test_an_operator_looks_and_retries(stage: Stage) -> None:
     )
     assert listed == [shown[1]]
     first = await database.read(lambda conn: admin.list_deliveries(conn, limit=2))
-    rest = await database.read(lambda conn: admin.list_deliveries(conn, after=first[-1].id))
-    assert [d.destination for d in first + rest] == ["a@one.example", "b@two.example", "c@three.example"]
+    assert [d.destination for d in first] == ["a@one.example", "b@two.example"]
+    whole = await database.read(admin.list_deliveries)
+    assert [d.destination for d in whole] == ["a@one.example", "b@two.example", "c@three.example"]
     assert await database.read(admin.counts) == {"queued": 2, "leased": 1, "held": 0}
     assert await database.write(lambda conn: admin.retry(conn, [shown[0].id], now=NOON)) == 1
     assert [d.id for d in await worker.queue.claim_due(NOON, 10)] == [shown[0].id]
