@@ -123,7 +123,7 @@ class Dispatcher:
             freed=self._freed,
             sure=sure,
         )
-        self._news = asyncio.Event()  # something may be due, or have to be given back
+        self._news = asyncio.Event()  # places became free, or something has to be given back
         self._returns = Returns(queue, self._window, clock=clock)
         self._strays = Strays(queue, self.holding)
         self._loops: dict[str, asyncio.Task[None]] = {}
@@ -173,10 +173,6 @@ class Dispatcher:
         except Exception:  # noqa: BLE001 - the message is safe in the store, and its client must hear so
             _log.exception("a message was not handed over", message=message.id)
             self._window.let_go(parcel, leased)  # strays now, which are given back to the queue
-
-    def wake(self) -> None:
-        """Look at the store now: something became due."""
-        self._news.set()
 
     async def run(self) -> None:
         """Claim and deliver until ``drain``, or until cancelled."""

@@ -449,22 +449,118 @@ async def test_attempts_go_on_while_outcomes_are_written_up_to_four_a_slot(tmp_p
         assert len(rooms.sink.messages) == 10
 
 
-async def test_claims_go_on_when_the_store_is_back(tmp_path: Path) -> None:
+async def test_claims_wait_for_a_store_that_is_away_in_growing_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     holder: list[Away] = []
 
     def wrapped(queue: Queue) -> Away:
         holder.append(Away(queue))
         return holder[0]
 
-    async with house(tmp_path, queue=wrapped) as rooms:
+    async with house(tmp_path, queue=wrapped, start=False) as rooms:
         (away,) = holder
         away.away = True
         (delivery,) = await rooms.accept("bob@dest.test", in_memory=False)
-        rooms.dispatcher.wake()
-        await rooms.until(lambda: away.refused >= 2)
-        assert rooms.sink.messages == []
+        waits: list[float] = []
+
+        async def sleep(seconds: float) -> None:
+            waits.append(seconds)
+            away.away = len(waits) != 8  # back for one turn
+            await asyncio.sleep(0)
+
+        rooms.dispatcher._sleep = sleep
+        await rooms.start()
+        await rooms.until(lambda: len(waits) >= 11)
+        del rooms.dispatcher._sleep
         away.away = False
+        assert waits[:8] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+        assert waits[9:11] == [0.1, 0.2]
         await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
+        said = capsys.readouterr().out
+        assert "the claims wait for the store" in said
+        assert "a claim failed" not in said
+
+
+async def test_a_claim_that_fails_is_not_the_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with house(tmp_path, queue=Failing, start=False) as rooms:
+        rooms.dispatcher._queue.trouble["claim_due"] = 1
+        (delivery,) = await rooms.accept("bob@dest.test", in_memory=False)
+        await rooms.start()
+        await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
+        assert capsys.readouterr().out.count("a claim failed") == 1
+
+
+async def test_an_outcome_that_cannot_be_written_holds_no_place_and_its_lease_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with house(tmp_path, queue=Failing) as rooms:
+        rooms.dispatcher._queue.trouble["settle_all"] = 1
+        (delivery,) = await rooms.accept("bob@dest.test")
+        await rooms.sink.wait_for(1)
+        await rooms.until(lambda: rooms.dispatcher.load().held == 0)
+        assert capsys.readouterr().out.count("settling failed") == 1
+        assert (rooms.dispatcher.load().settling, rooms.dispatcher._lanes.held) == (0, 0)
+        assert [row.state for row in await rooms.waiting()] == ["leased"]
+        strays = rooms.dispatcher._strays
+        assert [await strays.look(), await strays.look()] == [0, 1]
+        await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
+
+
+class Failing:
+    """A queue whose verbs fail as often as the test says; everything else is the real queue's."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self.trouble: dict[str, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if self.trouble.get(name, 0) > 0:
+            return self._fails(name)
+        return getattr(self._queue, name)
+
+    def _fails(self, name: str) -> Any:
+        async def fails(*_: Any) -> Any:
+            self.trouble[name] -= 1
+            raise RuntimeError("a mistake")
+
+        return fails
+
+
+async def test_places_that_become_free_end_the_wait_of_a_claim(tmp_path: Path) -> None:
+    outbound = {"window": 16, "concurrency_per_site": 16}
+    async with house(tmp_path, outbound=outbound) as rooms:
+        rooms.sink.slowness = 0.5
+        rooms.sink.play("dot", "slow")
+        await rooms.accept(*(f"user{number}@dest.test" for number in range(16)))
+        assert rooms.dispatcher.load().held == 16
+        waiting = asyncio.Event()
+
+        async def sleep(seconds: float) -> None:
+            waiting.set()
+            await rooms.dispatcher._news.wait()  # and not until the time is over
+
+        rooms.dispatcher._sleep = sleep
+        rooms.dispatcher._news.set()
+        await waiting.wait()
+        (delivery,) = await rooms.accept("bob@dest.test", in_memory=False)
+        await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
+        del rooms.dispatcher._sleep
+
+
+async def test_what_is_handed_over_for_a_suspended_site_does_not_wait_for_its_end(tmp_path: Path) -> None:
+    async with house(tmp_path, retry={"delays": ["10m"]}) as rooms:
+        rooms.origin.play("connect", "drop")
+        rooms.dispatcher.lease = lambda domain: True  # inbound asked before the site was suspended
+        for number in range(3):
+            (delivery,) = await rooms.accept(f"user{number}@origin.test")
+            await rooms.until_statuses(delivery, "QUEUED", "SOFT-BOUNCE")
+        assert rooms.dispatcher.load().suspended == 1
+        (late,) = await rooms.accept("late@origin.test")
+        events = await rooms.until_statuses(late, "QUEUED", "SOFT-BOUNCE")
+        assert "not being tried" in events[1][2]
+        assert rooms.origin.connections == 3
+        assert rooms.dispatcher.load().held == 0
 
 
 async def test_trouble_of_our_own_is_temporary(tmp_path: Path) -> None:
@@ -560,7 +656,7 @@ async def test_a_hand_over_that_fails_does_not_reach_the_client(tmp_path: Path) 
         del rooms.dispatcher._send_on
         strays = rooms.dispatcher._strays
         assert [await strays.look(), await strays.look()] == [0, 1]
-        rooms.dispatcher.wake()
+        rooms.dispatcher._news.set()
         await rooms.sink.wait_for(1)
 
 

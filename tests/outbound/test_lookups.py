@@ -203,7 +203,29 @@ async def test_what_waits_for_the_dns_is_left_out_of_claims_and_stays_due(tmp_pa
         await rooms.database.write(lambda conn: conn.execute(update(deliveries).values(attempts=1)) and None)
         await rooms.start()
         await rooms.until(lambda: rooms.dispatcher.load().looking_up == 10)  # a quarter of the window
-        await delivered(rooms, "bob@dest.test", in_memory=False)  # due behind the others, and claimed after them
+        await delivered(
+            rooms, "bob@dest.test", in_memory=False
+        )  # due behind the others, and claimed after them
         left = [row for row in await rooms.waiting() if row.state == "queued"]
         assert len(left) == 20
         assert max(row.next_attempt_at for row in left) <= rooms.now()
+
+
+async def test_claims_of_what_nobody_can_be_asked_for_are_a_second_apart(tmp_path: Path) -> None:
+    async with house(tmp_path, outbound={"window": 40}, start=False) as rooms:
+        rooms.resolver._deadline = timedelta(minutes=5)  # no look-up ends while this test lasts
+        for domain in silent(100):
+            rooms.dns.fault(domain, "timeout")
+            await rooms.accept(f"bob@{domain}", in_memory=False)
+        await rooms.database.write(lambda conn: conn.execute(update(deliveries).values(attempts=1)) and None)
+        soon = rooms.now() + timedelta(seconds=40)
+        began = asyncio.get_running_loop().time()
+        await rooms.start()
+
+        async def are_all_back() -> bool:
+            rows = [row for row in await rooms.waiting() if row.state == "queued"]
+            return len(rows) == 90 and all(row.next_attempt_at > soon for row in rows)
+
+        await rooms.until(are_all_back)
+        # Ten that are asked for at once; then three claims, each of the thirty places that are left.
+        assert asyncio.get_running_loop().time() - began > 2.9

@@ -38,7 +38,7 @@ async def test_a_message_of_which_a_part_was_claimed_already_is_handed_over_to_t
         message = replace(message, deliveries=(mine, anybodys))
         hand_over = rooms.dispatcher.prepare(message)
         await rooms.queue.enqueue(message)
-        rooms.dispatcher.wake()
+        rooms.dispatcher._news.set()
         await rooms.until(lambda: anybodys.id in rooms.dispatcher.holding())
         hand_over()
         arrived = (await rooms.sink.wait_for(2))[1]
