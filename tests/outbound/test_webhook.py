@@ -1,14 +1,19 @@
 """Webhooks over real HTTP: success, repetition, refusal, signature."""
 
+import asyncio
 import hashlib
 import hmac
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from forwarder.mail.event import DeliveryKind, Transport
+from forwarder.net.http import Blocked, Unreachable
+from forwarder.outbound import webhook as webhook_room
 from forwarder.outbound.webhook import signature
+from tests.free_ports import free_port
 from tests.outbound.house import CONTENT, house
 from tests.peers.webhook_server import WebhookServer
 
@@ -44,7 +49,7 @@ async def test_three_attempts_in_a_row_then_the_schedule(tmp_path: Path) -> None
         assert "not today" in events[1][2]
 
 
-@pytest.mark.parametrize("status", [302, 400, 404, 410, 429, 503])
+@pytest.mark.parametrize("status", [300, 302, 400, 404, 410, 429, 503])
 async def test_no_status_but_2xx_loses_or_ends_a_message(tmp_path: Path, status: int) -> None:
     async with WebhookServer() as hooks, house(tmp_path) as rooms:
         hooks.default_status = status
@@ -60,9 +65,56 @@ async def test_a_private_address_is_blocked_for_good(tmp_path: Path) -> None:
     async with WebhookServer() as hooks, house(tmp_path, outbound=outbound) as rooms:
         (delivery,) = await rooms.accept(hooks.url, kind=DeliveryKind.WEBHOOK)
         events = await rooms.until_statuses(delivery, "QUEUED", "HARD-BOUNCE")
-        assert "blocked" in events[-1][2]
+        assert events[-1][2].startswith("5.7.1 blocked: ")
         assert hooks.connections == 0
         assert len(await rooms.reports()) == 1  # the sender is told that the mail did not arrive
+
+
+async def test_what_cannot_be_reached_is_tried_three_times_with_pauses_and_what_is_blocked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(webhook_room, "asyncio", SimpleNamespace(sleep=sleep, to_thread=asyncio.to_thread))
+    async with house(tmp_path) as rooms:
+        asked: list[Exception] = [Unreachable("nobody listens")] * 3 + [Blocked("it leads inside")]
+        left = asked.copy()
+
+        async def post(*_: object) -> None:
+            raise left.pop(0)
+
+        rooms.client.post = post
+        (unreachable,) = await rooms.accept("https://away.test/hook", kind=DeliveryKind.WEBHOOK)
+        events = await rooms.until_statuses(unreachable, "QUEUED", "SOFT-BOUNCE")
+        assert events[1][1:] == (451, "4.4.1 nobody listens")
+        assert (len(left), pauses) == (1, [0.0, 0.0])
+        (blocked,) = await rooms.accept("https://inside.test/hook", kind=DeliveryKind.WEBHOOK)
+        await rooms.until_statuses(blocked, "QUEUED", "HARD-BOUNCE")
+        assert (len(left), len(pauses)) == (0, 2)
+
+
+async def test_a_host_that_cannot_be_reached_is_left_alone_and_one_that_answers_is_not(
+    tmp_path: Path,
+) -> None:
+    async with WebhookServer() as hooks, house(tmp_path, retry={"delays": ["10m"]}) as rooms:
+        hooks.default_status = 503
+        dead = free_port()
+        for _ in range(4):
+            (answered,) = await rooms.accept(hooks.url, kind=DeliveryKind.WEBHOOK)
+            events = await rooms.until_statuses(answered, "QUEUED", "SOFT-BOUNCE")
+            assert events[1][2].startswith("4.4.0 HTTP 503")
+        assert rooms.dispatcher.load().suspended == 0
+        rooms.dispatcher.lease = lambda domain: True
+        for _ in range(3):
+            (unreachable,) = await rooms.accept(f"https://127.0.0.2:{dead}/x", kind=DeliveryKind.WEBHOOK)
+            await rooms.until_statuses(unreachable, "QUEUED", "SOFT-BOUNCE")
+        assert rooms.dispatcher.load().suspended == 1
+        (late,) = await rooms.accept(f"https://127.0.0.2:{dead}/x", kind=DeliveryKind.WEBHOOK)
+        events = await rooms.until_statuses(late, "QUEUED", "SOFT-BOUNCE")
+        assert "not being tried" in events[1][2]
 
 
 async def test_a_post_for_a_domain_is_signed(tmp_path: Path) -> None:
