@@ -254,6 +254,9 @@ def test_check_says_what_is_wrong_and_what_to_do(hosted: Cli) -> None:
 def test_migrate(cli: Cli) -> None:
     assert cli.json("migrate") == {"before": "empty", "now": "current"}
     assert cli.json("migrate") == {"before": "current", "now": "current"}
+    assert cli("migrate")[1] == "The database was up to date already.\n"
+    (cli.config.parent / "data" / "forwarder.db").unlink()
+    assert cli("migrate")[1] == "The database is up to date.\n"
 
 
 def test_a_database_that_is_away_is_a_sentence_without_its_password(cli: Cli) -> None:
@@ -510,6 +513,20 @@ def test_a_low_port_that_the_engine_has_is_not_found_wanting_a_privilege(
         assert (found.grade, found.text.partition(":")[0]) == ("advice", "is in use")
     found = _port("mx", HostPort(at, port))
     assert (found.grade, found.text.partition(":")[0]) == ("wrong", "needs a privilege")
+
+
+def test_a_port_that_is_taken_may_be_the_engine_s_own() -> None:
+    import socket
+
+    from forwarder.commands.checking import _port
+    from forwarder.config import HostPort
+
+    with socket.create_server(("127.0.0.1", 0)) as engine:
+        at = HostPort("127.0.0.1", engine.getsockname()[1])
+        found = _port("mx", at)
+        assert (found.grade, found.text.partition(":")[0]) == ("advice", "is in use")
+    found = _port("mx", at)
+    assert (found.grade, found.text.partition(";")[0]) == ("fine", "is free")
 
 
 def test_what_is_piped_is_not_cut(hosted: Cli) -> None:

@@ -3,12 +3,14 @@
 import asyncio
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from sqlalchemy import delete, update
 
 from forwarder.outbound import dispatcher as dispatcher_room
+from forwarder.outbound import settling
 from forwarder.store.queue import Queue
 from forwarder.store.tables import deliveries, messages
 from forwarder.store.trouble import StoreUnavailable
@@ -416,6 +418,31 @@ async def test_a_delivery_is_not_forgotten_because_the_store_is_away(tmp_path: P
         await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
         assert len(rooms.sink.messages) == 1
         assert rooms.dispatcher.load().unwritten == 0
+
+
+async def test_an_outcome_waits_for_the_store_in_growing_steps_and_that_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    holder: list[Away] = []
+    waits: list[float] = []
+
+    def wrapped(queue: Queue) -> Away:
+        holder.append(Away(queue))
+        return holder[0]
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        holder[0].away = len(waits) < 8
+
+    monkeypatch.setattr(settling, "asyncio", SimpleNamespace(sleep=sleep))
+    begin = asyncio.Event()
+    async with house(tmp_path, queue=wrapped, sure=begin.wait) as rooms:
+        (delivery,) = await rooms.accept("bob@dest.test")
+        holder[0].away = True
+        begin.set()
+        await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
+        assert waits == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+        assert capsys.readouterr().out.count("the deliveries wait for the store") == 1
 
 
 class Slow:
