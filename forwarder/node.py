@@ -5,7 +5,7 @@
     lock        an exclusive flock for as long as any process of this engine lives: the supervisor takes it and hands
                 the descriptor to its workers, so that a supervisor that was killed does not open the door while its
                 workers still deliver
-    node        the id under which this node's workers stand in the database
+    node        a number of this folder's own, of which the id is made that this node's workers have in the database
     ports.json  where the listeners are, for those who asked for port 0 (tests, the demo) and for ``forwarder check``
 
 ``notify`` tells systemd that the engine serves. Whoever holds the lock knows that every worker row of this node in
@@ -13,6 +13,7 @@ the database belongs to the dead.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -29,6 +30,7 @@ from forwarder.keyring import create_private
 
 log = structlog.get_logger("node")
 
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 LOCK_PATIENCE = 10.0  # seconds: longer than the orphans of a killed supervisor need to leave
 
 
@@ -108,11 +110,27 @@ def run_folder(data_dir: Path) -> Path:
 
 
 def node_id(data_dir: Path) -> str:
-    """The node's id, made at first use."""
-    path = run_folder(data_dir) / "node"
+    """The node's id: of this folder in this machine, for as long as the machine runs.
+
+    Whoever holds the lock takes the leases of all that has the id, so no two locks may share it. A folder is copied
+    with what is kept in it, as in the image of a machine: its place in the file system and the machine's boot tell the
+    copies from each other. Workers of before a boot are found dead by their silence, as those of other nodes are.
+    """
+    folder = run_folder(data_dir)
+    path = folder / "node"
     if not path.exists():
         create_private(path, os.urandom(16).hex().encode())
-    return path.read_text(encoding="ascii").strip()
+    place = folder.stat()
+    parts = path.read_text(encoding="ascii").strip(), _boot(), place.st_dev, place.st_ino
+    return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()[:32]
+
+
+def _boot() -> str:
+    """What no two running machines share."""
+    try:
+        return BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return socket.gethostname()  # not Linux
 
 
 def write_ports(data_dir: Path, ports: Mapping[str, Sequence[tuple[str, int]]]) -> None:

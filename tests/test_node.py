@@ -1,9 +1,11 @@
 """A data_dir belongs to one engine at a time, and keeps its id."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from forwarder import node
 from forwarder.node import NodeError, NodeLock, node_id
 
 
@@ -31,3 +33,22 @@ def test_a_node_keeps_its_id(tmp_path: Path) -> None:
     assert node_id(tmp_path / "one") == made
     assert node_id(tmp_path / "two") != made
     assert (tmp_path / "one" / "run" / "node").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_copy_of_a_folder_is_another_node(tmp_path: Path) -> None:
+    made = node_id(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    assert node_id(tmp_path / "copy") != made
+
+
+def test_a_folder_in_the_image_of_a_machine_is_another_node_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = node_id(tmp_path)
+    boot = tmp_path / "boot_id"
+    boot.write_text("8d2f1d3a-5a0c-4d43-9a31-7b1f6f3c8f10\n", encoding="ascii")
+    monkeypatch.setattr(node, "BOOT_ID", boot)
+    there = node_id(tmp_path)
+    assert there != made
+    monkeypatch.setattr(node, "BOOT_ID", tmp_path / "absent")  # a system without one
+    assert node_id(tmp_path) not in (made, there)
