@@ -20,11 +20,13 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Select,
     and_,
     bindparam,
     delete,
     func,
     insert,
+    literal_column,
     or_,
     select,
     text,
@@ -180,6 +182,12 @@ def first_of_each(
     No more in all than have ``room`` characters of destinations: an alias may have 25 KB of them.
     """
     found: dict[int, list[Alias]] = {domain_id: [] for domain_id in domain_ids}
+    for row in conn.execute(_first_of_each(domain_ids, at_most, room)).mappings():
+        found[row["domain_id"]].append(as_value(Alias, row))
+    return found
+
+
+def _first_of_each(domain_ids: Sequence[int], at_most: int, room: int) -> Select[Any]:
     last = (
         select(aliases.c.id)
         .where(aliases.c.domain_id == domains.c.id)
@@ -188,21 +196,22 @@ def first_of_each(
         .offset(at_most - 1)
         .scalar_subquery()
     )
-    # The id of each domain's last alias to show, looked up once a domain: a window function would number
-    # them all.
-    bound = select(domains.c.id, last.label("last_id")).where(domains.c.id.in_(domain_ids)).subquery()
+    # The id of each domain's last alias to show: a window function would number them all. Materialized, or both
+    # databases look it up again for every alias of the domain; and never null, so that it bounds a range of the index.
+    bound = (
+        select(domains.c.id, func.coalesce(last, literal_column(str(_LARGEST_ID))).label("last_id"))
+        .where(domains.c.id.in_(domain_ids))
+        .cte("bound")
+        .prefix_with("MATERIALIZED")
+    )
     order = (aliases.c.domain_id, aliases.c.id)
     taken = func.sum(func.length(aliases.c.forward)).over(order_by=order).label("taken")
     first = (
         select(aliases, taken)
-        .join(bound, bound.c.id == aliases.c.domain_id)
-        .where(or_(bound.c.last_id.is_(None), aliases.c.id <= bound.c.last_id))
+        .join(bound, and_(bound.c.id == aliases.c.domain_id, aliases.c.id <= bound.c.last_id))
         .subquery()
     )
-    query = select(first).where(first.c.taken <= room).order_by(first.c.domain_id, first.c.id)
-    for row in conn.execute(query).mappings():
-        found[row["domain_id"]].append(as_value(Alias, row))
-    return found
+    return select(first).where(first.c.taken <= room).order_by(first.c.domain_id, first.c.id)
 
 
 def update_alias(conn: Connection, domain: Domain, alias: Alias, now: datetime, **values: Any) -> Alias:
