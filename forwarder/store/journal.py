@@ -36,7 +36,7 @@ from forwarder.store.recording import (
 )
 from forwarder.store.records import NewEvent
 from forwarder.store.rows import Rows, by_dialect, fetch, insert_many, is_postgres
-from forwarder.store.tables import Id, events, logs
+from forwarder.store.tables import IS_FAILED, Id, events, logs
 from forwarder.store.trouble import StoreUnavailable
 
 BEHIND = 1000  # refused logs that may wait to be written
@@ -172,7 +172,7 @@ class Journal:
         if ids is not None:
             query = query.where(logs.c.id.in_(ids))
         if failures_only:
-            query = query.where(logs.c.failed)
+            query = query.where(IS_FAILED)
         return await self._database.read(partial(_entries, query=query))
 
     async def entry(self, log_id: str) -> LogEntry | None:

@@ -55,21 +55,22 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]
             await super().close(timeout=timeout)
 
 
-def make_engine(url: str, *, pool_size: int) -> AsyncEngine:
-    """A pool of connections to ``url``; none is opened yet."""
+def make_engine(url: str, *, pool_size: int, patience: float = STATEMENT_LIMIT) -> AsyncEngine:
+    """A pool of connections to ``url``; none is opened yet. ``patience``: seconds that a statement or lock may take."""
+    limit = str(int(patience * 1000))
 
     async def connect() -> asyncpg.Connection:
         return await asyncpg.connect(
             dsn=url,
             connection_class=_Connection,
             timeout=CONNECT_LIMIT,
-            command_timeout=STATEMENT_LIMIT,
+            command_timeout=patience,
             statement_cache_size=0,  # SQLAlchemy keeps the prepared statements
             server_settings={
                 "application_name": "forwarder",
                 "synchronous_commit": "on",
-                "statement_timeout": str(int(STATEMENT_LIMIT * 1000)),
-                "lock_timeout": str(int(STATEMENT_LIMIT * 1000)),
+                "statement_timeout": limit,
+                "lock_timeout": limit,
                 "idle_in_transaction_session_timeout": str(int(TRANSACTION_LIMIT * 1000)),
                 # Every statement of ours has an index to walk. The statistics of a queue are always stale, and a plan
                 # that reads and sorts the whole backlog to claim a hundred rows of it looks cheap by them.

@@ -1,10 +1,13 @@
 """Logs as people read them, refusals written behind the reply, and what operators do to the queue."""
 
 import json
+import re
 from datetime import timedelta
+from functools import partial
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.event import listen, remove
 
 from forwarder.mail.event import DeliveryState, Status, Transport
@@ -114,6 +117,31 @@ async def test_pages_of_an_alias_and_of_failures(stage: Stage) -> None:
         ids["bad"],
         ids["late"],
     ]
+
+
+async def test_failures_are_found_without_reading_what_did_not_fail(stage: Stage) -> None:
+    database, kept = await stage.database(), await journal_of(stage)
+    asked: list[tuple[str, Any]] = []
+
+    def hear(_conn: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.startswith("SELECT"):
+            asked.append((statement, parameters))
+
+    listen(Engine, "before_cursor_execute", hear)
+    try:
+        assert await kept.page(7, failures_only=True) == []
+        assert await kept.page(7, alias="richard", failures_only=True) == []
+        assert await kept.page(None, failures_only=True) == []
+    finally:
+        remove(Engine, "before_cursor_execute", hear)
+    explain = "EXPLAIN" if database.dialect == "postgresql" else "EXPLAIN QUERY PLAN"
+
+    def plan(conn: Connection, statement: str, parameters: Any) -> str:
+        return str(conn.exec_driver_sql(f"{explain} {statement}", parameters).all())
+
+    plans = [await database.read(partial(plan, statement=text, parameters=given)) for text, given in asked]
+    used = [re.findall(r"ix_logs_\w+|pk_logs|sqlite_autoindex_\w+", plan) for plan in plans]
+    assert used == [["ix_logs_failed"], ["ix_logs_failed_alias"], ["ix_logs_failed_id"]]
 
 
 async def test_a_bounce_that_comes_back_late_is_added(stage: Stage) -> None:

@@ -105,6 +105,23 @@ async def test_upgrading_again_changes_nothing(database_url: str) -> None:
     await database.close()
 
 
+def test_an_index_of_a_large_table_has_its_time_and_its_lock_has_not(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+
+    def look(config: Any, _newest: str) -> None:
+        conn = config.attributes["connection"]
+        told.extend(
+            conn.execute(text(f"SHOW {name}")).scalar() for name in ("statement_timeout", "lock_timeout")
+        )
+        told.append(conn.connection.driver_connection._config.command_timeout)
+
+    monkeypatch.setattr(command, "upgrade", look)
+    migrations.upgrade(postgres_url)
+    assert told == ["1h", "8s", 3600]
+
+
 def test_processes_that_start_together_take_turns(database_url: str) -> None:
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(migrations.upgrade, [database_url] * 4))

@@ -4,6 +4,9 @@
 dies half-way leaves the database as it was. Processes that start together take turns (PostgreSQL: an advisory lock;
 SQLite: the turn to write). There is no way down: a backup is the way back.
 
+An index of a large table takes its time, and a turn as long: up to PATIENCE. But nobody waits longer than the engine's
+own statements do for a table that others use: whoever comes behind in the line for it, as mail does, waits with us.
+
 A new revision: change ``store.tables``, write the file by hand after the form of ``script.py.mako``; the tests compare
 what the revisions build with ``store.tables`` on both databases.
 """
@@ -31,6 +34,7 @@ from forwarder.store.trouble import StoreUnavailable
 T = TypeVar("T")
 
 _ADVISORY_LOCK = 0x666F7277  # any number that is ours: "forw"
+PATIENCE = 3600.0  # seconds
 
 
 def upgrade(url: str) -> None:
@@ -69,16 +73,16 @@ def newest() -> str:
 
 
 def _upgrade(url: str) -> None:
-    _guarded(url, _run)
+    _guarded(url, _run, patience=PATIENCE)
     reach("migrate.after-commit")
 
 
-def _guarded(url: str, work: Callable[[Connection], T]) -> T:
+def _guarded(url: str, work: Callable[[Connection], T], *, patience: float = postgresql.STATEMENT_LIMIT) -> T:
     """Run ``work`` in one transaction that nobody else is in; what is no fault of ``work`` becomes StoreUnavailable."""
     path = sqlite_path(url)
     try:
         if path is None:
-            return asyncio.run(_on_postgres(postgres_dsn(url), work))
+            return asyncio.run(_on_postgres(postgres_dsn(url), work, patience))
         return _on_sqlite(path, work)
     except StoreUnavailable:
         raise  # it knows its cause already
@@ -98,11 +102,12 @@ def _on_sqlite(path: str, work: Callable[[Connection], T]) -> T:
         return work(conn)
 
 
-async def _on_postgres(dsn: str, work: Callable[[Connection], T]) -> T:
-    engine = postgresql.make_engine(dsn, pool_size=1)
+async def _on_postgres(dsn: str, work: Callable[[Connection], T], patience: float) -> T:
+    engine = postgresql.make_engine(dsn, pool_size=1, patience=patience)
     try:
         async with engine.begin() as conn:
             await conn.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
+            await conn.execute(text(f"SET LOCAL lock_timeout = {int(postgresql.STATEMENT_LIMIT * 1000)}"))
             return await conn.run_sync(work)
     finally:
         await engine.dispose()
