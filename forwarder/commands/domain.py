@@ -188,6 +188,8 @@ def remove_domain(
     """Stop hosting a domain; its aliases, credentials and keys go, its log stays until it is too old."""
     from forwarder.store import domains
 
+    if not (yes or as_json):
+        read(config, lambda conn, _: domain_named(conn, name))  # mistakes come before questions
     question = f"Remove {name} with its aliases, credentials and DKIM keys?"
     confirm(question, yes=yes, as_json=as_json)
 

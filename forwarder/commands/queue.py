@@ -182,7 +182,10 @@ def drop(
     from forwarder.store import admin
 
     chosen = _some(ids)
-    confirm(f"Drop {len(chosen)} without telling the sender?", yes=yes, as_json=as_json)
+    # The id of a message means all of its deliveries, and it is deliveries that a person agrees to lose.
+    number = 0 if yes or as_json else read(config, lambda conn, _: admin.droppable(conn, chosen))
+    if number or as_json:
+        confirm(f"Drop {_deliveries(number)} without telling the sender?", yes=yes, as_json=as_json)
     new_id = IdSource(clock=utc_now, entropy=os.urandom)
 
     def work(conn: "Connection", settings: "Settings") -> int:
@@ -230,12 +233,17 @@ def _chosen(ids: list[str] | None, every: bool) -> list[str] | None:
 
 def _say(changed: int, what: str, as_json: bool, kept: str = "") -> None:
     """``kept``: why others stay as they are, where that is known."""
-    noun = "delivery" if changed == 1 else "deliveries"
     if not changed and not kept:
         kept = "; one that is being attempted now, or that is not in the queue, stays as it is"
     answer(
-        {"changed": changed}, as_json=as_json, people=lambda out: out.print(f"{changed} {noun} {what}{kept}")
+        {"changed": changed},
+        as_json=as_json,
+        people=lambda out: out.print(f"{_deliveries(changed)} {what}{kept}"),
     )
+
+
+def _deliveries(number: int) -> str:
+    return f"{number} delivery" if number == 1 else f"{number} deliveries"
 
 
 def _next_attempt(delivery: "QueuedDelivery") -> "datetime | None":

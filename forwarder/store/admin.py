@@ -63,6 +63,7 @@ _SHOWN = (
     messages.c.size,
 )
 _IS_HELD = deliveries.c.state == DeliveryState.HELD.value
+_IS_DROPPABLE = or_(IS_QUEUED, _IS_HELD)
 
 
 def list_deliveries(
@@ -156,7 +157,7 @@ def drop(
             deliveries.c.domain_id,
             deliveries.c.recipient,
         )
-        .where(or_(IS_QUEUED, _IS_HELD), _named(ids))
+        .where(_IS_DROPPABLE, _named(ids))
         .order_by(deliveries.c.id)
     )
     if is_postgres(conn):
@@ -168,6 +169,12 @@ def drop(
     mark_failed(conn, (row.id for row in told))
     delete_finished(conn, (row.message_id for row in rows))
     return len(rows)
+
+
+def droppable(conn: Connection, ids: Sequence[str]) -> int:
+    """How many deliveries ``drop`` would end."""
+    query = select(func.count()).select_from(deliveries).where(_IS_DROPPABLE, _named(ids))
+    return conn.execute(query).scalar_one()
 
 
 def held(conn: Connection, ids: Sequence[str] | None) -> int:
