@@ -168,6 +168,19 @@ def test_a_domain_is_named_as_it_is_stored_however_it_was_typed(hosted: Cli) -> 
     hosted.json("credential", "add", "Example.COM", "richard")
     removed = hosted.json("credential", "remove", "Example.COM", "richard")
     assert removed == {"removed": "richard", "domain": "example.com"}
+    # ``domain dns`` prints names with the dot that a zone has.
+    assert hosted.json("domain", "show", "Example.com.")["domain"] == "example.com"
+    made = hosted.json("domain", "add", "bücher.example.", "--account", "you@example.org")
+    assert made["domain"] == "xn--bcher-kva.example"
+    assert "not well formed" in hosted.fails("domain", "show", "example.com..")
+
+
+def test_an_alias_is_found_by_any_writing_of_its_name(hosted: Cli) -> None:
+    composed, apart = "j\u00fcrgen", "ju\u0308rgen"  # programs write the same letter either way
+    hosted.json("alias", "add", "example.com", apart, "you@example.org")
+    assert "already exists" in hosted.fails("alias", "add", "example.com", apart, "you@example.org")
+    removed = hosted.json("alias", "remove", "example.com", apart)
+    assert removed == {"removed": composed, "domain": "example.com"}
 
 
 def test_what_is_unconfirmed_is_shown(hosted: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from forwarder.commands.frame import (
     vault_of,
     write,
 )
-from forwarder.commands.named import account_named, domain_named, owner_of
+from forwarder.commands.named import account_named, domain_name, domain_named, owner_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,11 +41,11 @@ def add_domain(
     as_json: AsJson = False,
 ) -> None:
     """Host a domain. Its DKIM keys are made here."""
-    from forwarder.mail.address import display_domain, parse_domain
+    from forwarder.mail.address import display_domain
     from forwarder.store import dkim_keys, domains
     from forwarder.store.vault import make_keys
 
-    ascii_name = parse_domain(name)
+    ascii_name = domain_name(name)
     if "." not in ascii_name:
         raise Failure(f"{name} is no domain; one has at least two parts, such as example.com")
     loaded = settings_of(config)

@@ -23,12 +23,18 @@ def account_named(conn: "Connection", email: str) -> "Account":
     return found
 
 
+def domain_name(text: str) -> str:
+    """The name of a domain as it is stored; with a dot at its end it may have been copied from ``domain dns``."""
+    from forwarder.mail.address import parse_domain
+
+    return parse_domain(text.removesuffix("."))
+
+
 def domain_named(conn: "Connection", name: str) -> "Domain":
     """The hosted domain of that name, or a Failure."""
-    from forwarder.mail.address import parse_domain
     from forwarder.store import domains
 
-    found = domains.get(conn, parse_domain(name))
+    found = domains.get(conn, domain_name(name))
     if found is None:
         raise Failure(f"{name} is not hosted here; forwarder domain list shows what is")
     return found

@@ -18,6 +18,7 @@ from forwarder.commands.frame import (
     with_store,
     write,
 )
+from forwarder.commands.named import domain_name
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -211,10 +212,10 @@ def _draw(delivery: "QueuedDelivery", out: "Console") -> None:
 
 def _as_stored(domain: str) -> str:
     """Lower-case A-labels; what is no domain, such as the address in a webhook's URL, is looked for as it is."""
-    from forwarder.mail.address import AddressError, parse_domain
+    from forwarder.mail.address import AddressError
 
     try:
-        return parse_domain(domain)
+        return domain_name(domain)
     except AddressError:
         return domain.lower()
 
