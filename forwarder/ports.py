@@ -58,19 +58,31 @@ def overlap(one: HostPort, other: HostPort) -> bool:
 
 def listenable(settings: Settings) -> Settings:
     """Without listeners on ``[::]`` where the machine has no IPv6, which the default would ask for in vain."""
+    if has_ipv6():
+        return settings
+    log.warning("this machine has no IPv6; listening on IPv4 only")
+    return without_ipv6(settings)
+
+
+def has_ipv6() -> bool:
+    """Whether this machine has IPv6 at all."""
     try:
         with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
             probe.bind(("::", 0))
     except OSError:
-        log.warning("this machine has no IPv6; listening on IPv4 only")
-        changed = {
-            name: getattr(settings, name).model_copy(
-                update={
-                    key: tuple(at for at in getattr(getattr(settings, name), key) if at.host != "::")
-                    for key in keys
-                }
-            )
-            for name, keys in {"mx": ("listen",), "submission": ("listen", "listen_tls")}.items()
-        }
-        return settings.model_copy(update=changed)
-    return settings
+        return False
+    return True
+
+
+def without_ipv6(settings: Settings) -> Settings:
+    """Without the listeners on ``[::]`` that mail could do without."""
+    changed = {
+        name: getattr(settings, name).model_copy(
+            update={
+                key: tuple(at for at in getattr(getattr(settings, name), key) if at.host != "::")
+                for key in keys
+            }
+        )
+        for name, keys in {"mx": ("listen",), "submission": ("listen", "listen_tls")}.items()
+    }
+    return settings.model_copy(update=changed)

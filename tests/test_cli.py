@@ -570,6 +570,35 @@ def test_wrong_use_is_json_too() -> None:
         assert json.loads(done.stderr)["error"]
 
 
+def test_what_the_engine_leaves_out_without_ipv6_is_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+    import socket
+
+    from forwarder.commands.checking import _ports
+    from forwarder.config import Settings
+
+    class Socket(socket.socket):
+        def __init__(self, family: int = -1, *more: Any, **named: Any) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+            super().__init__(family, *more, **named)
+
+    monkeypatch.setattr(socket, "socket", Socket)
+    values = {
+        "hostname": "mx.test",
+        "mx": {"listen": ["127.0.0.1:0", "[::]:25", "[::1]:25"]},
+        "api": {"listen": "[::]:8080"},
+    }
+    grades = {found.about: found.grade for found in _ports(Settings.model_validate(values))}
+    assert grades == {
+        "tls": "advice",
+        "mx 127.0.0.1:0": "fine",
+        "mx [::]:25": "advice",  # it stands in the default, and the engine serves without it
+        "mx [::1]:25": "wrong",
+        "api [::]:8080": "wrong",
+    }
+
+
 def test_the_log_of_an_alias_is_that_of_its_domain(hosted: Cli) -> None:
     status, output, errors = hosted("logs", "--alias", "info")
     assert (status, output) == (2, "")

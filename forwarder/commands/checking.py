@@ -131,14 +131,21 @@ def _confirmation(settings: "Settings") -> Iterator[Finding]:
 
 
 def _ports(settings: "Settings") -> Iterator[Finding]:
+    from forwarder.ports import has_ipv6, without_ipv6
+
     if settings.tls.configured:
         yield _certificate(settings)
     else:
         text = "no certificate: mail comes in clear, and submission does not listen; set [tls] certificate and key"
         yield Finding.advice("tls", text)
+    opened = (settings if has_ipv6() else without_ipv6(settings)).listeners
     for name, listeners in settings.listeners.items():
         for at in listeners:
-            yield _port(name, at)
+            if at in opened[name]:
+                yield _port(name, at)
+            else:
+                text = "is left out, since this machine has no IPv6; mail comes by IPv4"
+                yield Finding.advice(f"{name} {at}", text)
 
 
 def _certificate(settings: "Settings") -> Finding:
