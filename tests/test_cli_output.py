@@ -142,6 +142,23 @@ async def test_a_narrow_terminal_shows_whole_addresses_and_a_held_delivery_is_to
         assert (await said("hold", id_)).startswith("0 deliveries held; one that is held")
 
 
+def test_a_table_at_a_terminal_shows_every_destination_whole(
+    hosted: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = ",".join(f"somebody.with.a.long.name.{number}@example.org" for number in range(5))
+    hosted.json("alias", "add", "example.com", "everybody", forward)
+    monkeypatch.setenv("TERM", "dumb")  # 80 columns and no colours
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for command in ("alias list", "domain show"):
+        status, output, errors = hosted(*command.split(), "example.com")
+        assert (status, errors) == (0, "")
+        lines = output.splitlines()
+        at = next(number for number, line in enumerate(lines) if "everybody" in line)
+        column = slice(lines[at].index("somebody"), lines[at].index("  yes"))
+        assert "".join(line[column].strip() for line in lines[at : at + 5]).startswith(forward)
+        assert max(map(len, lines)) <= 80
+
+
 @pytest.mark.parametrize("ignored", [False, True])
 def test_an_interrupt_while_modules_load_is_no_traceback(tmp_path: Path, ignored: bool) -> None:
     """The first module that the commands need stands for all: it is interrupted while it loads."""

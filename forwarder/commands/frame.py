@@ -268,8 +268,9 @@ def table(out: "Console", columns: Sequence[str], rows: Sequence[Sequence[object
         return
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        # The first names the row, and is what people copy into the next command.
-        drawn.add_column(column, overflow="ellipsis" if number else "fold", no_wrap=number == 0)
+        # The first names the row, and is what people copy into the next command. What does not fit into another is
+        # broken and not cut: of two destinations both must be seen.
+        drawn.add_column(column, overflow="fold", no_wrap=number == 0)
     for row in rows:
         drawn.add_row(*(escape(shown(cell)) for cell in row))
     out.print(drawn)
