@@ -25,6 +25,7 @@ from forwarder.mail.dane import Tlsa
 MIN_TTL = timedelta(seconds=1)
 MAX_TTL = timedelta(hours=1)
 MAX_NEGATIVE_TTL = timedelta(minutes=5)
+_RECORD = 64  # octets of an object
 
 Record = TypeVar("Record", covariant=True)
 _T = TypeVar("_T")
@@ -102,6 +103,23 @@ def _record(rdata: dns.rdata.Rdata, kind: dns.rdatatype.RdataType) -> Mx | Tlsa 
             return Tlsa(fields.usage, fields.selector, fields.mtype, fields.cert)
         case _:
             return _text(fields.target)
+
+
+def octets(answer: Answer[Any]) -> int:
+    """How much memory an answer takes, about."""
+    if not isinstance(answer, Found):
+        return 0
+    return sum(_RECORD + len(_longest_field(record)) for record in answer.records)
+
+
+def _longest_field(record: Any) -> str | bytes:
+    match record:
+        case Mx(host=host):
+            return host
+        case Tlsa(data=data):
+            return data
+        case _:
+            return cast("str | bytes", record)
 
 
 def _text(name: dns.name.Name) -> str:

@@ -5,8 +5,9 @@ most eight; a loop is "cannot tell". Names come back in lower case without the f
 
 Answers are kept as long as their TTL says, between one second and one hour; negative ones as the SOA says (RFC 2308),
 at most five minutes; "cannot tell" for three seconds, so that a dead zone is not asked for every message. Those who
-ask the same at once share one question. The cache holds a fixed number of answers (the least recently used one
-goes) and at most 256 questions are under way; the others wait inside their own deadline.
+ask the same at once share one question. The cache holds a fixed number of answers, of which one of more than a KiB
+counts as several, since what a zone says is its owner's choice (the least recently used one goes), and at most 256
+questions are under way; the others wait inside their own deadline.
 
 ``fresh=True`` goes past the cache to the zone's own servers, for a person who has just changed a record and presses
 "check"; when these cannot be asked (private addresses are left alone, port 53 may be filtered) the ordinary servers
@@ -38,13 +39,14 @@ from forwarder.config import HostPort
 from forwarder.errands import Errands
 from forwarder.mail.dane import Tlsa
 from forwarder.net.addresses import is_private
-from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound, merged, read
+from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound, merged, octets, read
 from forwarder.net.nameservers import NoAnswer, ask, system_nameservers
 
 CANNOT_TELL_TTL = timedelta(seconds=3)
 ALIASES = 8
 QUESTIONS = 256
 AUTHORITIES = 3
+PLACE = 1024  # octets of an answer
 
 _Key = tuple[str, dns.rdatatype.RdataType]
 
@@ -54,6 +56,7 @@ class _Entry:
     answer: Answer[Any]
     stored_at: datetime
     expires_at: datetime
+    places: int
 
 
 class Resolver:
@@ -76,6 +79,7 @@ class Resolver:
         self._askable = askable  # which addresses of a zone's own servers may be asked
         self._authority_port = authority_port
         self._cache: OrderedDict[_Key, _Entry] = OrderedDict()
+        self._taken = 0  # places of the cache
         self._questions = Errands("dns")
         self._slots = asyncio.Semaphore(QUESTIONS)
 
@@ -138,6 +142,7 @@ class Resolver:
     def forget(self) -> None:
         """Empty the cache."""
         self._cache.clear()
+        self._taken = 0
 
     async def close(self) -> None:
         """End the questions under way; those who wait for them are cancelled."""
@@ -148,7 +153,7 @@ class Resolver:
         if fresh:
             answer = await self._fresh(*key)
             if kind == dns.rdatatype.MX:
-                self._cache.pop(key, None)
+                self._drop(key)
             else:
                 self._keep(key, answer)
             return answer
@@ -182,10 +187,16 @@ class Resolver:
                 until = now + ttl
             case CannotTell():
                 until = now + CANNOT_TELL_TTL
-        self._cache[key] = _Entry(answer, now, until)
-        self._cache.move_to_end(key)
-        while len(self._cache) > self._cache_size:
-            self._cache.popitem(last=False)
+        self._drop(key)
+        entry = self._cache[key] = _Entry(answer, now, until, 1 + octets(answer) // PLACE)
+        self._taken += entry.places
+        while self._taken > self._cache_size:
+            self._drop(next(iter(self._cache)))
+
+    def _drop(self, key: _Key) -> None:
+        entry = self._cache.pop(key, None)
+        if entry is not None:
+            self._taken -= entry.places
 
     async def _follow(self, text: str, kind: dns.rdatatype.RdataType) -> Answer[Any]:
         """Ask, and ask again for the end of a chain of aliases that the server did not follow itself."""

@@ -4,7 +4,8 @@ Promises: ``ask`` ends within its deadline, repetitions and TCP included. Only a
 asked, with our id (random, as is the source port) and our question is taken; anything else that arrives is ignored
 and we go on listening, so that an off-path guess costs nothing but its arrival. A truncated answer is fetched again
 by TCP; one that is truncated there too says nothing, not even that there is nothing (RFC 2181 9). A server that
-stumbles over EDNS is asked again without.
+stumbles over EDNS is asked again without. What would take long to read (``burden``) is no answer: over UDP it is
+ignored, and by TCP it is as if the server had not been of use.
 
 SERVFAIL, REFUSED and the like send us to the next server; silence also to the same one again. When nobody gives a
 useful answer, ``NoAnswer`` says what was seen last. The transport is dnspython's: 0.4 ms of CPU a question, which
@@ -31,10 +32,12 @@ import dns.flags
 import dns.inet
 import dns.message
 import dns.name
+import dns.query
 import dns.rcode
 import dns.rdatatype
 
 from forwarder.config import HostPort
+from forwarder.net.burden import too_great
 
 PAYLOAD = 1232  # octets over UDP: DNS flag day 2020; larger answers come by TCP instead of in fragments
 TRIES = 4
@@ -48,6 +51,10 @@ class NoAnswer(Exception):
     def __init__(self, trouble: str, server: HostPort | None = None) -> None:
         super().__init__(trouble)
         self.server = server
+
+
+class _TooGreat(dns.exception.DNSException):
+    """An answer that nobody is to read."""
 
 
 async def ask(
@@ -71,6 +78,9 @@ async def ask(
                 answer = await _exchange(server, name, kind, recursion=recursion)
         except (TimeoutError, dns.exception.Timeout):
             last = NoAnswer("the name server does not answer", server)
+        except _TooGreat:
+            last = NoAnswer("the name server answers at too great a length", server)
+            spent.add(server)
         except (OSError, EOFError, dns.exception.DNSException) as exc:
             last = NoAnswer(f"the name server cannot be asked ({_trouble(exc)})", server)
             spent.add(server)
@@ -116,11 +126,52 @@ async def _once(
     query.flags |= dns.flags.AD
     if not recursion:
         query.flags &= ~dns.flags.RD
-    async with _socket_for(server) as udp:
-        answer, _by_tcp = await dns.asyncquery.udp_with_fallback(
-            query, server.host, port=server.port, udp_sock=udp, ignore_unexpected=True, ignore_errors=True
-        )
+    try:
+        async with _socket_for(server) as udp:
+            answer = await dns.asyncquery.udp(
+                query,
+                server.host,
+                port=server.port,
+                sock=_Readable(udp),
+                ignore_unexpected=True,
+                ignore_errors=True,
+                raise_on_truncation=True,
+            )
+    except dns.message.Truncated:
+        answer = await _by_tcp(server, query)
     assert isinstance(answer, dns.message.QueryMessage)  # an answer has the opcode of its query
+    return answer
+
+
+class _Readable:
+    """A socket from which nothing comes that would take long to read."""
+
+    def __init__(self, udp: Any) -> None:
+        self._udp = udp
+        self.family = udp.family
+        self.sendto = udp.sendto
+
+    async def recvfrom(self, size: int, timeout: float | None) -> tuple[bytes, Any]:
+        while True:
+            wire, sender = await self._udp.recvfrom(size, timeout)
+            if not too_great(wire):
+                return wire, sender
+
+
+async def _by_tcp(server: HostPort, query: dns.message.Message) -> dns.message.Message:
+    """The answer by TCP (RFC 1035 4.2.2). dnspython would read it whatever it is."""
+    reader, writer = await asyncio.open_connection(server.host, server.port)
+    try:
+        question = query.to_wire()
+        writer.write(len(question).to_bytes(2, "big") + question)
+        wire = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
+    finally:
+        writer.close()
+    if too_great(wire):
+        raise _TooGreat
+    answer = dns.message.from_wire(wire)
+    if not query.is_response(answer):
+        raise dns.query.BadResponse
     return answer
 
 

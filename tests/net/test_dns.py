@@ -2,16 +2,17 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+import struct
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
-from dns.message import from_wire, make_response
+from dns.message import from_wire, make_query, make_response
 from dns.name import from_text
-from dns.rdatatype import TXT
+from dns.rdatatype import TXT, A
 
 from forwarder.config import HostPort
 from forwarder.mail.dane import Tlsa
@@ -223,6 +224,29 @@ async def test_an_answer_that_is_truncated_by_tcp_too_is_none(dns: DnsServer, cl
         assert records(await both.a("example.test")) == ("192.0.2.1",)
         await alone.close()
         await both.close()
+
+
+class Verbose(DnsServer):
+    """Says more than anybody would read, by UDP before the right answer, and by TCP instead of it."""
+
+    def respond(self, wire: bytes, over: str) -> tuple[Sequence[bytes], float]:
+        address = b"\xc0\x0c" + struct.pack("!2HIH", A, 1, 300, 4) + b"\x06\x06\x06\x06"
+        question = make_query(from_text("host.test"), A, use_edns=False).to_wire()[12:]
+        head = wire[:2] + struct.pack("!5H", 0x8180, 1, 3500, 0, 0)
+        answers, delay = super().respond(wire, over)
+        return [head + question + address * 3500, *(answers if over == "udp" else ())], delay
+
+
+async def test_what_would_take_long_to_read_is_no_answer(clock: Clock) -> None:
+    async with Verbose() as dns:
+        dns.set("host.test", "A", ["192.0.2.1"])
+        resolver = Resolver([HostPort(dns.host, dns.port)], clock=clock)
+        assert records(await resolver.a("host.test")) == ("192.0.2.1",)
+        dns.fault("host.test", "truncate")
+        resolver.forget()
+        answer = await resolver.a("host.test")
+        assert isinstance(answer, CannotTell)
+        assert answer.reason == "the name server answers at too great a length"
 
 
 async def test_a_server_that_stumbles_over_edns_is_asked_without(dns: DnsServer, resolver: Resolver) -> None:
@@ -464,6 +488,28 @@ async def test_the_cache_holds_a_fixed_number(dns: DnsServer, clock: Clock) -> N
 
 
 # --- past the cache
+
+
+async def test_large_answers_take_the_place_of_several_in_the_cache(dns: DnsServer, clock: Clock) -> None:
+    resolver = Resolver([HostPort(dns.host, dns.port)], clock=clock, cache_size=10)
+    for name in ("a.test", "b.test", "c.test"):
+        dns.set(name, "TXT", ["k" * 4000])  # 4,064 octets: four places each
+    for name in ("a.test", "b.test", "c.test", "c.test", "b.test", "a.test"):
+        assert records(await resolver.txt(name)) == (b"k" * 4000,)
+    # Two fit: the third made the first go, and asking for that again the third.
+    assert [dns.count(name) for name in ("a.test", "b.test", "c.test")] == [2 * 2, 2, 2]
+
+
+async def test_an_answer_that_is_renewed_takes_its_place_once(dns: DnsServer, clock: Clock) -> None:
+    resolver = Resolver([HostPort(dns.host, dns.port)], clock=clock, cache_size=2)
+    dns.set("a.test", "A", ["192.0.2.1"], ttl=1)
+    dns.set("b.test", "A", ["192.0.2.2"])
+    await resolver.a("b.test")
+    for _ in range(5):
+        await resolver.a("a.test")
+        clock.advance(2)
+    await resolver.a("b.test")
+    assert dns.count("b.test") == 1
 
 
 async def test_fresh_asks_the_servers_of_the_zone(dns: DnsServer, clock: Clock) -> None:
