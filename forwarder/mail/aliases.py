@@ -234,6 +234,10 @@ class RuleSet:
         """How many regular expressions there are."""
         return len(self._regexes)
 
+    def effort(self, kind: AliasKind | None) -> int:
+        """Instructions of expressions that an answer took: by an alias of this kind, or by none."""
+        return 0 if kind is AliasKind.EXACT else self._table.instructions
+
     def ready(self, local: str) -> bool:
         """Whether ``resolve`` answers for a local part at once; else ``prepare`` is to be called, in a thread."""
         return self._table.ready(local)

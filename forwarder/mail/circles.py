@@ -21,7 +21,10 @@ from forwarder.mail.destination import Mailbox, identity
 from forwarder.mail.pattern import AliasKind, Captures, RuleError, groups_of
 from forwarder.mail.rules import MAX_DEPTH
 
-MAX_EFFORT = 10_000  # addresses asked for, destinations read; and what rules cost to read, in such
+MAX_EFFORT = (
+    10_000  # addresses asked for, destinations read; and what rules cost to read and to compare, in such
+)
+INSTRUCTIONS = 100  # of expressions: to run them takes as long as to ask for an address
 
 
 class TooMany(RuleError):
@@ -88,7 +91,8 @@ def check_cycles(domain: str, alias: Alias, walk: Walk) -> Generator[Path, RuleS
             return f"this alias would lead through more than {MAX_DEPTH} aliases: {_arrows([*chain.values(), hop])}"
         answer = rules.resolve(address.local)
         leads_to = answer.destinations if isinstance(answer, Match) else ()
-        walk.spend(len(leads_to))
+        kind = answer.alias.kind if isinstance(answer, Match) else None
+        walk.spend(len(leads_to) + rules.effort(kind) // INSTRUCTIONS)
         chain[key] = hop
         branches.append(_Branch(rules.account_id, [each for each in leads_to if isinstance(each, Path)]))
     return None

@@ -258,13 +258,21 @@ class RegexTable:
     expressions are compiled for single octets: several times smaller and faster, with the same answers.
     """
 
-    __slots__ = ("_patterns", "_prepared", "_searchers", "_sets")
+    __slots__ = ("_instructions", "_patterns", "_prepared", "_searchers", "_sets")
 
     def __init__(self, patterns: Sequence[str]) -> None:
         self._patterns = tuple(patterns)
         self._sets: dict[bool, Any] = {}
         self._searchers: dict[tuple[int, bool], Any] = {}
         self._prepared: set[bool] = set()
+        self._instructions: int | None = None
+
+    @property
+    def instructions(self) -> int:
+        """How many ``first`` may run for one octet, about; telling it the first time costs what compiling costs."""
+        if self._instructions is None:
+            self._instructions = sum(map(program_size, self._patterns))
+        return self._instructions
 
     def ready(self, local: str) -> bool:
         """Whether ``first`` would compile no more than one expression for such a local part."""
@@ -276,6 +284,7 @@ class RegexTable:
         if len(self._patterns) < _SET_FROM or self._together(octets) is None:
             for index in range(len(self._patterns)):
                 self._searcher(index, octets)
+        _ = self.instructions  # whoever resolves asks for it
         self._prepared.add(octets)
 
     def first(self, local: str) -> tuple[int, Captures] | None:

@@ -160,7 +160,9 @@ ADDRESS_DISABLED = _reply(550, "5.2.1", "this address does not take mail")  # RF
 RELAY_DENIED = _reply(554, "5.7.1", "relay access denied")  # RFC 5321 3.6.1
 NON_ASCII_ADDRESS = _reply(553, "5.6.7", "this address needs the SMTPUTF8 extension")  # RFC 6531 3.5
 ROUTING_LOOP = _reply(550, "5.4.6", "the aliases of this address lead in a circle")  # RFC 3463 3.5
-TOO_MANY_DESTINATIONS = _reply(550, "5.4.6", "the aliases of this address lead to too many destinations")
+TOO_MANY_DESTINATIONS = _reply(
+    550, "5.4.6", "the aliases of this address lead to too many destinations, or regular expressions"
+)
 
 # --- permanent: the message ----------------------------------------------------------------------------------------
 BARE_NEWLINE = _reply(550, "5.5.2", "bare <CR> or <LF> in the message; RFC 5321 2.3.8 wants <CR><LF>")

@@ -5,8 +5,10 @@ rule sets and is given them, so that it needs no store: it yields an address and
 that can answer for it, or None when the domain is not hosted here. Each address is asked for once. ``drive`` runs it,
 and ``circles.check_cycles``, which has the same form, over a plain function.
 
-What it promises: it ends. At most 10 aliases in a row, 1,000 destinations, 2,000 look-ups. An address is followed
-once: a circle adds nothing to what was found before it closed, so its branch stops there and the rest stands.
+What it promises: it ends. At most 10 aliases in a row, 1,000 destinations, 2,000 look-ups, and no more of them among
+regular expressions than MAX_EFFORT allows: a look-up among all that one domain may have can take some 20 ms. An address
+is followed once: a circle adds nothing to what was found before it closed, so its branch stops there and the rest
+stands.
 
 The parts are in rooms of their own: ``mail.pattern`` (the left side of an alias), ``mail.destination`` (the right
 side), ``mail.aliases`` (the alias, and the rule set that finds the one that answers).
@@ -28,12 +30,13 @@ from forwarder.mail import reply as replies
 from forwarder.mail.address import Path
 from forwarder.mail.aliases import Alias, RuleSet, Unknown
 from forwarder.mail.destination import Url, identity
-from forwarder.mail.pattern import AliasKind
+from forwarder.mail.pattern import MAX_PROGRAMS, AliasKind
 from forwarder.mail.reply import Reply
 
 MAX_DEPTH = 10  # aliases in a row
 MAX_TARGETS = 1000
 MAX_LOOKUPS = 2000
+MAX_EFFORT = 4 * MAX_PROGRAMS  # instructions of expressions that addresses are compared with
 
 
 class Trouble(StrEnum):
@@ -45,7 +48,7 @@ class Trouble(StrEnum):
     DISABLED_REFUSE = "the alias is disabled and refuses"
     DISCARD = "the alias is disabled and discards"
     LOOP = "the aliases lead in a circle, or through too many aliases in a row"
-    TOO_MANY = "the aliases lead to too many destinations"
+    TOO_MANY = "the aliases lead to too many destinations, or to too many regular expressions"
     UNCONFIRMED = "its owner has not confirmed yet that mail may be forwarded to it"
 
 
@@ -151,10 +154,12 @@ def expand(
     seen = {identity(recipient)}
     waiting: deque[tuple[int, Path, RuleSet]] = deque([(1, recipient, first_rules)])
     trouble: Trouble | None = None
+    effort = 0
     while waiting and trouble is None:
         depth, address, rules = waiting.popleft()
         step = _look_up(rules, depth, address)
         steps.append(step)
+        effort += rules.effort(step.kind)
         for destination in step.leads_to:
             key = identity(destination)
             if key in seen:
@@ -171,7 +176,8 @@ def expand(
                     waiting.append((depth + 1, destination, hosted))
                     continue
             found[key] = destination
-        if len(found) > MAX_TARGETS or len(steps) + len(waiting) > MAX_LOOKUPS:
+        lookups = len(steps) + len(waiting)
+        if len(found) > MAX_TARGETS or lookups > MAX_LOOKUPS or (waiting and effort > MAX_EFFORT):
             trouble = Trouble.TOO_MANY
         elif waiting and waiting[-1][0] > MAX_DEPTH:
             trouble = Trouble.LOOP

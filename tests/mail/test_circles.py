@@ -150,3 +150,17 @@ def test_what_one_request_may_have_followed_is_bounded() -> None:
             among(rules, asked=asked),
         )
     assert len(asked) < MAX_EFFORT
+
+
+def test_comparing_with_many_expressions_counts_as_following() -> None:
+    expressions = [(f"([a-m][a-z0-9]{{{20 + number % 40}}}q{number})", "x@x.org") for number in range(400)]
+    compared = hosted("e.org", *expressions, ("*", "x@x.org"))  # some 50,000 instructions
+    asked: list[str] = []
+    forward = ",".join(f"n{number}@e.org" for number in range(100))
+    alias = Alias.stored(99, "a", forward, True, 550)
+    with pytest.raises(TooMany):
+        drive(
+            check_cycles("d.org", alias, Walk(OURS)),
+            among(hosted("d.org", ("a", forward)), compared, asked=asked),
+        )
+    assert len(asked) < 50

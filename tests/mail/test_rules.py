@@ -688,6 +688,23 @@ def test_an_expansion_bomb_costs_little() -> None:
     assert time.process_time() - began < 0.2
 
 
+def test_many_addresses_compared_with_many_expressions_cost_little() -> None:
+    # 400 expressions of some 300 instructions each: more than RE2 can ask together, so they are asked one by one.
+    many = [(f"([a-z0-9]*[a-m][a-z0-9]{{{20 + n % 40}}}[n-z][a-z0-9]*q{n})", "a@x.org") for n in range(400)]
+    compared = rule_set(*many, ("*", "b@x.org"), ("known", "c@x.org"), domain="e.org")
+
+    def spread(count: int) -> RuleSet:
+        return rule_set(("a", ",".join(f"{'abcdnz' * 10}{number}@e.org" for number in range(count))))
+
+    assert expanded("a@d.org", spread(8), compared).trouble is None
+    began = time.process_time()
+    assert expanded("a@d.org", spread(100), compared).trouble is Trouble.TOO_MANY
+    assert time.process_time() - began < 1  # some 100 ms; without a bound 2 s, and 20 with a thousand
+    # Whom a name answers is compared with none of them.
+    named = rule_set(("a", ",".join(f"known+{number}@e.org" for number in range(500))))
+    assert ends(expanded("a@d.org", named, compared)) == ["c@x.org"]
+
+
 # --- speed -----------------------------------------------------------------------------------------------------
 
 
