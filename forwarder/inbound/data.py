@@ -9,7 +9,9 @@ dialogue stays in step; a peer that sends steadily may take as long as it needs,
 rate is given up (``Expired``).
 
 Limits: up to twice the size of a message is held for the moment of joining its blocks. All the contents being read and
-stored in one process share a ``Memory``; what does not fit is read, thrown away, and asked for again later.
+stored in one process share a ``Memory``; what does not fit is read, thrown away, and asked for again later. So is what
+rests, when there is no room for what comes: else whoever sends the most of a few large messages, and then an octet now
+and then, would keep out everybody's mail for hours.
 """
 
 import re
@@ -23,6 +25,8 @@ from forwarder.mail.scan import find_dot, literally
 
 END = b"\r\n.\r\n"
 SMALL_BLOCK = 4096  # octets
+RESTING = 10.0  # seconds in which a message that does not rest brings as much as this:
+STRIDE = 64 * 1024  # octets
 RATE_GRACE = 60.0  # seconds before the minimum rate counts: TCP starts slowly, short messages do not matter
 
 _find_end = literally(END)
@@ -44,29 +48,63 @@ class Memory:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.taken = 0
+        self.reading: set[Share] = set()
+
+    def has_room(self, octets: int, now: float) -> bool:
+        """Whether so many more fit in; for them messages that rest are thrown away, the largest first."""
+        if self.taken + octets <= self.limit:
+            return True
+        resting = [share for share in self.reading if now - share.moved_at >= RESTING]
+        for share in sorted(resting, key=lambda share: share.taken, reverse=True):
+            share.throw_away()
+            if self.taken + octets <= self.limit:
+                return True
+        return False
 
 
 class Share:
-    """What one message holds of the memory; to be released when it is stored."""
+    """What one message takes of the memory; to be released when it is stored."""
 
-    __slots__ = ("_memory", "_taken")
+    __slots__ = ("_memory", "_stride", "blocks", "moved_at", "taken", "thrown_away")
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._taken = 0
+        self._stride = 0  # what it had at ``moved_at``
+        self.blocks: list[bytearray] = []  # while it is read
+        self.taken = 0
+        self.moved_at = 0.0
+        self.thrown_away = False
 
-    def grow(self, octets: int) -> bool:
-        """Hold more; False: there is no room, and nothing more is held."""
-        if self._memory.taken + octets > self._memory.limit:
+    def begin(self, now: float) -> None:
+        """Its blocks are read from now on, and may be thrown away."""
+        self.moved_at = now
+        self._memory.reading.add(self)
+
+    def grow(self, octets: int, now: float) -> bool:
+        """Take more; False: there is no room, and nothing more is taken."""
+        if not self._memory.has_room(octets, now) or self.thrown_away:
             return False
         self._memory.taken += octets
-        self._taken += octets
+        self.taken += octets
+        if self.taken - self._stride >= STRIDE:
+            self._stride, self.moved_at = self.taken, now
         return True
+
+    def throw_away(self) -> None:
+        """Hold nothing any more, because others need the room."""
+        self.thrown_away = True
+        self.release()
+
+    def end(self) -> None:
+        """It is read, and nobody's to throw away; its blocks are joined."""
+        self._memory.reading.discard(self)
+        self.blocks.clear()
 
     def release(self) -> None:
         """Hold nothing any more; harmless when repeated."""
-        self._memory.taken -= self._taken
-        self._taken = 0
+        self.end()
+        self._memory.taken -= self.taken
+        self.taken = 0
 
 
 async def read_content(
@@ -82,35 +120,40 @@ async def read_content(
 
     Raises ``Expired`` when no block came in time or the rate is too low, ``Gone`` when the peer went away.
     """
-    blocks: list[bytearray] = []
+    blocks = share.blocks
     excess: Excess | None = None
     total = 0
     tail = b"\r\n"  # the line before the first: a dot at once ends an empty message
     started = now()
+    share.begin(started)
     while True:
         block = await inlet.block(block_timeout)
+        arrived = now()
         end = _end(tail, block)
         length = total + (len(block) if end is None else end + 2)  # the CRLF before the dot is the message's
+        if share.thrown_away:
+            excess = excess or Excess.MEMORY
         if excess is None:
             if length - (0 if end is not None else len(END)) > limit:
                 excess = Excess.SIZE
-            elif not share.grow(len(block)):
+            elif not share.grow(len(block), arrived):
                 excess = Excess.MEMORY
             if len(block) < SMALL_BLOCK and blocks:
                 blocks[-1] += block  # an object each would make 25 MiB that trickle in two gigabytes
             else:
                 blocks.append(block)
         if excess is not None:
-            blocks.clear()  # keep reading, hold nothing
-            share.release()
+            share.release()  # keep reading, hold nothing
         if end is not None:
             rest = block[end + len(END) :]
             if rest:
                 inlet.give_back(rest)
-            return excess or _joined(blocks, length)
+            content = excess or _joined(blocks, length)
+            share.end()
+            return content
         tail = bytes((tail + block[-len(END) :])[-(len(END) - 1) :])
         total = length
-        elapsed = now() - started
+        elapsed = arrived - started
         if elapsed > RATE_GRACE and total < min_rate * (elapsed - RATE_GRACE):
             raise Expired
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from forwarder.inbound.data import (
     RATE_GRACE,
+    RESTING,
+    STRIDE,
     Excess,
     Memory,
     Share,
@@ -131,6 +133,91 @@ async def test_messages_share_the_memory_of_the_process(inlet):
     assert memory.taken == 0
     inlet.feed(b"y" * 400 + b"\r\n.\r\n")
     assert isinstance(await read(inlet, share=Share(memory)), bytes)
+
+
+class Reading:
+    """A message that is read on a connection of its own."""
+
+    def __init__(self, memory, now):
+        self.share = Share(memory)
+        self.inlet = Inlet(asyncio.get_running_loop())
+        self.task = asyncio.ensure_future(read(self.inlet, limit=10**6, share=self.share, now=now))
+
+    async def gets(self, octets):
+        self.inlet.feed(octets)
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    async def ends(self):
+        await self.gets(b"\r\n.\r\n")
+        result = await self.task
+        self.share.release()
+        self.inlet.close()
+        return result
+
+
+async def test_a_message_that_rests_keeps_out_no_other():
+    now = 0.0
+    memory = Memory(300_000)
+    small, large, moving = (Reading(memory, lambda: now) for _ in range(3))
+    await small.gets(b"s" * 50_000)
+    await large.gets(b"l" * 200_000)
+    now = RESTING - 1
+    await moving.gets(b"m" * 40_000)
+    early = Reading(memory, lambda: now)
+    await early.gets(b"e" * 100_000)  # nobody has rested for so long as to give way
+    assert await early.ends() is Excess.MEMORY
+    now = RESTING
+    await large.gets(b"l")  # an octet now and then is no movement
+    late = Reading(memory, lambda: now)
+    await late.gets(b"x" * 100_000)
+    assert memory.taken == 190_000
+    await large.gets(b"l" * 100_000)
+    assert memory.taken == 190_000  # what comes of it still is thrown away
+    assert await large.ends() is Excess.MEMORY
+    assert [len(await each.ends()) for each in (small, moving, late)] == [50_002, 40_002, 100_002]
+    assert memory.taken == 0
+    assert not memory.reading
+
+
+async def test_a_message_that_moves_gives_way_to_none():
+    now = 0.0
+    memory = Memory(300_000)
+    steady = Reading(memory, lambda: now)
+    for _ in range(4):
+        await steady.gets(b"s" * STRIDE)
+        now += RESTING - 1
+    other = Reading(memory, lambda: now)
+    await other.gets(b"o" * 100_000)
+    assert await other.ends() is Excess.MEMORY
+    assert len(await steady.ends()) == 4 * STRIDE + 2
+
+
+async def test_a_message_that_is_stored_gives_way_to_none():
+    now = 0.0
+    memory = Memory(300_000)
+    stored = Reading(memory, lambda: now)
+    await stored.gets(b"s" * 250_000 + b"\r\n.\r\n")
+    assert len(await stored.task) == 250_002
+    assert not stored.share.blocks  # it lies in memory once
+    now = 100.0
+    other = Reading(memory, lambda: now)
+    await other.gets(b"o" * 100_000)
+    assert await other.ends() is Excess.MEMORY
+    assert memory.taken == 250_005
+    stored.share.release()
+    stored.inlet.close()
+
+
+async def test_a_message_may_be_the_one_that_gives_way():
+    now = 0.0
+    memory = Memory(100_000)
+    only = Reading(memory, lambda: now)
+    await only.gets(b"o" * 60_000)
+    now = RESTING
+    await only.gets(b"o" * 60_000)
+    assert memory.taken == 0
+    assert await only.ends() is Excess.MEMORY
 
 
 async def test_octets_that_trickle_in_cost_no_more_than_they_are(inlet):
