@@ -7,7 +7,8 @@ Redirects are not followed, cookies neither kept nor sent, proxies from the envi
 https is verified for the host's name. The status comes within the caller's timeout. After that of a POST, for two
 seconds at most, no more than 4 KiB of the answer are read: a body that stalls or breaks off changes nothing about the
 status, and a receiver that said 200 must not be posted to again. A GET is there for the body, which comes whole within
-the same timeout and the caller's limit, or counts as not come.
+the same timeout and the caller's limit, or counts as not come. What a connection brings in all is bounded, and so is
+what of it is parsed at once (``http_wire``).
 
 How it fails: ``Blocked`` for what we do not do, whatever the hour; ``Unreachable`` for what another hour may mend.
 Any HTTP status is a result, not a failure.
@@ -82,11 +83,22 @@ class GuardedClient:
     def _open(self) -> "httpx.AsyncClient":
         from http.cookiejar import CookieJar, DefaultCookiePolicy
 
+        import httpcore
         import httpx
 
+        from forwarder.net.http_wire import Backend
+
+        context = self._verify or ssl.create_default_context()
+        transport = httpx.AsyncHTTPTransport(verify=context, trust_env=False)
+        # httpx lets nobody say how connections are read.
+        transport._pool = httpcore.AsyncConnectionPool(  # noqa: SLF001
+            ssl_context=context,
+            max_connections=CONNECTIONS,
+            max_keepalive_connections=0,
+            network_backend=Backend(),
+        )
         return httpx.AsyncClient(
-            verify=self._verify or ssl.create_default_context(),
-            limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=0),
+            transport=transport,
             follow_redirects=False,
             trust_env=False,
             # Requests are addressed to addresses, so a cookie that one host sets would go to every other host behind

@@ -1,14 +1,17 @@
 """The guarded client: where it goes, and that it goes nowhere else."""
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
+import httpcore
 import pytest
 
 from forwarder.config import HostPort
+from forwarder.net import http_wire
 from forwarder.net.dns import Resolver
 from forwarder.net.http import Blocked, GuardedClient, Page, Unreachable, check_url
 from forwarder.net.tls import self_signed
@@ -167,6 +170,46 @@ async def test_any_status_is_a_result(hooks: WebhookServer, client: GuardedClien
 async def test_an_endless_answer_is_cut(hooks: WebhookServer, client: GuardedClient) -> None:
     status, excerpt = await client.post(hooks.at("/endless"), b"{}", {}, SOON)
     assert (status, excerpt) == (200, "x" * 4096)
+
+
+async def test_informational_answers_without_end_are_no_answer(client: GuardedClient) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while not writer.is_closing():
+                writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000)
+                await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(Unreachable, match="it said more than 128 KiB"):
+            await client.post(f"http://127.0.0.1:{port}/", b"", {}, timedelta(seconds=10))
+
+
+async def test_little_is_read_at_once_and_others_have_their_turn_between() -> None:
+    class Ready(httpcore.AsyncNetworkStream):
+        """Everything is there already, as it often is within TLS."""
+
+        async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+            return b"x" * max_bytes
+
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    stream = http_wire.Stream(Ready())
+    for _ in range(32):
+        assert len(await stream.read(65_536)) == 4096
+    with pytest.raises(httpcore.ReadError):
+        await stream.read(65_536)
+    task.cancel()
+    assert turns >= 32
 
 
 @pytest.mark.parametrize("stalls", [True, False])
