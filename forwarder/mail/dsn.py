@@ -69,8 +69,12 @@ def build_report(
     message_id: str,
     boundary: str,
     now: datetime,
+    others: int = 0,
 ) -> bytes:
-    """The whole report. ``sender`` and ``to`` are addresses; ``boundary`` must be one nobody could guess."""
+    """The whole report. ``sender`` and ``to`` are addresses; ``boundary`` must be one nobody could guess.
+
+    ``others``: how many recipients more the mail could not reach.
+    """
     head, _ = split(original)
     mark = boundary.encode()
     while b"--" + mark in head:
@@ -90,7 +94,9 @@ def build_report(
         "This is a report about undelivered mail, in MIME format.",
     ]
     parts = (
-        _text_part("text/plain; charset=utf-8", _explanation(reporting_mta, failures, head, arrival_at)),
+        _text_part(
+            "text/plain; charset=utf-8", _explanation(reporting_mta, failures, others, head, arrival_at)
+        ),
         _part("message/delivery-status", _status(reporting_mta, failures, arrival_at)),
         _returned(head),
     )
@@ -109,7 +115,7 @@ def _thread(head: bytes) -> list[str]:
 
 
 def _explanation(
-    reporting_mta: str, failures: Sequence[FailedRecipient], head: bytes, arrival_at: datetime
+    reporting_mta: str, failures: Sequence[FailedRecipient], others: int, head: bytes, arrival_at: datetime
 ) -> str:
     several = len(failures) > 1
     lines = [
@@ -135,8 +141,9 @@ def _explanation(
         if failed.destination:
             lines.append(f"    It leads to <{printable(failed.destination, _MAX_ADDRESS)}>.")
         lines += [f"    The answer was: {printable(failed.diagnostic, _MAX_TEXT)}", ""]
-    if len(failures) > MAX_FAILURES:
-        lines += [f"... and {len(failures) - MAX_FAILURES} more.", ""]
+    others += max(0, len(failures) - MAX_FAILURES)
+    if others:
+        lines += [f"... and {others} more.", ""]
     lines += [
         "If you think that this is a mistake, reach the recipient in another way and pass this",
         "report on. Nobody reads answers to this message.",

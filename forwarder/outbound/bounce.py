@@ -20,11 +20,14 @@ from datetime import datetime
 from urllib.parse import urlsplit
 
 from forwarder.mail.address import Path
-from forwarder.mail.dsn import SUBJECT, FailedRecipient, build_report
+from forwarder.mail.dsn import MAX_FAILURES, SUBJECT, FailedRecipient, build_report
 from forwarder.mail.event import Transport
 from forwarder.outbound.addressees import Addressee, Addressees
 from forwarder.outbound.parcel import Parcel, Verdict
 from forwarder.store.records import NewDelivery, NewMessage
+
+MOST_NAMED = 20  # destinations in the text of one refusal
+HIDDEN = "[hidden]"
 
 
 class Bounces:
@@ -70,11 +73,13 @@ class Bounces:
         addressees = await self._addressees.of(parcel.reverse_path, behalf)
         to = addressees[0].recipient
         message_id = f"<{identifier}@{self._hostname}>"
+        named = self._named(failed)
         report = build_report(
             reporting_mta=self._hostname,
             sender=self._sender,
             to=to.wire(),
-            failures=[self._failure(verdict, failed, now) for verdict in self._named(failed)],
+            failures=[self._failure(verdict, failed, now) for verdict in named[:MAX_FAILURES]],
+            others=max(0, len(named) - MAX_FAILURES),
             original=content,
             arrival_at=parcel.created_at,
             message_id=message_id,
@@ -138,13 +143,18 @@ class Bounces:
 
 
 def _without_destinations(text: str, verdict: Verdict, failed: Sequence[Verdict]) -> str:
-    """``concealed`` for all that failed together: a host that refuses the content may name every recipient of it."""
+    """``concealed`` for all that failed together: a host that refuses the content may name every recipient of it.
+
+    A text that may name more than MOST_NAMED is left out: to look for each, for each, would take minutes.
+    """
     own, said = verdict.delivery, text.lower()
     named = {
         other.destination: other.recipient.wire()
         for other in (each.delivery for each in failed)
-        if "://" not in other.destination and other.destination.rpartition("@")[0].lower() in said
+        if "://" not in other.destination and _may_be_named(other.destination, said)
     }
+    if len(named) > MOST_NAMED:
+        return HIDDEN
     named[own.destination] = own.recipient.wire()
     whole = sorted(named, key=len, reverse=True)  # one may be the end of another
     for destination in whole:
@@ -152,6 +162,11 @@ def _without_destinations(text: str, verdict: Verdict, failed: Sequence[Verdict]
     for destination in whole:
         text = concealed(text, destination, named[destination])
     return text
+
+
+def _may_be_named(destination: str, said: str) -> bool:
+    local = destination.rpartition("@")[0].lower()
+    return local in said and (len(local) > 2 or f"{local}@" in said or f"{local}%40" in said)
 
 
 def concealed(text: str, destination: str, alias: str) -> str:
@@ -166,7 +181,7 @@ def concealed(text: str, destination: str, alias: str) -> str:
     for part in parts:
         # One or two characters are a part of ordinary words, and tell nobody anything.
         if len(part) > 2 and part.lower() not in alias.lower():
-            text = re.sub(rf"(?<!\w){re.escape(part)}(?!\w)", "[hidden]", text, flags=re.IGNORECASE)
+            text = re.sub(rf"(?<!\w){re.escape(part)}(?!\w)", HIDDEN, text, flags=re.IGNORECASE)
     return text
 
 
