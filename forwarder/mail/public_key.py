@@ -2,7 +2,7 @@
 
 Whatever a domain publishes, ``read_key`` answers with a usable key or raises ``KeyRecordError`` with a reason fit for
 an Authentication-Results header. RSA keys outside 1,024 to 8,192 bits are unusable: the weak ones by RFC 8301
-section 3.2, the long ones because they cost us more than they cost the sender.
+section 3.2, the long ones, as those with a long exponent, because they cost us more than they cost the sender.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from forwarder.mail.tags import TagListError, decode_base64, parse_tags, without
 
 MIN_RSA_BITS = 1024
 MAX_RSA_BITS = 8192
+MAX_EXPONENT_BITS = 64  # nearly all have 17; with as many as the key has, a check takes fifty times as long
 
 
 class KeyRecordError(ValueError):
@@ -100,4 +101,6 @@ def _load(kind: str, octets: bytes) -> rsa.RSAPublicKey | ed25519.Ed25519PublicK
         raise KeyRecordError("unknown kind of key")
     if not MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
         raise KeyRecordError(f"unacceptable key of {key.key_size} bits")
+    if key.public_numbers().e.bit_length() > MAX_EXPONENT_BITS:
+        raise KeyRecordError("unacceptable key with a long exponent")
     return key

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forwarder.mail.canonical import Canonical
+from forwarder.mail.public_key import KeyRecordError, read_key
 from forwarder.mail.seal import Signer, generate, load_key, sign
 from forwarder.mail.verification import AuthResult, SignatureResult, needed_keys, verify
 
@@ -156,6 +157,18 @@ def test_short_keys_do_not_count() -> None:
     result = only(signed_by_dkimpy(MESSAGE), {"sel._domainkey.example.org": [record]})
     assert result.result is AuthResult.PERMERROR
     assert "512" in result.reason
+
+
+@pytest.mark.parametrize(("bits", "counts"), [(17, True), (64, True), (65, False), (3072, False)])
+def test_keys_with_a_long_exponent_do_not_count(bits: int, counts: bool) -> None:
+    key = rsa.RSAPublicNumbers(e=2 ** (bits - 1) + 1, n=2**3071 + 1).public_key()
+    der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    record = b"v=DKIM1; p=" + base64.b64encode(der)
+    if counts:
+        read_key([record])
+    else:
+        with pytest.raises(KeyRecordError, match="long exponent"):
+            read_key([record])
 
 
 def test_the_time_a_signature_is_good_for() -> None:
