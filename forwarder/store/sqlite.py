@@ -38,6 +38,7 @@ from forwarder.store.writer import Failed, Item, Writer, apply_group, halves
 READERS = 3
 BUSY_TIMEOUT = 5.0  # seconds, for programs that write to the file without taking our locks
 READ_LIMIT = 10.0
+STEPS = 100_000  # of SQLite's machine, some milliseconds, after which a read looks whether it is too late
 CHECKPOINT_PAGES = 16_000  # rows of mail that came and went between two checkpoints never reach the main file
 
 T = TypeVar("T")
@@ -223,7 +224,10 @@ class SqliteWriter(Writer):
 
 
 class SqliteReaders:
-    """A few threads, each with a read-only connection of its own."""
+    """A few threads, each with a read-only connection of its own.
+
+    A read that nobody waits for any more is broken off: it would keep a thread from reads that mail waits for.
+    """
 
     def __init__(self, path: str) -> None:
         self._engine = make_engine(path, immediate=False)
@@ -233,7 +237,8 @@ class SqliteReaders:
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in a snapshot; StoreUnavailable after READ_LIMIT seconds."""
-        running = asyncio.get_running_loop().run_in_executor(self._threads, self._run, work)
+        until = time.monotonic() + READ_LIMIT
+        running = asyncio.get_running_loop().run_in_executor(self._threads, self._run, work, until)
         try:
             # Not wait_for: before Python 3.12 it gives the result of a read that ended just when its caller was
             # cancelled, and the caller never hears that it was.
@@ -242,12 +247,15 @@ class SqliteReaders:
         except TimeoutError as error:
             raise StoreUnavailable from error
 
-    def _run(self, work: Callable[[Connection], T]) -> T:
+    def _run(self, work: Callable[[Connection], T], until: float) -> T:
         conn: Connection | None = getattr(self._local, "conn", None)
+        self._local.until = until
         try:
             if conn is None:
                 conn = self._local.conn = self._engine.connect()
                 self._connections.add(conn)
+                driver: Any = conn.connection.driver_connection
+                driver.set_progress_handler(lambda: time.monotonic() > self._local.until, STEPS)
             with conn.begin():
                 return work(conn)
         except Exception as error:

@@ -110,6 +110,21 @@ async def test_a_reader_that_failed_leaves_no_connection_behind(sqlite_url: str)
     await database.close()
 
 
+async def test_a_read_that_outlasts_its_time_leaves_its_thread(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 300000000) SELECT count(*) FROM n"
+    database = await Database.open(sqlite_url)
+    monkeypatch.setattr(sqlite, "READ_LIMIT", 0.2)
+    slow = [database.read(lambda conn: conn.execute(text(count)).scalar()) for _ in range(sqlite.READERS)]
+    assert [type(found) for found in await asyncio.gather(*slow, return_exceptions=True)] == [
+        StoreUnavailable
+    ] * sqlite.READERS
+    monkeypatch.setattr(sqlite, "READ_LIMIT", 5.0)
+    assert await database.read(lambda conn: conn.execute(text("SELECT 1")).scalar()) == 1
+    await database.close()
+
+
 async def test_a_refused_value_fails_alone(database: Database) -> None:
     await database.write(put("taken"))  # type: ignore[arg-type]
     wanted = ["a", "b", "taken", "c", "d"]
