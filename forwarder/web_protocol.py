@@ -17,7 +17,8 @@ requests that wait for the answer to the one before are as many as are sent; an 
   waits for its reader; where all are busy the next goes. So who holds connections open keeps nobody out. Who goes is
   told 503, if it reads. There is no bound for one client: behind a proxy all are one.
 
-These refusals have the form of every error of the API, and the connection is closed. All times of a connection hang on
+These refusals have the form of every error of the API, and the connection is closed, when the requests that came before
+have their answers: what is wrong with the next says nothing of them. All times of a connection hang on
 one timer, which rings every half PATIENCE; so they may last that much longer.
 """
 
@@ -64,6 +65,7 @@ class Protocol(HttpToolsProtocol):
     _within = False  # a request has begun and not ended
     waits_since: float | None = None  # for a head, or the rest of a body that nobody wants; None: for neither
     _plain_head = b""  # of the request that asks for an upgrade, without that
+    _late: tuple[int, str] | None = None  # a refusal that waits for the answers before it
     held_since: float | None = (
         None  # since when answers wait for their reader; None: none do, or it is cut off
     )
@@ -90,8 +92,9 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._unread += data
-        self._read_on()
+        if self._late is None:
+            self._unread += data
+            self._read_on()
 
     def _read_on(self) -> None:
         while self._unread and not self.pipeline and not self.transport.is_closing():
@@ -170,6 +173,9 @@ class Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.transport.is_closing():
+            return
+        if self._late is not None and not self._answers:
+            self.refuse(*self._late)
             return
         if not self.pipeline:
             self.flow.resume_reading()
@@ -263,7 +269,11 @@ class Protocol(HttpToolsProtocol):
             self.refuse(503, FULL)
 
     def refuse(self, status: int, reason: str) -> None:
-        """Answer, and close."""
+        """Answer, and close; after the answers to requests that came whole before."""
+        if self._answers and not self.cycle.more_body:
+            self._late = self._late or (status, reason)
+            self._unread.clear()
+            return
         body = json.dumps({"success": False, "code": status, "error": reason}).encode()
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"

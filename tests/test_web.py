@@ -140,6 +140,32 @@ async def test_a_host_and_chunks_as_programs_send_them_are_taken(server: WebServ
     assert answer.endswith(b"/ 1" if b"Chunked" in head else b"/ 0")
 
 
+@pytest.mark.parametrize(
+    ("next_", "refused"),
+    [
+        (b"GARBAGE\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"}" + b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 400),  # a body that was longer than announced
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * 70_000, 431),
+    ],
+)
+async def test_what_is_wrong_with_a_request_says_nothing_of_those_before(next_: bytes, refused: int) -> None:
+    gate = Gate()
+    async with serving(gate) as server, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection(*server.addresses[0])
+        post = b"POST /first HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+        writer.write(post + post + next_)
+        for _ in range(2):
+            await gate.asked.acquire()
+            gate.opened.release()
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ")
+            await reader.readexactly(int(re.findall(rb"content-length: ([0-9]+)", head)[0]))
+        status, body = refusal(await reader.read())
+        assert (status, body["code"]) == (refused, refused)
+        writer.close()
+
+
 async def test_a_head_without_end_is_refused_while_it_comes(server: WebServer) -> None:
     start = b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: "
     reader, writer = await asyncio.open_connection(*server.addresses[0])
