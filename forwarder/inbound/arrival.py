@@ -15,7 +15,7 @@ from functools import lru_cache
 from forwarder.inbound.intake import Intake
 from forwarder.inbound.session import Recipient, Session, Transaction
 from forwarder.mail import content as contents
-from forwarder.mail import trace
+from forwarder.mail import display, trace
 from forwarder.mail.address import parse_helo
 from forwarder.mail.destination import Url
 from forwarder.mail.event import DeliveryKind, Transport
@@ -50,7 +50,7 @@ def shown(head: bytes) -> contents.Fields:
 def facts(fields: contents.Fields) -> Facts:
     """Read from the head of the message; never raises."""
     author = fields.raw(b"from")
-    email, name = contents.mailbox(author) if author is not None else (None, None)
+    email, name = display.mailbox(author) if author is not None else (None, None)
     return Facts(
         message_id=fields.text(b"message-id"),
         subject=fields.text(b"subject"),
@@ -64,7 +64,7 @@ def _names(fields: contents.Fields) -> dict[str, str]:
     told: dict[str, str] = {}
     for field in (b"to", b"cc"):
         value = fields.raw(field)
-        for email, name in contents.mailboxes(value) if value is not None else ():
+        for email, name in display.mailboxes(value) if value is not None else ():
             if email is not None and name is not None:
                 told[email.lower()] = name
     return told

@@ -1,13 +1,13 @@
 """The bytes of a message: split, looked at, prepended to; never parsed whole and never written again.
 
 What it does: splits head and body at the first empty line, looks headers up, counts hops, finds bare CR and LF and
-long lines. What it shows to people (subject, author) it decodes by RFC 2047.
+long lines. What it shows to people (the subject) it decodes by RFC 2047.
 
 What it promises: no function raises, whatever the bytes; all are linear in their input and bounded in their output;
 nothing copies the body except ``prepend`` and ``normalize_newlines``, whose results are new contents. The standard
 ``email`` package is not used: it recurses on nested comments and parts.
 
-Limits: ``headers`` gives at most 2,000 fields and ``first`` and ``mailboxes`` look at 8 KiB of a field; what lies
+Limits: ``headers`` gives at most 2,000 fields and ``first`` looks at 8 KiB of a field; what lies
 beyond is for nobody's eyes, and is still sent on untouched. To refuse messages with many fields of one name, count
 them with ``count_fields``, which sees them all.
 """
@@ -37,7 +37,6 @@ _FIELD_START = re.compile(rb"[!-9;-~]+[ \t]*:")
 _MBOX_LINE = re.compile(
     rb">*+From (?![ \t]*:)(?>[^\r\n]*?\d\d:\d\d)[^\r\n]*+\r\n[!-9;-~]++[ \t]*+:",
 )
-_ONE_MAILBOX = re.compile(r'(?:"([^"\\]*)"\s*|([^"\\<>(),:;@]*))<([^"\\<>(),:;\s]+)>[ \t]*')
 
 
 class HeadFault(StrEnum):
@@ -254,89 +253,3 @@ def head_too_large(content: bytes) -> bool:
 def prepend(content: bytes, *fields: bytes) -> bytes:
     """The content with complete header fields (CRLF included) before it."""
     return b"".join((*fields, content))
-
-
-def mailbox(value: bytes) -> tuple[str | None, str | None]:
-    """The first address of an address field and its name, for logs: ``(email, name)``, each None if not there."""
-    found = mailboxes(value, 1)
-    return found[0] if found else (None, None)
-
-
-def mailboxes(value: bytes, limit: int = 100) -> list[tuple[str | None, str | None]]:
-    """The addresses of an address field, ``(email, name)`` each, as it stands before RFC 2047 decoding.
-
-    Takes the raw value, since a decoded name could hold what looks like an address. Groups lose their name. Nothing
-    here is checked by the grammar of addresses: it is for display, and for asking ``mail.address`` next.
-    """
-    text = unfolded(value[:MAX_VALUE])
-    found: list[tuple[str | None, str | None]] = []
-    plain = _ONE_MAILBOX.fullmatch(text)  # nearly all: the walk over each character is for the rest
-    if plain is not None:
-        shown = printable(decode_words((plain[1] or plain[2] or "").strip()), 256)
-        found = [(printable(plain[3], 320), shown or None)]
-        return found[:limit]
-    for words, angle, comment in _addresses(text):
-        bare = words.strip()
-        if angle is not None:
-            email, name = angle.strip(), bare
-        elif "@" in bare:
-            email, name = bare.replace(" ", ""), comment
-        else:
-            email, name = "", bare
-        if email or name:
-            shown = printable(decode_words(name.strip()), 256)
-            found.append((printable(email, 320) or None, shown or None))
-            if len(found) >= limit:
-                break
-    return found
-
-
-def _addresses(text: str) -> list[tuple[str, str | None, str]]:
-    """One pass over an address list: the words outside brackets, what is inside < >, and the comments."""
-    found: list[tuple[str, str | None, str]] = []
-    words: list[str] = []
-    comments: list[str] = []
-    angle: list[str] | None = None
-    in_angle = in_quotes = False
-    depth = 0
-    escaped = at_seen = False
-    for character in text:
-        if escaped:
-            escaped = False
-        elif character == "\\" and (in_quotes or depth):
-            escaped = True
-            continue
-        elif depth:
-            depth += {"(": 1, ")": -1}.get(character, 0)
-            if depth:
-                comments.append(character)
-            continue
-        elif character == '"':
-            in_quotes = not in_quotes
-            if not in_angle:
-                continue
-        elif in_quotes:
-            pass
-        elif character == "(":
-            depth = 1
-            continue
-        elif character == "<" and not in_angle and angle is None:
-            in_angle, angle = True, []
-            continue
-        elif character == ">" and in_angle:
-            in_angle = False
-            continue
-        elif character == ":" and not in_angle and not at_seen:
-            words.clear()  # the name of a group
-            continue
-        elif character in ",;" and not in_angle:
-            found.append(_address(words, angle, comments))
-            words, comments, angle, at_seen = [], [], None, False
-            continue
-        at_seen = at_seen or (character == "@" and not in_angle)
-        (angle if in_angle and angle is not None else words).append(character)
-    return [*found, _address(words, angle, comments)]
-
-
-def _address(words: list[str], angle: list[str] | None, comments: list[str]) -> tuple[str, str | None, str]:
-    return "".join(words), None if angle is None else "".join(angle), "".join(comments)

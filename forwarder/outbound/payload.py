@@ -20,6 +20,7 @@ from datetime import datetime
 from urllib.parse import unquote_to_bytes
 
 from forwarder.mail import content as mail
+from forwarder.mail import display
 from forwarder.mail.address import Path
 from forwarder.mail.words import decode_words, known_charset, printable
 
@@ -60,10 +61,10 @@ def message_json(content: bytes, *, reverse_path: Path, received_at: datetime) -
     head, _ = mail.split(content)
     parts = _Parts()
     _walk(content, 0, len(content), parts, 0, top=True)
-    sender = mail.mailbox(mail.first_raw(head, b"from") or b"")
+    sender = display.mailbox(mail.first_raw(head, b"from") or b"")
     facts = {
         "headers": _headers(head),
-        "to": [_person(found) for found in mail.mailboxes(mail.first_raw(head, b"to") or b"")],
+        "to": [_person(found) for found in display.mailboxes(mail.first_raw(head, b"to") or b"")],
         "from": _person(sender),
         "subject": mail.first(head, b"subject"),
         "message-id": mail.first(head, b"message-id"),
