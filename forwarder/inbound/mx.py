@@ -66,7 +66,7 @@ class MxReception:
         self._rooms = rooms
         self._hostname = rooms.settings.hostname
         self._size_limit = rooms.settings.mx.size_limit
-        self._disk = Disk(rooms.settings.data_dir)
+        self._disk = Disk(rooms.settings.data_dir, rooms.database.spare)
         self._max_hops = rooms.settings.mx.max_hops
         self._resolution = Resolution(rooms)
         self._hand_over = HandOver()
@@ -104,7 +104,7 @@ class MxReception:
     async def sender(self, session: Session, command: MailCommand) -> Reply:
         if not self._rooms.srs.fits(command.path, now=self._rooms.clock()):
             return replies.SENDER_TOO_LONG
-        if self._disk.has_room(self._size_limit):
+        if await self._disk.takes(self._size_limit):
             return replies.SENDER_OK
         log.warning("the disk is nearly full", path=str(self._rooms.settings.data_dir))
         return replies.STORAGE_FULL

@@ -85,7 +85,7 @@ class SubmissionReception:
         settings = rooms.settings
         self._rooms = rooms
         self._settings = settings.submission
-        self._disk = Disk(settings.data_dir)
+        self._disk = Disk(settings.data_dir, rooms.database.spare)
         self._hostname = settings.hostname
         self._authenticator = Authenticator(rooms.database, settings.submission, clock=rooms.clock)
         self._readiness = Readiness(rooms.database, rooms.resolver, settings)
@@ -167,7 +167,7 @@ class SubmissionReception:
             refusal = await self._readiness.objection(login.domain)
             if refusal is not None:
                 return refusal
-        if not self._disk.has_room(self._settings.size_limit):
+        if not await self._disk.takes(self._settings.size_limit):
             return replies.STORAGE_FULL
         return replies.SENDER_OK
 

@@ -20,6 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from forwarder.store import sqlite
+from forwarder.store.room import spare
 from forwarder.store.trouble import StoreUnavailable
 from forwarder.store.writer import Writer
 
@@ -111,6 +112,10 @@ class Database:
     async def write_aside(self, work: Callable[[Connection], T]) -> T:
         """As ``write``, but on PostgreSQL past what waits for a lock: for signs of life, which must not be late."""
         return await self.writer.write_aside(work)
+
+    async def spare(self) -> int:
+        """Octets of SQLite's file that nothing stands in; 0 for PostgreSQL, whose disk is not ours to judge."""
+        return await self.read(spare) if self.dialect == "sqlite" else 0
 
     async def revision(self) -> str | None:
         """The schema's revision as the database says it; None when it says nothing, for whatever reason."""

@@ -108,6 +108,7 @@ class Queue:
             weight=len(message.content),
             orphaned=partial(self._nobody_took, message),
             writes=True,
+            yields=True,
         )
         early = meanwhile() if meanwhile is not None and self._database.writer.occupied else None
         try:

@@ -9,6 +9,8 @@ transaction is taken under two advisory locks on files beside the database. Whoe
 ``.turn``; a process that has just committed has to queue up behind the one that holds it, so turns alternate. Groups
 are collected only once the turn has come, and grow while it has not.
 
+Where the disk is short of room new mail is refused while there is enough of it to settle what is queued (``room``).
+
 The writer is a daemon thread: a disk that hangs must not keep the process from ending. Callers are protected by the
 time limits of ``writer``. After trouble the connection is opened anew.
 """
@@ -31,8 +33,9 @@ from sqlalchemy.pool import NullPool
 
 from forwarder.failpoint import reach
 from forwarder.store.faults import ended_for_certain, trouble_of
+from forwarder.store.room import Room
 from forwarder.store.straight import begin, commit, rollback
-from forwarder.store.trouble import CommitUnknown, StoreUnavailable
+from forwarder.store.trouble import CommitUnknown, StoreFull, StoreUnavailable
 from forwarder.store.writer import Failed, Item, Writer, apply_group, halves
 
 READERS = 3
@@ -111,6 +114,7 @@ class SqliteWriter(Writer):
     def __init__(self, path: str) -> None:
         super().__init__()
         self._lock = FairLock(path)
+        self._room = Room(path)
         self._engine = make_engine(path, immediate=True, begins=False)
         self._conn: Connection | None = None
         # Not an Event, whose lock and condition are Python's own: waking would take ten times as long.
@@ -154,10 +158,13 @@ class SqliteWriter(Writer):
             with self._lock.held():
                 reach("writer.before-begin")
                 conn = self._connection()
+                short = self._room.is_short(self.waiting.weight)
+                if short:
+                    self._room.make(conn)
                 begin(conn)
                 group = self.waiting.take()  # only now: what came while others wrote is in
                 self.running[id(group)] = (time.monotonic(), group)
-                todo = [group]
+                todo = [self._with_room(conn, group, done) if short else group]
                 while todo:
                     self._write(conn, todo.pop(), todo, done)
                     if todo:
@@ -173,6 +180,18 @@ class SqliteWriter(Writer):
             done += [(item, Failed(trouble)) for item in failed]
             _log.error("a write failed", items=len(failed), reason=repr(error))
         self._tell(self._finish, group, done)
+
+    def _with_room(self, conn: Connection, group: list[Item], done: list[tuple[Item, Any]]) -> list[Item]:
+        """Those of a group that the disk has room for; the others are done, refused."""
+        taken = []
+        octets = 0
+        for item in group:
+            if item.yields and not self._room.fits(conn, octets + item.weight):
+                done.append((item, Failed(StoreFull())))
+            else:
+                octets += item.weight
+                taken.append(item)
+        return taken
 
     def _write(
         self, conn: Connection, part: list[Item], todo: list[list[Item]], done: list[tuple[Item, Any]]

@@ -79,10 +79,11 @@ class Item:
 
     ``orphaned``: the change is made although its caller gave up waiting (cancelled the future), and this is told how
     it ended, once. It does what ``asyncio.shield`` would, without a second future and a turn of the loop for each.
-    ``writes``: whatever it finds, it changes the database.
+    ``writes``: whatever it finds, it changes the database. ``yields``: it is refused where the disk is short of room,
+    so that the others can be written.
     """
 
-    __slots__ = ("batch", "future", "orphaned", "since", "value", "weight", "writes")
+    __slots__ = ("batch", "future", "orphaned", "since", "value", "weight", "writes", "yields")
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class Item:
         future: asyncio.Future[Any],
         orphaned: "Callable[[Any], object] | None",
         writes: bool = False,
+        yields: bool = False,
     ) -> None:
         self.batch = batch
         self.value = value
@@ -99,6 +101,7 @@ class Item:
         self.future = future
         self.orphaned = orphaned
         self.writes = writes
+        self.yields = yields
         self.since = time.monotonic()
 
 
@@ -112,6 +115,11 @@ class Waiting:
 
     def __len__(self) -> int:
         return len(self._items)
+
+    @property
+    def weight(self) -> int:
+        """Of all that wait."""
+        return self._weight
 
     @property
     def since(self) -> float | None:
@@ -185,15 +193,16 @@ class Writer:
         weight: int = 0,
         orphaned: "Callable[[R | Failed], object] | None" = None,
         writes: bool = False,
+        yields: bool = False,
     ) -> "asyncio.Future[R]":
-        """As ``submit``; the future to await. ``writes``: see ``Item``.
+        """As ``submit``; the future to await. ``writes``, ``yields``: see ``Item``.
 
         With ``orphaned`` the change is made even when the future was cancelled, and its end is told there instead; but
         not to a caller that is cancelled after the future has its result.
         """
         if self.closing:
             raise StoreUnavailable("the store is closing")
-        item = Item(batch, value, weight, self.loop.create_future(), orphaned, writes)
+        item = Item(batch, value, weight, self.loop.create_future(), orphaned, writes, yields)
         self.waiting.put(item)
         self.wake()
         return item.future

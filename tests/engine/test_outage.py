@@ -103,6 +103,21 @@ async def test_a_disk_that_is_nearly_full_is_told_at_mail(
     await engine.goes_on()
 
 
+async def test_a_store_that_a_backlog_made_large_takes_mail_on_a_disk_without_more_room(
+    engine: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was delivered leaves free pages in the file, which does not get shorter."""
+    monkeypatch.setattr(disk, "FRESH", -1.0)
+    few = SimpleNamespace(f_bavail=engine.settings.mx.size_limit, f_frsize=1)
+    octets = text(f"INSERT INTO backlog VALUES (zeroblob({engine.settings.mx.size_limit // 2}))")
+    for statement in (text("CREATE TABLE backlog (content BLOB)"), octets, text("DROP TABLE backlog")):
+        await engine.database.write(lambda conn, do=statement: conn.execute(do) and None)  # type: ignore[misc]
+    monkeypatch.setattr(disk.os, "statvfs", lambda path: few)
+    answer = await engine.send("ann@out.test", "info@example.com", MAIL)
+    assert answer.code == 250, answer
+    await engine.goes_on()
+
+
 async def test_a_file_that_somebody_locks_is_temporary_and_blocks_nobody(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:

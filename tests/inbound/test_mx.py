@@ -1,10 +1,12 @@
 """The MX over a real store: who is a recipient, what is stored, what the log says."""
 
 import asyncio
+import os
 import shutil
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 
@@ -633,9 +635,13 @@ async def test_a_full_disk_is_told_at_mail(engine, monkeypatch):
         assert (await client.say(b"MAIL FROM:<a@sender.test>\r\n")).code == 250
 
 
+async def nothing_spare():
+    return 0
+
+
 def test_room_on_the_disk_is_one_and_a_half_messages(tmp_path):
     now = [0.0]
-    disk = Disk(tmp_path, seconds=lambda: now[0])
+    disk = Disk(tmp_path, nothing_spare, seconds=lambda: now[0])
     free = shutil.disk_usage(tmp_path).free
     assert disk.has_room(int(free / 2))
     assert not disk.has_room(free)
@@ -643,6 +649,21 @@ def test_room_on_the_disk_is_one_and_a_half_messages(tmp_path):
     assert not disk.has_room(int(free / 2))
     now[0] += 1
     assert disk.has_room(int(free / 2))
+
+
+@pytest.mark.parametrize(
+    ("free", "spare", "takes"),
+    [(30, 0, True), (29, 0, False), (29, 1, True), (8, 21, False), (8, 22, True), (7, 1000, False)],
+)
+async def test_free_pages_of_the_store_are_room_too(tmp_path, monkeypatch, free, spare, takes):
+    """In MiB, for messages of up to 20: the file does not get shorter when a backlog is delivered."""
+    mib = 1024 * 1024
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=free * mib, f_frsize=1))
+
+    async def pages():
+        return spare * mib
+
+    assert await Disk(tmp_path, pages).takes(20 * mib) is takes
 
 
 async def test_the_reply_waits_for_the_commit(engine, monkeypatch):
