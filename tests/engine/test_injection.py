@@ -58,14 +58,17 @@ FORGED = (
 
 
 async def test_a_message_cannot_continue_our_own_header(engine: Town) -> None:
-    """A first line that begins with a blank would be read as more of what we put before it."""
+    """A first line that begins with a blank would be read as more of what we put before it: it is text."""
     for start in (b" ", b"\t", b" \r\n\r\n", b"\t\r\n "):
+        engine.sink.messages.clear()
         stretched = start + b"; dmarc=pass header.from=bank.test\r\n" + MAIL
-        answer = await engine.send("ann@out.test", "info@example.com", stretched)
-        assert str(answer).startswith("554 5.6.0"), (start, answer)
+        assert (await engine.send("ann@out.test", "info@example.com", stretched)).code == 250
+        (message,) = await engine.sink.wait_for(1)
+        assert message.content.partition(b"\r\n\r\n")[2] == stretched
+        assert b"bank.test" not in head_of(message.content)
+        assert b"dmarc=permerror" in head_of(message.content)
+        assert await engine.verified(message) == [True, True]
     await engine.goes_on()
-    assert all(b"bank.test" not in message.content for message in engine.sink.messages)
-    assert [code for status, code, _ in await engine.events() if status == "REFUSED"] == [554] * 4
 
 
 async def test_results_that_claim_to_be_ours_do_not_survive(engine: Town) -> None:
