@@ -1,5 +1,6 @@
 """The commands as a person types them: what they print, their JSON, their exit status."""
 
+import asyncio
 import json
 import re
 import subprocess
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,7 +133,14 @@ def test_the_records_to_paste(hosted: Cli) -> None:
     assert "example.com.  IN MX  10 mx1.example.net." in output
     (line,) = [line for line in output.splitlines() if line.startswith("fwd1._domainkey.example.com.")]
     assert line.count('"') == 4  # an RSA key is longer than one string of a TXT record
-    assert "PTR" in output
+    and_last = output.partition("Once for this server")[2]
+    assert 'mx1.example.net.  IN TXT  "v=spf1 a -all"' in and_last
+    assert "fwd2._domainkey.mx1.example.net.  IN TXT" in and_last
+    assert "(PTR)" in and_last
+    assert "  mx1.example.net\n" in and_last
+    assert "where those CNAMEs lead" not in output
+    _, _, ours = hosted("domain", "dns", "example.com", "--cname")[1].partition("where those CNAMEs lead")
+    assert f"{target['value']}.  IN TXT" in ours
 
 
 def test_aliases(hosted: Cli) -> None:
@@ -646,10 +655,39 @@ def test_follow_shows_what_is_there_once(hosted: Cli, monkeypatch: pytest.Monkey
             raise KeyboardInterrupt
         return [entry(number) for number in range(60, 0, -1)][:limit]
 
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def rest(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(Journal, "page", page)
+    monkeypatch.setattr(asyncio, "sleep", rest)
+    monkeypatch.setattr(logs, "POLL", 0.75)
+    status, output, errors = hosted("logs", "--follow", "--limit", "5")
+    assert output.split() == ["56", "57", "58", "59", "60"]
+    assert (status, errors) == (0, "")  # who stops it by Ctrl-C has done nothing wrong
+    assert pauses.count(0.75) == 2
+
+
+def test_follow_begins_with_an_empty_log(hosted: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from forwarder.commands import logs
+    from forwarder.store.journal import Journal
+
+    rounds = 0
+
+    async def page(_self: Journal, *_domain: object, **_more: object) -> list[object]:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 4:
+            raise KeyboardInterrupt
+        return []
+
     monkeypatch.setattr(Journal, "page", page)
     monkeypatch.setattr(logs, "POLL", 0.0)
-    _, output, _ = hosted("logs", "--follow", "--limit", "5")
-    assert output.split() == ["56", "57", "58", "59", "60"]
+    assert hosted("logs", "--follow") == (0, "", "")
+    assert rounds == 4
 
 
 def test_follow_shows_a_burst_and_the_steps_of_mail_that_waited(
@@ -698,6 +736,28 @@ def test_follow_shows_a_burst_and_the_steps_of_mail_that_waited(
     monkeypatch.setattr(admin, "moving", moving)
     _, output, _ = hosted("logs", "--follow", "--limit", "1")
     assert [int(number) for number in output.split()] == [1000, 5, *range(1001, 1251)]
+
+
+def test_follow_passes_over_the_oldest_of_a_burst_that_is_too_large(
+    hosted: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from forwarder.commands import logs
+
+    asked: list[str] = []
+
+    async def page(*, limit: int, after: str = "999") -> list[SimpleNamespace]:
+        asked.append(after)
+        return [
+            SimpleNamespace(id=f"{number:03}") for number in range(int(after) - 1, int(after) - 1 - limit, -1)
+        ]
+
+    monkeypatch.setattr(logs, "PAGE", 10)
+    monkeypatch.setattr(logs, "NEWEST", 30)
+    found = asyncio.run(logs._newest(page, {"001": 1}))
+    assert [entry.id for entry in found] == [f"{number:03}" for number in range(998, 968, -1)]
+    asked.clear()
+    assert len(asyncio.run(logs._newest(page, {"980": 1}))) == 20
+    assert asked == ["999", "989"]  # the second has one that is known
 
 
 def test_a_long_queue_is_made_due_in_bites_to_its_end(hosted: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
