@@ -18,6 +18,7 @@ import structlog
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 10.0
 STEADY_AFTER = 30.0  # seconds of work after which a failure counts as the first again
+_UNASKED = "not asked yet"
 
 log = structlog.get_logger("watchdog")
 
@@ -48,7 +49,7 @@ class Watchdog:
         self, name: str, ask: Callable[[], Awaitable[object]], *, every: timedelta, patience: timedelta
     ) -> None:
         """Ask every so often; an exception, or no answer within ``patience``, is a reason not to be ready."""
-        self._probes[name] = "not asked yet"
+        self._probes[name] = _UNASKED
         self.keep(
             f"probe {name}", lambda: self._ask(name, ask, every.total_seconds(), patience.total_seconds())
         )
@@ -103,17 +104,19 @@ class Watchdog:
         self, name: str, ask: Callable[[], Awaitable[object]], every: float, patience: float
     ) -> None:
         while True:
-            before = self._probes.get(name)
+            was_well = self._probes.get(name) in (_UNASKED, "")
+            error: Exception | None = None
             try:
                 async with asyncio.timeout(patience):
                     await ask()
-                self._probes[name] = ""
+                found = ""
             except TimeoutError:
-                self._probes[name] = "no answer"
-            except Exception as error:
-                self._probes[name] = "failing"
-                if not before or before == "not asked yet":
-                    log.warning("a probe fails", probe=name, exc_info=error)
-            if before == "failing" and not self._probes[name]:
+                found = "no answer"
+            except Exception as failure:
+                found, error = "failing", failure
+            self._probes[name] = found
+            if found and was_well:
+                log.warning("a probe fails", probe=name, reason=found, exc_info=error)
+            elif not found and not was_well:
                 log.info("a probe is well again", probe=name)
             await asyncio.sleep(every)

@@ -2,11 +2,15 @@
 
 import asyncio
 import contextlib
+import io
+import json
 from datetime import timedelta
 
 import pytest
 
 from forwarder import watchdog
+from forwarder.config import Settings
+from forwarder.diagnostics import set_up
 from forwarder.watchdog import Watchdog
 from tests.harness import wait_until
 
@@ -91,6 +95,41 @@ async def test_a_probe_without_an_answer_counts_as_trouble() -> None:
     dog.probe("disk", asyncio.Event().wait, every=timedelta(seconds=1), patience=timedelta(milliseconds=20))
     await wait_until(lambda: dog.troubles() == {"disk": "no answer"})
     await dog.stop()
+
+
+@pytest.mark.parametrize("first", ["failing", "no answer"])
+async def test_trouble_of_a_probe_and_its_end_are_said_once_whatever_it_was(
+    first: str,
+) -> None:
+    out = io.StringIO()
+    set_up(Settings.model_validate({"hostname": "a", "logs": {"format": "json"}}), stream=out)
+    dog = Watchdog()
+    answers = {"it": first}
+    asked = 0
+
+    async def ask() -> None:
+        nonlocal asked
+        asked += 1
+        if answers["it"] == "failing":
+            raise OSError("host db.internal is away")
+        if answers["it"] == "no answer":
+            await asyncio.Event().wait()
+
+    async def asked_twice() -> None:
+        before = asked
+        await wait_until(lambda: asked >= before + 2)
+
+    dog.probe("store", ask, every=timedelta(milliseconds=10), patience=timedelta(milliseconds=50))
+    for answers["it"] in (first, "no answer", "failing", "", "", first, ""):
+        await wait_until(lambda: dog.troubles() == ({"store": answers["it"]} if answers["it"] else {}))
+        await asked_twice()
+    await dog.stop()
+    said = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [(one["event"], one.get("reason")) for one in said] == [
+        ("a probe fails", first),
+        ("a probe is well again", None),
+    ] * 2
+    assert ["error" in one for one in said] == [first == "failing", False] * 2
 
 
 async def test_stop_ends_every_task() -> None:
