@@ -116,7 +116,6 @@ def _name_of_logger(_logger: Any, _method: str, event: EventDict) -> EventDict:
     record = event.get("_record")
     if record is not None:
         event["logger"] = record.name
-        event["level"] = record.levelname.lower()
     return event
 
 

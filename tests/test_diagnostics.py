@@ -69,8 +69,10 @@ def test_an_exception_is_one_line_with_its_places(output: io.StringIO) -> None:
     except RuntimeError as error:
         structlog.get_logger("test").error("it fell", exc_info=error)
         logging.getLogger("elsewhere").exception("it fell too")
-    first, second = lines(output)
-    for event in (first, second):
+        structlog.get_logger("test").exception("it fell for the third time")
+    first, second, third = lines(output)
+    for event in (first, second, third):
+        assert event["level"] == "error"
         assert event["error"] == "RuntimeError: line one\\nline two"
         assert str(event["where"]).startswith("tests/test_diagnostics.py:")
         assert "fall" in str(event["where"])
@@ -86,12 +88,65 @@ def test_the_level_is_that_of_the_configuration() -> None:
     assert [event["event"] for event in lines(stream)] == ["loud"]
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("format_", "stream", "is_json"),
+    [
+        ("auto", io.StringIO, True),
+        ("auto", Terminal, False),
+        ("json", Terminal, True),
+        ("console", io.StringIO, False),
+    ],
+)
+def test_who_watches_gets_columns(format_: str, stream: type[io.StringIO], is_json: bool) -> None:
+    out = stream()
+    set_up(Settings.model_validate({"hostname": "a", "logs": {"format": format_}}), stream=out)
+    structlog.get_logger("test").info("hello")
+    logging.getLogger("elsewhere").info("hello")
+    assert [line.startswith("{") for line in out.getvalue().splitlines()] == [is_json, is_json]
+
+
+def test_what_libraries_say_of_each_query_and_command_is_not_written(output: io.StringIO) -> None:
+    """At any level: statements have parameters, and these are passwords and people's mail."""
+    for name in (
+        "sqlalchemy.engine",
+        "mail.log",
+        "uvicorn.access",
+        "alembic.runtime",
+        "httpcore.http11",
+        "asyncio",
+    ):
+        logging.getLogger(name).info("a secret")
+    logging.getLogger("mail.log").warning("a command")
+    logging.getLogger("mail.log").error("a fault")
+    logging.getLogger("asyncio").warning("a slow callback")
+    logging.getLogger("elsewhere").debug("a detail")
+    assert [event["event"] for event in lines(output)] == ["a fault", "a slow callback", "a detail"]
+    set_up(Settings.model_validate({"hostname": "a", "logs": {"level": "error"}}), stream=output)
+    logging.getLogger("asyncio").warning("another slow callback")
+    assert len(lines(output)) == 3
+
+
+def test_a_line_is_out_before_anything_else_happens() -> None:
+    raw = io.BytesIO()
+    set_up(Settings.model_validate({"hostname": "a"}), stream=io.TextIOWrapper(raw))
+    structlog.get_logger("test").error("it is about to end")
+    assert raw.getvalue().endswith(b"}\n")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("plain ü", "plain ü"),
         ("a\tb", "a\\tb"),
         ("\u202eevil", "\\u202eevil"),
+        ("x" * 1024, "x" * 1024),
+        ("x" * 1025, "x" * 1023 + "…"),
+        ("\t" * 512, "\\t" * 512),
         ("x" * 2000, "x" * 1023 + "…"),
     ],
 )

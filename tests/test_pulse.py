@@ -62,6 +62,19 @@ async def test_alive_from_a_beat_until_the_lease_is_over(stage: Stage) -> None:
     assert not stage.pulse.alive()  # from this moment on another may take over
 
 
+async def test_a_clock_that_was_set_back_keeps_nobody_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = 100.0
+    stage = Stage(monkeypatch, seconds=lambda: seconds)
+    await stage.pulse.begin()
+    stage.now -= timedelta(hours=1)
+    seconds += 11.9
+    assert stage.pulse.alive()
+    seconds += 0.1  # the lease is over for all whose clocks go on
+    assert not stage.pulse.alive()
+    await stage.pulse.beat()
+    assert stage.pulse.alive()
+
+
 async def test_steady_while_beats_come_through(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = 100.0
     stage = Stage(monkeypatch, seconds=lambda: seconds)
