@@ -112,7 +112,7 @@ class Watchdog:
                 found = ""
             except TimeoutError:
                 found = "no answer"
-            except Exception as failure:
+            except Exception as failure:  # noqa: BLE001 - it is said below
                 found, error = "failing", failure
             self._probes[name] = found
             if found and was_well:

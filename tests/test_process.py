@@ -47,3 +47,21 @@ async def test_told_to_end_during_the_start_it_drains(house: House, monkeypatch:
         await wait_until(house.queue_is_empty)
     subjects = [message.content.rpartition(b"Subject: ")[2] for message in house.sink.messages]
     assert sorted(subjects) == [b"half\r\n\r\nfirst\r\nsecond\r\n", b"whole\r\n\r\nx\r\n"]
+
+
+async def test_who_has_little_time_to_end_cuts_what_is_on_the_wire(house: House) -> None:
+    """As a worker whose supervisor is gone: its successor waits at the door."""
+    async with house.engine():
+        await house.host("example.com", {"info": "person@dest.test"})
+    house.sink.play("dot", "hang")
+    process = Process(lambda: house.settings, Place())
+    begun: asyncio.Queue[Engine] = asyncio.Queue()
+    serving = asyncio.create_task(process.run(house.settings, begun.put_nowait, None))
+    engine = await begun.get()
+    house.ports = engine.ports
+    assert (await house.send("ann@out.test", "info@example.com", b"Subject: x\r\n\r\nx\r\n")).code == 250
+    await house.sink.wait_for(1)
+    process.end(timedelta(seconds=1))
+    await asyncio.wait_for(serving, 15)  # of itself it would wait for 24 seconds
+    async with house.engine():
+        assert (await house.statuses("example.com"))[:2] == ["QUEUED", "SOFT-BOUNCE"]

@@ -205,6 +205,23 @@ def test_sessions_that_last_do_not_keep_the_slots_from_others() -> None:
     assert sorted(turn[0] for turn in turns(rooms, 101.0)) == ["w"] * 5 + ["z"] * 5
 
 
+def test_what_still_counts_of_a_site_whose_oldest_session_lasts_counts_among_the_ailing() -> None:
+    rooms = lanes(concurrency=4)  # two for the ailing
+    fill(rooms, "silent", "s1")
+    assert turns(rooms, 0.0) == ["s1"]
+    fill(rooms, "silent", "s2")
+    assert turns(rooms, 10.0) == ["s2"]
+    well = fill(rooms, "well", "w1", "w2")
+    assert turns(rooms, 20.0) == ["w1", "w2"]
+    fill(rooms, "silent", "s3", "s4")
+    assert turns(rooms, 30.0) == ["s3"]  # in the place of the first
+    for _ in range(2):
+        rooms.over(well, reached=True, now=31.0)
+    assert turns(rooms, 31.0) == []
+    fill(rooms, "well", "w3", "w4", "w5")
+    assert turns(rooms, 31.0) == ["w3", "w4"]
+
+
 def test_deliveries_of_one_message_wait_together_and_travel_by_the_hundred() -> None:
     rooms = lanes(window=1000)
     lane = rooms.lane("site")

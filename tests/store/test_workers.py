@@ -148,6 +148,8 @@ async def test_a_farewell_and_a_restart_free_the_leases(stage: Stage) -> None:
     assert await workers.release_node(one.database, "node-a", NOON) == 0
     assert await workers.release_node(one.database, "node-b", NOON) == 2
     assert len(await one.queue.claim_due(NOON, 10)) == 2
+    for worker in (one, other):  # whoever woke up would find that it is taken for dead
+        assert not await workers.heartbeat(worker.database, worker.id, now=NOON)
 
 
 async def test_registering_again_keeps_the_leases(stage: Stage) -> None:
