@@ -27,7 +27,10 @@ def guarded() -> Iterator[Server]:
     server = Server.start()
     server.sql("CREATE ROLE bertram LOGIN PASSWORD 'right'")
     server.sql("CREATE ROLE bertram_idle LOGIN")
+    server.sql("CREATE ROLE bertram_reader LOGIN SUPERUSER")
+    server.sql("ALTER ROLE bertram_reader SET default_transaction_read_only = on")
     server.sql("CREATE DATABASE hidden")
+    server.sql("CREATE DATABASE hidden_latin ENCODING LATIN1 TEMPLATE template0")
     rules = server.folder / "data" / "pg_hba.conf"
     rules.write_text("host all bertram 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
     server.stop()
@@ -57,6 +60,14 @@ async def explained(url: str) -> Explained:
         ("postgresql://bertram_idle@127.0.0.1:{port}/hidden?sslmode=hunter2", "option after the ?", False),
         ("postgresql://bertram_idle@127.0.0.1:{port}/hidden?client_encoding=no", "option after the ?", False),
         ("postgresql://bertram_idle@127.0.0.1:{port}/hidden?sslmode=require", "agree on TLS", True),
+        ("postgresql://bertram_idle@127.0.0.1:{port}/hidden?sslmode=verify-full", "need sslrootcert", False),
+        ("postgresql://bertram_reader@127.0.0.1:{port}/hidden", "takes no changes", True),
+        (
+            "postgresql://bertram_idle@127.0.0.1:{port}/hidden?target_session_attrs=read-only",
+            "takes no changes",
+            True,
+        ),
+        ("postgresql://postgres@127.0.0.1:{port}/hidden_latin", "createdb --encoding=UTF8", False),
         ("postgresql://bertram:hunter2@127.0.0.1:1/hidden", "Connection refused", True),
         ("postgresql://bertram:hunter2@hidden.invalid/hidden", "host name is not known", True),
         ("postgresql://bertram:hunter2@/hidden?host=/nowhere", "No such file", True),

@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
-from forwarder.store.trouble import StoreFull, StoreUnavailable
+from forwarder.store.trouble import StoreFull, StoreUnavailable, WrongEncoding
 
 _SQLITE_FULL = 13
 _SQLITE_FILE = frozenset({8, 10, 14})  # READONLY, IOERR, CANTOPEN
@@ -48,7 +48,8 @@ _FORBIDDEN = Explained(
     text="the database does not allow its user what the engine needs; make the user in [database] url its owner"
 )
 _OPTION = Explained(
-    text="the database does not know an option after the ? of [database] url, or its value; mend it or leave it out",
+    text="the database does not know an option after the ? of [database] url, or its value; mend it or leave it out "
+    "(sslmode=verify-ca and verify-full need sslrootcert=FILE)",
     passes=False,
 )
 _NO_DATABASE = Explained(
@@ -57,6 +58,15 @@ _NO_DATABASE = Explained(
 )
 _DAMAGED = Explained(
     text="the database is damaged; stop whatever uses it and restore it from the backup", passes=False
+)
+_READ_ONLY = Explained(
+    text="the database takes no changes: it is a standby, or it or its user is set to read only; name the primary in "
+    "[database] url, or its hosts all with target_session_attrs=read-write"
+)
+_ENCODING = Explained(
+    text="the encoding of the database cannot hold all letters; make it anew: createdb --encoding=UTF8 "
+    "--template=template0",
+    passes=False,
 )
 _BUSY = Explained(text="the database does not take more connections or work now; see what else uses it")
 _STARTING = Explained(text="the database is starting or shutting down; it has to run for the engine to serve")
@@ -71,6 +81,7 @@ _BY_STATE = {
     "42501": _FORBIDDEN,
     "42704": _OPTION,
     "22023": _OPTION,
+    "25006": _READ_ONLY,
     "53": _BUSY,
     "57P": _STARTING,
     "XX001": _DAMAGED,
@@ -140,8 +151,12 @@ def explain(trouble: BaseException) -> Explained:
     for error in _causes(trouble):
         if isinstance(error, StoreFull) or _is_full(error):
             return Explained(text="the disk of the database is full; make room")
+        if isinstance(error, WrongEncoding):
+            return _ENCODING
         if _is_bad_option(error):
             return _OPTION
+        if isinstance(error, _of_asyncpg("TargetServerAttributeNotMatched")):
+            return _READ_ONLY
         state = sqlstate(error)
         for length in (5, 3, 2):
             if state[:length] in _BY_STATE:

@@ -25,3 +25,10 @@ class CommitUnknown(StoreUnavailable):
 
     def __init__(self) -> None:
         super().__init__("the store did not say whether it kept the change")
+
+
+class WrongEncoding(StoreUnavailable):
+    """The database to be set up keeps text in an encoding without most letters: mail with one would not go in."""
+
+    def __init__(self) -> None:
+        super().__init__("the database has an encoding that cannot hold all letters")

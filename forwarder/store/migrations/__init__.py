@@ -29,7 +29,7 @@ from forwarder.failpoint import reach
 from forwarder.store import postgresql, sqlite
 from forwarder.store.engine import make_private_file, postgres_dsn, sqlite_path
 from forwarder.store.faults import trouble_of
-from forwarder.store.trouble import StoreUnavailable
+from forwarder.store.trouble import StoreUnavailable, WrongEncoding
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ PATIENCE = 3600.0  # seconds
 
 
 def upgrade(url: str) -> None:
-    """Bring the database to the newest schema. Blocking; StoreUnavailable when it cannot be reached."""
+    """Bring the database to the newest schema. Blocking; StoreUnavailable when it cannot be reached, or not be used."""
     # in a thread of its own, so that it may be called whether or not an event loop runs in this one
     with ThreadPoolExecutor(1) as thread:
         thread.submit(_upgrade, url).result()
@@ -114,10 +114,18 @@ async def _on_postgres(dsn: str, work: Callable[[Connection], T], patience: floa
 
 
 def _run(conn: Connection) -> None:
+    if conn.dialect.name == "postgresql" and current(conn) is None:
+        _check_encoding(conn)
     config = _config()
     config.attributes["connection"] = conn
     command.upgrade(config, "head")
     reach("migrate.before-commit")
+
+
+def _check_encoding(conn: Connection) -> None:
+    # Where a server was set up without a locale, its databases are SQL_ASCII: they keep what they are given.
+    if conn.execute(text("SHOW server_encoding")).scalar_one() not in ("UTF8", "SQL_ASCII"):
+        raise WrongEncoding
 
 
 def _config() -> Config:
