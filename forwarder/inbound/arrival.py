@@ -17,7 +17,7 @@ from forwarder.inbound.session import Recipient, Session, Transaction
 from forwarder.mail import content as contents
 from forwarder.mail import display, trace
 from forwarder.mail.address import parse_helo
-from forwarder.mail.destination import Url
+from forwarder.mail.destination import Url, identity
 from forwarder.mail.event import DeliveryKind, Transport
 from forwarder.mail.rules import Step, Target
 from forwarder.store.records import NewDelivery, NewMessage
@@ -141,9 +141,13 @@ class Composer:
         """
         later = now + self.first_delay
         made: dict[tuple[str, str, str], NewDelivery] = {}
+        # Owners write one mailbox as ann@ and as Ann@. Spelled alike, it is named once to its host, and gets one copy.
+        spelled: dict[tuple[str, str], str] = {}
         for recipient in transaction.recipients:
             for target in recipient.ways:
                 destination, domain, kind = _where(target, recipient)
+                if target is not None:  # what a client named itself is its own to spell (RFC 5321 2.4)
+                    destination = spelled.setdefault(identity(target.destination), destination)
                 key = (recipient.path.key, recipient.path.domain, destination)
                 if key in made:
                     continue

@@ -80,8 +80,10 @@ async def test_one_message_in_full(either: Town) -> None:
 
 
 async def test_recipients_that_lead_to_one_address_make_one_copy(engine: Town) -> None:
-    """Each has its own delivery and events, and the destination is named once."""
+    """Each has its own delivery and events, and the destination is named once, however their owners spell it."""
     recipients = ["info@example.com", "sales@example.com", "to.inbox@example.com", "to.other@example.com"]
+    await engine.alias("loud", "INBOX@dest.test")
+    recipients.append("loud@example.com")
     assert (await engine.send("ann@out.test", recipients, MAIL)).code == 250
     await engine.settled()
     (message,) = engine.sink.messages

@@ -153,6 +153,29 @@ def test_each_destination_of_each_recipient_once():
     assert [d.recipient for d in made][3] == Path(local="off", domain="here.test")
 
 
+def test_one_mailbox_that_aliases_spell_differently_is_spelled_alike():
+    """Else its host is told of two, and delivers two copies."""
+    made = composer(Intake()).deliveries(
+        transaction(
+            to("one@here.test", target("ann@dest.test", "one")),
+            to("two@here.test", target("Ann@dest.test", "two"), target("Ann@other.test", "two")),
+            to("three@here.test", target("https://hooks.test/In", "three")),
+            to("four@here.test", target("https://hooks.test/in", "four")),
+            to("ANN@dest.test", None, elsewhere=parse_address("ANN@dest.test")),
+        ),
+        facts(b""),
+        now=NOW,
+    )
+    assert [(d.alias, d.destination) for d in made] == [
+        ("one", "ann@dest.test"),
+        ("two", "ann@dest.test"),
+        ("two", "Ann@other.test"),
+        ("three", "https://hooks.test/In"),
+        ("four", "https://hooks.test/in"),
+        (None, "ANN@dest.test"),  # as the client named it
+    ]
+
+
 def test_facts_of_nothing_and_of_nonsense():
     for head in (b"", b"From: \r\nSubject:\r\n", b"\xff\xfe\r\n", b"From: <<<\r\n"):
         seen = facts(shown(head))
