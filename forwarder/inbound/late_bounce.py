@@ -10,6 +10,7 @@ It is done behind the reply and bounded: ``AT_ONCE`` reports at a time, more are
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -18,6 +19,7 @@ from forwarder.mail import trace
 from forwarder.mail.address import AddressError, parse_address
 from forwarder.mail.destination import identity
 from forwarder.mail.event import Status
+from forwarder.mail.reply import Reply, parse_reply
 from forwarder.mail.returned import MAX_OCTETS, ReturnedReport, read_report
 from forwarder.mail.words import printable
 from forwarder.store.journal import Journal, LogEntry
@@ -99,11 +101,15 @@ class LateBounces:
 
     def _event(self, report: ReturnedReport) -> NewEvent:
         status = report.status if report.status[:2] == "5." else "5.0.0"
-        text = printable(report.diagnostic or "the destination could not deliver the message", 1024)
+        said = Reply(code=550, enhanced=status, text=report.diagnostic)
+        quoted = parse_reply(report.diagnostic.encode())
+        if quoted.permanent:  # nearly all quote the reply that ended it, and not all give its status beside it
+            said = replace(quoted, enhanced=quoted.enhanced or status)
+        text = printable(said.text or "the destination could not deliver the message", 1024)
         return NewEvent(
             status=Status.HARD_BOUNCE,
-            code=550,
-            message=f"{status} {text}",
+            code=said.code,
+            message=f"{said.enhanced} {text}",
             local=self._local_name,
             recipient=printable(report.recipient, 320) or None,
         )

@@ -765,6 +765,31 @@ async def test_a_bounce_that_comes_back_finds_its_delivery(engine, recipient, ac
     assert (await engine.destinations())[-1] == "ann@sender.test"  # and the report goes on to the sender
 
 
+@pytest.mark.parametrize(
+    ("status", "diagnostic", "event"),
+    [
+        (b"5.2.2", b"smtp; 552 5.2.2 mailbox full", (552, "5.2.2 mailbox full")),
+        (b"5.0.0", b"smtp; 554 5.4.6 it goes in circles", (554, "5.4.6 it goes in circles")),
+        (b"5.1.1", b"smtp; 550-no such user", (550, "5.1.1 no such user")),
+        (b"5.7.1", b"smtp; 554", (554, "5.7.1 the destination could not deliver the message")),
+        (b"5.1.1", b"X-Unix; nobody is called so", (550, "5.1.1 nobody is called so")),
+        (b"4.4.7", b"smtp; 451 4.7.1 come again", (550, "5.0.0 451 4.7.1 come again")),
+        (b"5.3.0", b"", (550, "5.3.0 the destination could not deliver the message")),
+    ],
+)
+async def test_of_a_late_bounce_the_log_shows_what_was_said(engine, status, diagnostic, event):
+    domain = await hosting(engine)
+    await engine.send(b"ann@sender.test", [b"info@here.test"], MESSAGE)
+    [row] = await engine.deliveries()
+    content = report(row.id, trace.mark(SECRET, parse_address("info@here.test")))
+    content = content.replace(b"Status: 5.2.2", b"Status: " + status)
+    content = content.replace(b"smtp; 552 5.2.2 mailbox full", diagnostic)
+    await engine.send(b"", [returning(sender="ann@sender.test")], content)
+    await engine.servers["mx"].drain(timedelta(seconds=5))
+    [entry] = await engine.logs(domain)
+    assert (entry.events[-1].code, entry.events[-1].message) == event
+
+
 async def test_a_bounce_that_comes_again_is_known(engine):
     domain = await hosting(engine)
     await engine.send(b"ann@sender.test", [b"info@here.test"], MESSAGE)
