@@ -159,7 +159,9 @@ BAD_RETURN_ADDRESS = _reply(550, "5.1.1", "no such address here")
 ADDRESS_DISABLED = _reply(550, "5.2.1", "this address does not take mail")  # RFC 3463 3.3
 RELAY_DENIED = _reply(554, "5.7.1", "relay access denied")  # RFC 5321 3.6.1
 NON_ASCII_ADDRESS = _reply(553, "5.6.7", "this address needs the SMTPUTF8 extension")  # RFC 6531 3.5
-ROUTING_LOOP = _reply(550, "5.4.6", "the aliases of this address lead in a circle")  # RFC 3463 3.5
+ROUTING_LOOP = _reply(
+    550, "5.4.6", "the aliases of this address lead in a circle, or through too many aliases in a row"
+)  # RFC 3463 3.5
 TOO_MANY_DESTINATIONS = _reply(
     550, "5.4.6", "the aliases of this address lead to too many destinations, or regular expressions"
 )

@@ -658,7 +658,11 @@ def chain(length: int) -> RuleSet:
 
 def test_ten_aliases_in_a_row_and_no_more() -> None:
     assert ends(expanded("a1@d.org", chain(10))) == ["end@x.org"]
-    assert expanded("a1@d.org", chain(11)).trouble is Trouble.LOOP
+    trouble = expanded("a1@d.org", chain(11)).trouble
+    assert trouble is Trouble.LOOP
+    said = refusal(trouble)
+    assert said is not None
+    assert said.text.endswith(", or through too many aliases in a row")  # it is no circle
 
 
 def test_a_thousand_destinations_and_no_more() -> None:
