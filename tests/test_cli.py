@@ -452,6 +452,20 @@ def test_check_looks_at_what_mail_programs_look_at_in_a_certificate(
     assert (found["grade"], said in found["text"]) == (grade, True), found
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("", []),
+        ('[dkim]\nalgorithms = ["ed25519"]\n', ["advice"]),
+        ('[dkim]\nalgorithms = ["ed25519"]\n[arc]\nenabled = false\n', []),
+    ],
+)
+def test_check_says_that_nothing_is_sealed_without_rsa(hosted: Cli, more: str, told: list[str]) -> None:
+    hosted.write(more=more)
+    _, output, _ = hosted("check", "--json")
+    assert [one["grade"] for one in json.loads(output)["findings"] if one["about"] == "arc"] == told
+
+
 async def test_check_looks_at_the_records_of_the_server_itself(hosted: Cli) -> None:
     import asyncio
 

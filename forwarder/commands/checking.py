@@ -72,7 +72,7 @@ def check(config: Config = None, as_json: AsJson = False) -> None:
 
     settings = settings_of(config)
     found = [Finding.fine("configuration", f"is valid; this is {settings.hostname}")]
-    found += [*_postmaster(settings), *_ports(settings), *_confirmation(settings)]
+    found += [*_postmaster(settings), *_ports(settings), *_confirmation(settings), *_arc(settings)]
     found += asyncio.run(_keys_database_and_dns(settings))
     ok = not any(finding.grade is Grade.WRONG for finding in found)
 
@@ -128,6 +128,13 @@ def _confirmation(settings: "Settings") -> Iterator[Finding]:
     else:
         text = f"links to confirm a destination lead to {settings.api.public_url}"
         yield Finding.fine(about, text)
+
+
+def _arc(settings: "Settings") -> Iterator[Finding]:
+    """Many verifiers of ARC know RSA alone, and to them a chain with another seal in it would be a broken one."""
+    if settings.arc.enabled and "rsa" not in settings.dkim.algorithms:
+        text = 'nothing is sealed: seals need an RSA key; add "rsa" to [dkim] algorithms, or turn [arc] off'
+        yield Finding.advice("arc", text)
 
 
 def _ports(settings: "Settings") -> Iterator[Finding]:

@@ -103,7 +103,7 @@ class LateBounces:
         status = report.status if report.status[:2] == "5." else "5.0.0"
         said = Reply(code=550, enhanced=status, text=report.diagnostic)
         quoted = parse_reply(report.diagnostic.encode())
-        if quoted.permanent:  # nearly all quote the reply that ended it, and not all give its status beside it
+        if quoted.permanent:  # nearly all quote the reply that ended it, with its own status
             said = replace(quoted, enhanced=quoted.enhanced or status)
         text = printable(said.text or "the destination could not deliver the message", 1024)
         return NewEvent(
