@@ -32,9 +32,9 @@ class Room:
     """For the writer of one file, while it has the turn; ``path`` as SQLite was given it."""
 
     def __init__(self, path: str) -> None:
-        path = os.path.realpath(path)  # SQLite, too, keeps the log beside the file itself
-        self._folder = os.path.dirname(path)
-        self._log = path + "-wal"
+        self._path = os.path.realpath(path)  # SQLite, too, keeps the log beside the file itself
+        self._folder = os.path.dirname(self._path)
+        self._log = self._path + "-wal"
         self._failed = float("-inf")
         self._plenty_until = float("-inf")
 
@@ -52,9 +52,11 @@ class Room:
         """Empty the log and cut it off, if that is worth it; outside a transaction."""
         if self._logged() < WORTH or time.monotonic() < self._failed + PAUSE:
             return
+        if self._owed(conn) > self._free():
+            return  # others have filled the disk at once; to try would take them the rest, and us what we go on with
         patience = _number(conn, "PRAGMA busy_timeout")
-        # A reader (a backup, say) or a full disk may be in the way. Nobody waits for that, and nothing is lost by it:
-        # what stands in the log is valid there.
+        # A reader (a backup, say) may be in the way. Nobody waits for it, and nothing is lost by it: what stands in the
+        # log is valid there.
         with contextlib.suppress(SQLAlchemyError):
             _number(conn, "PRAGMA busy_timeout=0")
             _number(conn, "PRAGMA wal_checkpoint(TRUNCATE)")
@@ -66,6 +68,13 @@ class Room:
         """As ``is_short``, exactly: free pages of the file take content without making it longer."""
         longer = max(0, octets - spare(conn))
         return self._free() >= octets + longer + self._logged() + (RESERVE if longer else SPARE)
+
+    def _owed(self, conn: Connection) -> int:
+        """Octets by which the file gets longer when the log is copied to it."""
+        return (
+            _number(conn, "PRAGMA page_count") * _number(conn, "PRAGMA page_size")
+            - os.stat(self._path).st_size
+        )
 
     def _free(self) -> int:
         disk = os.statvfs(self._folder)

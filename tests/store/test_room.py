@@ -110,6 +110,23 @@ async def test_what_ends_a_delivery_is_written_while_there_is_any_room(
     await worker.queue.enqueue(large(worker))
 
 
+async def test_a_log_that_the_disk_has_no_room_for_is_left_where_it_is(
+    worker: Worker, disk: SmallDisk
+) -> None:
+    """To copy what fits of it would fill the disk, and nothing could be settled."""
+    stored = [large(worker) for _ in range(8)]
+    for message in stored:
+        await worker.queue.enqueue(message)
+    free = disk.owed // 2
+    disk.others = disk.free - free
+    with pytest.raises(StoreFull):
+        await worker.queue.enqueue(large(worker))
+    assert await worker.queue.settle(delivered(as_delivery(stored[0])))
+    assert free - MIB < disk.free < disk.owed, "only the settlement was written"
+    disk.others = 0
+    await worker.queue.enqueue(large(worker))
+
+
 async def test_nobody_waits_for_a_reader_of_the_log(worker: Worker, disk: SmallDisk) -> None:
     """A backup reads for minutes: the log cannot be cut off, and what has room is written all the same."""
     with closing(sqlite3.connect(disk.file, isolation_level=None)) as reader:
