@@ -73,20 +73,25 @@ def test_a_credential_is_removed(hosted: Cli, tmp_path: Path) -> None:
 def test_a_password_is_asked_for_unseen_and_never_with_json(
     hosted: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[dict[str, object]] = []
+    asked: list[object] = []
+    typed = ["hunter2hunter2", "hunter3hunter3", "hunter2hunter2", "hunter2hunter2", ""]
 
-    def prompt(text: str, **more: object) -> str:
-        asked.append(more)
-        return "hunter2hunter2"
+    def prompt(text: str, *, hide_input: bool = False, **_more: object) -> str:
+        asked.append(hide_input)
+        return typed.pop(0)
 
     monkeypatch.setattr("typer.prompt", prompt)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     made = hosted.json("credential", "add", "example.com", "printer")
     assert (asked, len(made["password"])) == ([], 24)
-    status, output, _ = hosted("credential", "add", "example.com", "richard")
-    assert (status, "hunter2" in output) == (0, False)
-    assert [(more["hide_input"], more["confirmation_prompt"]) for more in asked] == [(True, True)]
+    status, output, errors = hosted("credential", "add", "example.com", "richard")
+    assert (status, "hunter2" in output, errors) == (0, False, "The two do not match.\n")
+    assert asked == [True] * 4
     assert is_password(tmp_path, "richard@example.com", "hunter2hunter2")
+    status, output, errors = hosted(
+        "credential", "add", "example.com", "ann"
+    )  # nothing is not asked for twice
+    assert (status, "with the password" in output, errors, typed) == (0, True, "", [])
 
 
 def test_credentials_have_the_limits_of_the_plan(hosted: Cli) -> None:

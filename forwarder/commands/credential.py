@@ -148,16 +148,21 @@ def _chosen(given: str, *, as_json: bool) -> tuple[str, bool]:
     import secrets
 
     if not given and sys.stdin.isatty() and not as_json:
-        given = typer.prompt(
-            "Password (empty: make one)",
-            default="",
-            hide_input=True,
-            confirmation_prompt=True,
-            show_default=False,
-        )
+        given = _asked()
     if not given:
         return secrets.token_urlsafe(18), True
     return _checked("password", given), False
+
+
+def _asked() -> str:
+    """What a person types: nothing, or the same twice."""
+    while given := typer.prompt(
+        "Password (empty: make one)", default="", hide_input=True, show_default=False
+    ):
+        if typer.prompt("Repeat for confirmation", default="", hide_input=True, show_default=False) == given:
+            break
+        typer.echo("The two do not match.", err=True)
+    return str(given)
 
 
 def _checked(field: Literal["username", "password"], text: str) -> str:
