@@ -32,3 +32,11 @@ def test_the_containers_mount_their_volume_where_the_image_has_its_data() -> Non
     compose = (DEPLOY / "compose.yaml").read_text()
     assert f'volumes: ["engine:{dict(instructions())["VOLUME"]}"]' in compose
     assert "\n    user:" not in compose  # another than the image's could not write there
+
+
+def test_the_password_that_the_containers_ask_for_means_itself_in_a_url() -> None:
+    """Others than / and @ do not: a # or ? ends it, and %41 is an A."""
+    compose = (DEPLOY / "compose.yaml").read_text()
+    assert (
+        "postgresql://forwarder:${POSTGRES_PASSWORD:?a password of letters and digits}@database/" in compose
+    )
