@@ -389,6 +389,7 @@ def test_a_list_in_the_environment_is_json_or_separated_by_commas(
             "https://a/#x",
         ),
         *("https://me:hunter2@mail.example.net", "https://mail.example.net:port", "https//mail.example.net"),
+        *("https://mail.example.net/v3", "https://mail.example.net/v3/", "https://mail.example.net/api/v3"),
     ],
 )
 def test_a_public_url_that_leads_nowhere_is_told_here(tmp_path: Path, url: str) -> None:
@@ -403,6 +404,7 @@ def test_public_urls_that_are_right(tmp_path: Path) -> None:
         "",
         "http://10.0.0.1:8080",
         "https://mail.example.net/forward/",
+        "https://mail.example.net/v3x",
         "https://[2001:db8::1]:8443",
     ):
         given = written(tmp_path, f'hostname = "a"\n[api]\npublic_url = "{url}"')

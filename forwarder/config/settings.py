@@ -119,7 +119,7 @@ class ApiSection(Section):
     """The REST face."""
 
     listen: OptionalEndpoint = HostPort("127.0.0.1", 8080)  # "": no API
-    public_url: PublicUrl = ""  # how people reach it, for links in answers; empty: http://<listen>
+    public_url: PublicUrl = ""  # how people reach it, without /v3, for links; empty: http://<listen>
     connections: Count = 1000  # at once, in all, per process; 0: no limit
     body_limit: BodySize = 1 * MIB
     rate: Count = 600  # requests a minute per account, all processes together; 0: no limit

@@ -210,8 +210,13 @@ def _hostname_or_empty(value: object) -> str:
 
 
 def _public_url(value: object) -> str:
-    """Paths are put behind it: nothing may come after its own."""
+    """Paths are put behind it: nothing may come after its own.
+
+    The base URL of clients ends in /v3. Here, links would lead nowhere with it: what is confirmed is not below /v3.
+    """
     if isinstance(value, str) and (value == "" or _PUBLIC_URL.fullmatch(value)):
+        if value.rstrip("/").endswith("/v3"):
+            raise ValueError('leave /v3 out, as in "https://mail.example.net"; paths have it already')
         return value
     raise ValueError('write how people reach the API, for example "https://mail.example.net", or nothing')
 
