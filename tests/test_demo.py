@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 
-async def run(folder: Path, *arguments: str) -> tuple[int | None, str, str]:
+async def run(
+    folder: Path, *arguments: str, to: int = asyncio.subprocess.PIPE
+) -> tuple[int | None, str, str]:
     environ = {key: value for key, value in os.environ.items() if not key.startswith("FORWARDER_")}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "forwarder", "demo", *arguments),
@@ -15,12 +17,12 @@ async def run(folder: Path, *arguments: str) -> tuple[int | None, str, str]:
         env=environ
         | {"PYTHONPATH": str(Path(__file__).parent.parent), "TMPDIR": str(folder), "COLUMNS": "120"},
         stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
+        stdout=to,
         stderr=asyncio.subprocess.PIPE,
     )
     async with asyncio.timeout(60):
         output, errors = await process.communicate()
-    return process.returncode, output.decode(), errors.decode()
+    return process.returncode, (output or b"").decode(), errors.decode()
 
 
 async def test_it_shows_real_mail_and_its_log_and_ends_well(tmp_path: Path) -> None:
@@ -29,6 +31,15 @@ async def test_it_shows_real_mail_and_its_log_and_ends_well(tmp_path: Path) -> N
     assert "✗" not in output
     for word in ("richard@example.com", "SRS0=", "DELIVERED", "REFUSED", "forwarder account create"):
         assert word in output
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_reader_who_has_seen_enough_is_no_trouble(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    status, _, errors = await run(tmp_path, to=writer)
+    os.close(writer)
+    assert (status, errors) == (0, "")
     assert os.listdir(tmp_path) == []
 
 

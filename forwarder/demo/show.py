@@ -1,6 +1,8 @@
 """How the demo looks: a step a line, tables, a last word; or one JSON value, when a program asked."""
 
+import errno
 import json
+import os
 import sys
 from typing import Any
 
@@ -18,12 +20,19 @@ _STYLES = {
 }
 
 
+class _Stage(Console):
+    def on_broken_pipe(
+        self,
+    ) -> None:  # rich would end with status 1; to whoever runs the commands it is no trouble
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 class Show:
     """The demo's stage."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
-        self._out = Console(quiet=as_json, highlight=False)
+        self._out = _Stage(quiet=as_json, highlight=False)
 
     def title(self, text: str) -> None:
         self._out.print()
