@@ -1,7 +1,15 @@
-"""What deploy/ says, held against what the engine needs: read, not run."""
+"""What deploy/ says, held against what the engine needs: read, and its health check run."""
 
+import json
+import os
 import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+
+import pytest
 
 from forwarder.config import Settings
 
@@ -40,3 +48,28 @@ def test_the_password_that_the_containers_ask_for_means_itself_in_a_url() -> Non
     assert (
         "postgresql://forwarder:${POSTGRES_PASSWORD:?a password of letters and digits}@database/" in compose
     )
+
+
+@pytest.mark.parametrize(("answer", "status"), [(200, 0), (503, 1)])
+def test_the_health_check_asks_the_engine_and_no_proxy(answer: int, status: int) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(answer if self.path == "/health/ready" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    command = json.loads(dict(instructions())["HEALTHCHECK"].partition(" CMD ")[2])
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        done = subprocess.run(
+            [sys.executable, *(part.replace("8080", str(server.server_port)) for part in command[1:])],
+            env=os.environ
+            | {"http_proxy": "http://127.0.0.1:1", "HTTP_PROXY": "http://127.0.0.1:1", "no_proxy": ""},
+            stderr=subprocess.DEVNULL,
+        )
+        server.shutdown()
+        thread.join()
+    assert done.returncode == status
