@@ -21,9 +21,7 @@ from forwarder.mail.destination import Mailbox, identity
 from forwarder.mail.pattern import AliasKind, Captures, RuleError, groups_of
 from forwarder.mail.rules import MAX_DEPTH
 
-MAX_EFFORT = (
-    10_000  # addresses asked for, destinations read; and what rules cost to read and to compare, in such
-)
+MAX_EFFORT = 10_000  # addresses asked for, destinations read; and what rules cost to read and to ask, in such
 INSTRUCTIONS = 100  # of expressions: to run them takes as long as to ask for an address
 
 
