@@ -12,6 +12,7 @@ from forwarder.mail.schedule import RetryPolicy
 from forwarder.outbound import lanes as lanes_room
 from forwarder.outbound.lanes import Lane, Lanes, suspensions
 from forwarder.outbound.parcel import Job, Parcel
+from forwarder.outbound.route import Route
 from forwarder.store.records import Delivery
 
 AT = datetime(2026, 11, 20, tzinfo=UTC)
@@ -220,16 +221,22 @@ def test_what_still_counts_of_a_site_whose_oldest_session_lasts_counts_among_the
     assert turns(rooms, 31.0) == []
     fill(rooms, "well", "w3", "w4", "w5")
     assert turns(rooms, 31.0) == ["w3", "w4"]
+    # It is well again, though its first session lasts: nothing of it counts among the ailing.
+    silent, second = rooms.lane("silent"), rooms.__dict__["silent"].pop(1)
+    rooms.ended(silent, second, reached=True, trouble=None, now=32.0)
+    assert (silent.active, silent.lasting, rooms._ailing_active) == (2, 1, 0)
 
 
 def test_deliveries_of_one_message_wait_together_and_travel_by_the_hundred() -> None:
     rooms = lanes(window=1000)
     lane = rooms.lane("site")
-    rooms.add(lane, job("m", 70), "one.test")
-    rooms.add(lane, job("m", 180), "two.test")
+    older, newer = (Route(site="site", hosts=(), port=port) for port in (25, 26))
+    rooms.add(lane, replace(job("m", 70), route=older), "one.test")
+    rooms.add(lane, replace(job("m", 180), route=newer), "two.test")
     sizes = []
     while (taken := rooms.take(0.0)) is not None:
         sizes.append(len(taken[1].deliveries))
+        assert taken[1].route is newer
     assert sizes == [100, 100, 50]
     assert lane.places == 250
 

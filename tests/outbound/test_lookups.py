@@ -8,9 +8,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 from sqlalchemy import update
 
 from forwarder.mail.outcome import Fault, reply_for
+from forwarder.outbound import lookups as lookups_room
 from forwarder.outbound.lookups import Lookups
 from forwarder.outbound.parcel import Job
 from forwarder.outbound.route import NoRoute, Route, Router
@@ -141,6 +143,51 @@ async def test_that_there_is_no_route_is_remembered_for_a_moment() -> None:
         assert not dns.lookups.has_room(
             "silent0.test", 1, beside=499 - dns.lookups.waiting + 1
         )  # a doubtful one
+
+
+async def test_a_look_up_that_fails_is_temporary_and_holds_up_nobody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with house(tmp_path) as rooms:
+        router = rooms.dispatcher._lookups._router
+        right = router.route
+
+        async def fails(domain: str) -> Route | NoRoute:
+            router.route = right
+            raise RuntimeError("a mistake")
+
+        router.route = fails
+        (delivery,) = await rooms.accept("bob@dest.test")
+        events = await rooms.until_statuses(delivery, "QUEUED", "SOFT-BOUNCE")
+        rooms.dispatcher._lookups._absent.clear()  # the moment is over
+        assert events[1][2].startswith("4.3.0")
+        assert "mistake" not in events[1][2]
+        assert capsys.readouterr().out.count("a look-up of a route failed") == 1
+        await rooms.until_statuses(delivery, "QUEUED", "SOFT-BOUNCE", "DELIVERED")
+        await rooms.until(lambda: not rooms.dispatcher.holding())
+        assert (rooms.dispatcher.load().held, rooms.dispatcher.load().looking_up) == (0, 0)
+
+
+async def test_a_route_that_is_not_taken_leaves_the_other_domains_their_turn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with house(tmp_path) as rooms:
+        lookups = rooms.dispatcher._lookups
+        right = lookups._found
+
+        def fails(*_: object) -> None:
+            lookups._found = right
+            raise RuntimeError("a mistake")
+
+        lookups._found = fails
+        rooms.dns.mail_host("late.test", rooms.sink.host)
+        # One worker asks for both, one after the other.
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(lookups_room, "_SLOTS", dict.fromkeys(lookups_room.Standing, 1))
+            await rooms.accept("bob@dest.test")
+            (second,) = await rooms.accept("bob@late.test")
+            await rooms.until_statuses(second, "QUEUED", "DELIVERED")
+        assert capsys.readouterr().out.count("a route was not taken") == 1
 
 
 class Counted:
