@@ -67,6 +67,7 @@ async def explained(url: str) -> Explained:
             "takes no changes",
             True,
         ),
+        ("postgresql://postgres@127.0.0.1:{port}/hidden?search_path=hunter2", "(SQLSTATE 3F000)", True),
         ("postgresql://postgres@127.0.0.1:{port}/hidden_latin", "createdb --encoding=UTF8", False),
         ("postgresql://bertram:hunter2@127.0.0.1:1/hidden", "Connection refused", True),
         ("postgresql://bertram:hunter2@hidden.invalid/hidden", "host name is not known", True),

@@ -170,6 +170,10 @@ def explain(trouble: BaseException) -> Explained:
         if isinstance(error, OSError):
             return _of_system(error)
     cause = trouble.__cause__
+    if cause is not None and (state := sqlstate(cause)) and not state.startswith(_LOST):
+        return Explained(
+            text=f"the database does not do what the engine asks of it (SQLSTATE {state}); its own log says why"
+        )
     named = f" ({type(cause).__name__})" if cause is not None else ""
     return Explained(text=f"the database does not answer{named}; check [database] url, and that it runs")
 
