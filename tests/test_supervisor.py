@@ -306,7 +306,8 @@ def test_what_is_in_force_is_what_a_worker_says_it_obeys(tmp_path: Path) -> None
     for said, in_force in ((first, first), (third, first), (second, second), (first, second)):
         over._opened(worker, said.digest)
         assert over._in_force is in_force
-    for source in (first, second, first):  # what was taken back before anybody obeyed it
+    fourth = Source(origin="config.toml", text="4")
+    for source in (first, fourth, first):  # taken back before anybody obeyed it
         over._offer(source, over._settings)
     over._opened(worker, first.digest)
     assert over._in_force is first

@@ -162,7 +162,7 @@ async def test_a_look_up_that_fails_is_temporary_and_holds_up_nobody(
         rooms.dispatcher._lookups._absent.clear()  # the moment is over
         assert events[1][2].startswith("4.3.0")
         assert "mistake" not in events[1][2]
-        assert capsys.readouterr().out.count("a look-up of a route failed") == 1
+        assert "a look-up of a route failed" in capsys.readouterr().out
         await rooms.until_statuses(delivery, "QUEUED", "SOFT-BOUNCE", "DELIVERED")
         await rooms.until(lambda: not rooms.dispatcher.holding())
         assert (rooms.dispatcher.load().held, rooms.dispatcher.load().looking_up) == (0, 0)
@@ -187,7 +187,7 @@ async def test_a_route_that_is_not_taken_leaves_the_other_domains_their_turn(
             await rooms.accept("bob@dest.test")
             (second,) = await rooms.accept("bob@late.test")
             await rooms.until_statuses(second, "QUEUED", "DELIVERED")
-        assert capsys.readouterr().out.count("a route was not taken") == 1
+        assert "a route was not taken" in capsys.readouterr().out
 
 
 class Counted:
