@@ -547,11 +547,52 @@ class Failing:
         return getattr(self._queue, name)
 
     def _fails(self, name: str) -> Any:
-        async def fails(*_: Any) -> Any:
-            self.trouble[name] -= 1
+        self.trouble[name] -= 1
+
+        async def fails(*_: Any, **__: Any) -> Any:
             raise RuntimeError("a mistake")
 
         return fails
+
+
+async def test_what_goes_back_waits_for_a_store_that_is_away(tmp_path: Path) -> None:
+    holder: list[Away] = []
+
+    def wrapped(queue: Queue) -> Away:
+        holder.append(Away(queue))
+        return holder[0]
+
+    async with house(tmp_path, queue=wrapped, start=False) as rooms:
+        (away,) = holder
+        rooms.dispatcher.lease = lambda domain: True
+        (delivery,) = await rooms.accept("bob@dest.test")  # nothing is dispatched yet: it goes back
+        away.away = True
+        await asyncio.wait_for(rooms.dispatcher._returns.give_back(until=None), 5)
+        assert (away.refused, list(rooms.dispatcher.holding())) == (1, [delivery])
+        drain = asyncio.create_task(rooms.dispatcher.drain(timedelta(seconds=20)))
+        await rooms.until(lambda: away.refused >= 3)
+        assert away.refused < 10  # with pauses
+        away.away = False
+        await drain
+        assert rooms.dispatcher.load().held == 0
+        (row,) = await rooms.waiting()
+        assert (row.id, row.state, row.attempts) == (delivery, "queued", 0)
+
+
+async def test_what_cannot_go_back_is_a_stray_and_keeps_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with house(tmp_path, queue=Failing, start=False) as rooms:
+        rooms.dispatcher.lease = lambda domain: True
+        stray, other = await rooms.accept("bob@dest.test", "ann@dest.test")
+        rooms.dispatcher._queue.trouble["release"] = 1
+        await rooms.dispatcher._returns.give_back(until=None)
+        assert rooms.dispatcher.load().held == 0
+        assert {row.id: row.state for row in await rooms.waiting()} == {stray: "leased", other: "queued"}
+        said = capsys.readouterr().out
+        assert (said.count(f"delivery={stray}"), said.count(f"delivery={other}")) == (1, 0)
+        strays = rooms.dispatcher._strays
+        assert [await strays.look(), await strays.look()] == [0, 1]
 
 
 async def test_places_that_become_free_end_the_wait_of_a_claim(tmp_path: Path) -> None:
