@@ -5,8 +5,9 @@ disk has none for that, the log cannot be emptied any more: it grows until nothi
 settled, none goes out, and a new start finds the disk as full as it was. Nothing but mail would have filled it.
 
 So the log is emptied early, and cut off, where the disk is short of room (``make``), and new mail is taken only as long
-as all that stands in the log afterwards can still be copied, with ``SPARE`` to go on with (``fits``). What ends a
-delivery is never measured: it may use the rest, and gives room back.
+as all that stands in the log afterwards can still be copied, with ``SPARE`` to go on with (``fits``). Where the file
+would get longer by it ``RESERVE`` has to be left: free pages are of use only through a log, which wants some room. What
+ends a delivery is never measured: it may use the rest, and gives room back.
 
 Limits: what other programs put on the disk meanwhile is not foreseen. They can fill it, and have to make room again.
 """
@@ -20,8 +21,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from forwarder.store.straight import run_text
 
-SPARE = 4 * 1024 * 1024  # octets
-RESERVE = 12 * 1024 * 1024
+SPARE = 4 * 1024 * 1024  # octets left by a message that stands in free pages
+RESERVE = 12 * 1024 * 1024  # and by one that makes the file longer
 WORTH = 1024 * 1024  # octets of log for which it is emptied
 PAUSE = 1.0  # seconds to the next attempt after one that failed
 PLENTY = 1024 * 1024 * 1024  # octets: where there is so much more,
