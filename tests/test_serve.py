@@ -6,12 +6,12 @@ import os
 import signal
 import time
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from forwarder.config import HostPort, Settings
 from forwarder.mail.address import parse_address
@@ -19,11 +19,15 @@ from forwarder.mail.srs import Srs, SrsFault
 from forwarder.net.listening import bound_socket
 from forwarder.net.tls import self_signed
 from forwarder.node import NodeError, Place
+from forwarder.outbound.dispatcher import Dispatcher
 from forwarder.process import Process
 from forwarder.pulse import Pulse
 from forwarder.serve import running
+from forwarder.store import workers as worker_rows
 from forwarder.store.engine import Database
+from forwarder.store.queue import Queue
 from forwarder.store.tables import workers
+from forwarder.store.trouble import StoreUnavailable
 from tests.free_ports import free_port
 from tests.harness import EngineProcess, House, as_environment, wait_until
 from tests.peers.client import Client, Closed
@@ -137,6 +141,88 @@ async def test_an_engine_that_ended_has_written_what_it_refused_and_left_no_work
         assert left == []
     finally:
         await house.database.close()
+
+
+async def test_who_leaves_withdraws_what_is_in_doubt_before_its_farewell(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Afterwards its row is gone, and what it held is anybody's: also what its client was told to send again."""
+    left: list[str] = []
+    farewell, withdraw = worker_rows.farewell, Queue.withdraw_doubtful
+
+    async def withdrawn(queue: Queue, now: float) -> None:
+        left.append("withdrawn")
+        await withdraw(queue, now)
+
+    async def farewelled(database: Database, worker_id: str, now: datetime) -> int:
+        left.append("farewell")
+        return await farewell(database, worker_id, now)
+
+    monkeypatch.setattr(Queue, "withdraw_doubtful", withdrawn)
+    monkeypatch.setattr(worker_rows, "farewell", farewelled)
+    async with house.engine():
+        left.clear()
+    assert left == ["withdrawn", "farewell"]
+
+
+async def test_who_cannot_say_farewell_leaves_all_the_same(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object) -> int:
+        raise StoreUnavailable("it is away")
+
+    async with house.engine():
+        closing = house.database
+        monkeypatch.setattr(worker_rows, "farewell", away)
+    assert "left without a farewell" in house.log.getvalue()
+    with pytest.raises(Exception, match="clos"):
+        await closing.write(lambda conn: conn.execute(select(workers.c.id)).all())
+
+
+async def test_a_process_taken_for_dead_forgets_what_it_held(house: House) -> None:
+    async with house.engine():
+        await house.host("example.com", {"info": "inbox@dest.test"})
+        engine = house.running
+        assert engine is not None
+        house.sink.play("dot", "hang")
+        assert (await house.send("ann@out.test", "info@example.com", MAIL)).code == 250
+        await house.sink.wait_for(1)
+        assert len(engine.dispatcher.holding()) == 1
+        await house.database.write(lambda conn: conn.execute(delete(workers)) and None)
+        await engine._pulse.beat()
+        assert list(engine.dispatcher.holding()) == []
+        left = await house.database.read(lambda conn: conn.execute(select(workers.c.id)).scalars().all())
+        assert left == [engine.worker_id]
+
+
+async def test_what_a_claim_plans_for_its_own_death_is_no_later_than_a_retry(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(_dispatcher: Dispatcher) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Dispatcher, "run", hang)
+    async with house.engine():
+        await house.host("example.com", {"info": "inbox@dest.test"})
+        engine = house.running
+        assert engine is not None
+        assert (await house.send("ann@out.test", "info@example.com", MAIL)).code == 250
+        now = datetime.now(UTC)
+        (claimed,) = await engine.queue.claim_due(now, 10)
+        assert claimed.next_attempt_at == now + timedelta(milliseconds=200)
+
+
+async def test_a_new_certificate_is_looked_at_when_it_is_told(house: House) -> None:
+    async with house.engine():
+        engine = house.running
+        assert engine is not None
+        right = house.certificate.read_bytes()
+        house.certificate.write_text("no certificate")
+        engine.refresh_certificates()
+        assert "the new certificate cannot be used; the old one stays" in house.log.getvalue()
+        house.certificate.write_bytes(right)
+        engine.refresh_certificates()
+        assert "the certificate is loaded anew" in house.log.getvalue()
 
 
 async def test_health_when_the_database_goes_away_and_comes_back(house: House) -> None:
