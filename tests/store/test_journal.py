@@ -60,6 +60,19 @@ async def test_a_refusal_is_written_behind_the_reply(stage: Stage) -> None:
     assert (event.local, event.server, event.created_at) == ("mx.example.net", "client", NOON)
 
 
+async def test_a_refusal_that_cannot_be_written_is_counted_and_said(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = await journal_of(stage)
+    log = refusal(stage)
+    for _ in range(2):  # the second has an id that is there already
+        assert kept.refused(log)
+        await kept.flush()
+    assert kept.dropped == 1
+    assert capsys.readouterr().out.count("a refusal was not logged") == 1
+    assert [entry.id for entry in await kept.page(7)] == [log.id]
+
+
 async def test_an_attack_is_not_a_write_load(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "BEHIND", 5)
     kept = await journal_of(stage)
