@@ -189,14 +189,18 @@ def test_a_request_to_reload_does_not_end_what_is_only_starting(
 ) -> None:
     told = f"import os, signal, sys\nos.kill(os.getpid(), signal.SIGHUP)\nsys.exit('{tmp_path} goes on')\n"
     (tmp_path / f"{module}.py").write_text(told)
-    done = subprocess.run(
-        [sys.executable, "-m", *words],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={"PYTHONPATH": str(tmp_path)},
-        stdin=subprocess.DEVNULL,
-    )
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may have it ignored
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", *words],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={"PYTHONPATH": str(tmp_path)},
+            stdin=subprocess.DEVNULL,
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
     ended = (1, f"{tmp_path} goes on\n") if goes_on else (-signal.SIGHUP, "")
     assert (done.returncode, done.stderr) == ended
 
