@@ -616,6 +616,54 @@ async def test_places_that_become_free_end_the_wait_of_a_claim(tmp_path: Path) -
         del rooms.dispatcher._sleep
 
 
+async def test_fresh_mail_waits_for_no_claim(tmp_path: Path) -> None:
+    async with house(tmp_path) as rooms:
+
+        async def sleep(seconds: float) -> None:
+            await asyncio.Event().wait()
+
+        rooms.dispatcher._sleep = sleep
+        rooms.dispatcher._news.set()
+        for name in ("bob", "ann"):  # its route unknown, and known
+            (delivery,) = await rooms.accept(f"{name}@dest.test")
+            await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
+
+
+async def test_a_look_at_the_store_is_never_far_away(tmp_path: Path) -> None:
+    async with house(tmp_path, start=False) as rooms:
+        assert await rooms.dispatcher._until_due() == 1.0
+        await rooms.accept("bob@dest.test", in_memory=False, due=timedelta(hours=1))
+        await rooms.until(rooms.queue.next_due_at)  # it is ours until its COMMIT is known to be answered
+        (row,) = await rooms.waiting()
+        for before, wait in (
+            (timedelta(minutes=5), 1.0),  # others may make something due meanwhile
+            (timedelta(seconds=0.25), 0.25),
+            (timedelta(0), 1.0),  # due, but left out of the claim
+        ):
+            at = row.next_attempt_at - before
+            rooms.dispatcher._clock = lambda at=at: at
+            assert await rooms.dispatcher._until_due() == wait
+
+
+async def test_what_is_claimed_is_delivered_although_contents_cannot_be_read_together(tmp_path: Path) -> None:
+    class Apart:
+        """A queue that is away when contents are read together; everything else is the real queue's."""
+
+        def __init__(self, queue: Queue) -> None:
+            self._queue = queue
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._queue, name)
+
+        async def contents(self, _ids: object) -> dict[str, bytes]:
+            raise StoreUnavailable
+
+    async with house(tmp_path, queue=Apart) as rooms:
+        (delivery,) = await rooms.accept("bob@dest.test", in_memory=False)
+        await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
+        await rooms.until(lambda: rooms.dispatcher.load().held == 0)
+
+
 async def test_what_is_handed_over_for_a_suspended_site_does_not_wait_for_its_end(tmp_path: Path) -> None:
     async with house(tmp_path, retry={"delays": ["10m"]}) as rooms:
         rooms.origin.play("connect", "drop")

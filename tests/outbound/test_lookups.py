@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 from sqlalchemy import update
 
+from forwarder.mail.event import DeliveryKind
 from forwarder.mail.outcome import Fault, reply_for
 from forwarder.outbound import lookups as lookups_room
 from forwarder.outbound.lookups import Lookups
@@ -21,6 +22,7 @@ from forwarder.store.records import Delivery
 from forwarder.store.tables import deliveries
 from tests.outbound.house import House, house
 from tests.outbound.test_lanes import job
+from tests.peers.webhook_server import WebhookServer
 
 ROUTE = Route(site="mx.alive.test", hosts=(), port=25)
 NOWHERE = NoRoute(reply=reply_for(Fault.DNS))
@@ -276,3 +278,53 @@ async def test_claims_of_what_nobody_can_be_asked_for_are_a_second_apart(tmp_pat
         await rooms.until(are_all_back)
         # Ten that are asked for at once; then three claims, each of the thirty places that are left.
         assert asyncio.get_running_loop().time() - began > 2.9
+
+
+async def test_a_claim_takes_no_more_unknown_domains_than_there_is_room_for(tmp_path: Path) -> None:
+    async with house(tmp_path, outbound={"window": 40}, start=False) as rooms:
+        rooms.resolver._deadline = timedelta(minutes=5)  # no look-up ends while this test lasts
+
+        async def wait_for_dns(*domains: str) -> None:
+            for domain in domains:
+                rooms.dns.fault(domain, "timeout")
+                await rooms.accept(f"bob@{domain}", in_memory=False)
+            await rooms.database.write(
+                lambda conn: (
+                    conn.execute(update(deliveries).where(deliveries.c.attempts == 0).values(attempts=1))
+                    and None
+                )
+            )
+
+        await wait_for_dns(*silent(7))
+        await rooms.start()
+        await rooms.until(lambda: rooms.dispatcher.load().looking_up == 7)
+        soon = rooms.now() + timedelta(seconds=40)
+        await wait_for_dns(*silent(20, "more"))
+
+        async def put_off() -> int:
+            return sum(row.next_attempt_at > soon for row in await rooms.waiting() if row.state == "queued")
+
+        async def is_all_told() -> bool:
+            return rooms.dispatcher.load().looking_up + await put_off() == 27
+
+        await rooms.until(is_all_told)
+        assert rooms.dispatcher.load().looking_up == 10  # a quarter of the window
+
+
+async def test_who_needs_no_look_up_is_not_put_off_for_those_who_wait_for_one(tmp_path: Path) -> None:
+    async with WebhookServer() as hooks, house(tmp_path) as rooms:
+        await delivered(rooms, "bob@dest.test")  # its route is known now
+        rooms.dispatcher._lookups.has_room = lambda *_, **__: False
+        await delivered(rooms, "bob@dest.test", in_memory=False)
+        (posted,) = await rooms.accept(hooks.url, kind=DeliveryKind.WEBHOOK, in_memory=False)
+        await rooms.until_statuses(posted, "QUEUED", "DELIVERED")
+        (unknown,) = await rooms.accept("bob@origin.test", in_memory=False)
+        soon = rooms.now() + timedelta(seconds=40)
+
+        async def is_put_off() -> bool:
+            return [(row.state, row.next_attempt_at > soon) for row in await rooms.waiting()] == [
+                ("queued", True)
+            ]
+
+        await rooms.until(is_put_off)
+        assert await rooms.statuses(unknown) == ["QUEUED"]
