@@ -314,7 +314,13 @@ async def test_a_claim_takes_no_more_unknown_domains_than_there_is_room_for(tmp_
 async def test_who_needs_no_look_up_is_not_put_off_for_those_who_wait_for_one(tmp_path: Path) -> None:
     async with WebhookServer() as hooks, house(tmp_path) as rooms:
         await delivered(rooms, "bob@dest.test")  # its route is known now
-        rooms.dispatcher._lookups.has_room = lambda *_, **__: False
+        lookups = rooms.dispatcher._lookups
+        lookups.waiting_for = lambda _domain: 2000
+        assert (rooms.dispatcher.lease("dest.test"), rooms.dispatcher.lease("origin.test")) == (True, False)
+        del lookups.waiting_for
+        assert rooms.dispatcher.lease("origin.test")
+        lookups.has_room = lambda *_, **__: False
+        assert (rooms.dispatcher.lease("dest.test"), rooms.dispatcher.lease("origin.test")) == (True, False)
         await delivered(rooms, "bob@dest.test", in_memory=False)
         (posted,) = await rooms.accept(hooks.url, kind=DeliveryKind.WEBHOOK, in_memory=False)
         await rooms.until_statuses(posted, "QUEUED", "DELIVERED")
