@@ -243,9 +243,9 @@ async def test_mail_accepted_while_the_last_attempts_end_is_left_to_others_too(t
 class SlowClaims:
     """A queue whose claims are answered when the test says so; everything else is the real queue's."""
 
-    def __init__(self, queue: Queue, told: asyncio.Event) -> None:
+    def __init__(self, queue: Queue) -> None:
         self._queue = queue
-        self._told = told
+        self.made, self.answered = asyncio.Event(), asyncio.Event()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._queue, name)
@@ -253,26 +253,24 @@ class SlowClaims:
     async def claim_due(self, *arguments: Any) -> Any:
         claimed = await self._queue.claim_due(*arguments)
         if claimed:
-            await self._told.wait()
+            self.made.set()
+            await self.answered.wait()
         return claimed
 
 
 async def test_a_claim_under_way_when_the_drain_begins_is_given_back(tmp_path: Path) -> None:
-    told = asyncio.Event()
-    async with house(tmp_path, queue=lambda queue: SlowClaims(queue, told)) as rooms:
+    async with house(tmp_path, queue=SlowClaims) as rooms:
+        claims = rooms.dispatcher._queue
+        rooms.dns.fault("dest.test", "timeout")
         (delivery,) = await rooms.accept("bob@dest.test", in_memory=False)
-        await rooms.until(lambda: _leased(rooms))
+        await claims.made.wait()
         drain = asyncio.create_task(rooms.dispatcher.drain(timedelta(seconds=20)))
         await asyncio.sleep(0)
-        told.set()
+        claims.answered.set()
         await drain
         (row,) = await rooms.waiting()
         assert (row.id, row.state, row.attempts) == (delivery, "queued", 0)
         assert rooms.sink.messages == []
-
-
-async def _leased(rooms: House) -> bool:
-    return [row.state for row in await rooms.waiting()] == ["leased"]
 
 
 async def test_what_is_claimed_although_its_site_has_no_room_goes_back_for_a_while(

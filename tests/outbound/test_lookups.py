@@ -243,13 +243,25 @@ async def test_domains_whose_name_servers_are_silent_hold_up_nobody_else(tmp_pat
         assert (len(rows), len(returned)) == (60, 50)
 
 
+async def tried_before(rooms: House, *addresses: str) -> None:
+    """Mail to these is due, all at once, after an attempt that failed."""
+    for address in addresses:
+        await rooms.accept(address, in_memory=False, due=timedelta(hours=1))
+    fresh = deliveries.c.attempts == 0
+
+    async def is_queued() -> bool:  # and not ours until its COMMIT is known to be answered
+        return {row.state for row in await rooms.waiting() if not row.attempts} == {"queued"}
+
+    await rooms.until(is_queued)
+    again = update(deliveries).where(fresh).values(attempts=1, next_attempt_at=rooms.now())
+    await rooms.database.write(lambda conn: conn.execute(again) and None)
+
+
 async def test_what_waits_for_the_dns_is_left_out_of_claims_and_stays_due(tmp_path: Path) -> None:
     async with house(tmp_path, outbound={"window": 40}, start=False) as rooms:
         rooms.resolver._deadline = timedelta(minutes=5)  # no look-up ends while this test lasts
         rooms.dns.fault("silent.test", "timeout")
-        for number in range(30):
-            await rooms.accept(f"user{number}@silent.test", in_memory=False)
-        await rooms.database.write(lambda conn: conn.execute(update(deliveries).values(attempts=1)) and None)
+        await tried_before(rooms, *(f"user{number}@silent.test" for number in range(30)))
         await rooms.start()
         await rooms.until(lambda: rooms.dispatcher.load().looking_up == 10)  # a quarter of the window
         await delivered(
@@ -265,8 +277,7 @@ async def test_claims_of_what_nobody_can_be_asked_for_are_a_second_apart(tmp_pat
         rooms.resolver._deadline = timedelta(minutes=5)  # no look-up ends while this test lasts
         for domain in silent(100):
             rooms.dns.fault(domain, "timeout")
-            await rooms.accept(f"bob@{domain}", in_memory=False)
-        await rooms.database.write(lambda conn: conn.execute(update(deliveries).values(attempts=1)) and None)
+        await tried_before(rooms, *(f"bob@{domain}" for domain in silent(100)))
         soon = rooms.now() + timedelta(seconds=40)
         began = asyncio.get_running_loop().time()
         await rooms.start()
@@ -284,25 +295,21 @@ async def test_a_claim_takes_no_more_unknown_domains_than_there_is_room_for(tmp_
     async with house(tmp_path, outbound={"window": 40}, start=False) as rooms:
         rooms.resolver._deadline = timedelta(minutes=5)  # no look-up ends while this test lasts
 
-        async def wait_for_dns(*domains: str) -> None:
-            for domain in domains:
-                rooms.dns.fault(domain, "timeout")
-                await rooms.accept(f"bob@{domain}", in_memory=False)
-            await rooms.database.write(
-                lambda conn: (
-                    conn.execute(update(deliveries).where(deliveries.c.attempts == 0).values(attempts=1))
-                    and None
-                )
-            )
-
-        await wait_for_dns(*silent(7))
+        few, many = silent(7), silent(20, "more")
+        for domain in (*few, *many):
+            rooms.dns.fault(domain, "timeout")
+        await tried_before(rooms, *(f"bob@{domain}" for domain in few))
         await rooms.start()
         await rooms.until(lambda: rooms.dispatcher.load().looking_up == 7)
         soon = rooms.now() + timedelta(seconds=40)
-        await wait_for_dns(*silent(20, "more"))
+        await tried_before(rooms, *(f"bob@{domain}" for domain in many))
 
         async def put_off() -> int:
-            return sum(row.next_attempt_at > soon for row in await rooms.waiting() if row.state == "queued")
+            return sum(
+                row.attempts == 1 and row.next_attempt_at > soon
+                for row in await rooms.waiting()
+                if row.state == "queued"
+            )
 
         async def is_all_told() -> bool:
             return rooms.dispatcher.load().looking_up + await put_off() == 27
