@@ -14,6 +14,7 @@ from forwarder.outbound import settling
 from forwarder.store.queue import Queue
 from forwarder.store.tables import deliveries, messages
 from forwarder.store.trouble import StoreUnavailable
+from tests.free_ports import free_port
 from tests.outbound.house import CONTENT, House, house
 
 
@@ -297,6 +298,21 @@ async def test_what_is_claimed_although_its_site_has_no_room_goes_back_for_a_whi
         await rooms.until(lambda: rooms.dispatcher.load().held == states.count("leased"))
         assert len(states) == 36
         assert states.count("leased") >= 20  # at least twice what is free
+
+
+async def test_a_smarthost_may_have_all_of_the_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_room, "_CLAIM", 4)
+    port = free_port()
+    outbound = {"window": 40, "greeting_timeout": "30s", "smarthost": f"127.0.0.2:{port}"}
+    async with house(tmp_path, outbound=outbound, sink={"port": port}, start=False) as rooms:
+        rooms.origin.play("connect", "hang")
+        for number in range(36):
+            await rooms.accept(f"bob@customer{number}.test", in_memory=False)
+        await rooms.start()
+        await rooms.until(lambda: rooms.dispatcher._lanes.held == 36)
+        assert {row.state for row in await rooms.waiting()} == {"leased"}
 
 
 async def test_a_lost_lease_is_settled_by_nobody_here(tmp_path: Path) -> None:

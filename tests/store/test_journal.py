@@ -73,6 +73,15 @@ async def test_a_refusal_that_cannot_be_written_is_counted_and_said(
     assert [entry.id for entry in await kept.page(7)] == [log.id]
 
 
+async def test_a_refusal_that_the_store_does_not_take_is_counted_and_holds_up_nobody(stage: Stage) -> None:
+    database = await stage.database()
+    kept = Journal(database, ids=stage.ids, clock=stage.clock)
+    await database.close()
+    assert not kept.refused(refusal(stage))
+    assert kept.dropped == 1
+    await kept.flush()
+
+
 async def test_an_attack_is_not_a_write_load(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "BEHIND", 5)
     kept = await journal_of(stage)
