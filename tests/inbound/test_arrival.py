@@ -163,7 +163,7 @@ def test_one_mailbox_that_aliases_spell_differently_is_spelled_alike():
             to("four@here.test", target("https://hooks.test/in", "four")),
             to("ANN@dest.test", None, elsewhere=parse_address("ANN@dest.test")),
         ),
-        facts(b""),
+        facts(shown(b"")),
         now=NOW,
     )
     assert [(d.alias, d.destination) for d in made] == [

@@ -235,7 +235,7 @@ async def test_mail_accepted_while_the_last_attempts_end_is_left_to_others_too(t
         await rooms.until(lambda: rooms.dispatcher._crew._stopping)
         (late,) = await rooms.accept("bob@dest.test")
         await drain
-        assert rooms.dispatcher.load().held == 0
+        assert rooms.dispatcher.load().leased == 0
         states = {row.id: (row.state, row.attempts) for row in await rooms.waiting()}
         assert states == {hanging: ("queued", 1), late: ("queued", 0)}
         assert await rooms.statuses(late) == ["QUEUED"]
@@ -295,7 +295,7 @@ async def test_what_is_claimed_although_its_site_has_no_room_goes_back_for_a_whi
         (delivery,) = await rooms.accept("bob@dest.test", in_memory=False)
         await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
         states = [row.state for row in await rooms.waiting()]
-        await rooms.until(lambda: rooms.dispatcher.load().held == states.count("leased"))
+        await rooms.until(lambda: rooms.dispatcher.load().leased == states.count("leased"))
         assert len(states) == 36
         assert states.count("leased") >= 20  # at least twice what is free
 
@@ -311,7 +311,7 @@ async def test_a_smarthost_may_have_all_of_the_window(
         for number in range(36):
             await rooms.accept(f"bob@customer{number}.test", in_memory=False)
         await rooms.start()
-        await rooms.until(lambda: rooms.dispatcher._lanes.held == 36)
+        await rooms.until(lambda: rooms.dispatcher._lanes.places == 36)
         assert {row.state for row in await rooms.waiting()} == {"leased"}
 
 
@@ -539,9 +539,9 @@ async def test_an_outcome_that_cannot_be_written_holds_no_place_and_its_lease_is
         rooms.dispatcher._queue.trouble["settle_all"] = 1
         (delivery,) = await rooms.accept("bob@dest.test")
         await rooms.sink.wait_for(1)
-        await rooms.until(lambda: rooms.dispatcher.load().held == 0)
+        await rooms.until(lambda: rooms.dispatcher.load().leased == 0)
         assert "settling failed" in capsys.readouterr().out
-        assert (rooms.dispatcher.load().settling, rooms.dispatcher._lanes.held) == (0, 0)
+        assert (rooms.dispatcher.load().settling, rooms.dispatcher._lanes.places) == (0, 0)
         assert [row.state for row in await rooms.waiting()] == ["leased"]
         strays = rooms.dispatcher._strays
         assert [await strays.look(), await strays.look()] == [0, 1]
@@ -588,7 +588,7 @@ async def test_what_goes_back_waits_for_a_store_that_is_away(tmp_path: Path) -> 
         assert away.refused < 10  # with pauses
         away.away = False
         await drain
-        assert rooms.dispatcher.load().held == 0
+        assert rooms.dispatcher.load().leased == 0
         (row,) = await rooms.waiting()
         assert (row.id, row.state, row.attempts) == (delivery, "queued", 0)
 
@@ -601,7 +601,7 @@ async def test_what_cannot_go_back_is_a_stray_and_keeps_nothing_else(
         stray, other = await rooms.accept("bob@dest.test", "ann@dest.test")
         rooms.dispatcher._queue.trouble["release"] = 1
         await rooms.dispatcher._returns.give_back(until=None)
-        assert rooms.dispatcher.load().held == 0
+        assert rooms.dispatcher.load().leased == 0
         assert {row.id: row.state for row in await rooms.waiting()} == {stray: "leased", other: "queued"}
         said = capsys.readouterr().out
         assert (said.count(f"delivery={stray}"), said.count(f"delivery={other}")) == (1, 0)
@@ -615,7 +615,7 @@ async def test_places_that_become_free_end_the_wait_of_a_claim(tmp_path: Path) -
         rooms.sink.slowness = 0.5
         rooms.sink.play("dot", "slow")
         await rooms.accept(*(f"user{number}@dest.test" for number in range(16)))
-        assert rooms.dispatcher.load().held == 16
+        assert rooms.dispatcher.load().leased == 16
         waiting = asyncio.Event()
 
         async def sleep(seconds: float) -> None:
@@ -675,7 +675,7 @@ async def test_what_is_claimed_is_delivered_although_contents_cannot_be_read_tog
     async with house(tmp_path, queue=Apart) as rooms:
         (delivery,) = await rooms.accept("bob@dest.test", in_memory=False)
         await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
-        await rooms.until(lambda: rooms.dispatcher.load().held == 0)
+        await rooms.until(lambda: rooms.dispatcher.load().leased == 0)
 
 
 async def test_what_is_handed_over_for_a_suspended_site_does_not_wait_for_its_end(tmp_path: Path) -> None:
@@ -690,7 +690,7 @@ async def test_what_is_handed_over_for_a_suspended_site_does_not_wait_for_its_en
         events = await rooms.until_statuses(late, "QUEUED", "SOFT-BOUNCE")
         assert "not being tried" in events[1][2]
         assert rooms.origin.connections == 3
-        assert rooms.dispatcher.load().held == 0
+        assert rooms.dispatcher.load().leased == 0
 
 
 async def test_trouble_of_our_own_is_temporary(tmp_path: Path) -> None:

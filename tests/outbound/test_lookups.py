@@ -167,7 +167,7 @@ async def test_a_look_up_that_fails_is_temporary_and_holds_up_nobody(
         assert "a look-up of a route failed" in capsys.readouterr().out
         await rooms.until_statuses(delivery, "QUEUED", "SOFT-BOUNCE", "DELIVERED")
         await rooms.until(lambda: not rooms.dispatcher.holding())
-        assert (rooms.dispatcher.load().held, rooms.dispatcher.load().looking_up) == (0, 0)
+        assert (rooms.dispatcher.load().leased, rooms.dispatcher.load().looking_up) == (0, 0)
 
 
 async def test_a_route_that_is_not_taken_leaves_the_other_domains_their_turn(
