@@ -203,11 +203,13 @@ async def test_answers_to_other_questions_are_ignored(dns: DnsServer, resolver: 
     assert records(await resolver.a("example.test")) == ("192.0.2.1",)
 
 
-async def test_a_truncated_answer_is_fetched_by_tcp(dns: DnsServer, resolver: Resolver) -> None:
+async def test_a_truncated_answer_is_fetched_by_tcp(dns: DnsServer, clock: Clock) -> None:
+    patient = Resolver([HostPort(dns.host, dns.port)], clock=clock)
     texts = [f"{number:03} " + "x" * 240 for number in range(20)]  # more than 1,232 octets
     dns.set("example.test", "TXT", texts)
-    assert set(records(await resolver.txt("example.test"))) == {text.encode() for text in texts}
+    assert set(records(await patient.txt("example.test"))) == {text.encode() for text in texts}
     assert [query.over for query in dns.queries] == ["udp", "tcp"]
+    await patient.close()
 
 
 async def test_an_answer_that_is_truncated_by_tcp_too_is_none(dns: DnsServer, clock: Clock) -> None:
