@@ -13,10 +13,9 @@ every step is linear in the message.
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple
 
 import idna
 
@@ -154,19 +153,14 @@ def parse_signature(raw: bytes, *, forms: str = "simple/simple") -> Signature:
 
     ``forms`` is what a missing ``c=`` means.
     """
-    tags = _tags(raw, ("a", "b", "d", "s", "bh", "h"))
-    origin = _origin(tags)
+    signature = _made(raw, ("a", "b", "d", "s", "bh", "h"))
+    tags = signature.tags
     body_hash = decode_base64(tags["bh"])
     if not body_hash:
         raise SignatureError("bh= is not base64")
     head_form, body_form = _forms(tags.get("c", forms))
-    return Signature(
-        raw=raw,
-        algorithm=origin.algorithm,
-        domain=origin.domain,
-        selector=origin.selector,
-        octets=origin.octets,
-        tags=tags,
+    return replace(
+        signature,
         body_hash=body_hash,
         names=tuple(name.strip().lower().encode("utf-8") for name in tags["h"].split(":")),
         head_form=head_form,
@@ -177,19 +171,11 @@ def parse_signature(raw: bytes, *, forms: str = "simple/simple") -> Signature:
 
 def parse_seal(raw: bytes) -> Signature:
     """An ARC-Seal, which has neither headers nor a body hash, checked for form; raises SignatureError."""
-    tags = _tags(raw, ("a", "b", "d", "s"))
-    origin = _origin(tags)
-    return Signature(
-        raw=raw,
-        algorithm=origin.algorithm,
-        domain=origin.domain,
-        selector=origin.selector,
-        octets=origin.octets,
-        tags=tags,
-    )
+    return _made(raw, ("a", "b", "d", "s"))
 
 
-def _tags(raw: bytes, needed: tuple[str, ...]) -> dict[str, str]:
+def _made(raw: bytes, needed: tuple[str, ...]) -> Signature:
+    """By whom, and of which key: what every signature tells, in a header that has all the tags it needs."""
     try:
         tags = parse_tags(raw.partition(b":")[2])
     except TagListError as error:
@@ -197,19 +183,6 @@ def _tags(raw: bytes, needed: tuple[str, ...]) -> dict[str, str]:
     for name in needed:
         if name not in tags:
             raise SignatureError(f"{name}= is missing")
-    return tags
-
-
-class _Origin(NamedTuple):
-    """Whose signature it is, and of which key."""
-
-    algorithm: str
-    octets: bytes
-    domain: str
-    selector: str
-
-
-def _origin(tags: Mapping[str, str]) -> _Origin:
     algorithm = without_white(tags["a"]).lower()
     if algorithm not in _ALGORITHMS:
         # RFC 8301 section 3.1: rsa-sha1 must not be taken as valid.
@@ -217,7 +190,14 @@ def _origin(tags: Mapping[str, str]) -> _Origin:
     octets = decode_base64(tags["b"])
     if not octets:
         raise SignatureError("b= is not base64")
-    return _Origin(algorithm, octets, domain_name(tags["d"]), domain_name(tags["s"]))
+    return Signature(
+        raw=raw,
+        algorithm=algorithm,
+        domain=domain_name(tags["d"]),
+        selector=domain_name(tags["s"]),
+        octets=octets,
+        tags=tags,
+    )
 
 
 def check_signature(message: Canonical, signature: Signature, answers: Answers) -> None:
