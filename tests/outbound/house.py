@@ -111,6 +111,8 @@ class House:
         self.queue = Queue(
             database, worker_id=self.worker_id, local_name=settings.hostname, ids=self.ids, clock=self.now
         )
+        # As the dispatcher has it.
+        self.dispatched: Any = options.get("queue", lambda queue: queue)(self.queue)
         self.resolver = Resolver(settings.dns.nameservers, clock=self.now, deadline=timedelta(seconds=2))
         trusted = options.get("trusted", ())  # certificate files
         self.pool = Pool(settings.outbound, hello=settings.hostname, verifying=trusting(trusted))
@@ -149,7 +151,7 @@ class House:
             clock=self.now,
         )
         self.dispatcher = Dispatcher(
-            queue=options.get("queue", lambda queue: queue)(self.queue),
+            queue=self.dispatched,
             courier=courier,
             router=Router(self.resolver, settings, policies=self.policies, chance=random.Random(1)),
             bounces=Bounces(

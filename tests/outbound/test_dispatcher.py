@@ -415,14 +415,8 @@ class Away:
 
 
 async def test_a_delivery_is_not_forgotten_because_the_store_is_away(tmp_path: Path) -> None:
-    holder: list[Away] = []
-
-    def wrapped(queue: Queue) -> Away:
-        holder.append(Away(queue))
-        return holder[0]
-
-    async with house(tmp_path, queue=wrapped) as rooms:
-        (away,) = holder
+    async with house(tmp_path, queue=Away) as rooms:
+        away = rooms.dispatched
         (delivery,) = await rooms.accept("bob@dest.test")
         away.away = True
         await rooms.sink.wait_for(1)
@@ -437,22 +431,17 @@ async def test_a_delivery_is_not_forgotten_because_the_store_is_away(tmp_path: P
 async def test_an_outcome_waits_for_the_store_in_growing_steps_and_that_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    holder: list[Away] = []
     waits: list[float] = []
-
-    def wrapped(queue: Queue) -> Away:
-        holder.append(Away(queue))
-        return holder[0]
 
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
-        holder[0].away = len(waits) < 8
+        rooms.dispatched.away = len(waits) < 8
 
     monkeypatch.setattr(settling, "asyncio", SimpleNamespace(sleep=sleep))
     begin = asyncio.Event()
-    async with house(tmp_path, queue=wrapped, sure=begin.wait) as rooms:
+    async with house(tmp_path, queue=Away, sure=begin.wait) as rooms:
         (delivery,) = await rooms.accept("bob@dest.test")
-        holder[0].away = True
+        rooms.dispatched.away = True
         begin.set()
         await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
         assert waits == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
@@ -493,14 +482,8 @@ async def test_attempts_go_on_while_outcomes_are_written_up_to_four_a_slot(tmp_p
 async def test_claims_wait_for_a_store_that_is_away_in_growing_steps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    holder: list[Away] = []
-
-    def wrapped(queue: Queue) -> Away:
-        holder.append(Away(queue))
-        return holder[0]
-
-    async with house(tmp_path, queue=wrapped, start=False) as rooms:
-        (away,) = holder
+    async with house(tmp_path, queue=Away, start=False) as rooms:
+        away = rooms.dispatched
         away.away = True
         (delivery,) = await rooms.accept("bob@dest.test", in_memory=False)
         waits: list[float] = []
@@ -570,14 +553,8 @@ class Failing:
 
 
 async def test_what_goes_back_waits_for_a_store_that_is_away(tmp_path: Path) -> None:
-    holder: list[Away] = []
-
-    def wrapped(queue: Queue) -> Away:
-        holder.append(Away(queue))
-        return holder[0]
-
-    async with house(tmp_path, queue=wrapped, start=False) as rooms:
-        (away,) = holder
+    async with house(tmp_path, queue=Away, start=False) as rooms:
+        away = rooms.dispatched
         rooms.dispatcher.lease = lambda domain: True
         (delivery,) = await rooms.accept("bob@dest.test")  # nothing is dispatched yet: it goes back
         away.away = True
