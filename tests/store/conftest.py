@@ -7,8 +7,10 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 
 from forwarder.mail.address import Path as MailPath
 from forwarder.mail.address import parse_address
@@ -200,3 +202,20 @@ async def until(condition: Callable[[], Awaitable[bool]], *, within: float = 10.
     async with asyncio.timeout(within):
         while not await condition():  # noqa: ASYNC110 - there is no event to wait for in another process
             await asyncio.sleep(0.01)
+
+
+def machine_steps(conn: Connection, work: Callable[[], object]) -> int:
+    """How many instructions of SQLite's machine some work on this connection takes, to the next ten."""
+    driver: Any = conn.connection.driver_connection
+    ticks = 0
+
+    def tick() -> None:
+        nonlocal ticks
+        ticks += 1
+
+    driver.set_progress_handler(tick, 10)
+    try:
+        work()
+    finally:
+        driver.set_progress_handler(None, 0)
+    return ticks * 10

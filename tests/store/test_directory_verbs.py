@@ -16,6 +16,7 @@ from forwarder.store.engine import Database
 from forwarder.store.migrations import upgrade
 from forwarder.store.passwords import hash_password, outdated, verify
 from forwarder.store.vault import Vault, WrongKey, make_keys, signer
+from tests.store.conftest import machine_steps
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, 123456, tzinfo=UTC)
 T = TypeVar("T")
@@ -270,7 +271,9 @@ async def test_the_first_aliases_cost_the_same_however_many_a_domain_has(databas
         plan = await database.read(lambda conn: _explained(conn, wanted))
         assert 0 < _rows_touched(plan) <= 2 * 2 * 50, plan
     else:
-        steps = await database.read(lambda conn: _steps(conn, wanted))
+        steps = await database.read(
+            lambda conn: machine_steps(conn, lambda: aliases.first_of_each(conn, wanted, 50, room=10_000))
+        )
         # Of SQLite's machine: an alias that is passed takes some ten, one that is shown some fifty.
         assert 0 < steps < 100_000
 
@@ -285,22 +288,6 @@ def _explained(conn: Connection, domain_ids: list[int]) -> str:
 def _rows_touched(plan: str) -> int:
     touched = re.findall(r" on aliases.*actual .* rows=([0-9.]+) loops=([0-9]+)", plan)
     return sum(round(float(rows) * int(loops)) for rows, loops in touched)
-
-
-def _steps(conn: Connection, domain_ids: list[int]) -> int:
-    driver: Any = conn.connection.driver_connection
-    ticks = 0
-
-    def tick() -> None:
-        nonlocal ticks
-        ticks += 1
-
-    driver.set_progress_handler(tick, 10)
-    try:
-        aliases.first_of_each(conn, domain_ids, 50, room=10_000)
-    finally:
-        driver.set_progress_handler(None, 0)
-    return ticks * 10
 
 
 async def test_bulk_adds_updates_and_counts(database: Database) -> None:

@@ -16,7 +16,7 @@ from forwarder.store.engine import Database
 from forwarder.store.rule_sets import Lines, Within, read_domain, read_names
 from forwarder.store.straight import run
 from forwarder.store.tables import IS_PATTERN, aliases
-from tests.store.conftest import NOON
+from tests.store.conftest import NOON, machine_steps
 from tests.store.test_directory import host
 
 # pattern, forward, is_active, when_disabled, rank, is_skipped
@@ -201,10 +201,10 @@ async def test_no_statement_walks_through_the_names_of_a_large_domain(database: 
         assert "ix_aliases_patterns" in plan
         assert max(_rows_touched(plan)) <= 257
     else:
-        steps = await database.read(lambda conn: _steps(conn, given))
-        assert (
-            0 < steps < 20_000
-        )  # of SQLite's machine; some fifteen an alias, so the 2,000 would take 30,000
+        steps = await database.read(
+            lambda conn: machine_steps(conn, lambda: run(conn, rule_sets._of_domain(conn), given).fetchone())
+        )
+        assert 0 < steps < 20_000  # some fifteen an alias, so the 2,000 would take 30,000
 
 
 def _explained(conn: Connection, given: dict[str, Any]) -> str:
@@ -215,22 +215,6 @@ def _explained(conn: Connection, given: dict[str, Any]) -> str:
 def _rows_touched(plan: str) -> list[int]:
     lines = [line for line in plan.splitlines() if " on aliases" in line and "actual" in line]
     return [int(float(line.rpartition("rows=")[2].split()[0])) for line in lines]
-
-
-def _steps(conn: Connection, given: dict[str, Any]) -> int:
-    driver: Any = conn.connection.driver_connection
-    ticks = 0
-
-    def tick() -> None:
-        nonlocal ticks
-        ticks += 1
-
-    driver.set_progress_handler(tick, 10)
-    try:
-        run(conn, rule_sets._of_domain(conn), given).fetchone()
-    finally:
-        driver.set_progress_handler(None, 0)
-    return ticks * 10
 
 
 # --- text instead of objects -----------------------------------------------------------------------------------
