@@ -12,6 +12,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import cached_property
+from time import monotonic
 
 import structlog
 
@@ -59,14 +61,18 @@ class Crew:
         self._stopping = False
         self.settling = 0  # outcomes being written down
 
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """Asked for once: until Python 3.12 each question is a system call."""
+        return asyncio.get_running_loop()
+
     def pump(self) -> None:
         """Start workers for what may be dialled now."""
-        loop = asyncio.get_running_loop()
         while not self._stopping and self.settling < self._limit:
-            taken = self._lanes.take(loop.time())
+            taken = self._lanes.take(monotonic())
             if taken is None:
                 return
-            task = loop.create_task(self._work(*taken))
+            task = self._loop.create_task(self._work(*taken))
             self._workers.add(task)
             task.add_done_callback(self._workers.discard)
 
@@ -91,12 +97,11 @@ class Crew:
             await _ended({asyncio.ensure_future(record) for record in records}, seconds * 0.2)
 
     async def _work(self, lane: Lane, job: Job) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await self._run(lane, job)
             if self._stopping or self.settling >= self._limit:
                 return
-            taken = self._lanes.take(loop.time())
+            taken = self._lanes.take(monotonic())
             if taken is None:
                 return
             lane, job = taken
@@ -105,7 +110,7 @@ class Crew:
         try:
             carried = await self._carried(job)
         except asyncio.CancelledError:
-            self._lanes.ended(lane, job, reached=True, trouble=None, now=asyncio.get_running_loop().time())
+            self._lanes.ended(lane, job, reached=True, trouble=None, now=monotonic())
             self._lanes.leave(lane, len(job.deliveries))
             self._cut.append(job)
             raise
@@ -113,7 +118,7 @@ class Crew:
             _log.exception("an attempt failed", message=job.parcel.message_id)
             verdicts = _all(job, Action.RETRY_LATER, reply_for(Fault.INTERNAL))
             carried = Carried(verdicts=verdicts, reached=True)
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         self._lanes.ended(lane, job, reached=carried.reached, trouble=carried.trouble, now=now)
         self.pump()  # the slot is free while we write
         await self._record(lane, job, carried.verdicts)

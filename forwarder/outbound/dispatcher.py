@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from time import monotonic
 
 import structlog
 
@@ -143,7 +144,7 @@ class Dispatcher:
             return False
         site = lookups.site(destination_domain)
         lane = None if site is None else self._lanes.known(site)
-        return self._lanes.has_room(lane, asyncio.get_running_loop().time(), elsewhere=lookups.waiting)
+        return self._lanes.has_room(lane, monotonic(), elsewhere=lookups.waiting)
 
     def prepare(self, message: NewMessage) -> Callable[[], None]:
         """Sign a message that is being committed; the hand-over to call once it is. Neither raises."""
@@ -190,7 +191,7 @@ class Dispatcher:
 
     async def drain(self, timeout: timedelta) -> None:
         """Stop claiming, end what is under way, give back the rest; at most about ``timeout``."""
-        ends = asyncio.get_running_loop().time() + timeout.total_seconds()
+        ends = monotonic() + timeout.total_seconds()
         self._open = False
         if self._loops:
             # A claim under way is let end, or its leases would be nobody's.
@@ -208,7 +209,7 @@ class Dispatcher:
             self._return(job, timedelta(0))
         # First what costs nothing to give back, so that others can begin with it at once.
         await self._returns.give_back(until=ends)
-        await self._crew.stop(timedelta(seconds=max(0.1, ends - asyncio.get_running_loop().time())))
+        await self._crew.stop(timedelta(seconds=max(0.1, ends - monotonic())))
         await self._returns.give_back(until=ends + 1.0)  # what was handed over in the meantime
         if self._window.leases:
             _log.error(
@@ -238,7 +239,7 @@ class Dispatcher:
             dialling=self._lanes.sessions,
             settling=self._crew.settling,
             unwritten=self._clerk.unwritten,
-            suspended=self._lanes.suspended(asyncio.get_running_loop().time()),
+            suspended=self._lanes.suspended(monotonic()),
         )
 
     # From the window to the lanes.
@@ -308,7 +309,7 @@ class Dispatcher:
     async def _claim(self) -> float:
         """One turn: give back, wake lanes, claim what fits. The seconds until the next turn."""
         self._news.clear()
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         await self._returns.give_back(until=None)
         self._lanes.wake(now)
         self._crew.pump()

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from enum import IntEnum
 from heapq import heappop, heappush
 from itertools import count
+from time import monotonic
 
 import structlog
 
@@ -93,7 +94,7 @@ class Lookups:
     def route(self, domain: str) -> Route | None:
         """The route of a domain, where nobody has to be asked for it."""
         known = self._known.get(domain)
-        if known is None or known[1] <= asyncio.get_running_loop().time():
+        if known is None or known[1] <= monotonic():
             return None
         return known[0]
 
@@ -130,7 +131,7 @@ class Lookups:
     def _absence(self, domain: str) -> NoRoute | None:
         """What was said of a domain without a route just now."""
         absent = self._absent.get(domain)
-        if absent is None or absent[1] <= asyncio.get_running_loop().time():
+        if absent is None or absent[1] <= monotonic():
             return None
         return absent[0]
 
@@ -186,7 +187,7 @@ class Lookups:
         return jobs
 
     def _remember(self, domain: str, route: Route | NoRoute) -> None:
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         self._known.pop(domain, None)
         if isinstance(route, Route):
             self._absent.pop(domain, None)

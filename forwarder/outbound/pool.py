@@ -22,6 +22,7 @@ import ssl
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import replace
+from time import monotonic
 
 from forwarder.config import OutboundSection
 from forwarder.mail.outcome import Fault, Stage
@@ -46,7 +47,7 @@ class Pool:
         settings: OutboundSection,
         *,
         hello: str,
-        time: Callable[[], float] | None = None,
+        time: Callable[[], float] = monotonic,
         verifying: ssl.SSLContext | None = None,
     ) -> None:
         self._hello = hello
@@ -108,12 +109,12 @@ class Pool:
 
     async def open(self, route: Route, host: MxHost, address: str) -> ClientSession:
         """A new session to one address of one host of the route; ``SessionFault``."""
-        key, began = (address, route.port), self._now()
+        key, began = (address, route.port), self._time()
         try:
             session = await self._open(route, host, address)
         except SessionFault as fault:
             if fault.stage is Stage.CONNECT and fault.fault in _DEAD:
-                self._remember(self._shunned, key, max(SHUNNED, 2 * (self._now() - began)))
+                self._remember(self._shunned, key, max(SHUNNED, 2 * (self._time() - began)))
             raise
         self._shunned.pop(key, None)
         return session
@@ -139,7 +140,7 @@ class Pool:
         if self._closed or session.sent >= self._reuse_limit or not self._idle_timeout:
             session.leave()
             return
-        self._idle[session] = (route.site, self._now())
+        self._idle[session] = (route.site, self._time())
         sessions = self._by_site[route.site]
         sessions.append(session)
         surplus = sessions[0] if len(sessions) > self._limit_per_site else None
@@ -193,7 +194,7 @@ class Pool:
     def _remember(
         self, hosts: OrderedDict[tuple[str, int], float], key: tuple[str, int], seconds: float
     ) -> None:
-        hosts[key] = self._now() + seconds
+        hosts[key] = self._time() + seconds
         hosts.move_to_end(key)
         if len(hosts) > REMEMBERED:
             hosts.popitem(last=False)
@@ -202,7 +203,7 @@ class Pool:
         until = hosts.get(key)
         if until is None:
             return False
-        if until > self._now():
+        if until > self._time():
             return True
         del hosts[key]
         return False
@@ -218,11 +219,11 @@ class Pool:
         if self._timer is None and self._idle:
             _, since = next(iter(self._idle.values()))
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(max(0.0, since + self._idle_timeout - self._now()), self._sweep)
+            self._timer = loop.call_later(max(0.0, since + self._idle_timeout - self._time()), self._sweep)
 
     def _sweep(self) -> None:
         self._timer = None
-        old = self._now() - self._idle_timeout
+        old = self._time() - self._idle_timeout
         while self._idle:
             session, (_, since) = next(iter(self._idle.items()))
             if since > old:
@@ -230,9 +231,6 @@ class Pool:
             self._forget(session)
             session.leave()
         self._set_timer()
-
-    def _now(self) -> float:
-        return self._time() if self._time is not None else asyncio.get_running_loop().time()
 
 
 def _tls_failed(fault: SessionFault) -> bool:

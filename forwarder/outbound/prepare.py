@@ -108,6 +108,11 @@ class Signing:
         self._spent = 0.0  # on the loop, in this turn of it; milliseconds
 
     @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """Asked for once: until Python 3.12 each question is a system call."""
+        return asyncio.get_running_loop()
+
+    @cached_property
     def _own(self) -> frozenset[str]:
         """Asked for when something is signed: loading the public suffix list is a tenth of a start."""
         return frozenset(map(registered_domain, self._own_names))
@@ -154,7 +159,7 @@ class Signing:
         if effort is None:
             return None
         if not self._spent:
-            asyncio.get_running_loop().call_soon(self._next_turn)
+            self._loop.call_soon(self._next_turn)
         self._spent += effort
         return self._sign(order)
 
@@ -162,7 +167,7 @@ class Signing:
         self._spent = 0.0
 
     async def _in_thread(self, order: _Order) -> _Sealed:
-        done: asyncio.Future[_Sealed] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[_Sealed] = self._loop.create_future()
         self._waiting.append((order, done))
         self._start()
         return await done
@@ -177,7 +182,7 @@ class Signing:
                 batch.append(self._waiting.popleft())
             self._busy += 1
             orders = [order for order, _ in batch]
-            running = asyncio.get_running_loop().run_in_executor(self._executor, self._sign_all, orders)
+            running = self._loop.run_in_executor(self._executor, self._sign_all, orders)
             running.add_done_callback(partial(self._finish, [done for _, done in batch]))
 
     def _finish(

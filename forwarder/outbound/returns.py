@@ -6,6 +6,7 @@ It stays in the window until the store has taken it. A store that is away is tri
 import asyncio
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from time import monotonic
 
 import structlog
 
@@ -34,7 +35,7 @@ class Returns:
         self._waiting += [(job.parcel, delivery, pause) for delivery in job.deliveries]
 
     async def give_back(self, *, until: float | None) -> None:
-        """Release what is to go back; with ``until``, as long as that loop time is not over."""
+        """Release what is to go back; with ``until``, until that monotonic time."""
         while self._waiting:
             batch, self._waiting = self._waiting[:_TOGETHER], self._waiting[_TOGETHER:]
             now = self._clock()
@@ -52,6 +53,6 @@ class Returns:
                     _log.error("a lease is a stray now", delivery=returned[1].id, exc_info=result)
                 self._window.let_go(returned[0], [returned[1]])
             if away:
-                if until is None or asyncio.get_running_loop().time() >= until:
+                if until is None or monotonic() >= until:
                     return
                 await asyncio.sleep(0.1)
