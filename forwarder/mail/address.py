@@ -21,7 +21,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
@@ -85,6 +85,7 @@ class Path:
 
     local: str  # the content: quoting undone
     domain: str  # lower-case A-labels; empty for the null path and for <postmaster>
+    _wire: str | None = field(default=None, init=False, repr=False, compare=False)
 
     @staticmethod
     def null() -> Path:
@@ -107,7 +108,14 @@ class Path:
         return not self.local.isascii()
 
     def wire(self) -> str:
-        """The text between < and > in MAIL and RCPT; empty for the null path."""
+        """The text between < and > in MAIL and RCPT; empty for the null path. Made once: a message asks ten times."""
+        wire = self._wire
+        if wire is None:
+            wire = self._written()
+            object.__setattr__(self, "_wire", wire)
+        return wire
+
+    def _written(self) -> str:
         local = self.local
         if not _DOT_STRING.fullmatch(local):
             if not local and not self.domain:

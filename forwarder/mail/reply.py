@@ -30,12 +30,11 @@ class Reply:
     code: int
     enhanced: str  # "5.1.1", or "" where RFC 2034 has none (greeting, EHLO, 354) or the peer gave none
     text: str
+    positive: bool = field(init=False, repr=False, compare=False)  # 2xx: done
     _wire: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
-    @property
-    def positive(self) -> bool:
-        """2xx: done."""
-        return 200 <= self.code < 300
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "positive", 200 <= self.code < 300)
 
     @property
     def temporary(self) -> bool:
