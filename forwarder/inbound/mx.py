@@ -64,6 +64,7 @@ class MxReception:
 
     def __init__(self, rooms: InboundRooms) -> None:
         self._rooms = rooms
+        self._loop = asyncio.get_running_loop()
         self._hostname = rooms.settings.hostname
         self._size_limit = rooms.settings.mx.size_limit
         self._disk = Disk(rooms.settings.data_dir, rooms.database.spare)
@@ -102,7 +103,7 @@ class MxReception:
         await self._rooms.journal.flush()
 
     async def sender(self, session: Session, command: MailCommand) -> Reply:
-        if not self._rooms.srs.fits(command.path, now=self._rooms.clock()):
+        if not self._rooms.srs.fits(command.path):
             return replies.SENDER_TOO_LONG
         if await self._disk.takes(self._size_limit):
             return replies.SENDER_OK
@@ -192,9 +193,7 @@ class MxReception:
             raise
         reach("receive.before-reply")
         # After the reply: the dialogue writes it before the loop comes round again.
-        asyncio.get_running_loop().call_soon(
-            self._hand_over, prepared or partial(rooms.intake.hand_over, message)
-        )
+        self._loop.call_soon(self._hand_over, prepared or partial(rooms.intake.hand_over, message))
         if transaction.reverse_path.is_null:
             self._late_bounces.look_at(content, head)
         return replies.queued_as(identifier)

@@ -84,6 +84,7 @@ class SubmissionReception:
     def __init__(self, rooms: InboundRooms) -> None:
         settings = rooms.settings
         self._rooms = rooms
+        self._loop = asyncio.get_running_loop()
         self._settings = settings.submission
         self._disk = Disk(settings.data_dir, rooms.database.spare)
         self._hostname = settings.hostname
@@ -232,7 +233,7 @@ class SubmissionReception:
             raise
         reach("receive.before-reply")
         # After the reply: the dialogue writes it before the loop comes round again.
-        asyncio.get_running_loop().call_soon(self._accepted, message, login)
+        self._loop.call_soon(self._accepted, message, login)
         return replies.queued_as(message.id)
 
     def _composed(

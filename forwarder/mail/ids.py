@@ -86,11 +86,16 @@ class IdSource:
         # Asked for in one piece: a system call for each id would cost more than the rest of it.
         self._drawn: list[int] = []
         self._last = 0
+        self._at = _EPOCH  # the latest moment, and its ticks: a message and its deliveries are of one
+        self._ticks = 0
 
     def __call__(self, now: datetime | None = None) -> str:
         # A stopped or stepped-back clock borrows ticks of the future: order matters more than the quarter of a
         # microsecond each tick is.
-        self._last = max(_ticks(now or self._clock()), self._last + 1)
+        at = now or self._clock()
+        if at is not self._at:
+            self._at, self._ticks = at, _ticks(at)
+        self._last = max(self._ticks, self._last + 1)
         if not self._drawn:
             self._drawn = list(_NUMBERS.unpack(self._entropy(_NUMBERS.size)))
         return _compose(self._last, self._drawn.pop())
