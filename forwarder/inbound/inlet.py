@@ -121,15 +121,13 @@ class Inlet:
 
     async def line(self, limit: int, seconds: float) -> bytes:
         """The next line with its line feed, at most ``limit`` octets long with it."""
-        buffer = self._buffer
-        end = buffer.find(b"\n", self._searched)
+        end = self._buffer.find(b"\n", self._searched)
         if end < 0:
             end = await self._line_end(limit, seconds)
-            buffer = self._buffer
         if end >= limit:
             self._consume(end + 1)
             raise TooLong
-        line = bytes(buffer[: end + 1])
+        line = bytes(self._buffer[: end + 1])
         self._consume(end + 1)
         return line
 
@@ -148,23 +146,27 @@ class Inlet:
         self._searched = 0
 
     async def _line_end(self, limit: int, seconds: float) -> int:
+        """Where the line ends of which the buffer holds the beginning, or nothing yet."""
+        buffer = self._buffer
         deadline = self._loop.time() + seconds
         overlong = False
         while True:
-            end = self._buffer.find(b"\n", self._searched)
-            if end >= 0:
-                if overlong:
-                    self._consume(end + 1)
-                    raise TooLong
-                return end
-            if len(self._buffer) >= limit or overlong:
+            if overlong or len(buffer) >= limit:
                 overlong = True
-                self._buffer.clear()
+                buffer.clear()
                 if self._loop.time() >= deadline:  # the bell finds no waiter where octets come all the time
                     raise Expired
-            self._searched = len(self._buffer)
-            self._release()
+            self._searched = len(buffer)
+            if self._paused:
+                self._release()
             await self._more(deadline, stoppable=True)
+            end = buffer.find(b"\n", self._searched)
+            if end < 0:
+                continue
+            if overlong:
+                self._consume(end + 1)
+                raise TooLong
+            return end
 
     async def _more(self, deadline: float, *, stoppable: bool) -> None:
         if self._ended:
@@ -177,7 +179,7 @@ class Inlet:
                 self._timer.cancel()
             self._set_timer()
         size = len(self._buffer)
-        while len(self._buffer) == size:
+        while True:
             self._waiter = self._loop.create_future()
             try:
                 await self._waiter

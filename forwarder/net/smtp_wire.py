@@ -179,6 +179,7 @@ class Wire(asyncio.Protocol):
             return
         if self._rest:
             data = self._rest + data
+        before = len(self._replies)
         start = 0
         while (end := data.find(b"\n", start) + 1) > 0:
             if not self._take(data[start:end]):
@@ -188,8 +189,12 @@ class Wire(asyncio.Protocol):
         if len(self._rest) > LINE:
             self._fail(Fault.PROTOCOL, "a line of the reply is too long")
             return
-        if self._waiter is not None and len(self._replies) >= self._wanted:
+        if self._waiter is None:
+            return
+        if len(self._replies) >= self._wanted:
             self._wake()
+        elif len(self._replies) > before:
+            self._deadline = min(self._loop.time() + self._patience, self._end)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(Fault.LOST, (getattr(exc, "strerror", None) or "") if exc is not None else "")
@@ -240,7 +245,6 @@ class Wire(asyncio.Protocol):
             # not kept: it must never pass for the answer to what we say next
             return self._fail(Fault.PROTOCOL, "a reply came that nobody asked for")
         self._replies.append(reply)
-        self._deadline = min(self._loop.time() + self._patience, self._end)
         return True
 
     async def _wait(self, wanted: int, timeout: float) -> None:
