@@ -1,13 +1,18 @@
 # make demo | test | check | bench | soak | crash — everything runs inside .venv, made on first use.
-PYTHON ?= python3
+ifeq ($(origin PYTHON), undefined)
+# Asked once, and only when it is needed.
+PYTHON = $(eval PYTHON := $$(shell python3 deploy/interpreter.py || echo python3))$(PYTHON)
+endif
 VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test check format bench soak crash clean
 
-$(VENV)/.engine: pyproject.toml constraints.txt
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Forwarder needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.engine: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	$(BIN)/python -m compileall -q forwarder api # as pip does with what it does not leave in place
 	touch $@

@@ -66,16 +66,34 @@ def wait_for_port(port: int, *, seconds: float, host: str = "127.0.0.1") -> None
     raise RuntimeError(f"nothing listens on {host}:{port} after {seconds:.0f} s")
 
 
-def distributions_python() -> str | None:
-    """The system's own interpreter, where it is not the one that runs this and could run the engine as well."""
-    other = "/usr/bin/python3"
-    if os.path.realpath(sys.base_prefix) == "/usr" or not os.path.exists(other):
+def other_python() -> str | None:
+    """Another build of the interpreter that runs this, of the same version: the distribution's, or that of the PATH."""
+    ours = os.path.realpath(sys.base_prefix)
+    other = shutil.which("python3") or "" if ours == "/usr" else "/usr/bin/python3"
+    question = "import os, sys; print(*sys.version_info[:2], os.path.realpath(sys.base_prefix))"
+    try:
+        asked = subprocess.run([other, "-c", question], capture_output=True, check=False)
+    except OSError:  # there is none
         return None
-    asked = subprocess.run(
-        [other, "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, check=False
+    *version, prefix = asked.stdout.decode().split() or [""]
+    same = version == [str(part) for part in sys.version_info[:2]]
+    return other if same and prefix != ours else None
+
+
+def build(python: str) -> str:
+    """How an interpreter was built, in a few words for a table: distributions optimise theirs."""
+    question = (
+        "import os, sys, sysconfig; print(os.path.realpath(sys.base_prefix) == '/usr', "
+        "'--enable-optimizations' in (sysconfig.get_config_var('CONFIG_ARGS') or ''))"
     )
-    same = asked.stdout.split() == [b"%d" % part for part in sys.version_info[:2]]
-    return other if same else None
+    asked = subprocess.run([python, "-c", question], capture_output=True, check=True)
+    match asked.stdout.decode().split():
+        case ["True", _]:
+            return "the distribution's Python"
+        case [_, "True"]:
+            return "a Python built with optimisation"
+        case _:
+            return "a Python built without optimisation"
 
 
 def facts() -> list[tuple[str, str]]:
@@ -93,7 +111,7 @@ def facts() -> list[tuple[str, str]]:
         ("processor", f"{model}, {os.cpu_count()} cores"),
         ("memory", memory),
         ("kernel", platform.release()),
-        ("python", sys.version.split()[0]),
+        ("python", f"{sys.version.split()[0]}, {build(sys.executable)}"),
         ("sqlite", sqlite3.sqlite_version),
         ("openssl", ssl.OPENSSL_VERSION),
     ]

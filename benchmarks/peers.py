@@ -1,5 +1,7 @@
 """The same job side by side: throughput by workload, latency at light load, and the promises meanwhile."""
 
+import sys
+
 from benchmarks import latency, load, machine, proof, report
 from benchmarks.bench import Bench
 from benchmarks.engine import Engine
@@ -61,15 +63,15 @@ async def throughput(bench: Bench) -> list[report.Section]:
 
 
 async def interpreter(bench: Bench) -> list[report.Section]:
-    """The engine on the distribution's interpreter, which is built with profile-guided optimisation."""
-    python = machine.distributions_python()
+    """The engine on another build of the interpreter, if there is one: with profile-guided optimisation, or without."""
+    python = machine.other_python()
     if python is None:
         return []
     full, _, engine = _subjects(bench)
     other = Engine(
         bench.root / "other",
         port=INBOUND_PORT + 30,
-        name="Forwarder, the distribution's Python",
+        name=f"Forwarder on {machine.build(python)}",
         python=python,
     )
     runs: list[Run] = []
@@ -88,8 +90,8 @@ async def interpreter(bench: Bench) -> list[report.Section]:
     return [
         report.throughput(
             "Another build of the interpreter",
-            "The Python that runs this benchmark was not built by the distribution; here the same engine runs on the "
-            "distribution's Python of the same version. Ratios are to the full stack.",
+            f"Everywhere else the engine runs on {machine.build(sys.executable)}; here also on "
+            f"{machine.build(python)}, of the same version. Ratios are to the full stack.",
             runs,
             against=full.name,
         )

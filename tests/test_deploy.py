@@ -3,11 +3,13 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,3 +75,54 @@ def test_the_health_check_asks_the_engine_and_no_proxy(answer: int, status: int)
         server.shutdown()
         thread.join()
     assert done.returncode == status
+
+
+def says(*version: int, optimised: bool = True, venv: bool = True) -> dict[str, Any]:
+    return {"version": list(version), "optimised": optimised, "venv": venv}
+
+
+@pytest.mark.parametrize(
+    ("first", "distributions", "taken"),
+    [
+        (says(3, 12), says(3, 11), "python3"),  # whoever optimised his own has chosen it
+        (says(3, 12, optimised=False), says(3, 11), "/usr/bin/python3"),
+        (says(3, 10), says(3, 11), "/usr/bin/python3"),
+        (None, says(3, 13), "/usr/bin/python3"),
+        (says(3, 12, optimised=False), says(3, 9), "python3"),
+        (says(3, 12, optimised=False), says(3, 11, venv=False), "python3"),  # Debian without python3-venv
+        (says(3, 12, optimised=False), None, "python3"),
+        (None, None, "python3"),  # make says what is missing
+    ],
+)
+def test_make_takes_the_distributions_python_before_one_that_nobody_optimised(
+    first: dict[str, Any] | None, distributions: dict[str, Any] | None, taken: str
+) -> None:
+    script = runpy.run_path(str(DEPLOY / "interpreter.py"))
+    assert script["chosen"](first, distributions) == taken
+
+
+def test_an_interpreter_is_asked_what_it_is_and_one_that_is_not_there_is_none(tmp_path: Path) -> None:
+    script = runpy.run_path(str(DEPLOY / "interpreter.py"))
+    assert script["asked"](sys.executable)["version"] == list(sys.version_info[:2])
+    assert script["asked"](str(tmp_path / "python3")) is None
+    # of itself; a virtual environment is as its Python was built
+    (tmp_path / "python3").symlink_to(sys.executable)
+    assert script["asked"](str(tmp_path / "python3")) == script["asked"](sys.executable)
+
+
+def test_what_make_would_take_can_run_the_engine() -> None:
+    root = DEPLOY.parent
+    said = subprocess.run(
+        [sys.executable, "deploy/interpreter.py"], cwd=root, capture_output=True, text=True, check=True
+    )
+    python = said.stdout.strip()
+    assert (python in said.stderr) is (python != "python3")
+    # as the Makefile has it, where .venv is not made yet
+    shown = subprocess.run(
+        ["make", "--dry-run", "VENV=not-made", "not-made/bin/python"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"{python} -m venv not-made" in shown.stdout
