@@ -28,7 +28,7 @@ class PublicKey:
     """A published key and the limits its owner put on it."""
 
     key: rsa.RSAPublicKey | ed25519.Ed25519PublicKey
-    strict: bool  # t=s: the identity must be of exactly the signing domain
+    strict: bool  # t=s: the i= of a DKIM-Signature must be of exactly the signing domain
 
     def verifies(self, algorithm: str, signature: bytes, data: bytes) -> bool:
         """Whether ``signature`` is this key's over ``data``, by the algorithm of the signature's ``a=``."""

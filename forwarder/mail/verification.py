@@ -20,7 +20,7 @@ from enum import StrEnum
 import idna
 
 from forwarder.mail.canonical import Canonical, Form, relaxed_field, simple_field
-from forwarder.mail.public_key import KeyRecordError, read_key
+from forwarder.mail.public_key import KeyRecordError, PublicKey, read_key
 from forwarder.mail.records import dkim_name
 from forwarder.mail.seal import OVERSIGNED
 from forwarder.mail.tags import TagListError, blank_signature, decode_base64, parse_tags, without_white
@@ -118,7 +118,9 @@ def _judge(message: Canonical, raw: bytes, answers: Answers, now: datetime) -> S
     result, reason = AuthResult.PASS, ""
     try:
         _check_times(signature.tags, now)
-        check_signature(message, signature, answers)
+        key = check_signature(message, signature, answers)
+        if key.strict and _identity_domain(signature) != signature.domain:
+            raise SignatureError("i= is not exactly the signing domain")
         _check_cover(message, signature)
     except SignatureError as error:
         result, reason = error.result, error.reason
@@ -140,12 +142,17 @@ def _parse(raw: bytes) -> Signature:
         raise SignatureError("unknown version")
     if b"from" not in signature.names:
         raise SignatureError("From is not signed")
-    domain = domain_name(without_white(tags.get("i", "@" + signature.domain)).rpartition("@")[2])
+    domain = _identity_domain(signature)
     if domain != signature.domain and not domain.endswith("." + signature.domain):
         raise SignatureError("i= is not of the signing domain")
     if "dns/txt" not in without_white(tags.get("q", "dns/txt")).lower().split(":"):
         raise SignatureError("unknown way to ask for the key")
     return signature
+
+
+def _identity_domain(signature: Signature) -> str:
+    """The domain of a DKIM-Signature's ``i=``. ARC's is a number and names nobody (RFC 8617 4.1.2, 4.1.3)."""
+    return domain_name(without_white(signature.tags.get("i", "@" + signature.domain)).rpartition("@")[2])
 
 
 def parse_signature(raw: bytes, *, forms: str = "simple/simple") -> Signature:
@@ -200,8 +207,8 @@ def _made(raw: bytes, needed: tuple[str, ...]) -> Signature:
     )
 
 
-def check_signature(message: Canonical, signature: Signature, answers: Answers) -> None:
-    """Raise SignatureError unless body hash, key and signature hold and cover the whole body."""
+def check_signature(message: Canonical, signature: Signature, answers: Answers) -> PublicKey:
+    """The key that made it; SignatureError unless body hash, key and signature hold and cover the whole body."""
     if signature.length is not None:
         length = message.body_length(signature.body_form)
         if signature.length > length:
@@ -211,11 +218,11 @@ def check_signature(message: Canonical, signature: Signature, answers: Answers) 
             raise SignatureError("l= leaves a part of the body unsigned", AuthResult.POLICY)
     if message.body_hash(signature.body_form) != signature.body_hash:
         raise SignatureError("the body was changed", AuthResult.FAIL)
-    check_octets(signature, signed_data(message, signature), answers)
+    return check_octets(signature, signed_data(message, signature), answers)
 
 
-def check_octets(signature: Signature, data: bytes, answers: Answers) -> None:
-    """Raise SignatureError unless the published key made the signature over ``data``."""
+def check_octets(signature: Signature, data: bytes, answers: Answers) -> PublicKey:
+    """The published key that made the signature over ``data``; SignatureError when none did."""
     records = answers.get(signature.key_name)
     if records is None:
         raise SignatureError("the key could not be looked up", AuthResult.TEMPERROR)
@@ -223,10 +230,9 @@ def check_octets(signature: Signature, data: bytes, answers: Answers) -> None:
         key = read_key(records)
     except KeyRecordError as error:
         raise SignatureError(str(error)) from error
-    if key.strict and signature.tags.get("i", "@").rpartition("@")[2].lower() not in ("", signature.domain):
-        raise SignatureError("i= is not exactly the signing domain")
     if not key.verifies(signature.algorithm, signature.octets, data):
         raise SignatureError("the signature does not match", AuthResult.FAIL)
+    return key
 
 
 def signed_data(message: Canonical, signature: Signature) -> bytes:

@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forwarder.mail.canonical import Canonical
+from forwarder.mail.canonical import Canonical, Form
 from forwarder.mail.public_key import KeyRecordError, read_key
-from forwarder.mail.seal import Signer, generate, load_key, sign
+from forwarder.mail.seal import Signer, generate, load_key, sealed, sign, signed_fields
 from forwarder.mail.verification import AuthResult, SignatureResult, needed_keys, verify
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -208,6 +208,33 @@ def test_what_dns_says() -> None:
     assert only(content, {}).result is AuthResult.TEMPERROR
     assert only(content, {name: []}).result is AuthResult.PERMERROR
     assert only(content, {name: [b"unrelated", KEY.record.encode()]}).result is AuthResult.PASS
+
+
+@pytest.mark.parametrize(
+    ("identity", "anywhere", "strictly"),
+    [
+        (b"a@example.org", True, True),
+        (b"@Example.ORG", True, True),
+        (b"a@exam\r\n\tple.org", True, True),  # RFC 6376 2.8: folded, it is the same
+        (b"a@sub.example.org", True, False),
+        (b"a@example.net", False, False),
+    ],
+)
+def test_whom_a_signature_may_be_made_for_is_what_its_key_allows(
+    identity: bytes, anywhere: bool, strictly: bool
+) -> None:
+    """RFC 6376 3.5, i=, and 3.6.1, t=s."""
+    message = Canonical(MESSAGE)
+    body_hash = base64.b64encode(message.body_hash(Form.RELAXED))
+    names, data = signed_fields(message)
+    tags = b"v=1; a=rsa-sha256; c=relaxed/relaxed; d=example.org; s=sel; h=" + b":".join(names) + b";"
+    header = sealed(
+        b"DKIM-Signature", [tags, b"i=" + identity + b";", b"bh=" + body_hash + b";"], data, SIGNER
+    )
+    for flags, counts in ((b"y", anywhere), (b"s", strictly), (b"y:s", strictly)):
+        record = b"t=" + flags + b"; " + KEY.record.partition(" ")[2].encode()
+        found = only(header + MESSAGE, {"sel._domainkey.example.org": [record]})
+        assert found.result is (AuthResult.PASS if counts else AuthResult.PERMERROR), flags
 
 
 @pytest.mark.parametrize(
