@@ -1,10 +1,10 @@
 """How much may be sent: per account and minute, per account and day, per credential and day.
 
 Places are taken in the store's counters, one limit after the other, exactly, whatever runs in parallel in whichever
-process. What one limit refuses, or what is not stored in the end, gives back the places it took.
+process. What one limit refuses or cannot count, or what is not stored in the end, gives back the places it took.
 
 How it fails: StoreUnavailable from ``take``. A place that cannot be given back, because the store is in trouble, stays
-taken until its window ends; so does that of a message whose COMMIT nobody heard the answer of.
+taken until its window ends; so does one, or that of a message, whose COMMIT nobody heard the answer of.
 """
 
 from collections.abc import Callable, Sequence
@@ -66,7 +66,13 @@ class Quotas:
             if not limit:
                 continue
             charge = Charge(key=key, window=window, limit=limit, taken_at=self._clock())
-            counted = await counters.hit(self._database, key, window=window, limit=limit, now=charge.taken_at)
+            try:
+                counted = await counters.hit(
+                    self._database, key, window=window, limit=limit, now=charge.taken_at
+                )
+            except StoreUnavailable:
+                await self.give_back(taken)
+                raise
             if not counted.allowed:
                 await self.give_back(taken)
                 when = counted.resets_at.strftime("%Y-%m-%d %H:%M UTC")

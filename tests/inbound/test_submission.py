@@ -16,7 +16,7 @@ from forwarder.mail import trace
 from forwarder.mail.address import parse_address
 from forwarder.mail.event import Status
 from forwarder.net.answers import CannotTell, Found, Mx, NotFound
-from forwarder.store import accounts, credentials, dkim_keys, domains, passwords
+from forwarder.store import accounts, counters, credentials, dkim_keys, domains, passwords
 from forwarder.store.passwords import hash_password
 from forwarder.store.trouble import StoreUnavailable
 from tests.inbound.rooms import SECRET, on_both, utc_now
@@ -658,6 +658,23 @@ async def test_a_message_that_is_not_stored_gives_its_place_back(engine, monkeyp
         patched.setattr(type(engine.rooms.queue), "enqueue", fail)
         assert (await submit(engine))[-1].code == 451
     assert [(await submit(engine))[-1].code for _ in range(2)] == [250, 452]
+
+
+async def test_where_one_limit_cannot_be_counted_the_others_give_their_places_back(engine, monkeypatch):
+    noon = datetime(2026, 11, 21, 12, 0, 30, tzinfo=UTC)
+    plan = {"ratelimit": 1, "daily_send_per_credential": 1, "daily_send": 1}
+    await engine.start(plans={"default": plan}, clock=lambda: noon)
+    await engine.credential(await engine.host("here.test", {}), "ann", PASSWORD)
+    hit, hits = counters.hit, []
+
+    async def hit_but_for_the_third(*arguments, **options):
+        hits.append(arguments)
+        if len(hits) == 3:
+            raise StoreUnavailable
+        return await hit(*arguments, **options)
+
+    monkeypatch.setattr(counters, "hit", hit_but_for_the_third)
+    assert [(await submit(engine))[-1].code for _ in range(3)] == [451, 250, 452]
 
 
 @on_both
