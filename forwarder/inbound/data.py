@@ -50,7 +50,7 @@ class Memory:
         self.taken = 0
         self.reading: set[Share] = set()
 
-    def has_room(self, octets: int, now: float) -> bool:
+    def make_room(self, octets: int, now: float) -> bool:
         """Whether so many more fit in; for them messages that rest are thrown away, the largest first."""
         if self.taken + octets <= self.limit:
             return True
@@ -82,7 +82,7 @@ class Share:
 
     def grow(self, octets: int, now: float) -> bool:
         """Take more; False: there is no room, and nothing more is taken."""
-        if not self._memory.has_room(octets, now) or self.thrown_away:
+        if not self._memory.make_room(octets, now) or self.thrown_away:
             return False
         self._memory.taken += octets
         self.taken += octets
@@ -190,15 +190,16 @@ def _end(tail: bytes, block: bytearray) -> int | None:
 
 
 def _joined(blocks: list[bytearray], length: int) -> bytes:
-    excess = sum(map(len, blocks)) - length
-    while excess > 0:
+    """The first ``length`` octets of the blocks: without the terminator and what came behind it."""
+    surplus = sum(map(len, blocks)) - length
+    while surplus > 0:
         last = blocks[-1]
-        if len(last) <= excess:
-            excess -= len(last)
+        if len(last) <= surplus:
+            surplus -= len(last)
             blocks.pop()
         else:
-            del last[len(last) - excess :]
-            excess = 0
+            del last[len(last) - surplus :]
+            surplus = 0
     if len(blocks) == 1:
         return bytes(blocks[0])
     return b"".join(blocks)
