@@ -135,7 +135,6 @@ class MxReception:
             alias=found.alias,
             sender=transaction.reverse_path,
             recipient=path,
-            hostname=client_name(session),
         )
         return found.reply
 
@@ -224,8 +223,5 @@ class MxReception:
                     alias=target.alias,
                     sender=transaction.reverse_path,
                     recipient=recipient.path,
-                    hostname=client_name(session),
-                    subject=seen.subject,
-                    message_id=seen.message_id,
-                    sender_name=seen.sender_name,
+                    seen=seen,
                 )

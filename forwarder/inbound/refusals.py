@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime
 
+from forwarder.inbound.arrival import Facts, client_name
 from forwarder.inbound.limits import client_of
 from forwarder.inbound.session import Session
 from forwarder.mail.address import Path
@@ -53,21 +54,22 @@ class Refusals:
         alias: str | None,
         sender: Path,
         recipient: Path,
-        hostname: str | None,
-        subject: str | None = None,
-        message_id: str | None = None,
-        sender_name: str | None = None,
+        seen: Facts | None = None,
     ) -> None:
-        """Note one refusal at a hosted domain; returns at once and never raises."""
+        """Note one refusal at a hosted domain, with what was ``seen`` of the message if there is one already.
+
+        Returns at once and never raises.
+        """
         now = self._clock()
         if domain_id is None or not self._may(client_of(session.client), domain_id, now.timestamp()):
             return
+        client = client_name(session)
         event = NewEvent(
             status=Status.REFUSED,
             code=reply.code,
             message=f"{reply.enhanced} {reply.text}".strip(),
             local=self._local_name,
-            server=hostname,
+            server=client,
             recipient=recipient.storage(),
         )
         log = RefusedLog(
@@ -76,11 +78,12 @@ class Refusals:
             alias=alias,
             created_at=now,
             transport=self._transport,
-            hostname=hostname,
-            message_id=message_id,
-            subject=subject,
-            sender_email=sender.display() or None,
-            sender_name=sender_name,
+            hostname=client,
+            message_id=seen.message_id if seen else None,
+            subject=seen.subject if seen else None,
+            # The address and the name of one person, as in the log of a message that is taken.
+            sender_email=(seen.sender_email if seen else None) or sender.display() or None,
+            sender_name=seen.sender_name if seen else None,
             recipient_email=recipient.display(),
             event=event,
         )

@@ -187,14 +187,12 @@ class SubmissionReception:
             alias=found.alias if hosted else login.credential.username,
             sender=transaction.reverse_path,
             recipient=path,
-            hostname=client_name(session),
         )
         return found.reply
 
     def refused(self, session: Session, transaction: Transaction, content: bytes, reply: Reply) -> None:
         login = session.login
         assert login is not None
-        seen = facts(shown(contents.split(content)[0]))
         self._refusals.write(
             session,
             reply,
@@ -202,10 +200,7 @@ class SubmissionReception:
             alias=login.credential.username,
             sender=transaction.reverse_path,
             recipient=transaction.recipients[0].path,
-            hostname=client_name(session),
-            subject=seen.subject,
-            message_id=seen.message_id,
-            sender_name=seen.sender_name,
+            seen=facts(shown(contents.split(content)[0])),
         )
 
     async def message(self, session: Session, transaction: Transaction, content: bytes) -> Reply:
