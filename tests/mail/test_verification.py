@@ -238,28 +238,30 @@ def test_whom_a_signature_may_be_made_for_is_what_its_key_allows(
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
+    ("before", "after", "reason"),
     [
-        (b"v=1", b"v=2"),
-        (b"v=1;", b""),
-        (b"d=example.org", b"d=exa mple..org"),
-        (b"d=example.org", b"d="),
-        (b"s=sel", b"s=sel; s=other"),
-        (b"s=sel", b"s=sel; i=@evil.example"),
-        (b"s=sel", b"s=sel; i=a@notexample.org"),
-        (b"s=sel", b"s=sel; q=http"),
-        (b"s=sel", b"s=sel; l=x"),
-        (b"s=sel", b"s=sel; junk"),
-        (b"bh=", b"bh=*"),
-        (b"c=relaxed/simple", b"c=strange"),
-        (b"h=from", b"h=xfrom"),
-        (b"h=from : ", b"h="),
+        (b"v=1", b"v=2", "unknown version"),
+        (b"v=1;", b"", "unknown version"),
+        (b"d=example.org", b"d=exa mple..org", "not a domain name"),
+        (b"d=example.org", b"d=", "not a domain name"),
+        (b"s=sel", b"s=sel; s=other", "the tag s= is given twice"),
+        (b"i=@example.org", b"i=@evil.example", "i= is not of the signing domain"),
+        (b"i=@example.org", b"i=a@notexample.org", "i= is not of the signing domain"),
+        (b"q=dns/txt", b"q=http", "unknown way to ask for the key"),
+        (b"s=sel", b"s=sel; l=x", "l= is not a number"),
+        (b"s=sel", b"s=sel; junk", "a tag has no name or no value"),
+        (b"bh=", b"bh=*", "bh= is not base64"),
+        (b"\r\n b=", b"\r\n b=*", "b= is not base64"),
+        (b"c=relaxed/simple", b"c=strange", "unknown canonicalisation"),
+        (b"h=from", b"h=xfrom", "From is not signed"),
+        (b"h=from : ", b"h=", "From is not signed"),
     ],
 )
-def test_malformed_signatures_are_permanent_errors(before: bytes, after: bytes) -> None:
+def test_malformed_signatures_are_permanent_errors(before: bytes, after: bytes, reason: str) -> None:
     content = signed_by_dkimpy(MESSAGE, include_headers=[b"from", b"to"])
     assert before in content
-    assert only(content.replace(before, after, 1)).result is AuthResult.PERMERROR
+    result = only(content.replace(before, after, 1))
+    assert (result.result, result.reason) == (AuthResult.PERMERROR, reason)
 
 
 def test_at_most_ten_signatures_are_looked_at() -> None:
