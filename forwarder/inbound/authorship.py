@@ -33,7 +33,7 @@ def claimed(head: bytes) -> list[Path] | Reply:
         return replies.BAD_HEADERS.saying("the message has too many header fields")
     for name in _ONCE:
         if sum(field.name == name for field in fields) > 1:
-            return replies.BAD_HEADERS.saying(f"the message has more than one {name.decode().title()} header")
+            return replies.BAD_HEADERS.saying(f"the message has more than one {_shown(name)} header")
     found: list[Path] = []
     for name in _SINGLE + _LISTS:
         for field in fields:

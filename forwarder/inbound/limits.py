@@ -75,9 +75,7 @@ def table_path(data_dir: Path, service: str) -> Path:
 
 def clear_region(path: Path, *, region: int, regions: int) -> None:
     """Forget what a dead worker had counted; for the supervisor, before it starts the next one."""
-    table = ClientTable(path, region=region, regions=regions)
-    table.clear()
-    table.close()
+    ClientTable(path, region=region, regions=regions).close()
 
 
 def clear_table(path: Path) -> None:
@@ -88,7 +86,10 @@ def clear_table(path: Path) -> None:
 
 
 class ClientTable:
-    """The mapped file. Counts are 32 bits wide and aligned, so a reader sees the old or the new one."""
+    """The mapped file. Counts are 32 bits wide and aligned, so a reader sees the old or the new one.
+
+    Whoever opens it has no client yet: its region is cleared.
+    """
 
     def __init__(self, path: Path, *, region: int = 0, regions: int = 1) -> None:
         size = _HEADER + 4 * _WORDS * regions

@@ -27,10 +27,7 @@ from typing import Any
 
 import dns.exception
 import dns.flags
-import dns.message
 import dns.name
-import dns.rcode
-import dns.rdata
 import dns.rdatatype
 import dns.reversename
 
