@@ -150,7 +150,8 @@ class Screening:
         # Sent on under a name of ours it might pass for ours, and as it came for that of whoever trusts our address.
         if obscure(message, claimed):
             return BAD_CONTENT.saying("the author in the From header cannot be read")
-        # What names us beside somebody else goes on as it came too: only if its sender is who it says.
+        # What names us beside somebody else goes on as it came too: only if its sender is who it says, or if its
+        # domain has no SPF record, by which it might trust our address.
         if not claimed.others or not any(map(self._ours, claimed.domains)):
             return None
         match None if spf is None else spf.result:

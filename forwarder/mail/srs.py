@@ -5,10 +5,10 @@ forwarder becomes ``SRS1=<hash>=<that forwarder>==…@<our domain>``, so that a 
 ``reverse`` undoes it for bounces.
 
 What it promises: ``reverse(forward(x)) == x``; nobody without a secret can make an address that ``reverse`` accepts,
-so bounces cannot be used as a relay; an SRS0 address is void 21 days after it was made. The hash is an HMAC-SHA-256
-cut to 40 bits and written in lower-case base32: no ``/``, and letters that survive a change of case. What it covers
-is lower-cased first, since some hosts lower-case local parts. The first secret signs, all of them verify: put a new
-one in front, take the old one away after 21 days.
+so bounces cannot be used as a relay; an SRS0 address is void ``max_age_days`` after it was made. The hash is an
+HMAC-SHA-256 cut to 40 bits and written in lower-case base32: no ``/``, and letters that survive a change of case. What
+it covers is lower-cased first, since some hosts lower-case local parts. The first secret signs, all of them verify: put
+a new one in front, take the old one away after ``max_age_days``.
 
 Limits: a rewritten local part may be longer than the 64 octets of RFC 5321 4.5.3.1.1. It is sent so, as libsrs2 and
 postsrsd do: the RFC asks receivers not to enforce the limit where they can, nearly all take it, and a stateless short
