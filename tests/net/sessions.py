@@ -1,6 +1,7 @@
 """Sessions with the sink, and a server that says what it is told; for the tests of this folder."""
 
 import asyncio
+import contextlib
 import socket
 from datetime import timedelta
 from typing import Any
@@ -50,9 +51,9 @@ class Scripted:
     def __init__(self, greeting: bytes, *steps: tuple[bytes, bytes]) -> None:
         self._greeting = greeting
         self._steps = steps
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> tuple[str, int]:
-        self._over = asyncio.Event()
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         return self._server.sockets[0].getsockname()[:2]  # type: ignore[no-any-return]
 
@@ -61,11 +62,24 @@ class Scripted:
         self._server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
 
     async def __aexit__(self, *_: object) -> None:
-        self._over.set()
         self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self._talk(reader, writer)
+        finally:
+            writer.transport.abort()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(self._greeting)
         for trigger, answer in self._steps:
             seen = b""
@@ -75,5 +89,4 @@ class Scripted:
                     break
                 seen = seen[-16:] + block
             writer.write(answer)
-        await self._over.wait()
-        writer.transport.abort()
+        await asyncio.Event().wait()  # until the test is over

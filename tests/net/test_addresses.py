@@ -1,3 +1,5 @@
+"""Which addresses are public, and what spellings of an address are taken for one."""
+
 import pytest
 
 from forwarder.net.addresses import is_private, written_address
@@ -89,7 +91,7 @@ def test_public(address: str) -> None:
         ("a1.b2", None),
     ],
 )
-def test_literal(host: str, address: str | None) -> None:
+def test_a_host_is_an_address_in_its_usual_spelling_or_a_name(host: str, address: str | None) -> None:
     assert written_address(host) == address
 
 

@@ -489,9 +489,6 @@ async def test_the_cache_holds_a_fixed_number(dns: DnsServer, clock: Clock) -> N
     assert [query.name for query in dns.queries] == ["a.test", "b.test", "c.test", "b.test"]
 
 
-# --- past the cache
-
-
 async def test_large_answers_take_the_place_of_several_in_the_cache(dns: DnsServer, clock: Clock) -> None:
     resolver = Resolver([HostPort(dns.host, dns.port)], clock=clock, cache_size=10)
     for name in ("a.test", "b.test", "c.test"):
@@ -512,6 +509,9 @@ async def test_an_answer_that_is_renewed_takes_its_place_once(dns: DnsServer, cl
         clock.advance(2)
     await resolver.a("b.test")
     assert dns.count("b.test") == 1
+
+
+# --- past the cache
 
 
 async def test_fresh_asks_the_servers_of_the_zone(dns: DnsServer, clock: Clock) -> None:

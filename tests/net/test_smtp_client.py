@@ -1,7 +1,5 @@
 """Sessions over real sockets: what arrives, and what is refused while the session lives on."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from forwarder.mail.outcome import Scope
@@ -11,15 +9,6 @@ from forwarder.net.smtp_opening import open_session
 from forwarder.net.tls import TlsMode
 from tests.net.sessions import CONTENT, SHORT, Scripted, connect
 from tests.peers.sink import Sink
-
-
-@pytest.fixture
-async def sink() -> AsyncIterator[Sink]:
-    async with Sink() as peer:
-        yield peer
-        assert peer.violations == []
-        assert peer.trouble == []
-
 
 # --- what arrives
 

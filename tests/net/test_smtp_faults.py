@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -13,14 +12,6 @@ from forwarder.net.smtp_opening import open_session
 from forwarder.net.tls import TlsMode
 from tests.net.sessions import CONTENT, SHORT, Scripted, connect, fault_of, fault_of_opening
 from tests.peers.sink import Sink
-
-
-@pytest.fixture
-async def sink() -> AsyncIterator[Sink]:
-    async with Sink() as peer:
-        yield peer
-        assert peer.violations == []
-        assert peer.trouble == []
 
 
 @pytest.mark.parametrize(
@@ -295,7 +286,7 @@ async def test_a_long_answer_to_the_content_is_a_delivery() -> None:
         assert answer.judge(0)[1].positive
 
 
-async def test_a_reply_that_nobody_asked_for_ends_the_session(sink: Sink) -> None:
+async def test_a_reply_that_nobody_asked_for_ends_the_session() -> None:
     async with Scripted(b"220 hi\r\n", (b"EHLO", b"250 x\r\n250 more\r\n")) as (host, port):
         session = await open_session("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
         assert not session.usable
@@ -317,7 +308,7 @@ async def test_an_answer_that_comes_before_the_content_is_no_delivery() -> None:
         assert not raised.value.unknown
 
 
-async def test_two_answers_to_one_command_do_not_answer_the_next(sink: Sink) -> None:
+async def test_two_answers_to_one_command_do_not_answer_the_next() -> None:
     async with Scripted(
         b"220 hi\r\n",
         (b"EHLO", b"250 x\r\n"),

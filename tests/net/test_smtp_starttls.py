@@ -1,7 +1,6 @@
 """TLS of a session over real sockets."""
 
 import ssl
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,6 @@ from forwarder.net.tls import TlsMode, client_context, self_signed
 from tests.net.sessions import CONTENT, connect, fault_of_opening
 from tests.peers.dialogue import Dialogue
 from tests.peers.sink import Sink
-
-
-@pytest.fixture
-async def sink() -> AsyncIterator[Sink]:
-    async with Sink() as peer:
-        yield peer
-        assert peer.violations == []
-        assert peer.trouble == []
 
 
 @pytest.fixture(scope="module")

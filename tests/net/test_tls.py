@@ -1,3 +1,5 @@
+"""The certificate we serve and its renewal; what is asked of the other side."""
+
 import contextlib
 import os
 import shutil
