@@ -96,7 +96,7 @@ def test_whoever_ends_lines_with_lf_has_stuffed_their_dots_so(raw, content):
     assert normalized(raw) == content
 
 
-async def test_a_stuffed_dot_is_no_look_alike():
+def test_a_stuffed_dot_is_no_look_alike():
     assert not smuggles(b"a\r\n..\r\nb\n")
 
 

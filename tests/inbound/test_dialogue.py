@@ -437,7 +437,7 @@ async def test_more_recipients_than_the_limit_wait_for_another_transaction(serve
     assert len(listening.messages[0][1]) == 100
 
 
-async def test_an_error_of_ours_is_temporary_and_tells_nothing(serve, capsys):
+async def test_an_error_of_ours_is_temporary_and_tells_nothing(serve):
     listening = await serve()
     async with connect(listening) as client:
         await client.ehlo()

@@ -138,13 +138,6 @@ def test_the_minute_slides(open_table, clock):
     assert keeper.enter("192.0.2.1") is Crowded.RATE
 
 
-def test_a_rate_long_ago_does_not_count_when_its_slot_comes_round(open_table, clock):
-    keeper = doorkeeper(open_table(), clock, per_minute=2)
-    for _ in range(100):
-        assert not isinstance(keeper.enter("192.0.2.1"), Crowded)
-        clock.now += 61 + SLOT_SECONDS
-
-
 def test_there_is_a_limit_in_all(open_table, clock):
     keeper = doorkeeper(open_table(), clock, in_all=3)
     places = [keeper.enter(f"192.0.2.{number}") for number in range(3)]
@@ -166,7 +159,6 @@ def test_many_clients_do_not_crowd_each_other_out(open_table, clock):
     keeper = doorkeeper(open_table(), clock, per_client=50)
     for number in range(2000):
         assert not isinstance(keeper.enter(f"10.0.{number // 250}.{number % 250}"), Crowded)
-    assert ROWS * CELLS == 8192
 
 
 def test_the_file_is_private(open_table, tmp_path):

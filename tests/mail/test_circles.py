@@ -111,7 +111,7 @@ def test_an_address_of_ours_that_only_their_alias_leads_to_is_not_told() -> None
 def test_a_domain_that_is_only_said_to_be_theirs_is_not_followed(active: bool) -> None:
     """As mail would not go there: with ``gmail.com`` in an account, nobody else's aliases are in circles."""
     thiefs = hosted("gmail.test", ("*", "info@d.org"), account=THEIRS, active=active)
-    assert (circle(hosted("d.org", ("a", "me@gmail.test")), thiefs) is not None) is False
+    assert circle(hosted("d.org", ("a", "me@gmail.test")), thiefs) is None
     found = circle(hosted("d.org", ("info", "me@gmail.test")), thiefs, saved=("info", ""))
     assert (found is not None) is active
 

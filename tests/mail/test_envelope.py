@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forwarder.mail import reply as replies
 from forwarder.mail.address import Path
 from forwarder.mail.envelope import RequestError, parse_mail_args, parse_rcpt_args
 from forwarder.mail.reply import Reply
@@ -167,6 +166,7 @@ def test_a_long_row_of_blanks_takes_no_time() -> None:
 
 
 def test_a_long_unclosed_quote_takes_no_time() -> None:
+    began = time.process_time()
     assert rcpt_refusal(b"TO:<" + b'"' * 20_001).code == 501
     assert rcpt_refusal(b"TO:<" + b'""' * 10_000 + b'"\\').code == 501
-    assert replies.BAD_RECIPIENT.code == 501
+    assert time.process_time() - began < 1
