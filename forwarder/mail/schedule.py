@@ -3,8 +3,7 @@
 Pure: the time and the chance are arguments. A delivery is tried after each delay of the policy in turn, the last
 delay repeating, until the next attempt would come ``give_up_after`` or more after the message was accepted.
 
-Limits: the spread is a fraction of the delay, so that a thousand messages deferred in the same second do not come
-back in the same second; it never makes a delay negative.
+Each delay grows by chance, so that a thousand messages deferred in the same second do not come back in the same second.
 """
 
 from dataclasses import dataclass
@@ -17,8 +16,7 @@ class RetryPolicy:
 
     delays: tuple[timedelta, ...]  # after the first attempt, the second, …; the last one repeats
     give_up_after: timedelta  # counted from the moment the message was accepted
-    # At most this fraction of the delay is added, or taken away where ``jitter`` is negative.
-    spread: float = 0.1
+    spread: float = 0.1  # at most this fraction of a delay is added to it
 
     def __post_init__(self) -> None:
         if not self.delays:
@@ -34,8 +32,8 @@ def next_attempt_at(
 ) -> datetime | None:
     """When to try again after ``attempts`` tries, or None once the message is too old.
 
-    ``jitter`` is chance, from -1 to 1; values outside are brought inside. ``attempts`` below 1 counts as 1.
+    ``jitter`` is chance, from 0 to 1; values outside are brought inside. ``attempts`` below 1 counts as 1.
     """
     delay = policy.delays[min(max(attempts, 1), len(policy.delays)) - 1]
-    due = now + delay * (1 + policy.spread * max(-1.0, min(1.0, jitter)))
+    due = now + delay * (1 + policy.spread * max(0.0, min(1.0, jitter)))
     return due if due - created_at < policy.give_up_after else None

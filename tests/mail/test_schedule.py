@@ -22,9 +22,9 @@ MINUTES = RetryPolicy(
         (99, 0.0, 600),
         (0, 0.0, 60),
         (1, 1.0, 90),
-        (1, -1.0, 30),
+        (2, 0.2, 660),
         (1, 7.0, 90),
-        (2, -0.2, 540),
+        (1, -1.0, 60),
     ],
 )
 def test_the_delay_after_each_attempt(attempts: int, jitter: float, seconds: int) -> None:
