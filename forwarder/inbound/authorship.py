@@ -12,7 +12,7 @@ Pure. It fails with the reply to give.
 
 from forwarder.mail import content as contents
 from forwarder.mail import reply as replies
-from forwarder.mail.address import AddressError, Path, parse_address
+from forwarder.mail.address import Path, parse_address
 from forwarder.mail.author import is_plain, mailboxes
 from forwarder.mail.reply import Reply
 
@@ -66,13 +66,13 @@ def _read(field: contents.Header) -> tuple[list[Path], list[Path]] | Reply:
     try:
         found = mailboxes(text, strict=True)
         paths = [_path(address) for address in found.listed]
-    except (AddressError, ValueError):
+    except ValueError:
         return replies.BAD_HEADERS.saying(
             f"the {_shown(field.name)} header holds no address that can be read"
         )
     try:
         return paths, [_path(address) for address in found.beside]
-    except (AddressError, ValueError):
+    except ValueError:
         return replies.BAD_HEADERS.saying(
             f"the {_shown(field.name)} header holds an @ beside the address in brackets; put the name in quotes"
         )

@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from forwarder.mail.canonical import Canonical, relaxed_value
-from forwarder.mail.verification import SignatureError, domain_name
+from forwarder.mail.verification import domain_name
 from forwarder.mail.words import decode_words, dots_closed
 
 MAX_OCTETS = 64 * 1024
@@ -82,7 +82,7 @@ def author(message: Canonical) -> Author:
         found = mailboxes(text)
         domains = {_domain(address) for address in found.listed}
         others = {domain for text in found.beside for domain in _domains_beside(text)}
-    except (SignatureError, ValueError):
+    except ValueError:
         return Author(fault=AuthorFault.UNREADABLE)
     # "Pied Piper, Inc. <a@b.example>": words that somebody forgot to quote name no domain.
     domains.discard("")
@@ -119,7 +119,7 @@ def _claims(message: Canonical) -> list[bytes]:
 
 
 def _domain(address: str) -> str:
-    """The domain of one address, empty without one; ValueError or SignatureError when it is no name."""
+    """The domain of one address, empty without one; ValueError when it is no name."""
     local, at, domain = address.rpartition("@")
     if not at:
         if _QUOTED_AT in address:  # some readers take the quotes away

@@ -292,13 +292,13 @@ def _forms(value: str) -> tuple[Form, Form]:
 
 
 def domain_name(value: str) -> str:
-    """A domain or selector as DNS asks for it."""
+    """A domain or selector as DNS asks for it; SignatureError, a ValueError, when it is none."""
     name = without_white(value).lower().removesuffix(".")
     if not name.isascii():
         try:
             # RFC 8616: U-labels in internationalised mail
             name = idna.encode(name, uts46=True).decode("ascii")
-        except (idna.IDNAError, UnicodeError) as error:
+        except UnicodeError as error:  # idna.IDNAError is one
             raise SignatureError("not a domain name") from error
     if len(name) > 253 or not _HOST_NAME.match(name):
         raise SignatureError("not a domain name")
