@@ -16,7 +16,7 @@ from forwarder.inbound.intake import Intake
 from forwarder.inbound.session import Recipient, Session, Transaction
 from forwarder.mail import content as contents
 from forwarder.mail import display, trace
-from forwarder.mail.address import parse_helo
+from forwarder.mail.address import Path, parse_helo
 from forwarder.mail.destination import Url, identity
 from forwarder.mail.event import DeliveryKind, Transport
 from forwarder.mail.rules import Step, Target
@@ -32,6 +32,10 @@ class Facts:
     sender_email: str | None
     sender_name: str | None
     names: Mapping[str, str]  # of those it is written to, by their addresses in lower case
+
+    def name_of(self, recipient: Path) -> str | None:
+        """What the message calls a recipient."""
+        return self.names.get(recipient.display().lower()) if self.names else None
 
 
 _SHOWN = (b"from", b"to", b"cc", b"subject", b"message-id")
@@ -144,6 +148,7 @@ class Composer:
         # Owners write one mailbox as ann@ and as Ann@. Spelled alike, it is named once to its host, and gets one copy.
         spelled: dict[tuple[str, str], str] = {}
         for recipient in transaction.recipients:
+            name = seen.name_of(recipient.path)
             for target in recipient.ways:
                 destination, domain, kind = _where(target, recipient)
                 if target is not None:  # what a client named itself is its own to spell (RFC 5321 2.4)
@@ -158,7 +163,7 @@ class Composer:
                     domain_id=target.domain_id if target is not None else sender_domain_id,
                     alias=target.alias if target is not None else sender_alias,
                     recipient=recipient.path,
-                    recipient_name=seen.names.get(recipient.path.display().lower()) if seen.names else None,
+                    recipient_name=name,
                     destination=destination,
                     destination_domain=domain,
                     leased=leased,
@@ -167,10 +172,10 @@ class Composer:
                 )
             for step in recipient.dead_ends:
                 key = (recipient.path.key, recipient.path.domain, step.address.storage())
-                made[key] = self._dead_end(recipient, step, now)
+                made[key] = self._dead_end(recipient, name, step, now)
         return tuple(made.values())
 
-    def _dead_end(self, recipient: Recipient, step: Step, now: datetime) -> NewDelivery:
+    def _dead_end(self, recipient: Recipient, name: str | None, step: Step, now: datetime) -> NewDelivery:
         """What goes nowhere, for the log of the alias that leads there."""
         way = recipient.ways[0]
         assert way is not None  # an alias leads there
@@ -180,6 +185,7 @@ class Composer:
             domain_id=way.domain_id,
             alias=way.alias,
             recipient=recipient.path,
+            recipient_name=name,
             destination=step.address.storage(),
             destination_domain=step.address.domain,
             leased=False,

@@ -85,6 +85,7 @@ class Refusals:
             sender_email=(seen.sender_email if seen else None) or sender.display() or None,
             sender_name=seen.sender_name if seen else None,
             recipient_email=recipient.display(),
+            recipient_name=seen.name_of(recipient) if seen else None,
             event=event,
         )
         if not self._journal.refused(log):

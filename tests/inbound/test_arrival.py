@@ -9,7 +9,7 @@ from forwarder.inbound.session import Recipient, Session, Transaction
 from forwarder.mail.address import Path, parse_address
 from forwarder.mail.destination import Url
 from forwarder.mail.event import DeliveryKind, Transport
-from forwarder.mail.rules import Target
+from forwarder.mail.rules import Step, Target, Trouble
 
 NOW = datetime(2026, 11, 21, 1, 2, 3, 456789, tzinfo=UTC)
 ID = "0" * 32
@@ -151,6 +151,20 @@ def test_each_destination_of_each_recipient_once():
     assert [d.domain_id for d in made] == [7, 7, 7, 7, 9]
     assert [d.recipient_name for d in made] == ["Desk", "Desk", None, None, None]
     assert [d.recipient for d in made][3] == Path(local="off", domain="here.test")
+
+
+def test_what_leads_nowhere_is_for_the_log_of_the_recipient():
+    nowhere = Step(depth=2, address=parse_address("gone@there.test"), trouble=Trouble.UNKNOWN)
+    made = composer(Intake("there.test")).deliveries(
+        transaction(to("info@here.test", target("a@dest.test", "info"), dead_ends=(nowhere,))),
+        facts(shown(b"To: Desk <info@here.test>\r\n\r\n")),
+        now=NOW,
+    )
+    assert [(d.alias, d.destination, d.leased, d.discard, d.recipient_name) for d in made] == [
+        ("info", "a@dest.test", False, False, "Desk"),
+        ("info", "gone@there.test", False, True, "Desk"),
+    ]
+    assert [None if d.dead_end is None else d.dead_end.code for d in made] == [None, 550]
 
 
 def test_one_mailbox_that_aliases_spell_differently_is_spelled_alike():

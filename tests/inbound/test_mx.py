@@ -108,13 +108,15 @@ async def test_the_log_shows_what_came(engine):
 
 
 @pytest.mark.parametrize("hops", [1, 51])
-async def test_the_log_names_the_same_sender_whether_a_message_is_taken_or_refused(engine, hops):
+async def test_the_log_names_the_same_people_whether_a_message_is_taken_or_refused(engine, hops):
     domain = await hosting(engine)
-    content = b"Received: from a by b\r\n" * hops + b"From: Ann <ann@sender.test>\r\n\r\nx\r\n"
+    content = b"From: Ann <ann@sender.test>\r\nTo: Desk <info@here.test>\r\n\r\nx\r\n"
+    content = b"Received: from a by b\r\n" * hops + content
     code = (await engine.send(b"bounce@lists.test", [b"info@here.test"], content))[-1].code
     assert code == (250 if hops == 1 else 554)
     [entry] = await engine.logs(domain)
     assert (entry.sender_email, entry.sender_name) == ("ann@sender.test", "Ann")
+    assert (entry.recipient_email, entry.recipient_name) == ("info@here.test", "Desk")
 
 
 @pytest.mark.parametrize(
