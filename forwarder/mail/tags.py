@@ -1,4 +1,6 @@
-"""Tag lists (RFC 6376 section 3.2): ``v=1; a=rsa-sha256; ...`` as DKIM, ARC and DMARC write them.
+"""Tag lists (RFC 6376 section 3.2): ``v=1; a=rsa-sha256; ...`` as DKIM and ARC write them.
+
+DMARC writes the same, but what it cannot read is to be passed over (``mail.dmarc``).
 
 ``parse_tags`` is strict about structure (a tag without ``=``, a bad tag name, a tag given twice) and says so with
 ``TagListError``; what the values mean is for the caller. Linear; the input is at most ``MAX_OCTETS`` long.
