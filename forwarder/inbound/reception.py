@@ -73,9 +73,7 @@ class Desk:
     tls: ServerTls | None
     loop: asyncio.AbstractEventLoop
     memory: Memory
-    line_limit: (
-        int  # octets of the longest line a client may say: COMMAND_LIMIT, or AUTH_LIMIT where it may log in
-    )
+    line_limit: int  # octets of a line: COMMAND_LIMIT, or AUTH_LIMIT where clients log in
     stopping: bool = False
     greeting: Reply = field(init=False)
     command_seconds: float = field(init=False)
