@@ -2,7 +2,7 @@
 
 They are written behind the reply: the journal batches them, and drops them when its bound is reached. What is
 bounded here is how much one client can make us write about one domain: a dictionary attack is not a write load. Within
-a minute, ``PER_CLIENT`` refusals of one client at one domain are written and the rest are only counted.
+a minute, ``PER_CLIENT`` refusals of one client at one domain are written and the rest are left out.
 
 Limits: the counts live in this process; at most ``CLIENTS`` pairs are remembered, the oldest forgotten first.
 """
@@ -43,7 +43,6 @@ class Refusals:
         self._ids = ids
         self._clock = clock
         self._seen: OrderedDict[tuple[str, int], tuple[float, int]] = OrderedDict()
-        self.unwritten = 0  # refusals that the bound kept out of the journal
 
     def write(
         self,
@@ -88,8 +87,7 @@ class Refusals:
             recipient_name=seen.name_of(recipient) if seen else None,
             event=event,
         )
-        if not self._journal.refused(log):
-            self.unwritten += 1
+        self._journal.refused(log)
 
     def _may(self, client: str, domain_id: int, now: float) -> bool:
         key = (client, domain_id)
@@ -99,7 +97,4 @@ class Refusals:
         self._seen[key] = (since, count + 1)
         if len(self._seen) > CLIENTS:
             self._seen.popitem(last=False)
-        if count < PER_CLIENT:
-            return True
-        self.unwritten += 1
-        return False
+        return count < PER_CLIENT
