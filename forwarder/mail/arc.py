@@ -47,7 +47,6 @@ class Chain:
     """A judged chain."""
 
     status: ChainStatus
-    sets: int = 0
     reason: str = ""
     domain: str = ""  # of the newest seal
     selector: str = ""
@@ -110,14 +109,12 @@ def validate(message: Canonical, answers: Answers) -> Chain:
     except _ChainError as error:
         return Chain(
             status=ChainStatus.FAIL,
-            sets=len(message.instances(_AS)),
             reason=str(error),
             temporary=error.temporary,
         )
     newest = sets[-1].seal
     return Chain(
         status=ChainStatus.PASS,
-        sets=len(sets),
         domain=newest.domain,
         selector=newest.selector,
         results=relaxed_value(sets[-1].results).decode("utf-8", "replace"),

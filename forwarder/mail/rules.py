@@ -88,7 +88,6 @@ class Target:
 class Step:
     """One look-up, for people who ask why."""
 
-    depth: int  # 1 for the recipient
     address: Path
     alias: str | None = None
     kind: AliasKind | None = None
@@ -147,7 +146,7 @@ def expand(
     """
     first_rules = yield recipient
     if first_rules is None or not (at_door or first_rules.answers_to(account_id)):
-        step = Step(depth=1, address=recipient, trouble=Trouble.NOT_HOSTED)
+        step = Step(address=recipient, trouble=Trouble.NOT_HOSTED)
         return Expansion(recipient=recipient, trouble=Trouble.NOT_HOSTED, steps=(step,))
     steps: list[Step] = []
     found: dict[tuple[str, str], Path | Url] = {}
@@ -157,7 +156,7 @@ def expand(
     effort = 0
     while waiting and trouble is None:
         depth, address, rules = waiting.popleft()
-        step = _look_up(rules, depth, address)
+        step = _look_up(rules, address)
         steps.append(step)
         effort += rules.effort(step.kind)
         for destination in step.leads_to:
@@ -170,7 +169,7 @@ def expand(
                 if hosted is not None and not hosted.answers_to(rules.account_id):
                     hosted = None
                 if rules.confirmed is not None and rules.withholds(destination, step.label, hosted):
-                    steps.append(Step(depth=depth + 1, address=destination, trouble=Trouble.UNCONFIRMED))
+                    steps.append(Step(address=destination, trouble=Trouble.UNCONFIRMED))
                     continue
                 if hosted is not None:
                     waiting.append((depth + 1, destination, hosted))
@@ -211,12 +210,11 @@ def _rank(trouble: Trouble) -> int:
     return 0 if trouble is Trouble.UNCONFIRMED else 2 if trouble is Trouble.DISCARD else 1
 
 
-def _look_up(rules: RuleSet, depth: int, address: Path) -> Step:
+def _look_up(rules: RuleSet, address: Path) -> Step:
     answer = rules.resolve(address.local)
     if isinstance(answer, Unknown):
-        return Step(depth=depth, address=address, trouble=Trouble.UNKNOWN)
+        return Step(address=address, trouble=Trouble.UNKNOWN)
     return Step(
-        depth=depth,
         address=address,
         alias=answer.alias.pattern,
         kind=answer.alias.kind,

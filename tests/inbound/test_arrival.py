@@ -154,7 +154,7 @@ def test_each_destination_of_each_recipient_once():
 
 
 def test_what_leads_nowhere_is_for_the_log_of_the_recipient():
-    nowhere = Step(depth=2, address=parse_address("gone@there.test"), trouble=Trouble.UNKNOWN)
+    nowhere = Step(address=parse_address("gone@there.test"), trouble=Trouble.UNKNOWN)
     made = composer(Intake("there.test")).deliveries(
         transaction(to("info@here.test", target("a@dest.test", "info"), dead_ends=(nowhere,))),
         facts(shown(b"To: Desk <info@here.test>\r\n\r\n")),

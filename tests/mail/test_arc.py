@@ -66,7 +66,6 @@ def test_each_seal_continues_the_chain(sets: int) -> None:
     content = chained(sets)
     assert judge(content) == Chain(
         status=ChainStatus.PASS,
-        sets=sets,
         domain="hop.example.net",
         selector="arc",
         results=f"i={sets}; hop.example.net; spf=pass smtp.mailfrom=example.org; dmarc=pass header.from=example.org",
@@ -172,7 +171,7 @@ def test_an_intermediate_signature_may_be_broken() -> None:
 def test_fifty_sets_are_the_most() -> None:
     content = chained(50)
     assert judge(content).status is ChainStatus.PASS
-    assert judge(content).sets == 50
+    assert b"ARC-Seal: i=50;" in content
     assert seal(content) == b""
     assert judge(content.replace(b"i=50;", b"i=51;")).status is ChainStatus.FAIL
 
