@@ -6,6 +6,7 @@ nothing inactive that was active.
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -21,27 +22,39 @@ from forwarder.store.engine import Database
 
 
 async def record(database: Database, domain: Domain, checked: Checked, now: datetime) -> Domain | None:
-    """Write down what was found; None when the domain is gone."""
-    is_active = domain.is_active if checked.mx.valid is None else checked.mx.valid
-    had = domain.sending_checked_at is not None
+    """Write down what was found; None when the domain is gone.
+
+    Looking takes seconds, and the turn of a domain among many may be minutes away: what it is compared with is not
+    ``domain``, but what others have written down since that was read.
+    """
+
+    def work(conn: Connection) -> Domain | None:
+        while (known := domains.by_id(conn, domain.id)) is not None:
+            changed = domains.record_check(conn, known, now, **_judged(known, checked, now))
+            if changed is not None:
+                return changed
+        return None
+
+    return await database.write(work)
+
+
+def _judged(known: Domain, checked: Checked, now: datetime) -> dict[str, Any]:
+    """What a domain is after a check; what nobody could tell stays as it was."""
+    is_active = known.is_active if checked.mx.valid is None else checked.mx.valid
+    had = known.sending_checked_at is not None
     sending = had if checked.sending is None else checked.sending
-    broke = (domain.is_active and not is_active) or (had and not sending)
-    since, notified_at = domain.broken_since, domain.notified_at
+    broke = (known.is_active and not is_active) or (had and not sending)
+    since, notified_at = known.broken_since, known.notified_at
     if broke and since is None:
         since = now
     elif is_active and checked.sending is not False and not broke:
         since = notified_at = None  # all that can be told is right again
-    return await database.write(
-        lambda conn: domains.record_check(
-            conn,
-            domain,
-            now,
-            is_active=is_active,
-            sending_ready=sending,
-            broken_since=since,
-            notified_at=notified_at,
-        )
-    )
+    return {
+        "is_active": is_active,
+        "sending_ready": sending,
+        "broken_since": since,
+        "notified_at": notified_at,
+    }
 
 
 async def check(call: Call) -> Json:

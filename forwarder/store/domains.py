@@ -216,7 +216,8 @@ def record_check(
 ) -> Domain | None:
     """What the DNS said just now.
 
-    Announced only when mail is affected: a check is not a change. None: gone.
+    Announced only when mail is affected: a check is not a change. None, and nothing is written: the domain is gone, or
+    another check of it was written down since it was read.
     """
     sending_checked_at = now if sending_ready else None
     if (domain.sending_checked_at is None) != (sending_checked_at is None) or domain.is_active != is_active:
@@ -228,7 +229,8 @@ def record_check(
         "broken_since": broken_since,
         "notified_at": notified_at,
     }
-    return _update(conn, domain.id, values)
+    as_read = (domains.c[name].is_not_distinct_from(getattr(domain, name)) for name in values)
+    return _update(conn, domain.id, values, *as_read)
 
 
 def set_notified(conn: Connection, domain_id: int, now: datetime) -> None:
@@ -236,6 +238,8 @@ def set_notified(conn: Connection, domain_id: int, now: datetime) -> None:
     conn.execute(update(domains).where(domains.c.id == domain_id).values(notified_at=now))
 
 
-def _update(conn: Connection, domain_id: int, values: dict[str, Any]) -> Domain | None:
-    changed = update(domains).where(domains.c.id == domain_id).values(values).returning(*domains.c)
-    return one_value(conn, Domain, changed)
+def _update(
+    conn: Connection, domain_id: int, values: dict[str, Any], *only_where: ColumnElement[bool]
+) -> Domain | None:
+    change = update(domains).where(domains.c.id == domain_id, *only_where).values(values)
+    return one_value(conn, Domain, change.returning(*domains.c))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from api import findings, recheck
+from api.improvmx import check
 from api.recheck import Recheck
 from forwarder.mail.ids import IdSource
 from forwarder.store import dkim_keys, domains
@@ -278,6 +279,85 @@ async def test_silence_of_the_dns_is_no_missing_record_and_changes_nothing(desk:
     assert body["success"] is False
     assert "try again" in body["records"]["error"]
     assert await is_active(desk)
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+@pytest.mark.parametrize("first", ["the silent one", "the other"])
+async def test_a_look_that_got_no_answer_takes_nothing_from_one_beside_it(
+    either_store_url: str, round_of: Any, monkeypatch: pytest.MonkeyPatch, in_background: bool, first: str
+) -> None:
+    """Both have read the domain when nothing of it was right; then the records were put in place."""
+    begun = {"the silent one": asyncio.Event(), "the other": asyncio.Event()}
+    goes_on = {name: asyncio.Event() for name in begun}
+
+    def held(name: str, found: Callable[..., Awaitable[findings.Checked]]) -> Any:
+        async def look(*given: Any) -> findings.Checked:
+            begun[name].set()
+            await goes_on[name].wait()
+            return await found(*given)
+
+        return look
+
+    async def no_answer(*_given: object) -> findings.Checked:
+        unknown = findings.Finding(expected="", values=None, valid=None)
+        return findings.Checked(provider=None, mx=unknown, spf=unknown, dkim=(unknown,), dmarc=unknown)
+
+    async with Desk(either_store_url) as desk:
+        await desk.domain(NAME)
+        await publish(desk)
+        with monkeypatch.context() as patched:
+            patched.setattr(recheck if in_background else check, "look", held("the silent one", no_answer))
+            silent = round_of(desk, Bag())() if in_background else desk.get(f"/domains/{NAME}/check")
+            looks = {"the silent one": asyncio.create_task(silent)}
+            await begun["the silent one"].wait()
+        with monkeypatch.context() as patched:
+            patched.setattr(check, "look", held("the other", check.look))
+            looks["the other"] = asyncio.create_task(checked(desk))
+            await begun["the other"].wait()
+        for name in sorted(looks, key=lambda name: name != first):
+            goes_on[name].set()
+            await looks[name]
+        domain = await desk.database.read(lambda conn: domains.get(conn, NAME))
+        assert domain is not None
+        assert (domain.is_active, domain.sending_checked_at) == (True, desk.now)
+
+
+async def test_a_look_that_began_before_the_owner_was_told_does_not_have_him_told_again(
+    desk: Desk, round_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await desk.post("/domains", {"domain": NAME, "notification_email": "owner@gmail.com"})
+    await publish(desk)
+    await checked(desk)
+    desk.dns.remove(NAME, "MX")
+    bag = Bag()
+    look, goes_on = round_of(desk, bag), asyncio.Event()
+
+    class Slow(Bag):
+        """The letter is queued, and it is not yet noted that it was."""
+
+        async def enqueue(self, message: NewMessage) -> None:
+            await bag.enqueue(message)
+            overtaken.append(asyncio.create_task(checked(desk)))
+            await read.wait()
+
+    read = asyncio.Event()
+    really = check.look
+
+    async def late(*given: Any) -> findings.Checked:
+        read.set()
+        found = await really(*given)
+        await goes_on.wait()
+        return found
+
+    overtaken: list[asyncio.Task[Any]] = []
+    monkeypatch.setattr(check, "look", late)
+    desk.now += timedelta(hours=13)
+    await round_of(desk, Slow())()
+    goes_on.set()
+    await asyncio.gather(*overtaken)
+    desk.now += timedelta(minutes=1)
+    await look()
+    assert len(bag.messages) == 1
 
 
 async def test_a_new_record_is_seen_at_once(desk: Desk) -> None:

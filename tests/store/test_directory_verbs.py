@@ -147,6 +147,19 @@ async def test_domains_are_listed_by_prefix_activity_and_page(database: Database
         )
 
 
+async def test_a_check_of_a_domain_that_was_checked_meanwhile_is_not_written(database: Database) -> None:
+    domain = await domain_in(database)
+    right: dict[str, Any] = {"is_active": True, "sending_ready": True}
+    wrong: dict[str, Any] = {"is_active": False, "sending_ready": False}
+    more: dict[str, Any] = {"broken_since": None, "notified_at": None}
+    other = await database.write(lambda conn: domains.record_check(conn, domain, NOW, **right, **more))
+    assert other is not None
+    assert await database.write(lambda conn: domains.record_check(conn, domain, NOW, **wrong, **more)) is None
+    assert await database.read(lambda conn: domains.by_id(conn, domain.id)) == other
+    await database.write(lambda conn: domains.set_notified(conn, domain.id, NOW))
+    assert await database.write(lambda conn: domains.record_check(conn, other, NOW, **wrong, **more)) is None
+
+
 async def test_every_change_of_what_a_domain_does_is_announced(database: Database) -> None:
     domain = await domain_in(database)
     await database.write(lambda conn: aliases.add(conn, domain, "a", "x@y.org", NOW))
