@@ -13,6 +13,7 @@ from api.recheck import Recheck
 from forwarder.mail.ids import IdSource
 from forwarder.store import dkim_keys, domains
 from forwarder.store.records import NewMessage
+from forwarder.store.trouble import StoreUnavailable
 from tests.api.desk import Desk
 
 NAME = "piedpiper.com"
@@ -358,6 +359,21 @@ async def test_a_look_that_began_before_the_owner_was_told_does_not_have_him_tol
     desk.now += timedelta(minutes=1)
     await look()
     assert len(bag.messages) == 1
+
+
+async def test_a_store_that_is_away_ends_a_round_in_its_own_name(
+    desk: Desk, round_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2):
+        await desk.domain(f"d{number}.com")
+
+    async def away(_work: object) -> None:
+        raise StoreUnavailable
+
+    look = round_of(desk, Bag())
+    monkeypatch.setattr(desk.database, "write", away)
+    with pytest.raises(StoreUnavailable):
+        await look()
 
 
 async def test_a_new_record_is_seen_at_once(desk: Desk) -> None:
