@@ -2,8 +2,9 @@
 
 A log is one delivery, or one recipient refused in the session; its events are append-only. Logs are read newest first
 by cursor: a page is a range of an index, whatever the size of the table. What was refused is written behind the reply
-(``refused``), in group commits, and is dropped and counted when BEHIND wait, since an attack must not become a write
-load. ``purge`` deletes by age, a chunk a transaction, so that nobody waits for it.
+(``refused``), in group commits, and is dropped when BEHIND wait, since an attack must not become a write load. That
+some are lost, and how many they were, is told once each time. ``purge`` deletes by age, a chunk a transaction, so that
+nobody waits for it.
 
 Not partitioned by day on PostgreSQL: ids sort by time, so that purging is a range of the primary key in small bites
 and a page is a range of an index; partitions would add a chore that must not fail and a schema that differs from
@@ -120,28 +121,36 @@ class Journal:
         self._clock = clock
         self._refusals = _Refusals()
         self._behind: set[asyncio.Future[None]] = set()
-        self.dropped = 0  # refused logs that were not written
+        self._lost = 0  # refused logs that are not written, since this was told
 
-    def refused(self, log: RefusedLog) -> bool:
-        """Write behind the reply; does not wait. False: the bound is reached, the log is dropped and counted."""
+    def refused(self, log: RefusedLog) -> None:
+        """Write behind the reply, or drop what is beyond the bound; does not wait."""
         if len(self._behind) >= BEHIND:
-            self.dropped += 1
-            return False
+            self._lose("too many wait to be written")
+            return
         try:
             written = self._database.writer.enlist(self._refusals, log)
-        except StoreUnavailable:
-            self.dropped += 1
-            return False
+        except StoreUnavailable as error:
+            self._lose(str(error))
+            return
         self._behind.add(written)
         written.add_done_callback(self._was_written)
-        return True
 
     def _was_written(self, written: "asyncio.Future[None]") -> None:
         self._behind.discard(written)
         error = None if written.cancelled() else written.exception()
         if error is not None:
-            self.dropped += 1
-            _log.warning("a refusal was not logged", reason=repr(error.__cause__ or error))
+            self._lose(repr(error.__cause__ or error))
+        elif (
+            self._lost and not self._behind
+        ):  # not sooner: under an attack there is room for a moment all the time
+            _log.info("refusals are logged again; some were not", refusals=self._lost)
+            self._lost = 0
+
+    def _lose(self, reason: str) -> None:
+        if not self._lost:
+            _log.warning("refusals are not logged", reason=reason)
+        self._lost += 1
 
     async def flush(self) -> None:
         """Return when every refused log given so far is written or given up."""
@@ -198,20 +207,20 @@ class Journal:
     async def purge(self, older_than: datetime, *, chunk: int = 1000) -> int:
         """Delete logs made before that time, with their events; how many logs."""
         floor = id_floor(older_than)
+        deleted = await self._purge(partial(_purge_logs, floor=floor, chunk=chunk), chunk)
+        # Events without a log: written late, for a log that was purged in the same moment.
+        await self._purge(partial(_purge_events, floor=floor, chunk=chunk), chunk)
+        return deleted
+
+    async def _purge(self, bite: Callable[[Connection], int], chunk: int) -> int:
+        """Bite until there is less than a chunk left; how many rows that were."""
         deleted = 0
         while True:
-            count = await self._database.write(partial(_purge_logs, floor=floor, chunk=chunk))
+            count = await self._database.write(bite)
             deleted += count
             if count < chunk:
-                break
+                return deleted
             await asyncio.sleep(0)  # others write between two chunks
-        # Events without a log: written late, for a log that was purged in the same moment.
-        while True:
-            count = await self._database.write(partial(_purge_events, floor=floor, chunk=chunk))
-            if count < chunk:
-                break
-            await asyncio.sleep(0)
-        return deleted
 
 
 _LOG = tuple(logs.c[name] for name in LOG_COLUMNS if name != "failed")

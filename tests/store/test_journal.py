@@ -46,7 +46,7 @@ async def journal_of(stage: Stage) -> Journal:
 async def test_a_refusal_is_written_behind_the_reply(stage: Stage) -> None:
     kept = await journal_of(stage)
     log = refusal(stage, subject="a\0\udc80")
-    assert kept.refused(log)
+    kept.refused(log)
     await kept.flush()
     [entry] = await kept.page(7)
     assert (entry.id, entry.recipient_email, entry.forward_email) == (
@@ -60,37 +60,57 @@ async def test_a_refusal_is_written_behind_the_reply(stage: Stage) -> None:
     assert (event.local, event.server, event.created_at) == ("mx.example.net", "client", NOON)
 
 
-async def test_a_refusal_that_cannot_be_written_is_counted_and_said(
+def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What the journal said of refusals since this was asked last."""
+    lines = capsys.readouterr().out.splitlines()
+    return [" ".join(line.partition("] ")[2].split()) for line in lines if "refusals are" in line]
+
+
+async def test_a_refusal_that_cannot_be_written_is_told_and_its_end_too(
     stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = await journal_of(stage)
     log = refusal(stage)
-    for _ in range(2):  # the second has an id that is there already
-        assert kept.refused(log)
+    for _ in range(3):  # the second and the third have an id that is there already
+        kept.refused(log)
         await kept.flush()
-    assert kept.dropped == 1
-    assert capsys.readouterr().out.count("a refusal was not logged") == 1
-    assert [entry.id for entry in await kept.page(7)] == [log.id]
+    [said] = told(capsys)
+    assert said.startswith("refusals are not logged reason=")
+    later = refusal(stage)
+    kept.refused(later)
+    await kept.flush()
+    assert told(capsys) == ["refusals are logged again; some were not refusals=2"]
+    assert [entry.id for entry in await kept.page(7)] == [later.id, log.id]
 
 
-async def test_a_refusal_that_the_store_does_not_take_is_counted_and_holds_up_nobody(stage: Stage) -> None:
+async def test_a_refusal_that_the_store_does_not_take_is_told_and_holds_up_nobody(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
     database = await stage.database()
     kept = Journal(database, ids=stage.ids, clock=stage.clock)
     await database.close()
-    assert not kept.refused(refusal(stage))
-    assert kept.dropped == 1
+    for _ in range(2):
+        kept.refused(refusal(stage))
+    assert told(capsys) == ["refusals are not logged reason='the store is closing'"]
     await kept.flush()
 
 
-async def test_an_attack_is_not_a_write_load(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_attack_is_no_load_of_rows_nor_of_lines(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(journal, "BEHIND", 5)
     kept = await journal_of(stage)
-    assert [kept.refused(refusal(stage)) for _ in range(8)] == [True] * 5 + [False] * 3
+    for _ in range(8):
+        kept.refused(refusal(stage))
     await kept.flush()
-    assert kept.dropped == 3
+    assert told(capsys) == [
+        "refusals are not logged reason='too many wait to be written'",
+        "refusals are logged again; some were not refusals=3",
+    ]
     assert len(await kept.page(7)) == 5
-    assert kept.refused(refusal(stage))
+    kept.refused(refusal(stage))
     await kept.flush()
+    assert (len(await kept.page(7)), told(capsys)) == (6, [])
 
 
 async def test_pages_go_from_new_to_old_without_gap_or_overlap(stage: Stage) -> None:
