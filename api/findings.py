@@ -1,18 +1,24 @@
-"""What the DNS of a hosted domain says, what it should say, and what to do about it.
+"""What the DNS of a hosted domain says, what it should say, what to do about it, and what becomes of the domain.
 
 The zone's own servers are asked, so that a record that was just put right is seen at once; where they cannot be
 reached, the usual resolver. Nothing found and nobody answered are told apart: trouble with the DNS never counts as a
 record that is missing.
 
 A look takes at most ``_ALL_QUESTIONS`` seconds; what can be is asked at once. Nothing raises for what the DNS answers.
+
+By what is written down (``write_down``) a domain is active when its MX is right, and may send when SPF and both DKIM
+records are. Trouble with the DNS makes nothing inactive that was active.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from functools import partial
 from typing import Any, TypeVar
+
+from sqlalchemy import Connection
 
 from forwarder.config import Settings
 from forwarder.mail import records
@@ -21,7 +27,10 @@ from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound
 from forwarder.net.dns import Resolver
 from forwarder.net.ourselves import Machines, Ourselves
 from forwarder.net.registered import registered_domain
+from forwarder.store import domains
 from forwarder.store.dkim_keys import DkimKey
+from forwarder.store.domains import Domain
+from forwarder.store.engine import Database
 
 _ONE_QUESTION = 3.5  # seconds; it may be asked twice
 _ALL_QUESTIONS = 7.5  # of a look: a request has nine
@@ -41,7 +50,7 @@ Ask = Callable[[str, Kind], Awaitable[Answer[Any]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class CheckedRecord:
     """One kind of record: what is there, whether it is right, and what to do when it is not."""
 
     expected: str | Sequence[str]
@@ -56,13 +65,13 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """All of a domain's findings."""
+    """All that was found of a domain."""
 
     provider: str | None
-    mx: Finding
-    spf: Finding
-    dkim: tuple[Finding, ...]
-    dmarc: Finding
+    mx: CheckedRecord
+    spf: CheckedRecord
+    dkim: tuple[CheckedRecord, ...]
+    dmarc: CheckedRecord
 
     @property
     def sending(self) -> bool | None:
@@ -73,7 +82,7 @@ class Checked:
     def advice(self, *, sending: bool) -> str | None:
         """What to do, a line for each record, or None when all is right; DKIM and DMARC only where somebody sends."""
         needed = [self.mx, self.spf, *((*self.dkim, self.dmarc) if sending else ())]
-        return "\n".join(finding.advice for finding in needed if finding.valid is not True) or None
+        return "\n".join(record.advice for record in needed if record.valid is not True) or None
 
 
 async def look(resolver: Resolver, domain: str, settings: Settings, keys: Sequence[DkimKey]) -> Checked:
@@ -96,6 +105,42 @@ async def look(resolver: Resolver, domain: str, settings: Settings, keys: Sequen
         dkim=tuple(dkim),
         dmarc=_dmarc(dmarc, domain),
     )
+
+
+async def write_down(database: Database, domain: Domain, checked: Checked, now: datetime) -> Domain | None:
+    """Write down what was found; None when the domain is gone.
+
+    Looking takes seconds, and the turn of a domain among many may be minutes away: what it is compared with is not
+    ``domain``, but what others have written down since that was read.
+    """
+
+    def work(conn: Connection) -> Domain | None:
+        while (known := domains.by_id(conn, domain.id)) is not None:
+            changed = domains.record_check(conn, known, now, **_judged(known, checked, now))
+            if changed is not None:
+                return changed
+        return None
+
+    return await database.write(work)
+
+
+def _judged(known: Domain, checked: Checked, now: datetime) -> dict[str, Any]:
+    """What a domain is after a check; what nobody could tell stays as it was."""
+    is_active = known.is_active if checked.mx.valid is None else checked.mx.valid
+    had = known.sending_checked_at is not None
+    sending = had if checked.sending is None else checked.sending
+    broke = (known.is_active and not is_active) or (had and not sending)
+    since, notified_at = known.broken_since, known.notified_at
+    if broke and since is None:
+        since = now
+    elif is_active and checked.sending is not False and not broke:
+        since = notified_at = None  # all that can be told is right again
+    return {
+        "is_active": is_active,
+        "sending_ready": sending,
+        "broken_since": since,
+        "notified_at": notified_at,
+    }
 
 
 async def _by(until: float, asked: Awaitable[_T]) -> _T | None:
@@ -137,7 +182,7 @@ async def _ask_dmarc(ask: Ask, domain: str) -> Answer[Any]:
     return inherited if records.dmarc_records(_texts(inherited)) else answer
 
 
-async def _mx(ask: Ask, domain: str, ourselves: Ourselves, until: float) -> Finding:
+async def _mx(ask: Ask, domain: str, ourselves: Ourselves, until: float) -> CheckedRecord:
     hostname = ourselves.hostname
     expected = [hostname]
     match await ask(domain, Kind.MX):
@@ -147,45 +192,49 @@ async def _mx(ask: Ask, domain: str, ourselves: Ourselves, until: float) -> Find
             first = records.first_mail_hosts(pairs)
             ours = await _by(until, ourselves.are_among(first))
             if ours:
-                return Finding(expected=expected, values=values, valid=True)
+                return CheckedRecord(expected=expected, values=values, valid=True)
             if ours is None:
                 advice = _silence(f"the addresses of {', '.join(sorted(first)[:5])}, the MX of {domain}")
-                return Finding(expected=expected, values=values, valid=None, advice=advice)
+                return CheckedRecord(expected=expected, values=values, valid=None, advice=advice)
             listed = ", ".join(values[:5])
             advice = f"The MX records of {domain} lead to {listed} first; make {hostname} the most preferred."
-            return Finding(expected=expected, values=values, valid=False, advice=advice)
+            return CheckedRecord(expected=expected, values=values, valid=False, advice=advice)
         case NotFound():
             advice = f"{domain} has no MX record; add one with priority 10 that leads to {hostname}."
-            return Finding(expected=expected, values=[], valid=False, advice=advice)
+            return CheckedRecord(expected=expected, values=[], valid=False, advice=advice)
         case _:
-            return Finding(expected=expected, values=[], valid=None, advice=_silence(f"the MX of {domain}"))
+            return CheckedRecord(
+                expected=expected, values=[], valid=None, advice=_silence(f"the MX of {domain}")
+            )
 
 
-async def _spf(ask: Ask, domain: str, ourselves: Ourselves, until: float) -> Finding:
+async def _spf(ask: Ask, domain: str, ourselves: Ourselves, until: float) -> CheckedRecord:
     shared = ourselves.shared_name
     answer = await ask(domain, Kind.TXT)
     if isinstance(answer, CannotTell):
         expected = records.merge_spf(None, shared)
-        return Finding(expected=expected, values=None, valid=None, advice=_silence(f"the SPF of {domain}"))
+        return CheckedRecord(
+            expected=expected, values=None, valid=None, advice=_silence(f"the SPF of {domain}")
+        )
     found = records.spf_records(_texts(answer))
     values = found[0] if found else None
     expected = records.merge_spf(values, shared)
     if len(found) > 1:
         # RFC 7208 4.5: with more than one record, receivers use none.
         advice = f"{domain} has {len(found)} SPF records; keep one only: {expected}"
-        return Finding(expected=expected, values=" ".join(found), valid=False, advice=advice)
+        return CheckedRecord(expected=expected, values=" ".join(found), valid=False, advice=advice)
     if values is not None:
         machines = await _by(until, ourselves.machines()) or Machines(names=frozenset(), complete=False)
         if any(records.spf_includes(values, name) for name in (shared, *machines.names)):
-            return Finding(expected=values, values=values, valid=True)
+            return CheckedRecord(expected=values, values=values, valid=True)
         if not machines.complete:
             advice = _silence(f"the MX of {shared}")
-            return Finding(expected=expected, values=values, valid=None, advice=advice)
+            return CheckedRecord(expected=expected, values=values, valid=None, advice=advice)
     verb = "Add a TXT record to" if values is None else "Change the SPF record of"
-    return Finding(expected=expected, values=values, valid=False, advice=f"{verb} {domain}: {expected}")
+    return CheckedRecord(expected=expected, values=values, valid=False, advice=f"{verb} {domain}: {expected}")
 
 
-async def _dkim(ask: Ask, domain: str, hostname: str, key: DkimKey) -> Finding:
+async def _dkim(ask: Ask, domain: str, hostname: str, key: DkimKey) -> CheckedRecord:
     name = records.dkim_name(domain, key.selector)
     target = records.dkim_target(domain, key.selector, hostname)
     expected = f"{target}." if target is not None else key.public_record
@@ -195,45 +244,47 @@ async def _dkim(ask: Ask, domain: str, hostname: str, key: DkimKey) -> Finding:
     at = target if target is not None and leads_to == target else name
     answer = await ask(at, Kind.TXT)
     if isinstance(answer, CannotTell):
-        return Finding(expected=expected, values=None, valid=None, advice=_silence(f"the DKIM record {at}"))
+        return CheckedRecord(
+            expected=expected, values=None, valid=None, advice=_silence(f"the DKIM record {at}")
+        )
     texts = _texts(answer)
     fault = records.key_fault(texts, key.public_record)
     if at == target:
         advice = f"The CNAME {name} is right, but {fault} where it leads; publish the key at {target} "
         advice += f"in the server's zone, as its only TXT record: {key.public_record}"
-        return Finding(
+        return CheckedRecord(
             expected=expected, values=f"{target}.", valid=not fault, advice=advice if fault else ""
         )
     if not fault:
-        return Finding(expected=key.public_record, values=texts[0], valid=True)
+        return CheckedRecord(expected=key.public_record, values=texts[0], valid=True)
     if leads_to is not None:
         advice = f"The CNAME {name} leads to {leads_to}; it should lead to {target}."
-        return Finding(expected=expected, values=f"{leads_to}.", valid=False, advice=advice)
+        return CheckedRecord(expected=expected, values=f"{leads_to}.", valid=False, advice=advice)
     if texts:
         advice = f"At {name} {fault}; its only TXT record should be: {key.public_record}"
-        return Finding(expected=key.public_record, values=" ".join(texts), valid=False, advice=advice)
+        return CheckedRecord(expected=key.public_record, values=" ".join(texts), valid=False, advice=advice)
     wanted = f"a TXT record {name}: {key.public_record}"
     if target is not None:
         wanted = f"a CNAME record {name} that leads to {target}, or {wanted}"
-    return Finding(expected=expected, values=None, valid=False, advice=f"Add {wanted}")
+    return CheckedRecord(expected=expected, values=None, valid=False, advice=f"Add {wanted}")
 
 
-def _dmarc(answer: Answer[Any], domain: str) -> Finding:
+def _dmarc(answer: Answer[Any], domain: str) -> CheckedRecord:
     name = f"_dmarc.{domain}"
     if isinstance(answer, CannotTell):
-        return Finding(
+        return CheckedRecord(
             expected=records.DMARC, values=None, valid=None, advice=_silence(f"the DMARC record {name}")
         )
     found = records.dmarc_records(_texts(answer))
     if len(found) == 1:
         right = parse_record([found[0].encode()]) is not None
         advice = "" if right else f"{name} names no policy; give it p=none, p=quarantine or p=reject."
-        return Finding(expected=records.DMARC, values=found[0], valid=right, advice=advice)
+        return CheckedRecord(expected=records.DMARC, values=found[0], valid=right, advice=advice)
     if found:
         advice = f"{name} has {len(found)} DMARC records; keep one only."
-        return Finding(expected=records.DMARC, values=found[0], valid=False, advice=advice)
+        return CheckedRecord(expected=records.DMARC, values=found[0], valid=False, advice=advice)
     advice = f"Add a TXT record {name}: {records.DMARC}"
-    return Finding(expected=records.DMARC, values=None, valid=False, advice=advice)
+    return CheckedRecord(expected=records.DMARC, values=None, valid=False, advice=advice)
 
 
 def _texts(answer: Answer[Any]) -> list[str]:

@@ -18,8 +18,7 @@ from typing import Protocol
 import structlog
 from sqlalchemy import Connection
 
-from api.findings import Checked, look
-from api.improvmx.check import record
+from api.findings import Checked, look, write_down
 from api.letter import letter
 from forwarder.config import Settings
 from forwarder.mail.address import AddressError, parse_address
@@ -101,7 +100,7 @@ class Recheck:
         keys = await self._database.read(keys_of)
         checked = await look(self._resolver, domain.name, self._settings, keys)
         now = self._clock()
-        changed = await record(self._database, domain, checked, now)
+        changed = await write_down(self._database, domain, checked, now)
         if changed is None or changed.broken_since is None or changed.notified_at is not None:
             return
         sent = await self._tell(changed, checked, now)

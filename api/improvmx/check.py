@@ -1,60 +1,17 @@
-"""``/domains/:domain/check``: look at the DNS of a domain now, write down what was found, and show it.
-
-A domain is active when its MX is right, and may send when SPF and both DKIM records are. Trouble with the DNS makes
-nothing inactive that was active.
-"""
+"""``/domains/:domain/check``: look at the DNS of a domain now, write down what was found, and show it."""
 
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any
 
 from sqlalchemy import Connection
 
-from api.findings import Checked, Finding, look
+from api.findings import Checked, CheckedRecord, look, write_down
 from api.improvmx import answers
 from api.improvmx.owned import domain_in, name_of
 from api.improvmx.wire import Json
 from api.operation import Call, Operation
-from forwarder.store import credentials, dkim_keys, domains
+from forwarder.store import credentials, dkim_keys
 from forwarder.store.dkim_keys import DkimKey
 from forwarder.store.domains import Domain
-from forwarder.store.engine import Database
-
-
-async def record(database: Database, domain: Domain, checked: Checked, now: datetime) -> Domain | None:
-    """Write down what was found; None when the domain is gone.
-
-    Looking takes seconds, and the turn of a domain among many may be minutes away: what it is compared with is not
-    ``domain``, but what others have written down since that was read.
-    """
-
-    def work(conn: Connection) -> Domain | None:
-        while (known := domains.by_id(conn, domain.id)) is not None:
-            changed = domains.record_check(conn, known, now, **_judged(known, checked, now))
-            if changed is not None:
-                return changed
-        return None
-
-    return await database.write(work)
-
-
-def _judged(known: Domain, checked: Checked, now: datetime) -> dict[str, Any]:
-    """What a domain is after a check; what nobody could tell stays as it was."""
-    is_active = known.is_active if checked.mx.valid is None else checked.mx.valid
-    had = known.sending_checked_at is not None
-    sending = had if checked.sending is None else checked.sending
-    broke = (known.is_active and not is_active) or (had and not sending)
-    since, notified_at = known.broken_since, known.notified_at
-    if broke and since is None:
-        since = now
-    elif is_active and checked.sending is not False and not broke:
-        since = notified_at = None  # all that can be told is right again
-    return {
-        "is_active": is_active,
-        "sending_ready": sending,
-        "broken_since": since,
-        "notified_at": notified_at,
-    }
 
 
 async def check(call: Call) -> Json:
@@ -68,13 +25,13 @@ async def check(call: Call) -> Json:
 
     domain, keys, senders = await rooms.database.read(read)
     checked = await look(rooms.resolver, name, rooms.settings, keys)
-    await record(rooms.database, domain, checked, rooms.clock())
+    await write_down(rooms.database, domain, checked, rooms.clock())
     return _shown(checked, advanced=senders > 0)
 
 
 def _shown(checked: Checked, *, advanced: bool) -> Json:
-    missing = Finding(expected="", values=None, valid=False).shown()
-    dkim = [finding.shown() for finding in checked.dkim] + [missing, missing]
+    missing = CheckedRecord(expected="", values=None, valid=False).shown()
+    dkim = [key.shown() for key in checked.dkim] + [missing, missing]
     mx, spf = checked.mx.shown(), checked.spf.shown()
     valid = checked.mx.valid is True and checked.spf.valid is True
     if advanced:

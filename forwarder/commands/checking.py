@@ -258,8 +258,7 @@ async def _domains(settings: "Settings", database: "Database", resolver: "Resolv
 
     from rich.console import Console
 
-    from api.findings import look
-    from api.improvmx.check import record
+    from api.findings import look, write_down
     from forwarder.store import dkim_keys, domains
 
     hosted = (await database.read(lambda conn: domains.list_domains(conn)))[0]
@@ -270,7 +269,7 @@ async def _domains(settings: "Settings", database: "Database", resolver: "Resolv
         async with some:
             keys = await database.read(partial(dkim_keys.list_keys, domain_id=domain.id))
             checked = await look(resolver, domain.name, settings, keys)
-            await record(database, domain, checked, utc_now())
+            await write_down(database, domain, checked, utc_now())
         done += 1
         status.update(f"{done} of {len(hosted)} domains looked at")
         return _domain(domain, checked)

@@ -300,7 +300,7 @@ async def test_a_look_that_got_no_answer_takes_nothing_from_one_beside_it(
         return look
 
     async def no_answer(*_given: object) -> findings.Checked:
-        unknown = findings.Finding(expected="", values=None, valid=None)
+        unknown = findings.CheckedRecord(expected="", values=None, valid=None)
         return findings.Checked(provider=None, mx=unknown, spf=unknown, dkim=(unknown,), dmarc=unknown)
 
     async with Desk(either_store_url) as desk:
