@@ -7,9 +7,9 @@ One dialect: an event is a sentence of plain words without a full stop, which sa
 semicolon, what is done about it ("the new certificate cannot be used; the old one stays"). What varies stands in
 fields: ``reason`` for trouble in words, a plural (``deliveries=3``) for how many, ``ids`` for which.
 
-Promises: one event is one line and, in JSON, one object. A field holds at most 1,024 characters, and control
-characters, line separators and lone surrogates are escaped, whoever wrote them (CWE-117). Fields whose name says that
-they hold a secret are blanked. An exception becomes its type, its text and the places it passed, on the same line.
+Promises: one event is one line and, in JSON, one object. A field holds at most 1,024 octets, and what does not print
+(control characters, line separators, lone surrogates) is escaped, whoever wrote it (CWE-117). Fields whose name says
+that they hold a secret are blanked. An exception becomes its type, its text and the places it passed, on the same line.
 """
 
 import logging
@@ -23,11 +23,9 @@ from typing import Any, TextIO
 import structlog
 
 from forwarder.config import Settings
+from forwarder.mail.words import printable
 
-FIELD_LIMIT = 1024
-_UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
-)
+FIELD_LIMIT = 1024  # octets
 _SECRET = re.compile(r"passw|secret|token|api_?key|authorization|credential_key|private", re.IGNORECASE)
 _QUIET = ("mail.log", "mail.debug", "uvicorn.access", "sqlalchemy", "alembic", "httpx", "httpcore", "asyncio")
 
@@ -88,13 +86,6 @@ class Lines:
     log = debug = info = warn = warning = error = err = exception = critical = fatal = failure = msg
 
 
-def printable(text: str, limit: int = FIELD_LIMIT) -> str:
-    """``text`` on one line: bounded, with control characters and separators escaped."""
-    cut = text if len(text) <= limit else text[: limit - 1] + "…"
-    escaped = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), cut)
-    return escaped if len(escaped) <= limit else escaped[: limit - 1] + "…"
-
-
 def describe(error: BaseException) -> dict[str, str]:
     """An exception as two fields: what it says, and the places it passed, innermost first."""
     return {"error": f"{type(error).__name__}: {error}", "where": _places(error.__traceback__)}
@@ -138,9 +129,8 @@ def _printable_fields(_logger: Any, _method: str, event: EventDict) -> EventDict
         if _SECRET.search(key):
             event[key] = "(not shown)"
         elif isinstance(value, str):
-            event[key] = printable(value)
+            event[key] = printable(value, FIELD_LIMIT)
         elif not isinstance(value, int | float | None):
-            event[key] = printable(
-                value.decode("ascii", "backslashreplace") if isinstance(value, bytes) else str(value)
-            )
+            text = value.decode("ascii", "backslashreplace") if isinstance(value, bytes) else str(value)
+            event[key] = printable(text, FIELD_LIMIT)
     return event
