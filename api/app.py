@@ -161,9 +161,8 @@ async def _ready(database: Database, health: Callable[[], Health]) -> Response:
             await database.ready()
     except (StoreUnavailable, TimeoutError):
         wrong.add("store")
-    ready = now.ready and not wrong
-    body = {"status": "ready" if ready else "not ready", "troubles": sorted(wrong), "tasks": dict(now.tasks)}
-    return json_response(body, 200 if ready else 503)
+    body = {"status": "not ready" if wrong else "ready", "troubles": sorted(wrong), "tasks": dict(now.tasks)}
+    return json_response(body, 503 if wrong else 200)
 
 
 def _no_ids() -> str:

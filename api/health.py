@@ -1,10 +1,9 @@
 """What the engine says of itself: the value behind ``/health/live`` and ``/health/ready``.
 
-The roof makes it; the API only shows it. A trouble's text is for whoever runs the server; to the outside only its
-name is shown, since a text may name a host.
+The roof makes it; the API only shows it. What is wrong has a name and no text, which may name a host: the log has that.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 
@@ -12,6 +11,5 @@ from dataclasses import dataclass, field
 class Health:
     """How the engine is now."""
 
-    ready: bool
-    troubles: Mapping[str, str] = field(default_factory=dict)  # what is wrong, by name
+    troubles: Collection[str] = ()  # the names of what is wrong; empty: it can do its work
     tasks: Mapping[str, bool] = field(default_factory=dict)  # whether each of the engine's own tasks runs

@@ -328,12 +328,11 @@ class Engine:
 
     def health(self) -> Health:
         """What ``/health`` answers."""
-        troubles = dict(self.watchdog.troubles())
         tasks = {**self.watchdog.tasks(), **self.dispatcher.tasks()}
         if self._web is not None:
             tasks["api"] = self._web.alive
-        troubles.update({name: "not running" for name, alive in tasks.items() if not alive})
-        return Health(ready=not troubles, troubles=troubles, tasks=tasks)
+        stopped = {name for name, runs in tasks.items() if not runs}
+        return Health(troubles=stopped.union(self.watchdog.troubles()), tasks=tasks)
 
     def refresh_certificates(self) -> None:
         """Load the certificate's files again if they changed; a bad pair leaves the old one in use."""

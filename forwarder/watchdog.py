@@ -2,8 +2,8 @@
 
 ``Watchdog.keep`` runs a coroutine for as long as the engine lives. When it fails, or returns though nobody stopped
 it, that is logged and it is started again after a pause that grows from half a second to ten. Until it runs again,
-readiness says so. ``Probe`` is a question asked every second whose failing makes the engine not ready: the store's
-answer is one. Nothing here decides what to do with mail.
+readiness says so. ``Watchdog.probe`` asks a question again and again whose failing makes the engine not ready: the
+store's answer is one. Nothing here decides what to do with mail.
 """
 
 import asyncio
@@ -24,26 +24,18 @@ log = structlog.get_logger("watchdog")
 
 
 @dataclass(slots=True, kw_only=True)
-class _Kept:
-    """One task as the watchdog sees it."""
-
-    running: bool = False
-    trouble: str = ""
-
-
-@dataclass(slots=True, kw_only=True)
 class Watchdog:
     """Keeps tasks running and collects what is wrong."""
 
     _tasks: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
-    _kept: dict[str, _Kept] = field(default_factory=dict)
+    _running: dict[str, bool] = field(default_factory=dict)  # False: it is to be started, or started again
     _probes: dict[str, str] = field(default_factory=dict)  # name -> what is wrong; "": fine
     _ending: bool = False
 
     def keep(self, name: str, make: Callable[[], Coroutine[Any, Any, object]]) -> None:
         """Run ``make()`` until ``stop``; again whenever it ends."""
-        kept = self._kept[name] = _Kept()
-        self._tasks[name] = asyncio.create_task(self._run(name, kept, make), name=name)
+        self._running[name] = False
+        self._tasks[name] = asyncio.create_task(self._run(name, make), name=name)
 
     def probe(
         self, name: str, ask: Callable[[], Awaitable[object]], *, every: timedelta, patience: timedelta
@@ -55,13 +47,12 @@ class Watchdog:
         )
 
     def troubles(self) -> dict[str, str]:
-        """Name -> what is wrong, in words fit for strangers; empty when all is well."""
-        found = {name: trouble for name, trouble in self._probes.items() if trouble}
-        return found | {name: kept.trouble for name, kept in self._kept.items() if not kept.running}
+        """What is wrong with each probe that is not well, by its name."""
+        return {name: trouble for name, trouble in self._probes.items() if trouble}
 
     def tasks(self) -> dict[str, bool]:
         """Every kept task and whether it runs."""
-        return {name: kept.running for name, kept in self._kept.items()}
+        return dict(self._running)
 
     def expect_ends(self) -> None:
         """From now on a task that returns has done its work and is not started again."""
@@ -75,13 +66,13 @@ class Watchdog:
         if self._tasks:
             await asyncio.wait(self._tasks.values())
         self._tasks.clear()
-        self._kept.clear()
+        self._running.clear()
 
-    async def _run(self, name: str, kept: _Kept, make: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    async def _run(self, name: str, make: Callable[[], Coroutine[Any, Any, object]]) -> None:
         pause = FIRST_PAUSE
         while True:
             started = time.monotonic()
-            kept.running, kept.trouble = True, ""
+            self._running[name] = True
             try:
                 await make()
                 if self._ending:
@@ -94,7 +85,7 @@ class Watchdog:
                 ):
                     raise
                 log.error("a task of the engine failed; starting it again", task=name, exc_info=error)
-            kept.running, kept.trouble = False, "restarting"
+            self._running[name] = False
             if time.monotonic() - started > STEADY_AFTER:
                 pause = FIRST_PAUSE
             await asyncio.sleep(pause)

@@ -38,7 +38,7 @@ class Desk:
         self.email = EMAIL
         self.now = NOW
         self.dns = DnsServer()
-        self.health = Health(ready=True)
+        self.health = Health()
         self._sections = sections
         self.database: Database
         self.app: Starlette

@@ -86,11 +86,10 @@ async def test_the_page_is_readable_without_any_outside_asset(desk: Desk) -> Non
 async def test_live_and_ready(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in ("live", "ready"):
         assert (await desk.get(f"http://api.test/health/{path}")).status_code == 200
-    desk.health = Health(ready=False, troubles={"dispatcher": "connection to 10.0.0.9 lost"}, tasks={})
+    desk.health = Health(troubles={"dispatcher"})
     answer = await desk.get("http://api.test/health/ready")
     assert (answer.status_code, answer.json()["troubles"]) == (503, ["dispatcher"])
-    assert "10.0.0.9" not in answer.text
-    desk.health = Health(ready=True)
+    desk.health = Health()
 
     async def gone() -> None:
         raise StoreUnavailable
