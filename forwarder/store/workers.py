@@ -25,7 +25,6 @@ from forwarder.store.engine import Database
 from forwarder.store.rows import Rows, by_dialect, execute, is_postgres, upsert
 from forwarder.store.tables import IS_LEASED, Id, UtcDateTime, deliveries, workers
 
-ALIVE_FOR = timedelta(seconds=30)
 SUSPECT = 3
 
 
@@ -37,7 +36,7 @@ async def register(
     hostname: str,
     pid: int,
     now: datetime,
-    alive_for: timedelta = ALIVE_FOR,
+    alive_for: timedelta,
 ) -> None:
     """Make the worker's row, or make it anew; leases under this id stay its own."""
     values = {
@@ -57,9 +56,7 @@ async def register(
     await database.write(work)
 
 
-async def heartbeat(
-    database: Database, worker_id: str, *, now: datetime, alive_for: timedelta = ALIVE_FOR
-) -> bool:
+async def heartbeat(database: Database, worker_id: str, *, now: datetime, alive_for: timedelta) -> bool:
     """Live on. False: the worker was taken for dead, its leases are others' now; it has to register again."""
     query = update(workers).where(workers.c.id == worker_id).values(alive_until=now + alive_for)
     return await database.write_aside(lambda conn: conn.execute(query).rowcount == 1)

@@ -102,7 +102,13 @@ class Engine:
         self.database = await Database.open(self.url)
         worker = self.ids()
         await workers.register(
-            self.database, worker_id=worker, node="test", hostname="mx.test", pid=os.getpid(), now=utc_now()
+            self.database,
+            worker_id=worker,
+            node="test",
+            hostname="mx.test",
+            pid=os.getpid(),
+            now=utc_now(),
+            alive_for=settings.workers.lease,
         )
         queue = Queue(self.database, worker_id=worker, local_name="mx.test", ids=self.ids, clock=utc_now)
         directory = Directory(self.database)

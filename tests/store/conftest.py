@@ -24,6 +24,7 @@ from forwarder.store.records import Delivery, NewDelivery, NewEvent, NewMessage,
 from tests.postgres import Server
 
 NOON = datetime(2026, 3, 1, 12, 0, 0, 250_000, tzinfo=UTC)
+LEASE = timedelta(seconds=30)  # of every worker here
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +89,13 @@ class Stage:
         database = await self.database()
         worker_id = self.ids()
         await workers.register(
-            database, worker_id=worker_id, node=f"node-{name}", hostname="mx.example.net", pid=1, now=self.now
+            database,
+            worker_id=worker_id,
+            node=f"node-{name}",
+            hostname="mx.example.net",
+            pid=1,
+            now=self.now,
+            alive_for=LEASE,
         )
         queue = Queue(
             database,

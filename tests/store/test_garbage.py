@@ -8,14 +8,14 @@ import gc
 from datetime import timedelta
 
 from forwarder.store import workers
-from tests.store.conftest import NOON, Stage
+from tests.store.conftest import LEASE, NOON, Stage
 
 TURNS = 50
 
 
 async def test_looking_for_work_leaves_nothing_for_the_collector(stage: Stage) -> None:
     worker = await stage.worker()
-    takeover = workers.Takeover(worker.database, lease=timedelta(seconds=30), every=timedelta(seconds=3))
+    takeover = workers.Takeover(worker.database, lease=LEASE, every=timedelta(seconds=3))
 
     await worker.queue.enqueue(stage.message())
 
@@ -26,7 +26,7 @@ async def test_looking_for_work_leaves_nothing_for_the_collector(stage: Stage) -
         await worker.queue.next_due_at()
         await worker.queue.leases()
         await takeover.look(NOON)
-        await workers.heartbeat(worker.database, worker.id, now=NOON)
+        await workers.heartbeat(worker.database, worker.id, now=NOON, alive_for=LEASE)
         await worker.database.ready()
 
     for _ in range(10):  # what is made once is made

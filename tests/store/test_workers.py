@@ -9,7 +9,7 @@ import pytest
 from forwarder.mail.event import DeliveryState
 from forwarder.store import chores, counters, workers
 from forwarder.store.tables import deliveries
-from tests.store.conftest import NOON, Stage, Worker, delivered, soft
+from tests.store.conftest import LEASE, NOON, Stage, Worker, delivered, soft
 from tests.store.test_queue import rows
 
 SECOND = timedelta(seconds=1)
@@ -23,7 +23,7 @@ class Observer:
         self.seconds = 0.0
         self.takeover = workers.Takeover(
             worker.database,
-            lease=30 * SECOND,
+            lease=LEASE,
             every=2 * SECOND,
             steady=lambda: self.steady,
             seconds=lambda: self.seconds,
@@ -37,7 +37,7 @@ class Observer:
             self.seconds += 2
             for worker in beating:
                 at = now + self.seconds * SECOND
-                assert await workers.heartbeat(self.worker.database, worker, now=at)
+                assert await workers.heartbeat(self.worker.database, worker, now=at, alive_for=LEASE)
             freed += await self.takeover.look(now)
         return freed
 
@@ -51,7 +51,7 @@ async def test_a_silent_worker_is_taken_over(stage: Stage) -> None:
     assert await observer.watch(4, NOON, live.id) == 1
     [taken] = await live.queue.claim_due(NOON, 10)
     assert (taken.destination, taken.attempts) == ("a@dest.example", 2)
-    assert not await workers.heartbeat(dead.database, dead.id, now=NOON)
+    assert not await workers.heartbeat(dead.database, dead.id, now=NOON, alive_for=LEASE)
     assert await observer.watch(60, NOON, live.id) == 0
 
 
@@ -98,7 +98,7 @@ async def test_a_sign_of_life_does_not_wait_behind_a_lock(stage: Stage, store_ur
             await other.execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE")
             stuck = [asyncio.create_task(worker.queue.enqueue(stage.message())) for _ in range(4)]
             for _ in range(20):
-                assert await workers.heartbeat(worker.database, worker.id, now=NOON)
+                assert await workers.heartbeat(worker.database, worker.id, now=NOON, alive_for=LEASE)
             assert not any(task.done() for task in stuck)
     finally:
         await other.close()
@@ -149,7 +149,7 @@ async def test_a_farewell_and_a_restart_free_the_leases(stage: Stage) -> None:
     assert await workers.release_node(one.database, "node-b", NOON) == 2
     assert len(await one.queue.claim_due(NOON, 10)) == 2
     for worker in (one, other):  # whoever woke up would find that it is taken for dead
-        assert not await workers.heartbeat(worker.database, worker.id, now=NOON)
+        assert not await workers.heartbeat(worker.database, worker.id, now=NOON, alive_for=LEASE)
 
 
 async def test_registering_again_keeps_the_leases(stage: Stage) -> None:
@@ -157,7 +157,13 @@ async def test_registering_again_keeps_the_leases(stage: Stage) -> None:
     await worker.queue.enqueue(stage.message())
     [claimed] = await worker.queue.claim_due(NOON, 1)
     await workers.register(
-        worker.database, worker_id=worker.id, node="node-a", hostname="mx", pid=2, now=NOON + SECOND
+        worker.database,
+        worker_id=worker.id,
+        node="node-a",
+        hostname="mx",
+        pid=2,
+        now=NOON + SECOND,
+        alive_for=LEASE,
     )
     assert await worker.queue.settle(delivered(claimed))
 
