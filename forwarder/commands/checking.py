@@ -202,9 +202,10 @@ def _port(name: str, at: "HostPort") -> Finding:
 
 def _answers(at: "HostPort") -> bool:
     """Whether somebody on this machine takes connections there."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(at.host, at.host)  # noqa: S104 - what the configuration says
+    from forwarder.net.listening import local_host
+
     try:
-        socket.create_connection((host, at.port), timeout=CONNECT).close()
+        socket.create_connection((local_host(at), at.port), timeout=CONNECT).close()
     except OSError:
         return False
     return True

@@ -8,6 +8,8 @@ import socket
 
 from forwarder.config import HostPort
 
+_LOCAL = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what listens everywhere listens there
+
 
 def bound_socket(at: HostPort, *, shared: bool = True) -> socket.socket:
     """A socket bound to an address, not listening; ``shared``: other processes of ours may bind it as well.
@@ -32,6 +34,11 @@ def bound_socket(at: HostPort, *, shared: bool = True) -> socket.socket:
         opened.close()
         raise _named(error, at) from error
     return opened
+
+
+def local_host(at: HostPort) -> str:
+    """The host at which a process of this machine reaches what listens there."""
+    return _LOCAL.get(at.host, at.host)
 
 
 def _named(error: OSError, at: HostPort) -> OSError:

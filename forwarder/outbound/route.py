@@ -49,6 +49,7 @@ from forwarder.mail.reply import Reply
 from forwarder.net.addresses import is_private, written_address
 from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound
 from forwarder.net.dns import Resolver
+from forwarder.net.listening import local_host
 from forwarder.net.ourselves import Ourselves
 from forwarder.outbound.policies import Policies
 
@@ -90,7 +91,6 @@ class NoRoute:
 
 
 _LOOP = NoRoute(reply=reply_for(Fault.LOOP))
-_LOCAL = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where those who listen everywhere are found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,7 +218,7 @@ class Router:
     def _own_door(self) -> Route | NoRoute:
         for at in self._listen:
             if at.port:
-                host = MxHost(name=self._ourselves.hostname, addresses=(_LOCAL.get(at.host, at.host),))
+                host = MxHost(name=self._ourselves.hostname, addresses=(local_host(at),))
                 return Route(site=f"this host {at}", hosts=(host,), port=at.port)
         return NoRoute(reply=reply_for(Fault.OWN_DOOR))
 
@@ -356,5 +356,5 @@ def _decides(answer: Answer[str], rule: AddressRule) -> bool:
 
 
 def _allowed(records: Collection[str], rule: AddressRule) -> tuple[str, ...]:
-    usable = records if rule.private_allowed else [each for each in records if not is_private(each)]
-    return tuple(usable)[:ADDRESSES]
+    allowed = records if rule.private_allowed else [each for each in records if not is_private(each)]
+    return tuple(allowed)[:ADDRESSES]
