@@ -257,13 +257,12 @@ class Writer:
 
     def expire_now(self, before: float) -> None:
         """Fail what began to wait before that monotonic time."""
-        late = self.waiting.expire(before)
-        self.resolve((item, Failed(StoreUnavailable())) for item in late)
-        for since, group in list(self.running.values()):
-            if since < before:
-                self.resolve((item, Failed(CommitUnknown())) for item in group)
-                late = group
-        if late:
+        untaken = self.waiting.expire(before)
+        self.resolve((item, Failed(StoreUnavailable())) for item in untaken)
+        unended = [group for since, group in list(self.running.values()) if since < before]
+        for group in unended:
+            self.resolve((item, Failed(CommitUnknown())) for item in group)
+        if untaken or unended:
             self.failing = True
 
     async def close(self) -> None:
