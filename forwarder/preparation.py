@@ -19,7 +19,7 @@ from forwarder.store.engine import Database
 from forwarder.store.faults import explain
 from forwarder.store.trouble import StoreUnavailable
 
-log = structlog.get_logger("serve")
+log = structlog.get_logger("preparation")
 
 
 async def prepare(settings: Settings) -> None:

@@ -154,11 +154,11 @@ def list_aliases(
     if is_active is not None:
         wanted.append(aliases.c.is_active.is_(is_active))
     if starts_with:
-        wanted.append(or_(*(_like(text, f"{_escaped(starts_with)}%") for text in either)))
+        wanted.append(or_(*(_like(column, f"{_escaped(starts_with)}%") for column in either)))
     if pattern_starts_with:
         wanted.append(_like(either[0], f"{_escaped(pattern_starts_with)}%"))
     if contains:
-        wanted.append(or_(*(_like(text, f"%{_escaped(contains)}%") for text in either)))
+        wanted.append(or_(*(_like(column, f"%{_escaped(contains)}%") for column in either)))
     condition = and_(*wanted)
     total = conn.execute(select(func.count()).select_from(aliases).where(condition)).scalar_one()
     page = select(aliases).where(condition).order_by(aliases.c.id).limit(limit).offset(offset)
@@ -170,8 +170,8 @@ def _like(lowered: ColumnElement[str], pattern: str) -> ColumnElement[bool]:
     return lowered.like(func.lower(pattern), escape="/")
 
 
-def _escaped(text: str) -> str:
-    return re.sub(r"([/%_])", r"/\1", text)
+def _escaped(wanted: str) -> str:
+    return re.sub(r"([/%_])", r"/\1", wanted)
 
 
 def first_of_each(

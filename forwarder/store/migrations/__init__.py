@@ -29,6 +29,7 @@ from forwarder.failpoint import reach
 from forwarder.store import postgresql, sqlite
 from forwarder.store.engine import make_private_file, postgres_dsn, sqlite_path
 from forwarder.store.faults import trouble_of
+from forwarder.store.rows import is_postgres
 from forwarder.store.trouble import StoreUnavailable, WrongEncoding
 
 T = TypeVar("T")
@@ -114,7 +115,7 @@ async def _on_postgres(dsn: str, work: Callable[[Connection], T], patience: floa
 
 
 def _run(conn: Connection) -> None:
-    if conn.dialect.name == "postgresql" and current(conn) is None:
+    if is_postgres(conn) and current(conn) is None:
         _check_encoding(conn)
     config = _config()
     config.attributes["connection"] = conn
