@@ -97,7 +97,7 @@ def test_an_argument_that_is_not_text(hosted: Cli, command: tuple[str, ...]) -> 
     assert "is not UTF-8" in errors
 
 
-def test_domains(hosted: Cli) -> None:
+def test_a_domain_is_added_shown_and_removed_under_either_form_of_its_name(hosted: Cli) -> None:
     assert "already exists" in hosted.fails("domain", "add", "EXAMPLE.com", "--account", "you@example.org")
     (listed,) = hosted.json("domain", "list")
     assert listed["domain"] == "example.com"
@@ -143,7 +143,7 @@ def test_the_records_to_paste(hosted: Cli) -> None:
     assert f"{target['value']}.  IN TXT" in ours
 
 
-def test_aliases(hosted: Cli) -> None:
+def test_an_alias_is_added_once_and_only_if_it_can_be_one(hosted: Cli) -> None:
     made = hosted.json("alias", "add", "example.com", "Richard", "person@dest.test, other@dest.test")
     assert (made["alias"], made["forward"]) == ("richard", "person@dest.test,other@dest.test")
     hosted.json("alias", "add", "example.com", "*", "all@dest.test")
@@ -273,7 +273,7 @@ def test_check_says_what_is_wrong_and_what_to_do(hosted: Cli) -> None:
     assert "must be mended" in output
 
 
-def test_migrate(cli: Cli) -> None:
+def test_migrate_says_what_the_schema_was(cli: Cli) -> None:
     assert cli.json("migrate") == {"before": "empty", "now": "current"}
     assert cli.json("migrate") == {"before": "current", "now": "current"}
     assert cli("migrate")[1] == "The database was up to date already.\n"

@@ -54,7 +54,7 @@ async def test_an_alias_added_while_it_runs_is_in_force_at_once(engine: House) -
     assert answer.code == 250
 
 
-async def test_health(engine: House) -> None:
+async def test_the_health_shows_every_task(engine: House) -> None:
     async with engine.api() as api:
         live = await api.get("/health/live")
         assert live.status_code == 200

@@ -12,7 +12,7 @@ import pytest
 
 from forwarder.net.tls import self_signed
 from tests.outbound.house import House, house
-from tests.outbound.town import bounced_softly, delivered, later, serving, town
+from tests.outbound.town import bounced_softly, delivered_over_tls, later, serving, town
 
 
 def digest(certificate: Path) -> str:
@@ -43,25 +43,25 @@ async def village(
 
 async def test_mail_goes_to_the_certificate_that_is_meant(tmp_path: Path) -> None:
     async with village(tmp_path) as rooms:
-        assert await delivered(rooms)
+        assert await delivered_over_tls(rooms)
 
 
 @pytest.mark.parametrize("mode", ["opportunistic", "required", "off"])
-async def test_no_mode_of_ours_makes_it_less(tmp_path: Path, mode: str) -> None:
+async def test_tlsa_records_count_whatever_mode_of_tls_is_configured(tmp_path: Path, mode: str) -> None:
     async with village(tmp_path, outbound={"tls": mode, "mta_sts": False}) as rooms:
-        assert await delivered(rooms)
+        assert await delivered_over_tls(rooms)
     async with village(
         tmp_path, outbound={"tls": mode, "mta_sts": False}, records=("3 0 1 {other}",)
     ) as rooms:
         await bounced_softly(rooms, "4.7.5")
 
 
-async def test_another_certificate(tmp_path: Path) -> None:
+async def test_a_host_that_shows_another_certificate_gets_nothing(tmp_path: Path) -> None:
     async with village(tmp_path, records=("3 0 1 {other}",)) as rooms:
         assert "TLSA" in await bounced_softly(rooms, "4.7.5")
 
 
-async def test_an_authority_that_issued_another_name(tmp_path: Path) -> None:
+async def test_a_certificate_for_another_name_is_wrong_though_its_authority_is_right(tmp_path: Path) -> None:
     async with village(tmp_path, records=("2 0 1 {own}",)) as rooms:
         await bounced_softly(rooms, "4.7.5")
 
@@ -69,7 +69,9 @@ async def test_an_authority_that_issued_another_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "enhanced"), [("454", "4.7.10"), ("550", "4.7.10"), ("bad-handshake", "4.7.5")]
 )
-async def test_a_handshake_that_does_not_come_about(tmp_path: Path, part: str, enhanced: str) -> None:
+async def test_mail_waits_when_a_handshake_does_not_come_about(
+    tmp_path: Path, part: str, enhanced: str
+) -> None:
     async with village(tmp_path) as rooms:
         rooms.sink.play("starttls", part)
         await bounced_softly(rooms, enhanced)
@@ -77,21 +79,21 @@ async def test_a_handshake_that_does_not_come_about(tmp_path: Path, part: str, e
 
 
 @pytest.mark.parametrize("records", [("3 0 1 {own}",), ("1 0 1 {own}", "3 9 1 {own}")])
-async def test_a_host_that_offers_no_tls(tmp_path: Path, records: tuple[str, ...]) -> None:
+async def test_mail_waits_for_a_host_that_offers_no_tls(tmp_path: Path, records: tuple[str, ...]) -> None:
     async with village(tmp_path, records=records, sink={}) as rooms:
         await bounced_softly(rooms, "4.7.10")
 
 
 async def test_records_that_nobody_can_use_demand_tls_with_any_certificate(tmp_path: Path) -> None:
     async with village(tmp_path, records=("1 0 1 {other}", "3 9 1 {other}")) as rooms:
-        assert await delivered(rooms)
+        assert await delivered_over_tls(rooms)
 
 
 @pytest.mark.parametrize("unsigned", ["dest.test", "mx.dest.test", "_tcp"])
 async def test_a_zone_that_is_not_signed_demands_nothing(tmp_path: Path, unsigned: str) -> None:
     async with village(tmp_path, records=("3 0 1 {other}",)) as rooms:
         rooms.dns.signed = lambda name: name != unsigned and unsigned not in name.split(".")
-        assert await delivered(rooms)
+        assert await delivered_over_tls(rooms)
         asked = rooms.dns.count(f"_{rooms.sink.port}._tcp.mx.dest.test", "TLSA")
         assert asked == (
             unsigned == "_tcp"
@@ -101,13 +103,13 @@ async def test_a_zone_that_is_not_signed_demands_nothing(tmp_path: Path, unsigne
 async def test_a_signed_zone_without_tlsa_records_demands_nothing(tmp_path: Path) -> None:
     async with village(tmp_path, sink={}) as rooms:
         rooms.dns.remove(f"_{rooms.sink.port}._tcp.mx.dest.test")
-        assert not await delivered(rooms)
+        assert not await delivered_over_tls(rooms)
 
 
-async def test_it_can_be_switched_off(tmp_path: Path) -> None:
+async def test_nobody_asks_for_tlsa_records_when_dane_is_switched_off(tmp_path: Path) -> None:
     outbound = {"dane": False, "mta_sts": False}
     async with village(tmp_path, records=("3 0 1 {other}",), outbound=outbound) as rooms:
-        assert await delivered(rooms)
+        assert await delivered_over_tls(rooms)
         assert rooms.dns.count(None, "TLSA") == 0
 
 
@@ -134,10 +136,10 @@ def add_a_better_host_whose_records_cannot_be_looked_up(rooms: House) -> None:
     rooms.dns.fault(f"_{rooms.sink.port}._tcp.bad.dest.test", "servfail")
 
 
-async def test_another_host_may_take_it_then(tmp_path: Path) -> None:
+async def test_another_host_takes_what_one_without_an_answer_does_not_get(tmp_path: Path) -> None:
     async with village(tmp_path) as rooms:
         add_a_better_host_whose_records_cannot_be_looked_up(rooms)
-        assert await delivered(rooms)
+        assert await delivered_over_tls(rooms)
         assert rooms.origin.connections == 0
 
 
@@ -172,7 +174,7 @@ async def test_at_expiry_the_report_says_that_it_was_about_encryption(tmp_path: 
 async def test_a_session_from_before_the_records_does_not_serve_after_them(tmp_path: Path) -> None:
     async with village(tmp_path, sink={}) as rooms:
         own = rooms.dns._records.pop((f"_{rooms.sink.port}._tcp.mx.dest.test", "TLSA"))
-        assert not await delivered(rooms)
+        assert not await delivered_over_tls(rooms)
         await rooms.until(lambda: rooms.pool.idle == 1)
         publish(rooms, *own)
         later(rooms, minutes=6)
@@ -187,7 +189,7 @@ async def test_a_policy_holds_beside_the_records(tmp_path: Path) -> None:
     async with town(tmp_path) as (rooms, _):
         rooms.dns.signed = lambda name: True
         publish(rooms, "3 0 1 " + digest(tmp_path / "host" / "certificate.pem"))
-        assert await delivered(rooms)
+        assert await delivered_over_tls(rooms)
     async with town(tmp_path) as (rooms, _):
         rooms.dns.signed = lambda name: True
         publish(rooms, "3 0 1 " + "00" * 32)

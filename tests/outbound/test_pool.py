@@ -175,7 +175,7 @@ async def test_close_says_quit_to_the_idle_and_to_those_that_come_back(sink: Sin
 # --- TLS
 
 
-async def test_tls_when_offered(server_tls: ssl.SSLContext) -> None:
+async def test_mail_goes_over_tls_when_it_is_offered(server_tls: ssl.SSLContext) -> None:
     async with Sink(starttls=server_tls) as sink:
         pool = make()
         await deliver(await opened(pool, sink))
@@ -267,13 +267,13 @@ async def test_octets_before_the_handshake_do_not_lead_to_clear_text(server_tls:
         assert sink.connections == 1
 
 
-async def test_tls_switched_off(server_tls: ssl.SSLContext) -> None:
+async def test_nobody_asks_for_tls_when_it_is_switched_off(server_tls: ssl.SSLContext) -> None:
     async with Sink(starttls=server_tls) as sink:
         assert (await opened(make(tls="off"), sink)).tls == ""
         assert b"STARTTLS" not in sink.commands
 
 
-async def test_the_address_to_dial_from(sink: Sink) -> None:
+async def test_hosts_are_dialled_from_the_configured_address(sink: Sink) -> None:
     session = await opened(make(bind_ipv4="127.0.0.3"), sink)
     await deliver(session)
     assert "127.0.0.3" in sink.messages[0].client

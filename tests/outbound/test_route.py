@@ -65,7 +65,7 @@ def test_without_mx_the_domain_is_its_own_host() -> None:
         (mx((10, OWN), (10, "peer.test"), (20, "worse.test")), (554, "5.4.6")),
     ],
 )
-def test_no_names(answer: Any, expected: tuple[int, str]) -> None:
+def test_a_domain_without_a_host_to_try_says_why(answer: Any, expected: tuple[int, str]) -> None:
     assert failure(mail_hosts("example.test", answer, own_name=OWN)) == expected
 
 
@@ -102,7 +102,9 @@ def test_hosts_without_an_address_are_passed_over() -> None:
         ({"a.test": at("127.0.0.1"), "b.test": CannotTell(reason="x")}, (451, "4.4.3")),
     ],
 )
-def test_no_hosts(answers: Any, expected: tuple[int, str]) -> None:
+def test_what_may_change_outranks_what_will_not_when_no_host_is_left(
+    answers: Any, expected: tuple[int, str]
+) -> None:
     assert failure(usable_hosts(list(answers), answers, RULE)) == expected
 
 
@@ -193,7 +195,7 @@ def router(
     return Router(resolver, settings, policies=policies, hosted=is_hosted, chance=random.Random(1))
 
 
-async def test_a_route(dns: DnsServer) -> None:
+async def test_a_route_has_the_hosts_by_preference_with_all_their_addresses(dns: DnsServer) -> None:
     dns.set("example.test", "MX", [(20, "b.test"), (10, "a.test")])
     dns.set("a.test", "A", ["127.0.0.1"])
     dns.set("a.test", "AAAA", ["::1"])
@@ -237,14 +239,14 @@ async def test_hosts_of_equal_preference_take_turns(dns: DnsServer) -> None:
     assert orders == {("best.test", "a.test", "b.test"), ("best.test", "b.test", "a.test")}
 
 
-async def test_the_implicit_host(dns: DnsServer) -> None:
+async def test_a_domain_without_mx_is_its_own_host(dns: DnsServer) -> None:
     dns.set("example.test", "A", ["127.0.0.1"])
     route = await router(dns).route("example.test")
     assert isinstance(route, Route)
     assert route.hosts == (MxHost(name="example.test", addresses=("127.0.0.1",)),)
 
 
-async def test_an_alias_for_a_domain(dns: DnsServer) -> None:
+async def test_a_domain_that_is_an_alias_has_the_route_of_its_target(dns: DnsServer) -> None:
     dns.set("www.test", "CNAME", ["example.test"])
     dns.mail_host("example.test", "127.0.0.1")
     route = await router(dns).route("www.test")
@@ -329,7 +331,7 @@ async def test_names_without_end_are_not_all_looked_up(dns: DnsServer) -> None:
     assert len(asked) == 30
 
 
-async def test_private_hosts_in_production(dns: DnsServer) -> None:
+async def test_a_domain_with_private_addresses_alone_is_refused(dns: DnsServer) -> None:
     dns.mail_host("example.test", "127.0.0.1", "::1", "10.0.0.1")
     it = router(dns, allow_private_destinations=False)
     assert failure(await it.route("example.test")) == (554, "5.4.4")

@@ -71,7 +71,7 @@ async def bounced_softly(rooms: House, enhanced: str) -> str:
     return message
 
 
-async def delivered(rooms: House, address: str = "bob@dest.test") -> bool:
+async def delivered_over_tls(rooms: House, address: str = "bob@dest.test") -> bool:
     """Bring a message to its destination; whether it went over TLS."""
     (delivery,) = await rooms.accept(address)
     await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")

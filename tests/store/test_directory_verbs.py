@@ -43,7 +43,7 @@ async def version(database: Database) -> int:
     return await database.read(lambda conn: int(conn.execute(query).scalar_one()))
 
 
-async def test_accounts_and_keys(database: Database) -> None:
+async def test_a_key_opens_its_account_until_it_is_revoked(database: Database) -> None:
     made = await database.write(lambda conn: accounts.create(conn, "Me@X.org", "default", NOW))
     assert (made.email, made.plan, made.created_at) == ("me@x.org", "default", NOW)
     with pytest.raises(AlreadyExists, match="email"):

@@ -356,7 +356,9 @@ async def test_a_transaction_that_does_not_end_is_in_doubt(sqlite_url: str) -> N
     await database.close()
 
 
-async def test_a_bounded_line(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_comes_beyond_the_bound_of_the_line_is_refused_and_all_else_written(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(writer, "WAITING_ITEMS", 3)
     results = await asyncio.gather(
         *(database.write(put(f"n{n}")) for n in range(10)),  # type: ignore[arg-type]

@@ -548,7 +548,7 @@ async def test_while_too_much_is_in_doubt_nothing_is_taken(
     assert (await sizes(worker.database))[0] == 1
 
 
-async def test_counts_of_a_large_claim(stage: Stage) -> None:
+async def test_one_claim_takes_hundreds_of_deliveries(stage: Stage) -> None:
     worker = await stage.worker()
     await worker.queue.enqueue(stage.message(*(f"u{n}@dest.example" for n in range(500))))
 

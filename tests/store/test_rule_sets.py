@@ -151,7 +151,7 @@ async def test_a_transaction_reads_a_domain_once(
     await database.read(work)
 
 
-async def test_values_by_hand(database: Database) -> None:
+async def test_who_answers_in_a_small_domain_worked_out_by_hand(database: Database) -> None:
     await database.write(fill(ROWS))
     known = await read_domain(database, at_pied("x"), require_confirmed=False)
     assert known.rules is not None
