@@ -26,9 +26,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api.auth import Gate
 from api.body import aside, read_fields
 from api.errors import Refusal, bad_fields, not_found, refusal_of, unavailable
-from api.improvmx.requests import Bounds
 from api.limits import RateLimit, places_of
-from api.validation import validate
+from api.validation import Bounds, validate
 from forwarder.config import Plan, Settings
 from forwarder.net.dns import Resolver
 from forwarder.store.accounts import Account

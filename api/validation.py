@@ -4,6 +4,7 @@ The models also make the OpenAPI document, so what is written there is what is c
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -39,8 +40,16 @@ _SENTENCES = {
 _EMPTY = {"string_too_short": "This cannot be empty.", "too_short": "This cannot be empty."}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What the fields of this request may hold, here and for this account."""
+
+    allow_private: bool  # webhooks may lead to private addresses
+    destinations: int  # of one alias
+
+
 def validate(
-    model: type[Model], fields: Mapping[str, Any], *, context: object = None
+    model: type[Model], fields: Mapping[str, Any], *, context: Bounds | None = None
 ) -> Model | dict[str, list[str]]:
     """The model's instance, or what is wrong by field: ``{"aliases.3.forward": ["…"]}``."""
     try:

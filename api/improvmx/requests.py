@@ -11,11 +11,11 @@ What depends on the server or the account comes in through ``Bounds``: the valid
 
 import re
 import unicodedata
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
+from api.validation import Bounds
 from forwarder.mail.address import AddressError, parse_address, parse_domain
 from forwarder.mail.destination import Url, canonical_forward, parse_forward, parse_url
 from forwarder.mail.pattern import parse_pattern
@@ -27,14 +27,6 @@ _ENCODED = re.compile(r"%(?:[01][0-9A-Fa-f]|7[Ff])")
 _HIDDEN = frozenset("\u00ad\u200b\u2060\ufeff\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 PAGE_SIZE = 50
 BULK = 500
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
-    """What the fields of this request may hold, here and for this account."""
-
-    allow_private: bool  # webhooks may lead to private addresses
-    destinations: int  # of one alias
 
 
 def _clean(text: str) -> str:
