@@ -66,9 +66,7 @@ class Protocol(HttpToolsProtocol):
     waits_since: float | None = None  # for a head, or the rest of a body that nobody wants; None: for neither
     _plain_head = b""  # of the request that asks for an upgrade, without that
     _late: tuple[int, str] | None = None  # a refusal that waits for the answers before it
-    held_since: float | None = (
-        None  # since when answers wait for their reader; None: none do, or it is cut off
-    )
+    held_since: float | None = None  # since then answers wait for their reader; None: none, or it is cut off
     _untaken = 0  # octets of our answers when the timer rang last, as far as they held something up
     _timer: asyncio.TimerHandle | None = None
 

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """The command line of a worker that replaces another; the exit status."""
-    signal.signal(
-        signal.SIGHUP, signal.SIG_IGN
-    )  # who tells every process of ours to reload does not mean to end one
+    # Who tells every process of ours to reload does not mean to end one.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     gc.disable()  # until it serves: collecting while modules load is a fifth of the start
     sys.modules["rich"] = None  # type: ignore[assignment]  # structlog would load it for tracebacks in colour
     parser = argparse.ArgumentParser(prog="forwarder.worker")

@@ -158,7 +158,8 @@ def show_records(
         return records, zone_of_keys(domain.name, settings.hostname, keys) if cname else ()
 
     records, ours = read(config, ask)
-    own = server_records(settings_of(config))
+    settings = settings_of(config)
+    own = server_records(settings)
 
     def people(out: "Console") -> None:
         _print_records(out, f"In the zone of {name}", records)
@@ -166,7 +167,7 @@ def show_records(
             _print_records(out, "In the zone of this server, where those CNAMEs lead", ours)
         _print_records(out, "Once for this server, whatever it hosts", own)
         out.print("And the reverse name (PTR) of each of its addresses, set where the addresses come from:")
-        out.print(f"  {settings_of(config).hostname}\n")
+        out.print(f"  {settings.hostname}\n")
         out.print("Another SPF record is there already? Keep it, and put the include into it before its all.")
         out.print("Then: forwarder check")
 

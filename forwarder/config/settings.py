@@ -184,9 +184,8 @@ class DkimSection(Section):
     """The signature of the service; a customer's domain has its own keys, with the same selector."""
 
     domain: OptionalHostName = ""  # filled with hostname
-    selector: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?$")] = (
-        "fwd"  # fwd1: RSA, fwd2: Ed25519
-    )
+    # fwd1: RSA, fwd2: Ed25519
+    selector: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?$")] = "fwd"
     algorithms: Annotated[
         tuple[Literal["rsa", "ed25519"], ...],
         BeforeValidator(split_list),
