@@ -1,8 +1,8 @@
-"""The workers: each takes a job from the lanes, carries it, gives its session slot back, and writes the outcome down.
+"""The hands of one process: each takes a job from the lanes, carries it, gives its session slot back, and writes the
+outcome down.
 
-There is a worker for each session slot in use and each outcome being written, and none when there is nothing to do; a
-worker that is done takes the next job itself. While more than four outcomes a slot wait for the store, no new attempt
-begins.
+There is a hand for each session slot in use and each outcome being written, and none when there is nothing to do; one
+that is done takes the next job itself. While more than four outcomes a slot wait for the store, no new attempt begins.
 
 ``stop`` lets what is under way end in the time given, then cuts it: such a delivery is settled as a temporary failure
 that says so, since the remote host may have taken it.
@@ -54,7 +54,7 @@ class Crew:
         self._courier = courier
         self._clerk = clerk
         self._limit = slots * 4
-        self._workers: set[asyncio.Task[None]] = set()
+        self._hands: set[asyncio.Task[None]] = set()
         self._cut: list[Job] = []
         self._freed = freed
         self._sure = sure
@@ -67,14 +67,14 @@ class Crew:
         return asyncio.get_running_loop()
 
     def pump(self) -> None:
-        """Start workers for what may be dialled now."""
+        """Set hands to what may be dialled now."""
         while not self._stopping and self.settling < self._limit:
             taken = self._lanes.take(monotonic())
             if taken is None:
                 return
             task = self._loop.create_task(self._work(*taken))
-            self._workers.add(task)
-            task.add_done_callback(self._workers.discard)
+            self._hands.add(task)
+            task.add_done_callback(self._hands.discard)
 
     async def fail(self, jobs: Sequence[Job], action: Action, reply: Reply) -> None:
         """Settle jobs that wait in no lane, all with the same verdict."""
@@ -89,7 +89,7 @@ class Crew:
         """End what is under way within the time; the last fifth of it is for writing down what had to be cut."""
         self._stopping = True
         seconds = timeout.total_seconds()
-        await _ended(self._workers, seconds * 0.8)
+        await _ended(self._hands, seconds * 0.8)
         cut, self._cut = self._cut, []
         if cut:
             _log.warning("attempts were cut short", deliveries=sum(len(job.deliveries) for job in cut))

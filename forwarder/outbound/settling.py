@@ -8,8 +8,8 @@ each.
 
 What a host has accepted must not be forgotten because the store is away: a settlement that cannot be written is tried
 again, first soon, then every few seconds, until it is written or the store says that the lease is somebody else's
-(then nothing is written: the other one settles). While a settlement waits its worker takes no new work, so a store
-that is away stops the deliveries as well. Only a process that must end gives up waiting; another then sends again
+(then nothing is written: the other one settles). While many settlements wait no new attempt begins (``crew``), so a
+store that is away stops the deliveries as well. Only a process that must end gives up waiting; another then sends again
 what this one could not record, which RFC 5321 6.1 allows and the log tells.
 """
 
