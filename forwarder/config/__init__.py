@@ -19,46 +19,18 @@ Relative paths start at the working directory. The database's URL may hold a pas
 """
 
 from forwarder.config.load import ConfigError, Source, load, parse, read
-from forwarder.config.settings import (
-    ApiSection,
-    ArcSection,
-    DatabaseSection,
-    DkimSection,
-    DnsSection,
-    LogsSection,
-    MxSection,
-    OutboundSection,
-    Plan,
-    RetrySection,
-    ScreeningSection,
-    Settings,
-    SrsSection,
-    SubmissionSection,
-    TlsSection,
-    WorkersSection,
-)
+from forwarder.config.settings import MxSection, OutboundSection, Plan, Settings, SubmissionSection
 from forwarder.config.units import HostPort
 
 __all__ = [
-    "ApiSection",
-    "ArcSection",
     "ConfigError",
-    "DatabaseSection",
-    "DkimSection",
-    "DnsSection",
     "HostPort",
-    "LogsSection",
     "MxSection",
     "OutboundSection",
     "Plan",
-    "RetrySection",
-    "ScreeningSection",
     "Settings",
     "Source",
-    "SrsSection",
     "SubmissionSection",
-    "TlsSection",
-    "WorkersSection",
     "load",
     "parse",
     "read",
