@@ -15,7 +15,7 @@ from forwarder.store.queue import Queue
 from forwarder.store.tables import deliveries, messages
 from forwarder.store.trouble import StoreUnavailable
 from tests.free_ports import free_port
-from tests.outbound.house import CONTENT, House, house
+from tests.outbound.house import CONTENT, House, OtherQueue, house
 
 
 async def test_a_fresh_message_is_delivered_once_and_leaves_the_queue(tmp_path: Path) -> None:
@@ -241,18 +241,15 @@ async def test_mail_accepted_while_the_last_attempts_end_is_left_to_others_too(t
         assert await rooms.statuses(late) == ["QUEUED"]
 
 
-class SlowClaims:
-    """A queue whose claims are answered when the test says so; everything else is the real queue's."""
+class SlowClaims(OtherQueue):
+    """Its claims are answered when the test says so."""
 
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
+    def __init__(self, real: Queue) -> None:
+        super().__init__(real)
         self.made, self.answered = asyncio.Event(), asyncio.Event()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._queue, name)
-
     async def claim_due(self, *arguments: Any) -> Any:
-        claimed = await self._queue.claim_due(*arguments)
+        claimed = await self.real.claim_due(*arguments)
         if claimed:
             self.made.set()
             await self.answered.wait()
@@ -392,16 +389,16 @@ async def test_what_was_committed_while_this_process_had_no_row_is_not_sent(tmp_
         assert [received.recipients for received in rooms.sink.messages] == [("ann@dest.test",)]
 
 
-class Away:
-    """A queue whose store goes away on command; everything else is the real queue's."""
+class Away(OtherQueue):
+    """Its store goes away on command."""
 
-    def __init__(self, queue: Queue) -> None:
-        self.queue = queue
+    def __init__(self, real: Queue) -> None:
+        super().__init__(real)
         self.away = False
         self.refused = 0
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self.queue, name)
+        found = super().__getattr__(name)
         if not asyncio.iscoroutinefunction(found):
             return found
 
@@ -448,19 +445,16 @@ async def test_an_outcome_waits_for_the_store_in_growing_steps_and_that_is_said_
         assert capsys.readouterr().out.count("the deliveries wait for the store") == 1
 
 
-class Slow:
-    """A queue that writes outcomes when it is told to; everything else is the real queue's."""
+class Slow(OtherQueue):
+    """It writes outcomes when it is told to."""
 
-    def __init__(self, queue: Queue, told: asyncio.Event) -> None:
-        self._queue = queue
+    def __init__(self, real: Queue, told: asyncio.Event) -> None:
+        super().__init__(real)
         self._told = told
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._queue, name)
 
     async def settle_all(self, settlements: Any) -> Any:
         await self._told.wait()
-        return await self._queue.settle_all(settlements)
+        return await self.real.settle_all(settlements)
 
 
 async def test_attempts_go_on_while_outcomes_are_written_up_to_four_a_slot(tmp_path: Path) -> None:
@@ -531,17 +525,15 @@ async def test_an_outcome_that_cannot_be_written_holds_no_place_and_its_lease_is
         await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
 
 
-class Failing:
-    """A queue whose verbs fail as often as the test says; everything else is the real queue's."""
+class Failing(OtherQueue):
+    """Its verbs fail as often as the test says."""
 
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
+    def __init__(self, real: Queue) -> None:
+        super().__init__(real)
         self.trouble: dict[str, int] = {}
 
     def __getattr__(self, name: str) -> Any:
-        if self.trouble.get(name, 0) > 0:
-            return self._fails(name)
-        return getattr(self._queue, name)
+        return self._fails(name) if self.trouble.get(name, 0) > 0 else super().__getattr__(name)
 
     def _fails(self, name: str) -> Any:
         self.trouble[name] -= 1
@@ -637,14 +629,8 @@ async def test_a_look_at_the_store_is_never_far_away(tmp_path: Path) -> None:
 
 
 async def test_what_is_claimed_is_delivered_although_contents_cannot_be_read_together(tmp_path: Path) -> None:
-    class Apart:
-        """A queue that is away when contents are read together; everything else is the real queue's."""
-
-        def __init__(self, queue: Queue) -> None:
-            self._queue = queue
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._queue, name)
+    class Apart(OtherQueue):
+        """It is away when contents are read together."""
 
         async def contents(self, _ids: object) -> dict[str, bytes]:
             raise StoreUnavailable
@@ -695,15 +681,12 @@ async def test_a_content_that_cannot_be_read_is_temporary_too_and_keeps_no_slot(
         assert rooms.dispatcher.load().dialling == 0
 
 
-class Unreadable:
-    """A queue that fails the first time a content is read from it; everything else is the real queue's."""
+class Unreadable(OtherQueue):
+    """It fails the first time a content is read from it."""
 
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
+    def __init__(self, real: Queue) -> None:
+        super().__init__(real)
         self._failed = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._queue, name)
 
     async def contents(self, message_ids: Any) -> Any:
         return {}
@@ -712,7 +695,7 @@ class Unreadable:
         if not self._failed:
             self._failed = True
             raise RuntimeError("a mistake")
-        return await self._queue.content(message_id)
+        return await self.real.content(message_id)
 
 
 async def test_a_message_dropped_by_an_operator_is_not_sent(tmp_path: Path) -> None:

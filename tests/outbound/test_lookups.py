@@ -20,7 +20,7 @@ from forwarder.outbound.route import NoRoute, Route, Router
 from forwarder.store.queue import Queue
 from forwarder.store.records import Delivery
 from forwarder.store.tables import deliveries
-from tests.outbound.house import House, house
+from tests.outbound.house import House, OtherQueue, house
 from tests.outbound.test_lanes import job
 from tests.peers.webhook_server import WebhookServer
 
@@ -192,19 +192,16 @@ async def test_a_route_that_is_not_taken_leaves_the_other_domains_their_turn(
         assert "a route was not taken" in capsys.readouterr().out
 
 
-class Counted:
-    """A queue that counts its claims."""
+class Counted(OtherQueue):
+    """It counts its claims."""
 
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
+    def __init__(self, real: Queue) -> None:
+        super().__init__(real)
         self.claims = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._queue, name)
 
     async def claim_due(self, *arguments: Any) -> list[Delivery]:
         self.claims += 1
-        return await self._queue.claim_due(*arguments)
+        return await self.real.claim_due(*arguments)
 
 
 async def delivered(rooms: House, address: str, *, in_memory: bool = True) -> None:

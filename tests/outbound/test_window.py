@@ -3,13 +3,11 @@
 import asyncio
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from forwarder.mail.event import DeliveryKind
-from forwarder.store.queue import Queue
-from tests.outbound.house import house
+from tests.outbound.house import OtherQueue, house
 
 
 async def test_a_message_claimed_in_several_turns_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -30,21 +28,15 @@ async def test_a_message_claimed_in_several_turns_leaves_nothing_behind(tmp_path
 async def test_a_small_content_is_read_once_however_many_sites_it_goes_to(tmp_path: Path) -> None:
     read: list[str] = []
 
-    class Reading:
-        """A queue whose contents are read one by one, and counted; everything else is the real queue's."""
-
-        def __init__(self, queue: Queue) -> None:
-            self._queue = queue
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._queue, name)
+    class Reading(OtherQueue):
+        """Its contents are read one by one, and counted."""
 
         async def contents(self, _ids: object) -> dict[str, bytes]:
             return {}
 
         async def content(self, message_id: str) -> bytes | None:
             read.append(message_id)
-            return await self._queue.content(message_id)
+            return await self.real.content(message_id)
 
     async with house(tmp_path, outbound={"concurrency": 1}, queue=Reading) as rooms:
         ids = await rooms.accept("bob@dest.test", "ann@origin.test", in_memory=False)
