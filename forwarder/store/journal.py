@@ -141,9 +141,7 @@ class Journal:
         error = None if written.cancelled() else written.exception()
         if error is not None:
             self._lose(repr(error.__cause__ or error))
-        elif (
-            self._lost and not self._behind
-        ):  # not sooner: under an attack there is room for a moment all the time
+        elif self._lost and not self._behind:  # under an attack there is room again and again, but some wait
             _log.info("refusals are logged again; some were not", refusals=self._lost)
             self._lost = 0
 
