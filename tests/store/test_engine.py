@@ -325,8 +325,9 @@ async def test_what_waits_too_long_is_certainly_not_written(sqlite_url: str) -> 
     lock = sqlite.FairLock(sqlite_url.removeprefix("sqlite:///"))
     with lock.held():
         waiting = asyncio.create_task(database.write(put("late")))  # type: ignore[arg-type]
-        await asyncio.sleep(0.05)
-        database.writer.expire_now(time.monotonic())
+        await asyncio.sleep(0)  # it waits in the line
+        assert len(database.writer.waiting) == 1
+        database.writer.expire_now(time.monotonic() + 1)
         with pytest.raises(StoreUnavailable) as caught:
             await waiting
         assert not isinstance(caught.value, CommitUnknown)
