@@ -48,15 +48,15 @@ def add_domain(
     ascii_name = domain_name(name)
     if "." not in ascii_name:
         raise Failure(f"{name} is no domain; one has at least two parts, such as example.com")
-    loaded = settings_of(config)
-    if (own := loaded.own_name(ascii_name)) is not None:
+    settings = settings_of(config)
+    if (own := settings.own_name(ascii_name)) is not None:
         raise Failure(
             f"{name} cannot be hosted: {own} is a name of this server itself "
             "(hostname, [srs] domain or [dkim] domain); host a domain that is not one and stands below none"
         )
-    keys = make_keys(vault_of(loaded), ascii_name, loaded.dkim.selector)
+    keys = make_keys(vault_of(settings), ascii_name, settings.dkim.selector)
 
-    def add(conn: "Connection", settings: "Settings") -> "Domain":
+    def add(conn: "Connection", _settings: "Settings") -> "Domain":
         owner = account_named(conn, account)
         plan = settings.plan(owner.plan)
         made = domains.add(
