@@ -1,10 +1,10 @@
 """From verdicts to durable outcomes: events, the next attempt, the DSN; written until it is written.
 
 A verdict of DELIVERED ends a delivery; RETRY_LATER plans the next attempt or, once the message is too old, gives up;
-GIVE_UP gives up. Giving up makes one DSN for all recipients of the message that failed in the same attempt, stored in
-the transaction that settles them. An alias with thirty dead destinations is one recipient: its sender is told once, as
-long as this process holds the message, and again of what fails in an attempt hours later; the log tells its owner of
-each.
+GIVE_UP gives up. What was tried together is due together. Giving up makes one DSN for all recipients of the message
+that failed in the same attempt, stored in the transaction that settles them. An alias with thirty dead destinations is
+one recipient: its sender is told once, as long as this process holds the message, and again of what fails in an attempt
+hours later; the log tells its owner of each.
 
 What a host has accepted must not be forgotten because the store is away: a settlement that cannot be written is tried
 again, first soon, then every few seconds, until it is written or the store says that the lease is somebody else's
@@ -67,8 +67,11 @@ class Clerk:
         """Make the verdicts of one attempt durable; returns when they are, or are somebody else's to write."""
         settlements: list[Settlement] = []
         failed: list[Verdict] = []
+        # One throw for all: what is due apart is sent apart, and an address to which several recipients lead would get
+        # a copy for each of them.
+        now, jitter = self._clock(), self._jitter()
         for verdict in verdicts:
-            settlement = self._settlement(verdict)
+            settlement = self._settlement(verdict, now, jitter)
             if settlement is not None:
                 settlements.append(settlement)
             else:
@@ -96,7 +99,7 @@ class Clerk:
                     self.unwritten -= 1
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
-    def _settlement(self, verdict: Verdict) -> Settlement | None:
+    def _settlement(self, verdict: Verdict, now: datetime, jitter: float) -> Settlement | None:
         """The settlement of what is not given up; None: it is."""
         delivery = verdict.delivery
         if verdict.action is Action.DELIVERED:
@@ -108,8 +111,8 @@ class Clerk:
             self._policy,
             created_at=delivery.created_at,
             attempts=delivery.attempts,
-            now=self._clock(),
-            jitter=self._jitter(),
+            now=now,
+            jitter=jitter,
         )
         if due is None:
             return None

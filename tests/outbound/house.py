@@ -176,7 +176,7 @@ class House:
             ),
             settings=settings,
             clock=self.now,
-            jitter=lambda: 0.0,
+            jitter=options.get("jitter", lambda: 0.0),
             sure=options.get("sure", _always),
         )
         self._running: asyncio.Task[None] | None = None

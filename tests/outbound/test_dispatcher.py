@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,6 +57,21 @@ async def test_recipients_beyond_a_hundred_travel_in_transactions_of_their_own(t
         await rooms.until(lambda: rooms.dispatcher.load().leased == 0)
         assert sorted(len(m.recipients) for m in rooms.sink.messages) == [50, 100, 100]
         assert len({r for m in rooms.sink.messages for r in m.recipients}) == len(ids)
+
+
+async def test_what_was_put_off_together_is_tried_again_together(tmp_path: Path) -> None:
+    """Two recipients lead to one address: due apart, they would be two copies there."""
+    chance = cycle([-1.0, 1.0])  # were it asked for each, a second apart
+    options: dict[str, Any] = {"retry": {"delays": ["1s"], "spread": 0.5}, "jitter": chance.__next__}
+    async with house(tmp_path, **options) as rooms:
+        rooms.sink.play("rcpt", "450", times=1)
+        both = await rooms.accept("bob@dest.test", "bob@dest.test")
+        for delivery in both:
+            await rooms.until_statuses(delivery, "QUEUED", "SOFT-BOUNCE")
+        assert len({row.next_attempt_at for row in await rooms.waiting()}) == 1
+        for delivery in both:
+            await rooms.until_statuses(delivery, "QUEUED", "SOFT-BOUNCE", "DELIVERED")
+        assert [message.recipients for message in rooms.sink.messages] == [("bob@dest.test",)]
 
 
 async def test_domains_of_one_site_share_a_transaction_and_its_concurrency(tmp_path: Path) -> None:
