@@ -99,7 +99,7 @@ class Courier:
         recipients = {delivery.recipient for delivery in deliveries}
         passages = [
             trace.Passage(delivery_id=delivery.id, mark=trace.mark(self._trace_secret, delivery.recipient))
-            for delivery in deliveries
+            for delivery in deliveries[: trace.MOST_ENTRIES]
         ]
         # Submitted mail goes where its author said; there is no alias to tell about.
         only = next(iter(recipients)) if len(recipients) == 1 and parcel.transport is Transport.SMTP else None

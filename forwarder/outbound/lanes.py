@@ -21,6 +21,7 @@ What a lane has learnt is remembered after it emptied, for the last ``_REMEMBERE
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from forwarder.mail.reply import Reply
 from forwarder.mail.schedule import RetryPolicy
@@ -32,7 +33,7 @@ _TRIP = 3
 _PATIENCE = 30.0  # seconds
 _SUSPENSIONS = (15.0, 600.0)  # seconds: the first and the longest
 _REMEMBERED = 10_000
-_JOB_LIMIT = 100  # recipients of one transaction (RFC 5321 4.5.3.1.8: every host takes as many)
+_JOB_LIMIT = 100  # addresses of one transaction (RFC 5321 4.5.3.1.8: every host takes as many)
 _DOMAINS_NAMED = 200  # domains of a blocked lane that a claim is asked to leave out
 
 
@@ -271,16 +272,14 @@ def _set_aside(job: Job) -> list[Delivery]:
     """Take out of a job, and return, what does not belong in its first transaction.
 
     Mail that wants no answer goes to one address at a time: some hosts take a report for several recipients for spam.
+    Addresses are counted, not deliveries: one to which several recipients lead would get a copy by each transaction.
     """
-    if len(job.deliveries) == 1:  # nearly always
+    most = 1 if job.parcel.reverse_path.is_null else _JOB_LIMIT
+    if len(job.deliveries) <= most:  # nearly always
         return []
-    if job.parcel.reverse_path.is_null:
-        first = job.deliveries[0].destination
-        rest = [delivery for delivery in job.deliveries if delivery.destination != first]
-        job.deliveries = [delivery for delivery in job.deliveries if delivery.destination == first]
-        return rest
-    rest = job.deliveries[_JOB_LIMIT:]
-    del job.deliveries[_JOB_LIMIT:]
+    first = set(islice(dict.fromkeys(delivery.destination for delivery in job.deliveries), most))
+    rest = [delivery for delivery in job.deliveries if delivery.destination not in first]
+    job.deliveries = [delivery for delivery in job.deliveries if delivery.destination in first]
     return rest
 
 

@@ -101,6 +101,17 @@ async def test_recipients_that_lead_to_one_address_make_one_copy(engine: Town) -
     await engine.goes_on()
 
 
+async def test_more_recipients_than_a_transaction_takes_make_one_copy_too(engine: Town) -> None:
+    recipients = [f"person{number}@example.com" for number in range(101)]
+    assert (await engine.send("ann@out.test", recipients, MAIL)).code == 250
+    await engine.settled()
+    (message,) = engine.sink.messages
+    assert message.recipients == ("inbox@dest.test",)
+    for recipient in (recipients[0], recipients[-1]):
+        assert [status for status, _, _ in await engine.events_for(recipient)] == ["QUEUED", "DELIVERED"]
+    await engine.goes_on()
+
+
 async def test_every_destination_of_an_alias_gets_one_copy(either: Town) -> None:
     await either.alias("all", "a@dest.test, b@dest.test, c@well.test, a@dest.test, x@example.com")
     assert (await either.send("ann@out.test", ["all@example.com", "x@example.com"], MAIL)).code == 250

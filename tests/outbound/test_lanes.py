@@ -20,7 +20,8 @@ ANN = parse_address("ann@origin.test")
 TROUBLE = Reply(code=451, enhanced="4.4.1", text="the host refused the connection")
 
 
-def job(message: str, count: int = 1, reverse_path: Path = ANN) -> Job:
+def job(message: str, count: int = 1, reverse_path: Path = ANN, *, to: str = "bob@dest.test") -> Job:
+    """Deliveries of one message; ``to``: with {} in it, an address for each."""
     deliveries = [
         Delivery(
             id=f"{message}-{number}",
@@ -29,7 +30,7 @@ def job(message: str, count: int = 1, reverse_path: Path = ANN) -> Job:
             domain_id=None,
             alias=None,
             recipient=parse_address("alias@hosted.test"),
-            destination="bob@dest.test",
+            destination=to.format(number),
             destination_domain="dest.test",
             attempts=1,
             created_at=AT,
@@ -231,14 +232,29 @@ def test_deliveries_of_one_message_wait_together_and_travel_by_the_hundred() -> 
     rooms = lanes(window=1000)
     lane = rooms.lane("site")
     older, newer = (Route(site="site", hosts=(), port=port) for port in (25, 26))
-    rooms.add(lane, replace(job("m", 70), route=older), "one.test")
-    rooms.add(lane, replace(job("m", 180), route=newer), "two.test")
+    rooms.add(lane, replace(job("m", 70, to="a{}@one.test"), route=older), "one.test")
+    rooms.add(lane, replace(job("m", 180, to="a{}@two.test"), route=newer), "two.test")
     sizes = []
     while (taken := rooms.take(0.0)) is not None:
         sizes.append(len(taken[1].deliveries))
         assert taken[1].route is newer
     assert sizes == [100, 100, 50]
     assert lane.places == 250
+
+
+def test_an_address_is_one_copy_however_many_recipients_lead_to_it() -> None:
+    rooms = lanes(window=1000)
+    lane = rooms.lane("site")
+    rooms.add(lane, job("m", 70, to="a{}@dest.test"), "dest.test")
+    rooms.add(lane, job("m", 130), "dest.test")
+    rooms.add(lane, job("m", 180, to="a{}@dest.test"), "dest.test")
+    travelled = []
+    while (taken := rooms.take(0.0)) is not None:
+        travelled.append([delivery.destination for delivery in taken[1].deliveries])
+    # a0 to a69, bob, and a70 to a98 are a hundred addresses, and the first seventy stand there twice.
+    assert [len(set(some)) for some in travelled] == [100, 81]
+    assert [len(some) for some in travelled] == [2 * 70 + 130 + 29, 81]
+    assert not set(travelled[0]) & set(travelled[1])
 
 
 def test_mail_that_wants_no_answer_travels_alone() -> None:
