@@ -162,12 +162,12 @@ def _free(conn: Connection, owners: Sequence[str], now: datetime) -> int:
         return 0
     theirs = (IS_LEASED, or_(*(deliveries.c.lease_owner == owner for owner in owners)))
     suspects = (
-        select(deliveries.c.id, deliveries.c.next_attempt_at)
+        select(deliveries.c.id, deliveries.c.message_id, deliveries.c.next_attempt_at)
         .where(*theirs, deliveries.c.attempts >= SUSPECT)
         .order_by(deliveries.c.id)
         .with_for_update()  # (SQLite has no need of it, and leaves it out)
     )
-    planned = [(row.id, row.next_attempt_at) for row in conn.execute(suspects)]
+    planned = [(row.id, row.message_id, row.next_attempt_at) for row in conn.execute(suspects)]
     freed = (
         update(deliveries)
         .where(*theirs)
@@ -186,11 +186,15 @@ def _free(conn: Connection, owners: Sequence[str], now: datetime) -> int:
     return count
 
 
-def spread(planned: Sequence[tuple[str, datetime]], now: datetime) -> list[tuple[str, datetime]]:
-    """Deliveries with their planned times, each later by another share of the time that its plan is away."""
+def spread(planned: Sequence[tuple[str, str, datetime]], now: datetime) -> list[tuple[str, datetime]]:
+    """Deliveries, with their messages and planned times: those of each message later by another share of the time.
+
+    By messages, since what is due apart is sent apart, which makes copies for who is reached by several recipients.
+    """
+    places = {message: place for place, message in enumerate(dict.fromkeys(row[1] for row in planned))}
     return [
-        (id_, at + max(at - now, timedelta(0)) * place / len(planned))
-        for place, (id_, at) in enumerate(planned)
+        (id_, at + max(at - now, timedelta(0)) * places[message] / len(places))
+        for id_, message, at in planned
     ]
 
 

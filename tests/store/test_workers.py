@@ -132,6 +132,20 @@ async def test_what_died_beside_such_a_message_is_not_tied_to_it(stage: Stage) -
     assert found == [planned, planned + quarter, planned + 2 * quarter, planned + 3 * quarter]
 
 
+async def test_what_went_with_such_a_message_stays_with_it(stage: Stage) -> None:
+    """Its other deliveries travel in the same transaction; due apart, they would be copies."""
+    worker = await stage.worker()
+    await worker.queue.enqueue(stage.message("a@dest.example", "b@dest.example", "a@dest.example"))
+    await worker.queue.enqueue(stage.message("c@dest.example"))
+    for _ in range(workers.SUSPECT - 1):
+        for claimed in await worker.queue.claim_due(NOON, 10):
+            assert await worker.queue.settle(soft(claimed, NOON))
+    [planned, *_] = {each.next_attempt_at for each in await worker.queue.claim_due(NOON, 10)}
+    assert await workers.release_node(worker.database, "node-a", NOON) == 4
+    found = sorted(row.next_attempt_at for row in await rows(worker.database, deliveries))
+    assert found == [planned, planned, planned, planned + (planned - NOON) / 2]
+
+
 async def test_leases_of_nobody_are_taken_over(stage: Stage) -> None:
     gone, live = await stage.worker("a"), await stage.worker("b")
     await workers.farewell(gone.database, gone.id, NOON)
