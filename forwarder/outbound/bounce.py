@@ -15,7 +15,7 @@ the report could double, after it, it could get lost. Raises what the store rais
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from urllib.parse import urlsplit
 
@@ -74,11 +74,12 @@ class Bounces:
         to = addressees[0].recipient
         message_id = f"<{identifier}@{self._hostname}>"
         named = self._named(failed)
+        hidden = _to_hide(failed)
         report = build_report(
             reporting_mta=self._hostname,
             sender=self._sender,
             to=to.wire(),
-            failures=[self._failure(verdict, failed, now) for verdict in named[:MAX_FAILURES]],
+            failures=[self._failure(verdict, hidden, now) for verdict in named[:MAX_FAILURES]],
             others=max(0, len(named) - MAX_FAILURES),
             original=content,
             arrival_at=parcel.created_at,
@@ -127,10 +128,10 @@ class Bounces:
             of_each.setdefault(verdict.delivery.recipient, verdict)
         return list(of_each.values())
 
-    def _failure(self, verdict: Verdict, failed: Sequence[Verdict], now: datetime) -> FailedRecipient:
+    def _failure(self, verdict: Verdict, hidden: Mapping[str, Path], now: datetime) -> FailedRecipient:
         delivery, reply = verdict.delivery, verdict.reply
         alias = delivery.recipient.wire()
-        text = reply.text if self._disclose else _without_destinations(reply.text, verdict, failed)
+        text = reply.text if self._disclose else _without_destinations(reply.text, verdict, hidden)
         diagnostic = f"{reply.code} {reply.enhanced} {text}" if reply.enhanced else f"{reply.code} {text}"
         return FailedRecipient(
             address=alias,
@@ -142,16 +143,25 @@ class Bounces:
         )
 
 
-def _without_destinations(text: str, verdict: Verdict, failed: Sequence[Verdict]) -> str:
+def _to_hide(failed: Sequence[Verdict]) -> dict[str, Path]:
+    """The addresses that failed together, each once, with a recipient that led there; thousands may lead to one."""
+    return {
+        each.delivery.destination: each.delivery.recipient
+        for each in failed
+        if "://" not in each.delivery.destination
+    }
+
+
+def _without_destinations(text: str, verdict: Verdict, hidden: Mapping[str, Path]) -> str:
     """``concealed`` for all that failed together: a host that refuses the content may name every recipient of it.
 
     A text that may name more than MOST_NAMED is left out: to look for each, for each, would take minutes.
     """
     own, said = verdict.delivery, text.lower()
     named = {
-        other.destination: other.recipient.wire()
-        for other in (each.delivery for each in failed)
-        if "://" not in other.destination and _may_be_named(other.destination, said)
+        destination: recipient.wire()
+        for destination, recipient in hidden.items()
+        if _may_be_named(destination, said)
     }
     if len(named) > MOST_NAMED:
         return HIDDEN
