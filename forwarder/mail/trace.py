@@ -11,7 +11,7 @@ destination, and is left out where deliveries of several recipients share one tr
 then tell its reader who the others are.
 
 Limits: at most ``MOST_ENTRIES`` deliveries are named or read; a message that passed more transactions than that
-is stopped by its hop count.
+is stopped by its hop count, and one of more recipients that all lead to one address may come by once more.
 """
 
 import hmac
