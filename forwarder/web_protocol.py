@@ -13,6 +13,9 @@ requests that wait for the answer to the one before are as many as are sent; an 
 - While a request waits for its turn nothing more is read, and of what was read no more than SLICE octets are parsed.
 - Who takes less than RATE octets a second of the answers that wait for it is cut off. When answers of more than UNREAD
   octets wait in all, those who have let theirs wait longest are.
+- Where a connection ends before its client has sent all of a request, what still comes is read and dropped for as long
+  as the rest of a body that nobody wants: closed at once, it would be reset, and clients that send first and read
+  then would hear of that and not our answer (RFC 9112 9.6). Who makes room, or was too slow, is not waited for.
 - Beyond ``connections``, the one that has waited longest without a request makes room for the next, or else one that
   waits for its reader; where all are busy the next goes. So who holds connections open keeps nobody out. Who goes is
   told 503, if it reads. There is no bound for one client: behind a proxy all are one.
@@ -26,6 +29,7 @@ import asyncio
 import json
 import re
 from collections.abc import Sized
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -58,9 +62,27 @@ class _Flow(FlowControl):
             super().resume_reading()
 
 
+class _Way(asyncio.Transport):
+    """The connection as one request has it, who closes it behind his answer."""
+
+    def __init__(self, protocol: "Protocol") -> None:
+        super().__init__()
+        self._protocol = protocol
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._protocol.transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._protocol.ends
+
+    def close(self) -> None:
+        self._protocol.end()
+
+
 class Protocol(HttpToolsProtocol):
     """One connection."""
 
+    _drops = False  # all is said, and what still comes is dropped
     _beside_body = 0  # octets since a request began, or since the last of its body
     _within = False  # a request has begun and not ended
     waits_since: float | None = None  # for a head, or the rest of a body that nobody wants; None: for neither
@@ -89,13 +111,21 @@ class Protocol(HttpToolsProtocol):
             self._timer.cancel()
         super().connection_lost(exc)
 
+    def shutdown(self) -> None:
+        if self._drops:
+            self.transport.close()
+        else:
+            super().shutdown()
+
     def data_received(self, data: bytes) -> None:
-        if self._late is None:
+        if self._drops:
+            self._unset_keepalive_if_required()  # somebody is there; from here on our patience counts
+        elif self._late is None:
             self._unread += data
             self._read_on()
 
     def _read_on(self) -> None:
-        while self._unread and not self.pipeline and not self.transport.is_closing():
+        while self._unread and not self.pipeline and not self.ends:
             data = bytes(self._unread[:SLICE])
             del self._unread[:SLICE]
             self._parse(data)
@@ -108,7 +138,7 @@ class Protocol(HttpToolsProtocol):
         self._feed(data)
         if self.cycle and self.cycle.response_complete:  # the rest of a body that nobody waits for any more
             self._expect_head()
-        if self._beside_body > HEAD and not self.transport.is_closing():
+        if self._beside_body > HEAD and not self.ends:
             self.refuse(431, f"The head of the request is larger than {HEAD} octets.")
 
     def _feed(self, data: bytes) -> None:
@@ -143,6 +173,7 @@ class Protocol(HttpToolsProtocol):
         self._check_head()
         self.waits_since = None
         super().on_headers_complete()
+        self.cycle.transport = _Way(self)
 
     def _check_head(self) -> None:
         version = self.parser.get_http_version()
@@ -170,7 +201,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.transport.is_closing():
+        if self.ends:
             return
         if self._late is not None and not self._answers:
             self.refuse(*self._late)
@@ -205,7 +236,7 @@ class Protocol(HttpToolsProtocol):
     @property
     def _answers(self) -> bool:
         """Whether a request is under way, which asks for our patience and not for the client's."""
-        return self.cycle is not None and not self.cycle.response_complete
+        return not self._drops and self.cycle is not None and not self.cycle.response_complete
 
     def _set_timer(self) -> None:
         self._timer = self.loop.call_later(PATIENCE / 2, self._look)
@@ -232,9 +263,12 @@ class Protocol(HttpToolsProtocol):
     @property
     def held_up(self) -> bool:
         """Whether it goes on, or ends, only when the client has read."""
-        return self.flow.write_paused or (
-            self.transport.is_closing() and self.transport.get_write_buffer_size() > 0
-        )
+        return self.flow.write_paused or (self.ends and self.transport.get_write_buffer_size() > 0)
+
+    @property
+    def ends(self) -> bool:
+        """Whether all is said that will be."""
+        return self._drops or self.transport.is_closing()
 
     @property
     def rests(self) -> bool:
@@ -268,6 +302,9 @@ class Protocol(HttpToolsProtocol):
 
     def refuse(self, status: int, reason: str) -> None:
         """Answer, and close; after the answers to requests that came whole before."""
+        if self.ends:
+            self.transport.close()
+            return
         if self._answers and not self.cycle.more_body:
             self._late = self._late or (status, reason)
             self._unread.clear()
@@ -278,4 +315,22 @@ class Protocol(HttpToolsProtocol):
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        self.transport.close()
+        if status in (408, 503):
+            self.transport.close()
+        else:
+            self.end()
+
+    def end(self) -> None:
+        """Close, but not under a client that is still sending: see the module."""
+        if self.transport.is_closing() or not self._within:
+            self.transport.close()
+            return
+        if self._answers:  # it was refused in the middle of its body
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self._drops = True
+        self._unread.clear()
+        with suppress(OSError):  # the client has gone already
+            self.transport.write_eof()
+        self._expect_head()
+        self.flow.resume_reading()
