@@ -126,7 +126,7 @@ def place(row_id: int, pattern: str, rank: float | None) -> float:
         case AliasKind.EXACT:
             return 0.0
         case AliasKind.REGEX:
-            return float(row_id) if rank is None else rank
+            return float(row_id if rank is None else rank)  # SQLite gives a new row's back as it was sent
         case AliasKind.WILDCARD:
             return LAST_RANK + MAX_PATTERN - (len(pattern) - pattern.count("*"))
         case AliasKind.CATCH_ALL:

@@ -161,6 +161,9 @@ async def test_rank_is_the_order_in_which_rules_are_asked(desk: Desk) -> None:
     assert ordered == ["acb", "a.*", ".*b", "a-*", "a*", "*"]
     assert await destinations(desk, "acb") == ["exact@gmail.com"]
     assert await destinations(desk, "aab") == ["first@gmail.com"]
+    whole = await made(desk, regex_rule("other", rank=5))
+    assert (whole["rank"], type(whole["rank"])) == (5.0, float)  # as in every later answer
+
     moved = await desk.put(f"{RULES}/{second['id']}", {"rank": first["rank"] / 2})
     assert moved.json()["rank"] == first["rank"] / 2
     assert await destinations(desk, "aab") == ["second@gmail.com"]
