@@ -342,6 +342,29 @@ async def test_what_is_looked_for_is_found_beyond_ascii_too(database: Database) 
         assert (len(found), total) == (1, 1), wanted
 
 
+@pytest.mark.parametrize(
+    "wanted", ["J\xd6", "jo\u0308s", "JO\u0308S", "stra\xdfe", "STRASSE", "(\xd6l|", "k@Y", "U+2@y.org,k"]
+)
+async def test_an_alias_is_found_by_whatever_it_may_be_written_like(database: Database, wanted: str) -> None:
+    domain = await domain_in(database)
+    for pattern, forward in (
+        ("j\xf6s", "x@y.org"),
+        ("strasse", "x@y.org"),
+        ("(\xd6l|x)", "j@y.org,u+2@y.org,k@y.org"),
+    ):
+        await database.write(lambda conn, one=(pattern, forward): aliases.add(conn, domain, *one, NOW))
+    either, total = await database.read(
+        lambda conn: aliases.list_aliases(conn, domain.id, starts_with=wanted)
+    )
+    assert (len(either), total) == (1, 1)
+    by_name, _ = await database.read(
+        lambda conn: aliases.list_aliases(conn, domain.id, pattern_starts_with=wanted)
+    )
+    assert len(by_name) == ("@" not in wanted)
+    holding, _ = await database.read(lambda conn: aliases.list_aliases(conn, domain.id, contains=wanted))
+    assert list(holding) == list(either)
+
+
 async def test_a_rank_ends_with_the_regular_expression_it_was_of(database: Database) -> None:
     domain = await domain_in(database)
     made = await database.write(lambda conn: aliases.add(conn, domain, "(foo)", "x@y.org", NOW, rank=3.5))
