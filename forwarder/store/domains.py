@@ -9,6 +9,7 @@ credentials and keys; its queued mail and its journal outlive it.
 """
 
 import secrets
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -132,7 +133,7 @@ def list_domains(
     if is_active is not None:
         wanted.append(domains.c.is_active.is_(is_active))
     if starts_with:
-        prefix = starts_with.lower()
+        prefix = unicodedata.normalize("NFC", starts_with).lower()
         wanted.append(
             or_(
                 domains.c.name.startswith(prefix, autoescape=True),

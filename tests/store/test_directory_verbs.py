@@ -1,7 +1,7 @@
 """Accounts, domains, aliases, credentials and keys in the store, on SQLite and PostgreSQL."""
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -120,6 +120,16 @@ async def test_domains_are_unique_over_all_accounts_and_removed_with_all_they_ha
     for table in (tables.domains, tables.aliases, tables.credentials, tables.dkim_keys):
         left = select(func.count()).select_from(table)
         assert await database.read(lambda conn, left=left: conn.execute(left).scalar_one()) == 0
+
+
+@pytest.mark.parametrize("wanted", ["b\xfc", "B\xdc", "bu\u0308", "BU\u0308CHER.com", "XN--B"])
+async def test_a_domain_is_found_by_whatever_it_may_be_written_like(database: Database, wanted: str) -> None:
+    def work(conn: Connection) -> Sequence[Domain]:
+        owner = accounts.create(conn, "a@x.org", "default", NOW)
+        domains.add(conn, owner.id, "xn--bcher-kva.com", "b\xfccher.com", NOW, dkim_selector="fwd")
+        return domains.list_domains(conn, owner.id, starts_with=wanted)[0]
+
+    assert [found.name for found in await database.write(work)] == ["xn--bcher-kva.com"]
 
 
 async def test_domains_are_listed_by_prefix_activity_and_page(database: Database) -> None:
