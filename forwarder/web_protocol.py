@@ -172,6 +172,8 @@ class Protocol(HttpToolsProtocol):
             return
         self._check_head()
         self.waits_since = None
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # RFC 9110 15.2: it would be taken for the answer
         super().on_headers_complete()
         self.cycle.transport = _Way(self)
 

@@ -141,6 +141,24 @@ async def test_a_host_and_chunks_as_programs_send_them_are_taken(server: WebServ
 
 
 @pytest.mark.parametrize(
+    ("head", "first"),
+    [
+        (
+            b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close",
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n",
+        ),
+        (b"POST / HTTP/1.0", b"HTTP/1.1 200 OK\r\n"),
+    ],
+)
+async def test_only_who_knows_of_them_is_told_to_go_on(server: WebServer, head: bytes, first: bytes) -> None:
+    """RFC 9110 15.2: no 1xx for HTTP/1.0."""
+    asking = head + b"\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+    answer = await exchange(server, asking, b"{}")
+    assert answer.startswith(first)
+    assert answer.endswith(b"\r\n\r\n/ 2")
+
+
+@pytest.mark.parametrize(
     ("next_", "refused"),
     [
         (b"GARBAGE\r\n\r\n", 400),
