@@ -8,8 +8,8 @@ How it fails: ``RuleError``, whose text a person understands.
 
 Limits: 150 characters, as in the services whose aliases these are; MAX_PROGRAM instructions of RE2 for an expression
 and MAX_PROGRAMS for those of a domain together (``program_size``), since an instruction takes up to a microsecond to
-compile and some octets to keep: what is compiled in the event loop is one expression at most, all of a domain in a
-thread (``RegexTable.prepare``).
+compile, as long to run over a local part, and some hundred octets to keep: what is compiled or run in the event loop is
+little, all of a domain in a thread (``RegexTable.prepare``, ``RegexTable.instructions``).
 """
 
 import re
@@ -28,7 +28,9 @@ MAX_PROGRAM = 2500  # instructions: [\w.+-]{1,64} has 700, and a local part no m
 MAX_PROGRAMS = 250_000  # those of a domain together
 _NEW_MEMORY = 128 << 10  # octets for one expression that is to be saved: a larger one is given up early
 _MEMORY = 512 << 10  # octets for one that is: an earlier release took more
-_SET_MEMORY = 16 << 20  # octets for all the expressions of a domain together
+_SET_MEMORY = 40 << 20  # octets for all the expressions of a domain together, and of these:
+_SET_LEAST = 64 << 10
+_EACH = 130  # for an instruction: RE2 wants 64 to compile it, and room for some states in which it may be
 _REGEX_SIGNS = frozenset("()[]{}\\|^$")
 _ANY_BYTE = re.compile(r"(?:[^\\]|\\[^C])*\\C", re.DOTALL)
 _PROBE_DOMAIN = "example.org"
@@ -258,10 +260,11 @@ class RegexTable:
     expressions are compiled for single octets: several times smaller and faster, with the same answers.
     """
 
-    __slots__ = ("_instructions", "_patterns", "_prepared", "_searchers", "_sets")
+    __slots__ = ("_ascii", "_instructions", "_patterns", "_prepared", "_searchers", "_sets")
 
     def __init__(self, patterns: Sequence[str]) -> None:
         self._patterns = tuple(patterns)
+        self._ascii = all(map(str.isascii, self._patterns))
         self._sets: dict[bool, Any] = {}
         self._searchers: dict[tuple[int, bool], Any] = {}
         self._prepared: set[bool] = set()
@@ -273,6 +276,11 @@ class RegexTable:
         if self._instructions is None:
             self._instructions = sum(map(program_size, self._patterns))
         return self._instructions
+
+    @property
+    def memory(self) -> int:
+        """Octets that it takes beside its patterns, about, as far as it is prepared."""
+        return len(self._prepared) * _EACH * self.instructions if self._prepared else 0
 
     def ready(self, local: str) -> bool:
         """Whether ``first`` would compile no more than one expression for such a local part."""
@@ -313,12 +321,13 @@ class RegexTable:
         return sorted(index for index in found if index != sentinel)
 
     def _together(self, octets: bool) -> Any:
+        octets = octets and self._ascii  # one that cannot be written in octets must not keep the others apart
         if octets not in self._sets:
             self._sets[octets] = self._compile_set(octets)
         return self._sets[octets]
 
     def _compile_set(self, octets: bool) -> Any:
-        options = _options(_SET_MEMORY, captures=False)
+        options = _options(min(_SET_MEMORY, _SET_LEAST + _EACH * self.instructions), captures=False)
         if octets:
             options.encoding = re2.Options.Encoding.LATIN1
         together = re2.Set.FullMatchSet(options)
@@ -328,7 +337,7 @@ class RegexTable:
             together.Add(_subject("(?s).*", octets))
             together.Compile()
         except (re2.error, UnicodeEncodeError):
-            return None  # too large together, or one cannot be written in octets: one by one
+            return None  # one that an earlier release took is too large: one by one
         return together
 
     def _searcher(self, index: int, octets: bool) -> Any:
@@ -341,7 +350,7 @@ class RegexTable:
 _SET_FROM = 4  # fewer expressions are faster one by one
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)  # each may take as many octets as _SET_MEMORY, twice
 def table_of(patterns: tuple[str, ...]) -> RegexTable:
     """The table of these expressions: the same one while other aliases of their domain change."""
     return RegexTable(patterns)
@@ -355,7 +364,11 @@ class _Never:
 
 
 def _compile_searcher(pattern: str, octets: bool) -> Any:
-    options = _options(_MEMORY, captures=True)
+    # Beside the program RE2 keeps the states that it has been in, as far as it has memory: of thousands of expressions,
+    # each asked by itself, these would be gigabytes.
+    size = program_size(pattern)
+    least = 96 * (size + 2 * pattern.count("(")) + 4096
+    options = _options(min(least, _MEMORY) if size else _MEMORY, captures=True)
     try:
         if octets and pattern.isascii():
             options.encoding = re2.Options.Encoding.LATIN1
