@@ -37,7 +37,6 @@ from forwarder.inbound.usage import Usage
 from forwarder.mail import content as contents
 from forwarder.mail import reply as replies
 from forwarder.mail.address import AddressError, Path, parse_path
-from forwarder.mail.aliases import UNKNOWN
 from forwarder.mail.authentication import remove_forged
 from forwarder.mail.envelope import MailCommand
 from forwarder.mail.event import Transport
@@ -291,10 +290,8 @@ class SubmissionReception:
         if path.domain == domain.name:
             if path.key == credential.username:
                 return None
-            if not credential.is_limited:
-                rules = await self._rooms.directory.confirmed(path)
-                if rules is not None and rules.resolve(path.local) is not UNKNOWN:
-                    return None
+            if not credential.is_limited and await self._rooms.directory.answers(path):
+                return None
         own = f"{credential.username}@{domain.display}"
         allowed = own if credential.is_limited else f"{own} or another address of {domain.display}"
         return replies.POLICY_REFUSAL.saying(

@@ -71,6 +71,7 @@ class Unknown(Enum):
 UNKNOWN: Final = Unknown.UNKNOWN
 
 
+QUICK = 1000  # instructions of expressions that a local part is compared with in the event loop
 LAST_RANK = 1e12  # regular expressions stand between 0 and this, both excluded
 
 
@@ -237,6 +238,16 @@ class RuleSet:
     def effort(self, kind: AliasKind | None) -> int:
         """Instructions of expressions that an answer took: by an alias of this kind, or by none."""
         return 0 if kind is AliasKind.EXACT else self._table.instructions
+
+    @property
+    def takes_long(self) -> bool:
+        """Whether ``resolve`` may hold up others by a millisecond and more: it is then for a thread. Once ``ready``."""
+        return self._table.instructions > QUICK
+
+    @property
+    def compiled(self) -> int:
+        """Octets that its expressions take, about, as far as they are prepared."""
+        return self._table.memory
 
     def ready(self, local: str) -> bool:
         """Whether ``resolve`` answers for a local part at once; else ``prepare`` is to be called, in a thread."""

@@ -14,7 +14,9 @@ Why the versions suffice: ``touch`` locks the sequence's row until its transacti
 their order; a rule set is loaded with the version of the same moment, and is loaded again if the cache has seen a
 newer one meanwhile. When rows of ``changes`` that we have not seen are purged, everything is loaded anew.
 
-What is cached takes CAPACITY octets at most, as its makers weigh it; what was used least recently goes first.
+What is cached takes CAPACITY octets at most, as its makers weigh it, compiled expressions among it; what was used least
+recently goes first. An address is compared with very many expressions in a thread, one address of an account at a time:
+whoever saves them and names recipients there holds up nobody else's mail.
 
 How it fails: StoreUnavailable, never None. ``follow`` goes on by itself when the store is back.
 """
@@ -23,12 +25,14 @@ import asyncio
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import structlog
 
 from forwarder.errands import Errands, unheard
 from forwarder.mail.address import Path
-from forwarder.mail.aliases import RuleSet
+from forwarder.mail.aliases import UNKNOWN, RuleSet
 from forwarder.mail.postmaster import Postmaster
 from forwarder.mail.rules import Expansion, expand
 from forwarder.store.bounded import Bounded
@@ -45,6 +49,7 @@ ANSWER = 600  # octets of memory: each of them
 NAMES = 330  # octets of memory: the names for an address, their text aside
 
 _Steps = Generator[Path, RuleSet | None, Expansion]
+_T = TypeVar("_T")
 
 _log = structlog.get_logger("forwarder.store")
 
@@ -78,6 +83,7 @@ class Directory:
         self._position: int | None = None  # every change up to this version is in the cache
         self._turn = 0  # moves when what was found before may no longer be true
         self._loads = Errands("directory")
+        self._turns: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
         self._looking: asyncio.Task[None] | None = None
         self._next_look: asyncio.Task[None] | None = None
 
@@ -94,6 +100,9 @@ class Directory:
                 f"{rules.domain} {rules.version} {address.local.isascii()}",
                 partial(asyncio.to_thread, rules.prepare, address.local),
             )
+            known = self._domains.peek(rules.domain)
+            if known is not None and known.version == rules.version:
+                self._put(rules.domain, known)  # it weighs more now
         return rules
 
     async def _unprepared(self, address: Path) -> RuleSet | None:
@@ -116,6 +125,15 @@ class Directory:
         """Rules that answer for an address as its domain's do in the store now."""
         await self.catch_up()
         return await self.rule_set(address)
+
+    async def answers(self, address: Path) -> bool:
+        """Whether an alias answers for an address in the store now."""
+        rules = await self.confirmed(address)
+        if rules is None:
+            return False
+        look = partial(rules.resolve, address.local)
+        found = await self._aside(rules.account_id, look) if rules.takes_long else look()
+        return found is not UNKNOWN
 
     async def resolve(self, recipient: Path) -> Expansion:
         """Where a recipient leads that a client names to us as its MX host; a trouble is confirmed by the store."""
@@ -154,13 +172,26 @@ class Directory:
         return expansion if self._turn == turn else await self._expanded(follow(recipient))
 
     async def _expanded(self, steps: _Steps) -> Expansion:
-        try:
-            address = next(steps)
-            while True:
-                address = steps.send(await self._rules_for(address))
-        except StopIteration as finished:
-            expansion: Expansion = finished.value
-            return expansion
+        rules: RuleSet | None = None
+        whose: int | None = None  # of whom the expressions are that are compared beside the event loop
+        while True:
+            step = partial(_next, steps, rules)
+            found = step() if whose is None else await self._aside(whose, step)
+            if isinstance(found, Expansion):
+                return found
+            rules = await self._rules_for(found)
+            if rules is not None and rules.takes_long:
+                whose = rules.account_id
+            elif rules is not None and rules.expressions:
+                await asyncio.sleep(0)  # a client may name a thousand recipients at once
+
+    async def _aside(self, account_id: int, work: Callable[[], _T]) -> _T:
+        """Do in a thread what compares an address with very many expressions; for each account one after the other."""
+        turn = self._turns.get(account_id)
+        if turn is None:
+            turn = self._turns[account_id] = asyncio.Lock()
+        async with turn:
+            return await asyncio.to_thread(work)
 
     async def _rules_for(self, address: Path) -> RuleSet | None:
         own = self._postmaster
@@ -218,7 +249,7 @@ class Directory:
         for _ in range(RELOADS):
             known = await read_domain(self._database, address, require_confirmed=self._require_confirmed)
             if known.version >= (self._position or 0):
-                self._domains.put(address.domain, known, known.weight)
+                self._put(address.domain, known)
                 if known.names is not None:
                     self._remember_names(address, known.names, known.version)
                 return known
@@ -237,6 +268,10 @@ class Directory:
             return known.rules.with_names(names)
         return (await self._load(address)).answering
 
+    def _put(self, domain: str, known: Known) -> None:
+        compiled = known.rules.compiled if known.rules is not None else 0
+        self._domains.put(domain, known, known.weight + compiled)
+
     def _remember_names(self, address: Path, names: Lines, version: int) -> None:
         key = f"{address.key}@{address.domain}"
         self._names.put(key, _Names(lines=names, version=version), NAMES + len(names))
@@ -246,3 +281,12 @@ class Directory:
         self._domains.clear()
         self._names.clear()
         self._answers.clear()
+
+
+def _next(steps: _Steps, rules: RuleSet | None) -> Path | Expansion:
+    """The address that rules are asked for next, or what came of it all; from any thread."""
+    try:
+        return steps.send(rules)
+    except StopIteration as finished:
+        expansion: Expansion = finished.value
+        return expansion

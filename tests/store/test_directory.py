@@ -300,3 +300,75 @@ async def test_expressions_are_compiled_in_a_thread_once_while_they_stay_the_sam
     await database.write(add_to("pied.example", "(compiled-as-well|d)"))
     assert await answers(directory, "d@pied.example", confirmed=True)
     assert prepared[2:] == [("d", False)]
+
+
+HEAVY = [f"(?:[ab]*a[ab]{{30}}e{number})" for number in range(30)]  # of 38 instructions each, as RE2 counts
+
+
+class Watch:
+    """In which thread addresses were compared with expressions, and how many at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.compared: list[tuple[str, bool]] = []
+        self.at_once = self.most = 0
+        self.go_on = threading.Event()
+        self.begun = threading.Semaphore(0)
+        self._first = RegexTable.first
+        monkeypatch.setattr(RegexTable, "first", lambda table, local: self._watched(table, local))
+
+    def _watched(self, table: RegexTable, local: str) -> Any:
+        in_loop = threading.current_thread() is threading.main_thread()
+        self.compared.append((local, in_loop))
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        if not in_loop:
+            self.begun.release()
+            assert self.go_on.wait(10)
+        self.at_once -= 1
+        return self._first(table, local)
+
+
+async def test_many_expressions_are_compared_in_a_thread_one_address_of_an_account_at_a_time(
+    here: tuple[Database, Directory, Counting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, directory, _ = here
+    await database.write(host("pied.example", *HEAVY, "*"))
+    await database.write(host("hooli.example", *HEAVY, "*"))
+    watch = Watch(monkeypatch)
+    names = ("a", "b", "c")
+    looks = [asyncio.create_task(directory.resolve(parse_address(f"{name}@pied.example"))) for name in names]
+    looks.append(asyncio.create_task(directory.answers(parse_address("d@pied.example"))))
+    looks.append(asyncio.create_task(directory.resolve(parse_address("e@hooli.example"))))
+    for _ in range(2):  # the loop is free meanwhile: it waits for one of each account
+        assert await asyncio.to_thread(watch.begun.acquire, timeout=10)
+    assert (len(watch.compared), watch.most) == (2, 2)
+    watch.go_on.set()
+    *found, answered, _ = await asyncio.gather(*looks)
+    assert [str(each.targets[0].destination) for each in found] == ["someone@dest.example"] * 3
+    assert answered is True
+    assert sorted(watch.compared) == [(name, False) for name in "abcde"]
+    assert watch.most == 2
+
+
+async def test_after_a_few_expressions_others_have_their_turn(
+    here: tuple[Database, Directory, Counting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, directory, _ = here
+    await database.write(host("pied.example", "(a|b)+", "plain"))
+    assert await answers(directory, "a@pied.example")
+    watch = Watch(monkeypatch)
+    asyncio.get_running_loop().call_soon(watch.compared.append, ("another", True))
+    for name in ("aa", "bb"):  # as a client names them that waits for no reply
+        await directory.resolve(parse_address(f"{name}@pied.example"))
+    assert watch.compared[:2] == [("another", True), ("aa", True)]
+
+
+async def test_compiled_expressions_weigh_what_they_take(here: tuple[Database, Directory, Counting]) -> None:
+    table_of.cache_clear()
+    database, directory, _ = here
+    await database.write(host("pied.example", *HEAVY, "plain"))
+    for turn in range(2):
+        assert await answers(directory, "plain@pied.example", confirmed=True)
+        # 38 instructions each at 130 octets; beside them the patterns, as text and as objects.
+        assert 150_000 < directory.octets < 250_000
+        await database.write(add_to("pied.example", f"plain{turn}"))  # read anew, compiled already
