@@ -3,7 +3,7 @@
 Clients write it in four ways, all taken: ``Basic <base64 of api:KEY>``, the literal ``Basic api:KEY`` of the
 documentation's examples, ``Bearer KEY``, and each with more than one space. No key, a wrong one and a revoked one get
 the same 401. Keys are looked up by their SHA-256; the key itself is never stored, logged or shown again. Wrong keys are
-counted by client address; beyond the limit the answer is 429 until the minute is over.
+counted by client, an address or an IPv6 network of 64 bits; beyond the limit the answer is 429 for the minute.
 
 A key's last use is noted at most once in ten minutes.
 """
@@ -18,6 +18,7 @@ from starlette.requests import Request
 
 from api.errors import Refusal
 from api.limits import RateLimit
+from forwarder.net.addresses import client_of
 from forwarder.store import accounts
 from forwarder.store.accounts import Account, ApiKey
 from forwarder.store.engine import Database
@@ -56,7 +57,7 @@ class Gate:
 
     async def _refusal(self, request: Request) -> Refusal:
         client = request.client.host if request.client else "unknown"
-        standing = await self._failures.hit(client)
+        standing = await self._failures.hit(client_of(client))
         headers = standing.headers(self._clock())
         if not standing.allowed:
             return Refusal(429, "Too many wrong API keys from your address; wait a minute.", headers=headers)

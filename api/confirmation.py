@@ -5,7 +5,7 @@ the person. POST, which the button makes, confirms. No script, nothing from else
 address of the page is not told to whoever is linked from it.
 
 A token that was forged, used, replaced by a newer one or that is too old gets one and the same page, 404. Requests
-are counted by client address (``api.failures_per_minute``): 429 beyond. Trouble of ours is 503, and the link stays
+are counted by client (``api.failures_per_minute``): 429 beyond. Trouble of ours is 503, and the link stays
 good. The token is never logged.
 """
 
@@ -21,6 +21,7 @@ from starlette.responses import HTMLResponse, Response
 
 from api.limits import RateLimit
 from forwarder.mail.address import Path
+from forwarder.net.addresses import client_of
 from forwarder.store import confirmations
 from forwarder.store.engine import Database
 
@@ -66,7 +67,7 @@ class Confirmation:
         try:
             async with asyncio.timeout(PATIENCE):
                 client = request.client.host if request.client else "unknown"
-                standing = await self._rate.hit(client)
+                standing = await self._rate.hit(client_of(client))
                 if not standing.allowed:
                     text = "<p>There were too many requests from your network. Wait a minute, then try again.</p>"
                     retry = {"Retry-After": standing.headers(self._clock())["Retry-After"]}

@@ -36,8 +36,8 @@ import structlog
 from sqlalchemy import Connection
 
 from forwarder.config import SubmissionSection
-from forwarder.inbound.limits import client_of
 from forwarder.mail.address import AddressError, Path, parse_address
+from forwarder.net.addresses import client_of
 from forwarder.store import counters, credentials, passwords
 from forwarder.store.credentials import Login
 from forwarder.store.engine import Database

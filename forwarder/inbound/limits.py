@@ -6,8 +6,6 @@ region counts in the manner of a count-min sketch: each client is hashed, with a
 cells, and its count is the least of them. So memory is bounded whatever the number of clients, and an error can only
 be a count that is too high, and only when all of a client's cells collide with busy ones.
 
-A client is an IPv4 address or an IPv6 network of 64 bits: that is what one customer gets (RFC 6177).
-
 Limits: two workers that admit at the same instant may both take the last place. A worker that dies without leaving
 keeps its counts until ``clear_region``, and all that die at once until ``clear_table``. A rate is counted in slots of
 ten seconds over the last minute.
@@ -15,7 +13,6 @@ ten seconds over the last minute.
 
 import contextlib
 import hashlib
-import ipaddress
 import mmap
 import os
 import secrets
@@ -23,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+
+from forwarder.net.addresses import client_of
 
 SERVICES = ("mx", "submission")  # each counts its clients in a table of its own
 ROWS = 4
@@ -51,21 +50,6 @@ class Allowance:
     in_all: int  # at once, in this process
     per_client: int  # at once, in all processes
     per_minute: int  # of one client, in all processes
-
-
-def client_of(address: str) -> str:
-    """Who counts as one client."""
-    if ":" not in address:
-        return address
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))
-    return address
 
 
 def table_path(data_dir: Path, service: str) -> Path:

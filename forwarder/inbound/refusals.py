@@ -12,11 +12,11 @@ from collections.abc import Callable
 from datetime import datetime
 
 from forwarder.inbound.arrival import Facts, client_name
-from forwarder.inbound.limits import client_of
 from forwarder.inbound.session import Session
 from forwarder.mail.address import Path
 from forwarder.mail.event import Status, Transport
 from forwarder.mail.reply import Reply
+from forwarder.net.addresses import client_of
 from forwarder.store.journal import Journal, RefusedLog
 from forwarder.store.records import NewEvent
 

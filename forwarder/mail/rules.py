@@ -6,9 +6,9 @@ that can answer for it, or None when the domain is not hosted here. Each address
 and ``circles.check_cycles``, which has the same form, over a plain function.
 
 What it promises: it ends. At most 10 aliases in a row, 1,000 destinations, 2,000 look-ups, and no more of them among
-regular expressions than MAX_EFFORT allows: a look-up among all that one domain may have can take some 100 ms. An address
-is followed once: a circle adds nothing to what was found before it closed, so its branch stops there and the rest
-stands.
+regular expressions than MAX_EFFORT allows: a look-up among all that one domain may have can take some 100 ms. An
+address is followed once: a circle adds nothing to what was found before it closed, so its branch stops there and the
+rest stands.
 
 The parts are in rooms of their own: ``mail.pattern`` (the left side of an alias), ``mail.destination`` (the right
 side), ``mail.aliases`` (the alias, and the rule set that finds the one that answers).

@@ -1,4 +1,4 @@
-"""Which addresses belong to the public Internet.
+"""Which addresses belong to the public Internet, and which to one client.
 
 Engine-wide rule: unless the operator allows it, nothing a stranger writes (an MX record, a webhook) makes us connect
 to loopback, private, link-local (the metadata service of clouds among them), shared, multicast or reserved addresses,
@@ -58,6 +58,21 @@ def is_private(address: str) -> bool:
             return parsed not in _PUBLIC_6 or any(parsed in network for network in _NOT_PUBLIC_6)
         parsed = inner
     return any(parsed in network for network in _NOT_PUBLIC_4)
+
+
+def client_of(address: str) -> str:
+    """Who counts as one client: an IPv4 address, or an IPv6 network of 64 bits, which one customer gets (RFC 6177)."""
+    if ":" not in address:
+        return address
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))
+    return address
 
 
 def written_address(host: str) -> str | None:

@@ -171,6 +171,20 @@ async def test_wrong_keys_are_429_after_a_while_and_right_ones_still_work(store_
         assert (await desk.get("/account")).status_code == 200
 
 
+async def test_all_addresses_of_an_ipv6_network_are_one_client(store_url: str) -> None:
+    async with Desk(store_url, api={"failures_per_minute": 5}) as desk:
+
+        async def status(address: str, key: str) -> int:
+            transport = httpx.ASGITransport(app=desk.app, client=(address, 40000))
+            async with httpx.AsyncClient(transport=transport, auth=("api", key)) as client:
+                return (await client.get("http://api.test/v3/account")).status_code
+
+        seen = [await status(f"2001:db8:1:2::{number:x}", "wrong") for number in range(7)]
+        assert seen == [401] * 5 + [429] * 2
+        assert await status("2001:db8:1:3::1", "wrong") == 401
+        assert await status("2001:db8:1:2::1", desk.key) == 200
+
+
 async def test_a_large_body_counts_as_several_requests(store_url: str) -> None:
     async with Desk(store_url, api={"rate": 20}) as desk:
         await desk.domain("one.com")

@@ -17,7 +17,6 @@ from forwarder.inbound.limits import (
     Doorkeeper,
     clear_region,
     clear_table,
-    client_of,
     table_path,
 )
 
@@ -51,20 +50,6 @@ def open_table(tmp_path):
 def doorkeeper(table, clock, *, in_all=0, per_client=0, per_minute=0):
     allowance = Allowance(in_all=in_all, per_client=per_client, per_minute=per_minute)
     return Doorkeeper(table, allowance, seconds=clock)
-
-
-@pytest.mark.parametrize(
-    ("address", "client"),
-    [
-        ("192.0.2.1", "192.0.2.1"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("", ""),
-    ],
-)
-def test_who_is_one_client(address, client):
-    assert client_of(address) == client
 
 
 def test_two_workers_share_the_count_of_one_client(open_table, clock):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from forwarder.net.addresses import is_private, written_address
+from forwarder.net.addresses import client_of, is_private, written_address
 
 
 @pytest.mark.parametrize(
@@ -101,3 +101,17 @@ def test_a_host_is_an_address_in_its_usual_spelling_or_a_name(host: str, address
 def test_an_unusual_spelling_is_refused(host: str) -> None:
     with pytest.raises(ValueError, match="address"):
         written_address(host)
+
+
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+    ],
+)
+def test_who_is_one_client(address: str, client: str) -> None:
+    assert client_of(address) == client
