@@ -5,6 +5,9 @@ each chunk, and all that has been read at once is parsed before anybody else has
 informational ones for ever, and a chunk may be one octet with a long extension. So no more than SLICE octets are read
 at once, others have their turn before each, and after MOST of a connection it is over.
 
+Nor does it have to read: what is written goes in pieces, each when there is room for it. Given as a whole, a message
+would lie in memory once for each of a hundred connections.
+
 Loaded with httpx, at its first use.
 """
 
@@ -17,6 +20,7 @@ import httpcore
 
 SLICE = 4 << 10  # octets: as many of the shortest answers take some 5 ms
 MOST = 128 << 10  # octets: twice the largest page that anybody asks for
+PIECE = 64 << 10  # octets
 
 
 class Stream(httpcore.AsyncNetworkStream):
@@ -35,7 +39,8 @@ class Stream(httpcore.AsyncNetworkStream):
         return octets
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        await self._stream.write(buffer, timeout)
+        for start in range(0, len(buffer), PIECE):
+            await self._stream.write(buffer[start : start + PIECE], timeout)
 
     async def aclose(self) -> None:
         await self._stream.aclose()

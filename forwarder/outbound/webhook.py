@@ -15,6 +15,7 @@ import hashlib
 import hmac
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
+from weakref import WeakValueDictionary
 
 from forwarder import __version__
 from forwarder.mail.event import DeliveryKind
@@ -22,11 +23,12 @@ from forwarder.mail.outcome import Scope, decide
 from forwarder.mail.reply import Reply
 from forwarder.mail.words import printable
 from forwarder.net.http import Blocked, GuardedClient, Unreachable
-from forwarder.outbound.parcel import Carried, Job, Verdict
+from forwarder.outbound.parcel import Carried, Job, Parcel, Verdict
 from forwarder.outbound.payload import message_json
 from forwarder.store.records import Delivery
 
 _EXCERPT = 300
+_AT_ONCE = 64 * 1024  # octets that are signed in the event loop
 
 KeyOf = Callable[[int], Awaitable[str | None]]
 
@@ -49,19 +51,29 @@ class Webhooks:
         self._agent = f"Forwarder/{__version__} ({hostname})"
         self._timeout = timeout
         self._clock = clock
+        # By message, for as long as somebody posts it.
+        self._bodies: WeakValueDictionary[str, asyncio.Task[bytes]] = WeakValueDictionary()
         self._pauses = tuple(pauses)  # between the attempts in a row, so one less than these
 
     async def carry(self, job: Job, content: bytes) -> Carried:
         """Post a job; each delivery of it has a URL of its own."""
         body = content
         if job.kind is DeliveryKind.WEBHOOK:
-            parcel = job.parcel
-            body = await asyncio.to_thread(
-                message_json, content, reverse_path=parcel.reverse_path, received_at=parcel.created_at
-            )
+            made = self._body(job.parcel, content)
+            body = await asyncio.shield(made)
         verdicts = [await self._post(delivery, body) for delivery in job.deliveries]
         reached = any(verdict.server is not None for verdict in verdicts)
         return Carried(verdicts=verdicts, reached=reached, trouble=None if reached else verdicts[-1].reply)
+
+    def _body(self, parcel: Parcel, content: bytes) -> asyncio.Task[bytes]:
+        """The message as JSON, made once for all who post it meanwhile: it may be six times as large as the message."""
+        made = self._bodies.get(parcel.message_id)
+        if made is None:
+            work = asyncio.to_thread(
+                message_json, content, reverse_path=parcel.reverse_path, received_at=parcel.created_at
+            )
+            made = self._bodies[parcel.message_id] = asyncio.create_task(work)
+        return made
 
     async def _post(self, delivery: Delivery, body: bytes) -> Verdict:
         server: str | None = None
@@ -95,7 +107,9 @@ class Webhooks:
             "X-Webhook-Id": delivery.id,
         }
         key = await self._key_of(delivery.domain_id) if delivery.domain_id is not None else None
-        if key:
+        if key and len(body) > _AT_ONCE:
+            headers["X-Webhook-Signature"] = await asyncio.to_thread(signature, key, body, self._clock())
+        elif key:
             headers["X-Webhook-Signature"] = signature(key, body, self._clock())
         return headers
 
@@ -103,8 +117,9 @@ class Webhooks:
 def signature(key: str, body: bytes, now: datetime) -> str:
     """The value of X-Webhook-Signature."""
     seconds = str(int(now.timestamp()))
-    digest = hmac.new(key.encode(), seconds.encode() + b"." + body, hashlib.sha256).hexdigest()
-    return f"t={seconds},v1={digest}"
+    digest = hmac.new(key.encode(), f"{seconds}.".encode(), hashlib.sha256)
+    digest.update(body)
+    return f"t={seconds},v1={digest.hexdigest()}"
 
 
 def _judged(status: int, excerpt: str) -> Reply:

@@ -212,6 +212,31 @@ async def test_little_is_read_at_once_and_others_have_their_turn_between() -> No
     assert turns >= 32
 
 
+async def test_a_body_goes_out_in_pieces_each_when_there_is_room() -> None:
+    class Slow(httpcore.AsyncNetworkStream):
+        """Takes one piece, and the next when it is let."""
+
+        def __init__(self) -> None:
+            self.pieces: list[bytes] = []
+            self.room = asyncio.Semaphore(1)
+
+        async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+            await self.room.acquire()
+            self.pieces.append(buffer)
+
+    slow = Slow()
+    body = bytes(range(256)) * 1024 + b"end"
+    writing = asyncio.create_task(http_wire.Stream(slow).write(body))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert list(map(len, slow.pieces)) == [65_536]
+    for _ in range(4):
+        slow.room.release()
+    await writing
+    assert list(map(len, slow.pieces)) == [65_536] * 4 + [3]
+    assert b"".join(slow.pieces) == body
+
+
 @pytest.mark.parametrize("stalls", [True, False])
 async def test_a_body_that_stalls_or_breaks_off_does_not_change_the_status(
     client: GuardedClient, monkeypatch: pytest.MonkeyPatch, stalls: bool

@@ -3,9 +3,11 @@
 import asyncio
 import hashlib
 import hmac
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -78,7 +80,7 @@ async def test_what_cannot_be_reached_is_tried_three_times_with_pauses_and_what_
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
 
-    monkeypatch.setattr(webhook_room, "asyncio", SimpleNamespace(sleep=sleep, to_thread=asyncio.to_thread))
+    monkeypatch.setattr(webhook_room, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": sleep}))
     async with house(tmp_path) as rooms:
         asked: list[Exception] = [Unreachable("nobody listens")] * 3 + [Blocked("it leads inside")]
         left = asked.copy()
@@ -126,6 +128,50 @@ async def test_a_post_for_a_domain_is_signed(tmp_path: Path) -> None:
         made = hmac.new(b"the key of the domain", seconds.encode() + b"." + request.body, hashlib.sha256)
         assert v1 == made.hexdigest()
         assert abs(int(seconds) - datetime.now(UTC).timestamp()) < 60
+
+
+async def test_a_message_is_made_json_once_for_all_that_post_it_and_signed_in_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bytes] = []
+    signed: list[tuple[int, bool]] = []
+    make, sign = webhook_room.message_json, webhook_room.signature
+
+    def watched_make(content: bytes, **more: Any) -> bytes:
+        made.append(make(content, **more))
+        return made[-1]
+
+    def watched_sign(key: str, body: bytes, now: datetime) -> str:
+        signed.append((len(body), threading.current_thread() is threading.main_thread()))
+        return sign(key, body, now)
+
+    monkeypatch.setattr(webhook_room, "message_json", watched_make)
+    monkeypatch.setattr(webhook_room, "signature", watched_sign)
+    large = CONTENT + b"x" * 990 + b"\r\n" + b"y\r\n" * 30_000
+    async with house(tmp_path) as rooms:
+        rooms.webhook_keys[7] = "the key of the domain"
+        posted: list[bytes] = []
+        all_there = asyncio.Event()
+
+        async def post(url: str, body: bytes, *_: object) -> tuple[int, str]:
+            posted.append(body)
+            if len(posted) == 3:
+                all_there.set()
+            await all_there.wait()
+            return 200, ""
+
+        rooms.client.post = post
+        urls = [f"https://h{number}.test/" for number in range(3)]
+        deliveries = await rooms.accept(*urls, kind=DeliveryKind.WEBHOOK, domain_id=7, content=large)
+        for delivery in deliveries:
+            await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
+        (body,) = made
+        assert all(each is body for each in posted)
+        assert signed == [(len(body), False)] * 3
+        (delivery,) = await rooms.accept(urls[0], kind=DeliveryKind.WEBHOOK, domain_id=7)
+        await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
+        assert len(made) == 2
+        assert signed[3:] == [(len(made[1]), True)]
 
 
 async def test_a_notification_is_posted_as_it_is_and_its_failure_makes_no_report(tmp_path: Path) -> None:
