@@ -37,7 +37,7 @@ from forwarder.failpoint import reach
 from forwarder.mail.content import ascii_head
 from forwarder.mail.outcome import Fault, Stage, reply_for
 from forwarder.mail.reply import Reply
-from forwarder.mail.scan import stuffed
+from forwarder.mail.scan import find_dot, stuffed
 from forwarder.net.smtp_answers import (
     Answered,
     Features,
@@ -251,20 +251,19 @@ class ClientSession:
             self.abort()
 
     async def _content(self, parts: Sequence[bytes]) -> Reply:
-        buffers: list[bytes | memoryview] = [stuffed(part) for part in parts]
         early = None if self._wire.calm else await self._early_answer()
         if early is not None:
             return early
-        buffers.append(_END if parts[-1].endswith(b"\r\n") else b"\r\n" + _END)
-        if sum(map(len, buffers)) > BLOCK:
-            *blocks, last = [block for buffer in buffers for block in _blocks(buffer)]
-            for block in blocks:
+        end = _END if parts[-1].endswith(b"\r\n") else b"\r\n" + _END
+        if sum(map(len, parts)) > BLOCK:
+            for block in (block for part in parts for block in _stuffed_blocks(part)):
                 self._wire.write([block], expecting=0)  # the 354 made the answer due
                 early = await self._early_answer()
                 if early is not None:
                     return early
-            buffers = [last]
-        self._wire.write(buffers, expecting=0)
+            self._wire.write([end], expecting=0)
+        else:
+            self._wire.write([*map(stuffed, parts), end], expecting=0)
         reach("deliver.before-dot-reply")
         final = await reply_at(self._wire, Stage.DOT, self._dot)
         if not (final.positive or final.temporary or final.permanent):
@@ -306,7 +305,14 @@ def _path(path: str) -> bytes:
     return path.encode()
 
 
-def _blocks(buffer: bytes | memoryview) -> Iterator[memoryview]:
-    view = memoryview(buffer)
-    for start in range(0, len(view), BLOCK):
-        yield view[start : start + BLOCK]
+def _stuffed_blocks(part: bytes) -> Iterator[bytes | memoryview]:
+    """Whole lines with their dots doubled, a block at a time: a copy of all would lie there for each session."""
+    view = memoryview(part)
+    start = 0
+    while start < len(part):
+        end = len(part)
+        if end - start > BLOCK:
+            end = part.rfind(b"\n", start, start + BLOCK) + 1 or part.find(b"\n", start) + 1 or end
+        block = view[start:end]
+        yield stuffed(bytes(block)) if find_dot(block) >= 0 or part.startswith(b".", start) else block
+        start = end

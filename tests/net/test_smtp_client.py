@@ -1,8 +1,11 @@
 """Sessions over real sockets: what arrives, and what is refused while the session lives on."""
 
+import tracemalloc
+
 import pytest
 
 from forwarder.mail.outcome import Scope
+from forwarder.net import smtp_client
 from forwarder.net.smtp_answers import SessionFault, announced
 from forwarder.net.smtp_client import Timeouts
 from forwarder.net.smtp_opening import open_session
@@ -67,6 +70,35 @@ async def test_dots_are_doubled_at_the_beginning_of_lines(sink: Sink, content: b
     await session.send("a@example.com", ["b@example.test"], content)
     assert sink.messages[0].raw == raw
     await session.quit()
+
+
+@pytest.mark.parametrize("line", [b".", b"..", b"a.", b"", b"x" * 97])
+async def test_dots_are_doubled_wherever_a_block_ends(
+    sink: Sink, line: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smtp_client, "BLOCK", 64)
+    session = await connect(sink)
+    for ends in range(60, 68):
+        content = b"a: b\r\n\r\n" + b"y" * (ends - 10) + b"\r\n" + (line + b"\r\n.z\r\n") * 40
+        await session.send("a@example.com", ["b@example.test"], content)
+        assert sink.messages[-1].raw == content.replace(b"\r\n.", b"\r\n..") + b".\r\n"
+    await session.quit()
+
+
+async def test_of_a_message_for_who_does_not_read_no_copy_lies_there() -> None:
+    content = b"a: b\r\n\r\n" + (b".y" * 200 + b"\r\n") * 40_000  # 16 MB
+    said = b"250 2.0.0 fine\r\n"
+    steps = ((b"EHLO", b"250 x\r\n"), (b"MAIL", said), (b"RCPT", said), (b"DATA", b"354 go on\r\n"))
+    peer = Scripted(b"220 x\r\n", *steps)
+    async with peer as (host, port):
+        peer.narrow()
+        session = await open_session("x.test", host, port, tls=TlsMode.OFF, timeouts=SHORT, hello="me.test")
+        tracemalloc.start()
+        with pytest.raises(SessionFault):
+            await session.send("a@example.com", ["b@example.test"], content)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert most < 4 << 20
 
 
 async def test_content_in_several_buffers_is_one_content(sink: Sink) -> None:
