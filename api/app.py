@@ -51,6 +51,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *credentials.OPERATIONS,
 )
 HEAVY_AT_ONCE = 2
+SEARCHES_AT_ONCE = 1
 READY_PATIENCE = 3.0  # seconds
 
 _NOTHING = Refusal(404, "There is nothing at this path: not found. Paths begin with /v3; /docs lists them.")
@@ -81,6 +82,7 @@ def build_app(
         gate=Gate(database, failures, clock, settings.hostname),
         rate=RateLimit(database, "api", settings.api.rate, clock),
         heavy=asyncio.Semaphore(HEAVY_AT_ONCE),
+        searches=asyncio.Semaphore(SEARCHES_AT_ONCE),
     )
     described = document(OPERATIONS, version=forwarder.__version__, url=public_url(settings))
     shown = page(described)

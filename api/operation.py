@@ -54,6 +54,9 @@ class ApiRooms:
     rate: RateLimit
     # Bounds how many keys are made and passwords hashed at once: CPU, and 64 MiB each.
     heavy: asyncio.Semaphore
+    # Bounds how many look for a text in all aliases of a domain, which may be hundreds of megabytes: the readers of the
+    # store are few, and mail needs them.
+    searches: asyncio.Semaphore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

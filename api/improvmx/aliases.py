@@ -9,6 +9,7 @@ A bulk request is one transaction. One that may only add leaves aliases that exi
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from sqlalchemy import Connection
@@ -38,21 +39,27 @@ from forwarder.store.domains import Domain
 async def list_page(call: Call) -> Json:
     """A page of aliases by id."""
     query: AliasesQuery = call.query
-    name = name_of(call)
     limit, page = query.limit or PAGE_SIZE, query.page or 1
-    rows, total = await call.rooms.database.read(
-        lambda conn: aliases.list_aliases(
-            conn,
-            domain_in(conn, call, name).id,
-            starts_with=query.q or "",
-            pattern_starts_with=query.alias or "",
-            is_active=query.is_active,
-            limit=limit,
-            offset=(page - 1) * limit,
-        )
+    rows, total = await listed(
+        call,
+        bool(query.q or query.alias),
+        starts_with=query.q or "",
+        pattern_starts_with=query.alias or "",
+        is_active=query.is_active,
+        limit=limit,
+        offset=(page - 1) * limit,
     )
     shown = [wire.alias(row) for row in rows]
     return {"aliases": shown, "limit": limit, "page": page, "total": total, "success": True}
+
+
+async def listed(call: Call, searches: bool, **wanted: Any) -> tuple[Sequence[Alias], int]:
+    """A page as ``store.aliases.list_aliases`` has it; ``searches``: all texts are read for it."""
+    name = name_of(call)
+    async with call.rooms.searches if searches else nullcontext():
+        return await call.rooms.database.read(
+            lambda conn: aliases.list_aliases(conn, domain_in(conn, call, name).id, **wanted)
+        )
 
 
 async def add(call: Call) -> Json:

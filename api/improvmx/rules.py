@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from api.errors import Refusal, bad_fields, not_found, refusal_of
 from api.improvmx import answers, wire
-from api.improvmx.aliases import save_change, save_new
+from api.improvmx.aliases import listed, save_change, save_new
 from api.improvmx.owned import domain_in, name_of
 from api.improvmx.requests import PAGE_SIZE
 from api.improvmx.rule_requests import AliasConfig, ChangedConfig, EditRule, NewRule, RulesQuery
@@ -36,16 +36,9 @@ _REQUIRED = "This field is required."
 async def list_page(call: Call) -> Json:
     """A page of rules by id."""
     query: RulesQuery = call.query
-    name = name_of(call)
     limit, page = query.limit or PAGE_SIZE, query.page or 1
-    rows, total = await call.rooms.database.read(
-        lambda conn: aliases.list_aliases(
-            conn,
-            domain_in(conn, call, name).id,
-            contains=query.search or "",
-            limit=limit,
-            offset=(page - 1) * limit,
-        )
+    rows, total = await listed(
+        call, bool(query.search), contains=query.search or "", limit=limit, offset=(page - 1) * limit
     )
     return {
         "rules": [wire.rule(row, in_seconds=call.by_improvmx_cli) for row in rows],

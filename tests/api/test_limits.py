@@ -1,6 +1,7 @@
 """Limits hold exactly, whoever asks at the same moment; on SQLite and on PostgreSQL."""
 
 import asyncio
+import threading
 from collections import Counter
 from datetime import timedelta
 from typing import Any
@@ -9,6 +10,7 @@ import httpx
 import pytest
 
 from api.improvmx import domains
+from forwarder.store import aliases
 from forwarder.store.engine import Database
 from tests.api.desk import Desk, together
 
@@ -228,3 +230,33 @@ async def test_the_destinations_that_domains_show_are_bounded(
     for answer in (await desk.get("/domains/b.example"), await desk.put("/domains/b.example", {})):
         assert [alias["alias"] for alias in answer.json()["domain"]["aliases"]] == ["one"]
     assert (await desk.get("/domains/b.example/aliases")).json()["total"] == 2
+
+
+async def test_one_looks_for_a_text_at_a_time_and_others_read_meanwhile(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Desk(store_url) as desk:
+        await desk.domain("one.com")
+        looking, go_on = threading.Semaphore(0), threading.Event()
+        most = at_once = 0
+        look = aliases.list_aliases
+
+        def slow(conn: Any, domain_id: int, **wanted: Any) -> Any:
+            nonlocal at_once, most
+            if wanted.get("contains") or wanted.get("starts_with"):
+                at_once += 1
+                most = max(most, at_once)
+                looking.release()
+                assert go_on.wait(8)
+                at_once -= 1
+            return look(conn, domain_id, **wanted)
+
+        monkeypatch.setattr(aliases, "list_aliases", slow)
+        paths = ["rules?search=gmail", "aliases?q=gmail"] * 3  # twice as many as the store has readers
+        searches = [asyncio.create_task(desk.get(f"/domains/one.com/{path}")) for path in paths]
+        assert await asyncio.to_thread(looking.acquire, timeout=8)
+        for path in ("rules", "aliases", "logs"):
+            assert (await desk.get(f"/domains/one.com/{path}")).status_code == 200
+        go_on.set()
+        assert [answer.status_code for answer in await asyncio.gather(*searches)] == [200] * 6
+        assert most == 1

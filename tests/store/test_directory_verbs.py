@@ -1,6 +1,7 @@
 """Accounts, domains, aliases, credentials and keys in the store, on SQLite and PostgreSQL."""
 
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -514,3 +515,44 @@ async def test_the_regular_expressions_of_a_domain_are_bounded_together(
     await database.write(lambda conn: aliases.update_alias(conn, domain, first, NOW, pattern="y{1,1000}"))
     found, _ = await database.read(lambda conn: aliases.list_aliases(conn, domain.id))
     assert [alias.pattern for alias in found] == ["y{1,1000}", "(a|b)", "name"]
+
+
+async def test_a_text_is_looked_for_within_patterns_and_destinations(database: Database) -> None:
+    domain = await domain_in(database)
+    named = {"sales%": "ann@x.org", "Größe": "https://h.org/A_B?c=d", "info": "bob@y.org"}
+
+    def work(conn: Connection) -> None:
+        for pattern, forward in named.items():
+            aliases.add(conn, domain, pattern, forward, NOW)
+
+    await database.write(work)
+    for text, patterns in {
+        "%": ["sales%"],
+        "a_b": ["Größe"],
+        "S%": ["sales%"],
+        "röß": ["Größe"],
+        "/": ["Größe"],
+        ".ORG": list(named),
+        "ann@y": [],
+    }.items():
+        found, total = await database.read(
+            lambda conn, text=text: aliases.list_aliases(conn, domain.id, contains=text)
+        )
+        assert ([each.pattern for each in found], total) == (patterns, len(patterns)), text
+
+
+async def test_a_long_text_is_looked_for_in_long_destinations_at_once(database: Database) -> None:
+    domain = await domain_in(database)
+    long = ",".join(f"https://h{number}.org/{'a' * 1950}" for number in range(12))
+
+    def work(conn: Connection) -> None:
+        for number in range(100):
+            aliases.add(conn, domain, f"a{number}", long, NOW)
+
+    await database.write(work)
+    began = time.process_time()
+    found, total = await database.read(
+        lambda conn: aliases.list_aliases(conn, domain.id, contains="a" * 900 + "b")
+    )
+    assert (found, total) == ([], 0)
+    assert time.process_time() - began < 1  # letter by letter, from each place, some 4 s
