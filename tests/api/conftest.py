@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from api import operation
 from forwarder.mail import seal
+from forwarder.store import postgresql, writer
 from forwarder.store.migrations import upgrade
 from tests.api.desk import Desk
 
@@ -39,6 +41,20 @@ def either_store_url(database_url: str) -> str:
     """An empty database of each kind, with the newest schema."""
     upgrade(database_url)
     return database_url
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute for each request: of many at once the last would hear 503, rightly, where the machine is busy."""
+    limits = (
+        (operation, "PATIENCE"),
+        (writer, "WAIT_LIMIT"),
+        (postgresql, "CONNECT_LIMIT"),
+        (postgresql, "TRANSACTION_LIMIT"),
+    )
+    for module, name in limits:
+        monkeypatch.setattr(module, name, 60.0)
+    monkeypatch.setattr(postgresql, "make_engine", functools.partial(postgresql.make_engine, patience=60.0))
 
 
 @pytest.fixture(autouse=True)

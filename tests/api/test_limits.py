@@ -17,6 +17,7 @@ from tests.api.desk import Desk, together
 PLAN = {"domains": 2, "aliases": 7, "credentials": 3, "api": 4}
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_fifty_parallel_creates_stop_at_the_limit(either_store_url: str) -> None:
     async with Desk(either_store_url, plans={"default": PLAN}) as desk:
         await desk.domain("one.com")
@@ -41,6 +42,7 @@ async def test_fifty_parallel_creates_stop_at_the_limit(either_store_url: str) -
         assert Counter(answer.status_code for answer in domains) == {200: 1, 400: 5}
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_parallel_creates_of_the_same_name_have_one_winner(either_store_url: str) -> None:
     async with Desk(either_store_url) as desk:
         fields = {"domain": "one.com"}
@@ -53,6 +55,7 @@ async def test_parallel_creates_of_the_same_name_have_one_winner(either_store_ur
         assert all("already exists" in text for text in losers)
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_two_processes_that_create_at_once_stay_within_the_limit(either_store_url: str) -> None:
     plans = {"default": PLAN | {"aliases": 30}}
     async with Desk(either_store_url, plans=plans, api={"rate": 1000}) as desk:
@@ -136,6 +139,7 @@ async def test_the_plan_of_the_account_limits_the_destinations_of_an_alias(store
                     assert answer.status_code == statuses[number]
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_requests_beyond_the_rate_are_429_over_all_processes(either_store_url: str) -> None:
     async with Desk(either_store_url, api={"rate": 40}) as desk:
         others = [desk.client(desk.key, desk.another_app()) for _ in range(2)]

@@ -307,6 +307,7 @@ async def test_duplicates_limits_and_circles_are_those_of_aliases(store_url: str
         assert "limited to 3 aliases" in (await refused(desk, alias_rule("d")))["config.alias"][0]
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_fifty_at_once_make_one_rule_and_lose_nothing_else(either_store_url: str) -> None:
     async with Desk(either_store_url) as desk:
         await desk.domain(aliases={})
