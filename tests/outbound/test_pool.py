@@ -123,9 +123,18 @@ async def test_idle_sessions_are_left_when_their_time_is_over(sink: Sink) -> Non
     for session in [await opened(pool, sink) for _ in range(3)]:
         pool.release(route, session)
     assert pool.idle == 3
-    await sink.wait_closed(2)
+    await sink.wait_closed()
     assert pool.idle == 0
     assert sink.commands.count(b"QUIT") == 3
+
+
+async def test_where_nothing_is_to_be_idle_each_session_is_left_at_once(sink: Sink) -> None:
+    pool, route = make(idle_timeout="0s"), route_to(sink)
+    pool.release(route, await opened(pool, sink))
+    assert pool.idle == 0
+    assert pool.reuse(route) is None
+    await sink.wait_closed()
+    assert sink.commands[-1] == b"QUIT"
 
 
 async def test_a_session_that_was_put_aside_later_stays_for_longer(sink: Sink) -> None:
@@ -413,14 +422,18 @@ async def test_a_dead_address_is_not_a_dead_host() -> None:
         assert pool.ordered(route) == [replace(best, addresses=(sink.host, "127.0.0.7")), backup]
 
 
-@pytest.mark.parametrize("part", ["421", "554", "450"])
-async def test_a_host_that_takes_the_connection_is_not_dead(part: str, server_tls: ssl.SSLContext) -> None:
+@pytest.mark.parametrize(
+    ("phase", "part"), [("connect", "421"), ("connect", "554"), ("connect", "450"), ("ehlo", "hang")]
+)
+async def test_a_host_that_takes_the_connection_is_not_dead(
+    phase: str, part: str, server_tls: ssl.SSLContext
+) -> None:
     """What it says is about this mail, or the moment: nobody is to send a provider's mail to its backup by it."""
     async with Sink(starttls=server_tls) as sink, Sink(host="127.0.0.2", port=sink.port) as other:
         pool = make()
         first, second = hosts_of(sink, other, ranks=(0, 1))
         route = Route(site="site", hosts=(first, second), port=sink.port)
-        sink.play("connect", part, times=1)
+        sink.play(phase, part, times=1)
         with pytest.raises(SessionFault):
             await pool.open(route, first, sink.host)
         with pytest.raises(SessionFault):

@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -158,6 +159,19 @@ async def test_a_soft_outcome_waits_for_its_time(stage: Stage) -> None:
     assert row.last_reply == "4.2.1 later"
     [log] = await rows(worker.database, logs)
     assert log.failed
+
+
+async def test_the_last_reply_is_readable_and_stays_when_a_lease_is_given_back(stage: Stage) -> None:
+    worker = await stage.worker()
+    await worker.queue.enqueue(stage.message())
+    [delivery] = await worker.queue.claim_due(NOON, 10)
+    outcome = soft(delivery, NOON)
+    odd = replace(outcome, event=replace(outcome.event, message="4.2.1 a\0b \udcff"))
+    assert await worker.queue.settle(odd)
+    [again] = await worker.queue.claim_due(NOON, 10)
+    assert await worker.queue.release(again, next_attempt_at=NOON)
+    [row] = await rows(worker.database, deliveries)
+    assert (row.state, row.attempts, row.last_reply) == ("queued", 1, "4.2.1 a\ufffdb ?")
 
 
 async def test_a_hard_outcome_and_its_dsn_are_one_transaction(stage: Stage) -> None:

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 
 import asyncpg
 import pytest
+from sqlalchemy import Connection
 
 from forwarder.mail.event import DeliveryState
 from forwarder.store import chores, counters, workers
@@ -209,6 +210,25 @@ async def test_a_window_begins_again_and_amounts_count_whole_or_not(stage: Stage
     assert (await counters.hit(database, "k", window=window, limit=10, now=NOON + window)).value == 2
 
 
+async def test_hits_of_one_transaction_are_counted_in_the_order_of_their_keys(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that two processes do not lock each other; the answers are in the order of those who asked."""
+    database = await stage.database()
+    wanted = [("b", 2), ("c", 3), ("a", 1)]
+    hits = [counters._hit(key, timedelta(hours=1), 9, NOON, amount) for key, amount in wanted]
+    really, order = counters._Hits._count, []
+
+    def count(conn: Connection, hit: counters._Hit) -> counters.Counted:
+        order.append(hit.key[:1])
+        return really(conn, hit)
+
+    monkeypatch.setattr(counters._Hits, "_count", staticmethod(count))
+    counted = await database.write(lambda conn: counters._HITS.apply(conn, hits))
+    assert order == ["a", "b", "c"]
+    assert [one.value for one in counted] == [2, 3, 1]
+
+
 async def test_one_process_at_a_time_does_a_chore(stage: Stage) -> None:
     one, two = await stage.database(), await stage.database()
     minute = timedelta(minutes=1)
@@ -222,6 +242,18 @@ async def test_one_process_at_a_time_does_a_chore(stage: Stage) -> None:
     await chores.done(one, "purge", loser, now=NOON + 2 * minute)
     assert not await chores.claim(two, "purge", winner, now=NOON + 3 * minute, for_=minute, every=2 * minute)
     assert await chores.claim(two, "purge", winner, now=NOON + 4 * minute, for_=minute, every=2 * minute)
+
+
+async def test_who_is_done_frees_a_chore_and_who_has_lost_it_does_not(stage: Stage) -> None:
+    database = await stage.database()
+    minute = timedelta(minutes=1)
+    hour, every = 60 * minute, minute
+    assert await chores.claim(database, "domains", "a", now=NOON, for_=minute, every=every)
+    assert await chores.claim(database, "domains", "b", now=NOON + minute, for_=hour, every=every)
+    await chores.done(database, "domains", "a", now=NOON + minute + SECOND)  # it was stopped for too long
+    assert not await chores.claim(database, "domains", "c", now=NOON + 3 * minute, for_=hour, every=every)
+    await chores.done(database, "domains", "b", now=NOON + 3 * minute)
+    assert await chores.claim(database, "domains", "c", now=NOON + 4 * minute, for_=hour, every=every)
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
