@@ -214,6 +214,14 @@ def test_a_key_of_the_other_algorithm_is_refused(tmp_path: Path) -> None:
         open_keyring(settings(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["srs", "dkim-fwd1.pem", "dkim-fwd2.pem", "store.key"])
+def test_a_reload_sees_which_of_the_keys_is_another(tmp_path: Path, name: str) -> None:
+    ring = made(tmp_path)
+    assert open_keyring(settings(tmp_path)).same_as(ring)
+    (tmp_path / "data" / "keys" / name).unlink()
+    assert not made(tmp_path).same_as(ring)
+
+
 def test_secrets_are_not_in_the_repr(tmp_path: Path) -> None:
     ring = made(tmp_path)
     assert repr(ring) == "Keyring()"

@@ -1,5 +1,6 @@
 """A data_dir belongs to one engine at a time, and keeps its id."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -27,6 +28,15 @@ def test_who_waits_for_the_lock_says_so_once_and_gets_it_when_it_is_free(tmp_pat
     second.release()
 
 
+def test_who_does_not_get_the_lock_leaves_nothing_open(tmp_path: Path) -> None:
+    first = NodeLock.take(tmp_path, patience=0)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(NodeError):
+        NodeLock.take(tmp_path, patience=0)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    first.release()
+
+
 def test_a_node_keeps_its_id(tmp_path: Path) -> None:
     made = node_id(tmp_path / "one")
     assert len(made) == 32
@@ -39,6 +49,13 @@ def test_a_copy_of_a_folder_is_another_node(tmp_path: Path) -> None:
     made = node_id(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "copy")
     assert node_id(tmp_path / "copy") != made
+
+
+def test_the_number_of_a_folder_tells_nodes_apart_where_all_else_is_the_same(tmp_path: Path) -> None:
+    """As in containers: they share the boot of their machine, and their file systems may number alike."""
+    made = node_id(tmp_path)
+    (tmp_path / "run" / "node").write_text("0" * 32, encoding="ascii")
+    assert node_id(tmp_path) != made
 
 
 def test_a_folder_in_the_image_of_a_machine_is_another_node_there(

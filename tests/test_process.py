@@ -1,13 +1,17 @@
-"""One serving process that is told to end before its start is over."""
+"""One serving process: told to end before its start is over, and what it tells who started it."""
 
 import asyncio
+import socket
+import uuid
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
+from forwarder.node import notify
 from forwarder.process import Process
 from forwarder.serve import Engine, Place
-from tests.harness import House, wait_until
+from tests.harness import EngineProcess, House, wait_until
 
 
 async def test_told_to_end_during_the_start_it_drains(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,3 +69,24 @@ async def test_who_has_little_time_to_end_cuts_what_is_on_the_wire(house: House)
     await asyncio.wait_for(serving, 15)  # of itself it would wait for 24 seconds
     async with house.engine():
         assert (await house.statuses("example.com"))[:2] == ["QUEUED", "SOFT-BOUNCE"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_systemd_is_told_when_the_engine_serves(house: House, tmp_path: Path, processes: int) -> None:
+    """A unit of ``Type=notify`` is ended by systemd when nobody says it."""
+    told = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(told)
+        systemd.settimeout(30)
+        async with EngineProcess(house, environ={"NOTIFY_SOCKET": told}, workers={"processes": processes}):
+            assert await asyncio.to_thread(systemd.recv, 100) == b"READY=1"
+
+
+def test_systemd_may_listen_on_an_abstract_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"forwarder-test-{uuid.uuid4()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(f"\0{name}")
+        systemd.settimeout(30)
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+        notify("READY=1")
+        assert systemd.recv(100) == b"READY=1"

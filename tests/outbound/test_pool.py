@@ -2,14 +2,26 @@
 
 import asyncio
 import ssl
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+from cryptography.x509.oid import NameOID
 
 from forwarder.config import OutboundSection
+from forwarder.mail.dane import Tlsa
 from forwarder.mail.outcome import Fault, Stage
 from forwarder.net import smtp_opening
 from forwarder.net.smtp_answers import SessionFault
@@ -274,6 +286,51 @@ async def test_octets_before_the_handshake_do_not_lead_to_clear_text(server_tls:
             await opened(make(), sink)
         assert raised.value.fault is Fault.PROTOCOL
         assert sink.connections == 1
+
+
+@pytest.fixture
+def weak_tls(tmp_path: Path) -> ssl.SSLContext:
+    """As of servers of many years ago: a Diffie-Hellman group of 1,024 bits (RFC 2409 6.2) and nothing else."""
+    prime = bytes.fromhex(
+        "FFFFFFFFFFFFFFFFC90FDAA22168C234C4C6628B80DC1CD129024E088A67CC74020BBEA63B139B22514A08798E3404DD"
+        "EF9519B3CD3A431B302B0A6DF25F14374FE1356D6D51C245E485B576625E7EC6F44C42E9A637ED6B0BFF5CB6F406B7ED"
+        "EE386BFB5A899FA5AE9F24117C4B1FE649286651ECE65381FFFFFFFFFFFFFFFF"
+    )
+    group = b64encode(b"\x30\x81\x87\x02\x81\x81\x00" + prime + b"\x02\x01\x02").decode()  # and 2, in DER
+    parameters = f"-----BEGIN DH PARAMETERS-----\n{group}\n-----END DH PARAMETERS-----\n"
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "mx.test")])
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    made = (
+        made.serial_number(1)
+        .not_valid_before(datetime(2026, 1, 1, tzinfo=UTC))
+        .not_valid_after(datetime(2099, 1, 1, tzinfo=UTC))
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    certificate = made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    (tmp_path / "weak.pem").write_bytes(private + certificate)
+    (tmp_path / "group.pem").write_text(parameters)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("DHE-RSA-AES128-GCM-SHA256:@SECLEVEL=0")
+    context.load_cert_chain(tmp_path / "weak.pem")
+    context.load_dh_params(str(tmp_path / "group.pem"))
+    return context
+
+
+async def test_weak_tls_is_better_than_none_but_not_what_tlsa_records_ask_for(
+    weak_tls: ssl.SSLContext,
+) -> None:
+    record = Tlsa(usage=3, selector=1, matching=1, data=bytes(32))
+    async with Sink(starttls=weak_tls) as sink:
+        pool, route = make(), route_to(sink)
+        session = await opened(pool, sink)
+        assert session.tls != ""
+        session.abort()
+        [host] = route.hosts
+        with pytest.raises(SessionFault) as caught:
+            await pool.open(route, replace(host, tlsa=(record,)), sink.host)
+        assert (caught.value.stage, caught.value.fault) == (Stage.STARTTLS, Fault.TLS)
 
 
 async def test_nobody_asks_for_tls_when_it_is_switched_off(server_tls: ssl.SSLContext) -> None:
