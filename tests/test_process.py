@@ -1,6 +1,7 @@
 """One serving process: told to end before its start is over, and what it tells who started it."""
 
 import asyncio
+import signal
 import socket
 import uuid
 from datetime import timedelta
@@ -90,3 +91,41 @@ def test_systemd_may_listen_on_an_abstract_socket(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
         notify("READY=1")
         assert systemd.recv(100) == b"READY=1"
+
+
+async def test_an_impatient_person_s_second_interrupt_ends_it_at_once(house: House) -> None:
+    house.sink.play("dot", "hang")
+    async with EngineProcess(house) as process:
+        await house.host("example.com", {"info": "person@dest.test"})
+        answer = await house.send("ann@out.test", "info@example.com", b"Subject: x\r\n\r\nx\r\n")
+        assert answer.code == 250
+        await wait_until(lambda: b"DATA" in house.sink.commands)
+        process.process.send_signal(signal.SIGINT)
+        await wait_until(lambda: "the engine drains" in process.log())
+        process.process.send_signal(signal.SIGINT)
+        assert await process.process.wait() == 1
+        assert "interrupted twice" in process.log()
+        await house.database.close()
+        house.sink.play("dot", "")
+        await process.start()  # what was in flight is sent again
+        await wait_until(house.queue_is_empty)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_a_reload_does_not_change_the_database_below_a_running_engine(
+    house: House, processes: int
+) -> None:
+    file, other = house.folder / "config.toml", house.folder / "other.db"
+    file.write_text("")
+    async with EngineProcess(
+        house, environ={"FORWARDER_CONFIG": str(file)}, workers={"processes": processes}
+    ) as process:
+        await house.host("example.com", {"info": "person@dest.test"})
+        file.write_text(f'[mx]\nsize_limit = "2 MiB"\n[database]\nurl = "sqlite:///{other}"\n')
+        process.process.send_signal(signal.SIGHUP)
+        await wait_until(lambda: process.log().count("cannot change while running") == processes)
+        answer = await house.send("ann@out.test", "info@example.com", b"Subject: x\r\n\r\nx\r\n")
+        assert answer.code == 250
+        await house.sink.wait_for(1)
+        assert "in force" not in process.log()
+        assert not other.exists()

@@ -165,3 +165,14 @@ async def test_an_option_nobody_knows_ends_the_wait(guarded: Server) -> None:
             await wait_for_store(lambda: check_schema(database, url))
     finally:
         await database.close()
+
+
+async def test_counts_that_cannot_be_forgotten_are_no_reason_not_to_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a full disk: they only make the engine refuse clients too early."""
+    (tmp_path / "run" / "clients-mx").mkdir(parents=True)
+    url = f"sqlite:///{tmp_path / 'forwarder.db'}"
+    values = {"hostname": "mx.test", "data_dir": str(tmp_path), "database": {"url": url}}
+    await prepare(Settings.model_validate(values))
+    assert "what an earlier run had counted stays" in capsys.readouterr().out
