@@ -239,4 +239,4 @@ def _tls_failed(fault: SessionFault) -> bool:
         return False
     if fault.fault is None:
         return fault.reply.code != 421
-    return fault.fault in (Fault.TLS, Fault.CERTIFICATE, Fault.LOST)
+    return fault.fault in (Fault.TLS, Fault.LOST)  # no certificate was asked about

@@ -3,13 +3,14 @@
 import asyncio
 import threading
 from collections import Counter
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 
 from api.improvmx import domains
+from api.limits import RateLimit, Standing
 from forwarder.store import aliases
 from forwarder.store.engine import Database
 from tests.api.desk import Desk, together
@@ -221,6 +222,34 @@ async def test_a_large_body_counts_as_several_requests(store_url: str) -> None:
         assert refused.status_code == 429
         assert "Retry-After" in refused.headers
         assert (await desk.get("/account")).status_code == 200  # one place is left for that
+
+
+async def test_a_body_counts_as_half_of_what_is_allowed_at_most(store_url: str) -> None:
+    """Else where few requests are allowed a long list could never be sent."""
+    async with Desk(store_url, api={"rate": 6}) as desk:
+        await desk.domain("one.com")
+        desk.now += timedelta(minutes=1)
+        fields = {"alias": "a", "forward": "a@gmail.com", "pad": "x" * 200_000}
+        answer = await desk.post("/domains/one.com/aliases", fields)
+        assert (answer.status_code, answer.headers["X-RateLimit-Remaining"]) == (200, "2")  # 6 - 1 - 3
+        assert (await desk.post("/domains/one.com/aliases", fields)).status_code == 429
+
+
+async def test_what_is_left_here_counts_before_more_is_taken(store_url: str) -> None:
+    async with Desk(store_url) as desk:
+        rate = RateLimit(desk.database, "test", 32, desk.clock)
+        assert (await rate.hit("ann")).allowed  # of two that were taken one is left
+        last = await rate.hit("ann", 31)
+        assert (last.allowed, last.remaining) == (True, 0)
+        assert not (await rate.hit("ann")).allowed
+
+
+def test_who_is_refused_is_never_told_to_try_again_at_once() -> None:
+    """The minute may be over by the time the answer is made."""
+    now = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+    for left, told in ((timedelta(0), "1"), (timedelta(seconds=1.2), "2"), (-timedelta(seconds=3), "1")):
+        standing = Standing(limit=6, remaining=0, resets_at=now + left, allowed=False)
+        assert standing.headers(now)["Retry-After"] == told
 
 
 async def test_the_destinations_that_domains_show_are_bounded(

@@ -91,6 +91,19 @@ async def test_a_session_is_never_lent_twice(sink: Sink) -> None:
     assert pool.reuse(route) is None
 
 
+async def test_the_session_that_was_used_last_is_used_again(sink: Sink) -> None:
+    """So that what a burst has opened grows old and is left."""
+    pool, route = make(), route_to(sink)
+    first, last = [await opened(pool, sink) for _ in range(2)]
+    for session in (first, last):
+        pool.release(route, session)
+    assert pool.reuse(route) is last
+    pool.release(route, last)
+    assert pool.reuse(route) is last
+    last.abort()
+    await pool.close()
+
+
 async def test_a_session_serves_its_own_site_only(sink: Sink) -> None:
     pool = make()
     pool.release(route_to(sink), await opened(pool, sink))
@@ -203,9 +216,24 @@ async def test_mail_goes_over_tls_when_it_is_offered(server_tls: ssl.SSLContext)
         assert sink.messages[0].tls
 
 
-async def test_a_failed_handshake_is_repeated_in_clear_and_remembered(server_tls: ssl.SSLContext) -> None:
+async def test_a_host_that_closes_instead_of_starting_tls_has_said_nothing_about_tls(
+    server_tls: ssl.SSLContext,
+) -> None:
     async with Sink(starttls=server_tls) as sink:
-        sink.play("starttls", "bad-handshake", times=1)
+        sink.play("starttls", "421", times=1)
+        pool = make()
+        with pytest.raises(SessionFault) as caught:
+            await opened(pool, sink)
+        assert (caught.value.stage, caught.value.reply.code, sink.connections) == (Stage.STARTTLS, 421, 1)
+        assert (await opened(pool, sink)).tls != ""
+
+
+@pytest.mark.parametrize("part", ["bad-handshake", "drop", "454"])
+async def test_a_failed_handshake_is_repeated_in_clear_and_remembered(
+    part: str, server_tls: ssl.SSLContext
+) -> None:
+    async with Sink(starttls=server_tls) as sink:
+        sink.play("starttls", part, times=1)
         pool = make()
         session = await opened(pool, sink)
         await deliver(session)
