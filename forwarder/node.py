@@ -12,6 +12,7 @@
 the database belongs to the dead.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -68,10 +69,11 @@ class NodeLock:
     ) -> "NodeLock":
         """Take the lock, waiting up to ``patience`` seconds; ``waiting`` is called once when it is not free."""
         folder = run_folder(data_dir)
+        check_usable(data_dir)
         try:
             descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise NodeError(f"{folder / 'lock'} cannot be opened ({error.strerror})") from error
+            raise NodeError(_unusable(folder / "lock", error.strerror)) from error
         deadline = time.monotonic() + patience
         told = False
         while True:
@@ -94,6 +96,53 @@ class NodeLock:
     def release(self) -> None:
         """Let another engine have the folder."""
         os.close(self.descriptor)
+
+
+def running(data_dir: Path) -> dict[str, list[str]] | None:
+    """Where the engine that runs with this folder listens, as far as ``write_ports`` said; None while none runs.
+
+    NodeError where the folder holds what an engine could not use. Makes nothing.
+    """
+    folder = data_dir / "run"
+    check_usable(data_dir)
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        try:
+            said: dict[str, list[str]] = json.loads((folder / "ports.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # it is starting, or its disk is full
+            return {}
+        return said
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def check_usable(data_dir: Path) -> None:
+    """NodeError where another user's files are in ``run``, as root's are once it has served here by hand."""
+    folder = data_dir / "run"
+    try:
+        files = [
+            path for path in folder.iterdir() if not path.name.startswith("ports.")
+        ]  # those are replaced
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise NodeError(_unusable(folder, error.strerror)) from error
+    for path in sorted(files):
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise NodeError(_unusable(path, os.strerror(errno.EACCES)))
+
+
+def _unusable(path: Path, why: str | None) -> str:
+    return (
+        f"{path} cannot be used ({why}); everything in data_dir must belong to the user that runs this, so give it "
+        "to that user (chown -R)"
+    )
 
 
 def run_folder(data_dir: Path) -> Path:

@@ -69,3 +69,15 @@ def test_a_folder_in_the_image_of_a_machine_is_another_node_there(
     assert there != made
     monkeypatch.setattr(node, "BOOT_ID", tmp_path / "absent")  # a system without one
     assert node_id(tmp_path) not in (made, there)
+
+
+def test_another_user_s_files_end_the_start_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node_id(tmp_path)
+    (tmp_path / "run" / "ports.json").touch()  # is replaced, whoever owns it
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path).name not in ("node", "ports.json"))
+    with pytest.raises(NodeError, match=r"/run/node cannot be used \(Permission denied\); .*\(chown -R\)"):
+        NodeLock.take(tmp_path, patience=0)
+    monkeypatch.undo()
+    NodeLock.take(tmp_path, patience=0).release()

@@ -109,7 +109,7 @@ async def test_a_file_that_cannot_be_opened_ends_the_start(tmp_path: Path) -> No
     (tmp_path / "hidden.db").mkdir()
     url = f"sqlite:///{tmp_path}/hidden.db"
     values = {"hostname": "mx.test", "data_dir": str(tmp_path / "data"), "database": {"url": url}}
-    with pytest.raises(NodeError, match=r"cannot be used \(Is a directory\)"):
+    with pytest.raises(NodeError, match=r"cannot be used \(Is a directory: hidden.db\)"):
         await prepare(Settings.model_validate(values))
 
 

@@ -7,7 +7,7 @@ far it is.
 
 import errno
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from forwarder.clock import utc_now
-from forwarder.commands.frame import AsJson, Config, answer, settings_of, store_trouble
+from forwarder.commands.frame import AsJson, Config, Failure, answer, not_as_root, settings_of, store_trouble
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -138,6 +138,7 @@ def _arc(settings: "Settings") -> Iterator[Finding]:
 
 
 def _ports(settings: "Settings") -> Iterator[Finding]:
+    from forwarder.node import NodeError, running
     from forwarder.ports import has_ipv6, without_ipv6
 
     if settings.tls.configured:
@@ -145,11 +146,16 @@ def _ports(settings: "Settings") -> Iterator[Finding]:
     else:
         text = "no certificate: mail comes in clear, and submission does not listen; set [tls] certificate and key"
         yield Finding.advice("tls", text)
+    try:
+        engine = running(settings.data_dir)
+    except NodeError as error:
+        engine = None
+        yield Finding.wrong("data_dir", str(error))
     opened = (settings if has_ipv6() else without_ipv6(settings)).listeners
     for name, listeners in settings.listeners.items():
         for at in listeners:
             if at in opened[name]:
-                yield _port(name, at)
+                yield _port(name, at, engine)
             else:
                 text = "is left out, since this machine has no IPv6; mail comes by IPv4"
                 yield Finding.advice(f"{name} {at}", text)
@@ -182,8 +188,8 @@ def _certificate(settings: "Settings") -> Finding:
     return Finding.fine("tls", f"{file} and its key can be used until {until:%Y-%m-%d}")
 
 
-def _port(name: str, at: "HostPort") -> Finding:
-    """Whether the port can be had; one that answers already is taken to be the engine's own."""
+def _port(name: str, at: "HostPort", engine: Mapping[str, Sequence[str]] | None) -> Finding:
+    """Whether the port can be had, or is had by the ``engine`` that runs; None: none does."""
     from forwarder.net.listening import bound_socket
 
     about = f"{name} {at}"
@@ -194,7 +200,12 @@ def _port(name: str, at: "HostPort") -> Finding:
         # systemd the engine has one that a command of the same user has not.
         forbidden = isinstance(error, PermissionError)
         if error.errno == errno.EADDRINUSE or (forbidden and _answers(at)):
-            return Finding.advice(about, "is in use: by this engine, if it runs; else stop what holds it")
+            if engine is None:
+                text = "is in use, but no engine runs with this data_dir; stop what holds it (ss -ltnp)"
+                return Finding.wrong(about, text)
+            if str(at) in engine.get(name, ()):
+                return Finding.fine(about, "is open; the engine runs")
+            return Finding.advice(about, "is in use: by this engine, or else stop what holds it (ss -ltnp)")
         text = "needs a privilege: run as root, or give CAP_NET_BIND_SERVICE as deploy/forwarder.service does"
         return Finding.wrong(about, text if forbidden else str(error.strerror))
     return Finding.fine(about, "is free; the engine does not run here now")
@@ -222,7 +233,10 @@ async def _keys_database_and_dns(settings: "Settings") -> list[Finding]:
 
     kind = settings.database.url.partition(":")[0]
     try:
+        not_as_root(settings)
         database = await Database.open(settings.database.url, pool_size=1)
+    except Failure as error:
+        return await unusable(str(error))
     except StoreUnavailable as error:
         return await unusable(store_trouble(error))
     try:

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
@@ -148,6 +149,7 @@ def make_data_dir(settings: "Settings") -> None:
     """The folder that SQLite needs, made where it is missing; Failure."""
     if not settings.database.url.startswith("sqlite"):
         return
+    not_as_root(settings)
     try:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -155,6 +157,33 @@ def make_data_dir(settings: "Settings") -> None:
             f"{settings.data_dir} cannot be made ({error.strerror}); "
             "data_dir must be writable for the user that runs this"
         ) from None
+
+
+def not_as_root(settings: "Settings") -> None:
+    """Failure where root would make files in another user's folder, with which the engine could not start."""
+    from forwarder.store.engine import sqlite_path
+
+    if os.geteuid() != 0 or (path := sqlite_path(settings.database.url)) is None:
+        return
+    for made in (*(Path(path + end) for end in ("", ".lock", ".turn")), settings.data_dir / "keys"):
+        if made.exists():
+            continue
+        folder = next(each for each in made.absolute().parents if each.exists())
+        if owner := folder.stat().st_uid:
+            name = _user(owner)
+            raise Failure(
+                f"{folder} belongs to {name}, and the engine could not use what root makes in it; "
+                f"run this as that user: sudo -u {name} …"
+            )
+
+
+def _user(number: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"'#{number}'"  # as sudo has it
 
 
 def with_store(config: str | None, work: "Callable[[Database, Settings], Coroutine[Any, Any, T]]") -> T:

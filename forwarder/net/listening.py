@@ -4,6 +4,7 @@ A socket that is bound but does not listen takes no connection from those that d
 to know that it can be had, never listens.
 """
 
+import errno
 import socket
 
 from forwarder.config import HostPort
@@ -45,4 +46,8 @@ def _named(error: OSError, at: HostPort) -> OSError:
     text = f"cannot listen on {at}: {error.strerror}"
     if isinstance(error, PermissionError):
         text += "; ports below 1024 need root or the capability CAP_NET_BIND_SERVICE"
+    elif error.errno == errno.EADDRINUSE:
+        text += "; stop what holds it (ss -ltnp shows that), or name another port"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        text += "; this machine has no such address"
     return OSError(error.errno, text)

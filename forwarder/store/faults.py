@@ -188,7 +188,8 @@ def _of_system(error: OSError) -> Explained:
     why = os.strerror(error.errno) if error.errno else type(error).__name__
     files = (PermissionError, IsADirectoryError, NotADirectoryError, FileNotFoundError, FileExistsError)
     if isinstance(error, files) or error.errno == errno.EROFS:
-        return _file(why)
+        named = os.path.basename(error.filename) if isinstance(error.filename, str) else ""
+        return _file(f"{why}: {named}" if named else why)
     return Explained(text=f"the database does not answer: {why}; {_CHECK}")
 
 
