@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from forwarder.config import Settings
+from forwarder.node import BOOT_ID
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 
@@ -126,3 +127,10 @@ def test_what_make_would_take_can_run_the_engine() -> None:
         check=True,
     )
     assert f"{python} -m venv not-made" in shown.stdout
+
+
+def test_the_unit_shows_the_engine_what_it_reads_of_the_machine() -> None:
+    """Without it two machines of one image may take each other's deliveries, and /metrics lacks the process."""
+    unit = (DEPLOY / "forwarder.service").read_text().splitlines()
+    assert BOOT_ID.parts[:3] == ("/", "proc", "sys")
+    assert not [line for line in unit if line.startswith("ProcSubset=")]
