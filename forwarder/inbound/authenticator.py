@@ -1,6 +1,6 @@
 """Log-ins of submission: whether a name and a password belong together, and how often one may guess.
 
-Passwords are argon2id hashes, some 50 ms of CPU and 64 MiB each, verified in a few threads of our own. An unknown name
+Passwords are argon2id hashes, some 170 ms of CPU and 64 MiB each, verified in a few threads of our own. An unknown name
 costs the same: it is verified against a hash that nobody's password matches, and answered with the same text.
 
 A verified log-in is remembered for a while, by an HMAC of name and password under a key that exists in this process

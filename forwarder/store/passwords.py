@@ -1,7 +1,7 @@
 """Passwords of credentials, hashed with argon2id (RFC 9106, the profile for little memory: 64 MiB, three passes).
 
-CPU work of some 50 ms and 64 MiB a call: call it in a thread, and bound how many run at once. A hash made with other
-parameters still verifies; ``outdated`` says that it should be made anew at the next log-in.
+CPU work of some 170 ms, over four threads, and 64 MiB a call: call it in a thread, and bound how many run at once. A
+hash made with other parameters still verifies; ``outdated`` says that it should be made anew at the next log-in.
 """
 
 from argon2 import PasswordHasher
