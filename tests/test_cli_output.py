@@ -9,12 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from forwarder.commands.frame import table
+from forwarder.commands.logs import _print
+from forwarder.mail.event import Status, Transport
+from forwarder.store.journal import Event, LogEntry
 from tests.commandline import Cli
 from tests.harness import House
 
@@ -127,7 +131,7 @@ async def test_a_narrow_terminal_shows_whole_addresses_and_a_held_delivery_is_to
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         id_, *_ = (output := await said("list")).split()
         first, second, third, fourth, *_ = output.splitlines()
-        assert re.fullmatch(r"[0-9a-f]{32}  queued  1 attempt, next \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", first)
+        assert re.fullmatch(r"[0-9a-f]{32}  queued  1 attempt, next \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ", first)
         assert second.rstrip() == "    somebody.with.a.long.name@out.test ->"
         assert third.rstrip() == "    a.rather.long.name.of.a.mailbox@dest.test"
         assert fourth.rstrip() == "    4.7.0 as told by the test"
@@ -219,3 +223,41 @@ def test_a_long_table_is_drawn_at_once_a_line_for_each_row() -> None:
     assert second == "中文.example           yes    a b"  # two columns for each of its first two letters
     assert len(rest) == 9_998
     assert rest[-1] == "[b]domain9999.example  no     -"
+
+
+def test_times_say_their_zone_and_a_step_of_another_day_its_date() -> None:
+    """All we keep is UTC, and the machine's own zone may be another; mail may wait for days."""
+    came = datetime(2026, 3, 1, 23, 59, 58, tzinfo=UTC)
+    steps = ((came, Status.QUEUED, 250), (came + timedelta(hours=4), Status.DELIVERED, 250))
+    events = tuple(
+        Event(
+            id=str(n),
+            created_at=at,
+            status=status,
+            code=code,
+            message="fine",
+            local=None,
+            server=None,
+            recipient=None,
+        )
+        for n, (at, status, code) in enumerate(steps)
+    )
+    nothing = dict.fromkeys(("domain_id", "alias", "hostname", "message_id", "subject", "sender_name"))
+    entry = LogEntry(
+        id="0" * 32,
+        created_at=came,
+        transport=Transport.SMTP,
+        sender_email="a@a.example",
+        recipient_email="b@b.example",
+        recipient_name=None,
+        forward_email=None,
+        events=events,
+        **nothing,
+    )
+    drawn = io.StringIO()
+    _print(entry, Console(file=drawn, width=100), False)
+    assert drawn.getvalue().splitlines() == [
+        "2026-03-01 23:59:58Z  a@a.example -> b@b.example",
+        "    23:59:58 QUEUED      250 fine",
+        "    2026-03-02 03:59:58Z DELIVERED   250 fine",
+    ]

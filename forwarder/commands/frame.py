@@ -329,5 +329,5 @@ def shown(value: object) -> str:
         case bool():
             return "yes" if value else "no"
         case datetime():
-            return f"{value:%Y-%m-%d %H:%M:%S}"
+            return f"{value:%Y-%m-%d %H:%M:%S}Z"  # UTC, as all we keep; the machine's own zone is another
     return str(value)

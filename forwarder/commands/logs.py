@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forwarder.clock import utc_now
-from forwarder.commands.frame import AsJson, Config, Failure, answer, console, with_store
+from forwarder.commands.frame import AsJson, Config, Failure, answer, console, shown, with_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -141,7 +141,7 @@ def _print(entry: "LogEntry", out: "Console", as_json: bool) -> None:
         return
     sender = entry.sender_email or "<>"
     recipient = entry.recipient_email or "-"
-    lead = f"{entry.created_at:%Y-%m-%d %H:%M:%S}  {sender} -> {recipient}"
+    lead = f"{shown(entry.created_at)}  {sender} -> {recipient}"
     out.print(
         lead + (f" -> {entry.forward_email}" if entry.forward_email else ""), markup=False, style="bold"
     )
@@ -155,7 +155,10 @@ def _print(entry: "LogEntry", out: "Console", as_json: bool) -> None:
             if "BOUNCE" in event.status or event.status == "REFUSED"
             else ""
         )
-        text = f"    {event.created_at:%H:%M:%S} {event.status:<11} {event.code} {event.message}"
+        # A step of another day says which: mail may wait for five.
+        same_day = event.created_at.date() == entry.created_at.date()
+        at = f"{event.created_at:%H:%M:%S}" if same_day else shown(event.created_at)
+        text = f"    {at} {event.status:<11} {event.code} {event.message}"
         out.print(text, markup=False, style=style)
 
 
