@@ -195,6 +195,7 @@ class Engine:
         if settings.tls.configured:
             try:
                 self._tls = ServerTls(Path(settings.tls.certificate), Path(settings.tls.key))
+                self._tls.refresh()  # which says so if it has ended
             except TlsFilesError as error:
                 raise StartError(f"{error}; [tls] names PEM files that this user can read") from error
         rooms = InboundRooms(

@@ -3,7 +3,8 @@
 Serving: ``ServerTls`` holds one context for the life of the process and changes the certificate inside it when the
 files change (the certificate's renewal needs no restart, and every listener follows). The new pair is tried in a
 scratch context first; when it does not load, the old one stays in use, ``trouble`` holds the reason, and a warning
-is logged once per change. The very first load has no old pair: ``TlsFilesError``. Every cipher suite is taken that
+is logged once per change; so it is when the certificate in use ends. The very first load has no old pair:
+``TlsFilesError``. Every cipher suite is taken that
 OpenSSL has in its default list, also those without forward secrecy, ours preferred: a host that knows no better would
 send in the clear instead, and a printer not at all.
 
@@ -55,6 +56,7 @@ class ServerTls:
         _load(_server_context(), certificate, key)
         self._context = _server_context()
         _load(self._context, certificate, key)
+        self._ends = _end_of(certificate)
 
     def context(self) -> ssl.SSLContext:
         """Always the same context; looks first whether the files changed (two stat calls)."""
@@ -65,6 +67,7 @@ class ServerTls:
         """Load changed files; False when there was nothing new or the new pair is bad."""
         stamp = _stamp(self.certificate, self.key)
         if stamp == self._seen:
+            self._warn_when_over()
             return False
         self._seen = stamp
         try:
@@ -76,7 +79,19 @@ class ServerTls:
             return False
         self.trouble = ""
         _log.info("the certificate is loaded anew", certificate=str(self.certificate))
+        self._ends = _end_of(self.certificate)
+        self._warn_when_over()
         return True
+
+    def _warn_when_over(self) -> None:
+        """Once for each certificate: no session with us tells why mail programs begin to refuse it."""
+        if self._ends is not None and utc_now() >= self._ends:
+            _log.warning(
+                "the certificate has ended and mail programs refuse it; renew it, no restart is needed",
+                certificate=str(self.certificate),
+                ended=self._ends.isoformat(),
+            )
+            self._ends = None
 
 
 def client_context(*, verify: bool, weak: bool = True) -> ssl.SSLContext:
@@ -115,6 +130,13 @@ def served(certificate: Path) -> tuple[datetime, datetime, list[str]]:
 
     own = x509.load_pem_x509_certificates(certificate.read_bytes())[0]
     return own.not_valid_before_utc, own.not_valid_after_utc, alternative_names(own)
+
+
+def _end_of(certificate: Path) -> datetime | None:
+    try:
+        return served(certificate)[1]
+    except (OSError, ValueError):  # OpenSSL reads more than the other library
+        return None
 
 
 def self_signed(

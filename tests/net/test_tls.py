@@ -12,6 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from structlog.testing import capture_logs
 
 from forwarder.net.tls import ServerTls, TlsFilesError, client_context, self_signed
 
@@ -52,6 +53,32 @@ def test_a_new_pair_is_taken_by_the_same_context(tmp_path: Path) -> None:
     assert tls.context() is context
     assert served_name(context) == "new.test"
     assert tls.trouble == ""
+
+
+def test_a_certificate_that_has_ended_is_said_once(tmp_path: Path) -> None:
+    said = "the certificate has ended and mail programs refuse it; renew it, no restart is needed"
+    with capture_logs() as logs:
+        tls = ServerTls(*self_signed(["mx.test"], tmp_path, valid_for=timedelta(hours=-1) / 2))
+        tls.context()
+        tls.context()
+        assert [line["event"] for line in logs] == [said]
+        self_signed(["mx.test"], tmp_path)
+        assert tls.refresh()
+        tls.context()
+    assert [line["event"] for line in logs] == [said, "the certificate is loaded anew"]
+
+
+def test_a_certificate_that_ends_while_it_is_served_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = ServerTls(*self_signed(["mx.test"], tmp_path, valid_for=timedelta(days=90)))
+    with capture_logs() as logs:
+        tls.context()
+        assert logs == []
+        monkeypatch.setattr("forwarder.net.tls.utc_now", lambda: datetime.now(UTC) + timedelta(days=91))
+        tls.context()
+        tls.context()
+    assert [line["log_level"] for line in logs] == ["warning"]
 
 
 def test_a_bad_pair_keeps_the_old_one_and_says_so(tmp_path: Path) -> None:
