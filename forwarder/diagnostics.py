@@ -13,6 +13,7 @@ that they hold a secret are blanked. An exception becomes its type, its text and
 """
 
 import logging
+import os
 import re
 import sys
 import traceback
@@ -46,7 +47,7 @@ def set_up(settings: Settings, *, stream: TextIO | None = None, **always: object
         _printable_fields,
     ]
     last: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(colors=out.isatty(), pad_event_to=0)
+        structlog.dev.ConsoleRenderer(colors=out.isatty() and not os.environ.get("NO_COLOR"), pad_event_to=0)
         if console
         else structlog.processors.JSONRenderer(ensure_ascii=True, default=repr)
     )

@@ -110,6 +110,15 @@ def test_who_watches_gets_columns(format_: str, stream: type[io.StringIO], is_js
     assert [line.startswith("{") for line in out.getvalue().splitlines()] == [is_json, is_json]
 
 
+def test_colours_are_for_who_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, coloured in (("", True), ("1", False)):  # https://no-color.org: set, and not empty
+        monkeypatch.setenv("NO_COLOR", value)
+        out = Terminal()
+        set_up(Settings.model_validate({"hostname": "a"}), stream=out)
+        structlog.get_logger("test").info("hello")
+        assert ("\x1b[" in out.getvalue()) is coloured
+
+
 def test_what_libraries_say_of_each_query_and_command_is_not_written(output: io.StringIO) -> None:
     """At any level: statements have parameters, and these are passwords and people's mail."""
     for name in (
