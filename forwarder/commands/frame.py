@@ -2,7 +2,7 @@
 
 Exit status: 0 done, 1 it did not work (the sentence says why and what to do), 2 wrong use or configuration. With
 ``--json`` standard output holds exactly one JSON value (``logs --follow``: one a line), and a failure is a JSON object
-``{"error": …}`` on standard error. ``--json`` asks nothing and agrees to nothing: what asks a person first
+``{"error": …}``, the last line of standard error, after what rooms have to warn of. ``--json`` asks nothing and agrees to nothing: what asks a person first
 needs ``--yes``.
 """
 
