@@ -2,8 +2,8 @@
 
 Exit status: 0 done, 1 it did not work (the sentence says why and what to do), 2 wrong use or configuration. With
 ``--json`` standard output holds exactly one JSON value (``logs --follow``: one a line), and a failure is a JSON object
-``{"error": …}``, the last line of standard error, after what rooms have to warn of. ``--json`` asks nothing and agrees to nothing: what asks a person first
-needs ``--yes``.
+``{"error": …}``, the last line of standard error, after what rooms have to warn of. ``--json`` asks nothing and agrees
+to nothing: what asks a person first needs ``--yes``.
 """
 
 import errno
