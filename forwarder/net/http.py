@@ -16,6 +16,9 @@ Any HTTP status is a result, not a failure.
 httpx and the authorities' certificates are loaded at the first use: a start would wait for them, and many engines never
 need either.
 
+There is no bound here to how many requests are under way. Its callers have theirs (the lanes, the fetches of policies):
+one for all would let receivers who hang keep everybody else from being asked.
+
 Limits: a connection per request. Keeping them would need one pool per host name, since a connection is pinned to an
 address and two names at one address must not share a verified connection.
 """
@@ -27,10 +30,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
+from forwarder.errands import Errands
 from forwarder.net.addresses import is_private, written_address
 from forwarder.net.answers import CannotTell, Found, NotFound
 from forwarder.net.dns import Resolver
@@ -41,7 +46,6 @@ if TYPE_CHECKING:
 EXCERPT = 4096  # octets of an answer
 EXCERPT_TIME = 2.0  # seconds for them, once the status is known
 URL_LENGTH = 2048
-CONNECTIONS = 100  # at once
 _log = structlog.get_logger(__name__)
 _NAME = re.compile(rb"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 _LOCAL_NAMES = ("localhost", "local", "internal", "home.arpa")  # RFC 6761, RFC 6762, RFC 8375
@@ -79,6 +83,7 @@ class GuardedClient:
         self._allow_private = allow_private
         self._verify = verify
         self._opened: httpx.AsyncClient | None = None
+        self._opening = Errands("http")
 
     def _open(self) -> "httpx.AsyncClient":
         from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -93,7 +98,7 @@ class GuardedClient:
         # httpx lets nobody say how connections are read.
         transport._pool = httpcore.AsyncConnectionPool(  # noqa: SLF001
             ssl_context=context,
-            max_connections=CONNECTIONS,
+            max_connections=None,
             max_keepalive_connections=0,
             network_backend=Backend(),
         )
@@ -131,16 +136,13 @@ class GuardedClient:
 
     async def close(self) -> None:
         """Close what is open."""
+        await self._opening.close()
         if self._opened is not None:
             await self._opened.aclose()
 
     async def _client(self) -> "httpx.AsyncClient":
         if self._opened is None:  # the library and the authorities take a tenth of a second
-            opened = await asyncio.to_thread(self._open)
-            if self._opened is not None:  # another request was first
-                await opened.aclose()
-            else:
-                self._opened = opened
+            self._opened = await self._opening.run("client", partial(asyncio.to_thread, self._open))
         return self._opened
 
     async def _address(self, host: str) -> str:

@@ -1,4 +1,4 @@
-"""The octets of HTTP answers: a little at a time, and not without end.
+"""The octets of HTTP: a little at a time, and of answers not without end.
 
 Whoever writes a URL also answers there. What comes is parsed in Python, an event for each informational answer and for
 each chunk, and all that has been read at once is parsed before anybody else has a turn; an answer may be preceded by
@@ -39,6 +39,7 @@ class Stream(httpcore.AsyncNetworkStream):
         return octets
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        # Within TLS all that is given is encrypted before any of it goes out, and waits there for a slow receiver.
         for start in range(0, len(buffer), PIECE):
             await self._stream.write(buffer[start : start + PIECE], timeout)
 

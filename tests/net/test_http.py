@@ -6,6 +6,7 @@ import ssl
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpcore
 import pytest
@@ -235,6 +236,34 @@ async def test_a_body_goes_out_in_pieces_each_when_there_is_room() -> None:
     await writing
     assert list(map(len, slow.pieces)) == [65_536] * 4 + [3]
     assert b"".join(slow.pieces) == body
+
+
+async def test_receivers_that_hang_keep_no_other_from_being_asked(
+    hooks: WebhookServer, client: GuardedClient
+) -> None:
+    hanging = [asyncio.create_task(client.post(hooks.at("/hang"), b"{}", {}, SOON * 10)) for _ in range(150)]
+    await hooks.wait_for(150)
+    assert await client.post(hooks.url, b"{}", {}, SOON) == (200, "")
+    for task in hanging:
+        task.cancel()
+    await asyncio.gather(*hanging, return_exceptions=True)
+
+
+async def test_what_the_first_requests_need_is_loaded_once(
+    hooks: WebhookServer, client: GuardedClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = 0
+    load = client._open
+
+    def counted() -> Any:
+        nonlocal loaded
+        loaded += 1
+        return load()
+
+    monkeypatch.setattr(client, "_open", counted)
+    posts = await asyncio.gather(*(client.post(hooks.url, b"{}", {}, SOON) for _ in range(5)))
+    assert posts == [(200, "")] * 5
+    assert loaded == 1
 
 
 @pytest.mark.parametrize("stalls", [True, False])
