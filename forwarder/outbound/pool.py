@@ -22,9 +22,11 @@ import ssl
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 
 from forwarder.config import OutboundSection
+from forwarder.errands import Errands
 from forwarder.mail.outcome import Fault, Stage
 from forwarder.net.smtp_answers import SessionFault
 from forwarder.net.smtp_client import ClientSession, Timeouts
@@ -53,6 +55,7 @@ class Pool:
         self._hello = hello
         self._mode = TlsMode(settings.tls)
         self._verifying = verifying
+        self._making = Errands("tls")
         self._unverifying: dict[bool, ssl.SSLContext] = {}  # by whether they take what is weak
         self._timeouts = Timeouts(
             connect=settings.connect_timeout,
@@ -160,6 +163,7 @@ class Pool:
         sessions = tuple(self._idle)
         self._idle.clear()
         self._by_site.clear()
+        await self._making.close()
         await asyncio.gather(*(session.quit() for session in sessions))
 
     def _mode_for(self, route: Route, host: MxHost) -> TlsMode:
@@ -184,8 +188,8 @@ class Pool:
     async def _context_for(self, mode: TlsMode, *, weak: bool) -> ssl.SSLContext:
         if mode is TlsMode.VERIFIED:
             if self._verifying is None:  # the authorities take some tens of milliseconds
-                made = await asyncio.to_thread(client_context, verify=True)
-                self._verifying = self._verifying or made
+                make = partial(asyncio.to_thread, client_context, verify=True)
+                self._verifying = await self._making.run("verifying", make)
             return self._verifying
         if weak not in self._unverifying:
             self._unverifying[weak] = client_context(verify=False, weak=weak)

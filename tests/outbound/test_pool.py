@@ -276,6 +276,29 @@ async def test_a_verified_route_wants_what_the_system_s_authorities_vouch_for(
         assert sink.messages == []
 
 
+async def test_the_authorities_are_loaded_once_for_all_who_need_them_at_once(
+    server_tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = 0
+    load = pool_room.client_context
+
+    def counted(*, verify: bool, weak: bool = True) -> ssl.SSLContext:
+        nonlocal loaded
+        loaded += verify
+        return load(verify=verify, weak=weak)
+
+    monkeypatch.setattr(pool_room, "client_context", counted)
+    async with Sink(starttls=server_tls) as sink:
+        pool, route = make(), replace(route_to(sink), verified=True)
+        opening = (pool.open(route, route.hosts[0], sink.host) for _ in range(5))
+        faults = await asyncio.gather(*opening, return_exceptions=True)
+        assert [isinstance(fault, SessionFault) and fault.fault for fault in faults] == [
+            Fault.CERTIFICATE
+        ] * 5
+        assert loaded == 1
+        await pool.close()
+
+
 async def test_who_demands_tls_does_not_go_by_a_handshake_that_failed_for_others(
     server_tls: ssl.SSLContext,
 ) -> None:
