@@ -8,8 +8,8 @@ has neither hung up nor said anything meanwhile, and only to a host that would b
 best that the route has. Addresses that do not take a connection come last for a minute, and so does a host that has no
 other: a dead one does not cost each message its time, and a backup is left as soon as the best is there again.
 
-Opportunistic TLS: a host whose handshake fails gets the same message in clear over a new connection, and for ten
-minutes the handshake is not tried with it again. With ``tls = "required"`` nothing goes in clear. A route that demands
+Opportunistic TLS: a host whose handshake fails, or that offers it and never answers STARTTLS, gets the same message in
+clear over a new connection, and for ten minutes the handshake is not tried with it again. With ``tls = "required"`` nothing goes in clear. A route that demands
 verified TLS (MTA-STS), and a host that has TLSA records (DANE), get it whatever the mode and the memory; such a route's
 site is another than that of a free route to the same hosts, so no session of theirs is ever lent to it.
 
@@ -243,4 +243,4 @@ def _tls_failed(fault: SessionFault) -> bool:
         return False
     if fault.fault is None:
         return fault.reply.code != 421
-    return fault.fault in (Fault.TLS, Fault.LOST)  # no certificate was asked about
+    return fault.fault in (Fault.TLS, Fault.LOST, Fault.TIMEOUT)  # no certificate was asked about

@@ -242,6 +242,22 @@ async def test_a_failed_handshake_is_repeated_in_clear_and_remembered(
         assert (sink.connections, sink.handshakes) == (3, 0)  # not tried again for some minutes
 
 
+async def test_a_host_that_never_answers_starttls_gets_its_mail_in_clear(server_tls: ssl.SSLContext) -> None:
+    async with Sink(starttls=server_tls) as sink:
+        sink.play("starttls", "hang")
+        pool = make()
+        for _ in range(2):
+            await deliver(await opened(pool, sink))
+        assert [message.tls for message in sink.messages] == [False, False]
+        assert (sink.connections, sink.commands.count(b"STARTTLS")) == (
+            3,
+            1,
+        )  # the second time it is not tried
+        with pytest.raises(SessionFault) as raised:
+            await opened(make(tls="required"), sink)
+        assert (raised.value.stage, raised.value.fault) == (Stage.STARTTLS, Fault.TIMEOUT)
+
+
 async def test_a_broken_handshake_is_forgiven_after_some_minutes(server_tls: ssl.SSLContext) -> None:
     now = 1000.0
     async with Sink(starttls=server_tls) as sink:
