@@ -15,6 +15,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 
@@ -60,7 +61,11 @@ def chores_of(
         return unanswered + await counters.purge(database, now)
 
     async def purge_changes(now: datetime) -> int:
-        return await database.write(lambda conn: changes.purge(conn, now - CHANGES_KEPT))
+        purge = partial(changes.purge, older_than=now - CHANGES_KEPT)
+        deleted = 0
+        while (count := await database.write(purge)) > 0:  # others write between two parts
+            deleted += count
+        return deleted
 
     hour = timedelta(hours=1)
     poll = max(timedelta(seconds=1), settings.workers.lease / 10)

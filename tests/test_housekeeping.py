@@ -1,9 +1,10 @@
 """What goes, what stays, and who does the work; on SQLite, since the statements are tested where they are written."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from sqlalchemy import Connection, select
@@ -14,7 +15,8 @@ from forwarder.housekeeping import Chore, chores_of, keep_house
 from forwarder.mail.event import Status, Transport
 from forwarder.mail.ids import IdSource
 from forwarder.store import accounts, confirmations, counters, domains
-from forwarder.store.changes import touch
+from forwarder.store import changes as changes_room
+from forwarder.store.changes import touch, touch_all
 from forwarder.store.engine import Database
 from forwarder.store.journal import Journal, RefusedLog
 from forwarder.store.records import NewEvent
@@ -112,6 +114,24 @@ async def test_changes_go_when_whoever_follows_has_seen_them(database: Database)
     assert await chores(database)["changes"].work(NOW) == 1
     left = await database.read(lambda conn: conn.execute(select(changes.c.domain)).scalars().all())
     assert left == ["new.test"]
+
+
+async def test_very_many_changes_go_in_parts(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a transaction of its own: mail is stored between two of them."""
+    monkeypatch.setattr(changes_room, "CHANGES_AT_ONCE", 2)
+    await database.write(lambda conn: touch_all(conn, ["a.test"] * 5, NOW - 2 * HOUR))
+    await database.write(lambda conn: touch(conn, "b.test", NOW))
+    written: list[int] = []
+
+    async def write(work: Callable[[Connection], int]) -> int:
+        written.append(await database.write(work))
+        return written[-1]
+
+    watched = cast(Database, SimpleNamespace(write=write))
+    assert await chores(watched)["changes"].work(NOW) == 5
+    assert written == [2, 2, 1, 0]
+    left = await database.read(lambda conn: conn.execute(select(changes.c.domain)).scalars().all())
+    assert left == ["b.test"]
 
 
 async def test_domains_are_looked_at_again(database: Database) -> None:

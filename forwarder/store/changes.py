@@ -68,5 +68,11 @@ def news_since(conn: Connection, position: int | None) -> News:
 
 
 def purge(conn: Connection, older_than: datetime) -> int:
-    """Delete notices; a cache that has not seen one of them loads everything anew."""
-    return conn.execute(delete(changes).where(changes.c.changed_at < older_than)).rowcount
+    """Delete the first of them, CHANGES_AT_ONCE at most; a cache that has not seen one of them loads everything anew."""
+    old = (
+        select(changes.c.version)
+        .where(changes.c.changed_at < older_than)
+        .order_by(changes.c.version)
+        .limit(CHANGES_AT_ONCE)
+    )
+    return conn.execute(delete(changes).where(changes.c.version.in_(old))).rowcount
