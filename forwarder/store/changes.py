@@ -68,7 +68,7 @@ def news_since(conn: Connection, position: int | None) -> News:
 
 
 def purge(conn: Connection, older_than: datetime) -> int:
-    """Delete the first of them, CHANGES_AT_ONCE at most; a cache that has not seen one of them loads everything anew."""
+    """Delete the first of them, CHANGES_AT_ONCE at most; a cache that has not seen one of them loads all anew."""
     old = (
         select(changes.c.version)
         .where(changes.c.changed_at < older_than)
