@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forwarder.clock import utc_now
-from forwarder.commands.frame import AsJson, Config, Failure, answer, command, read, table, write
+from forwarder.commands.frame import AsJson, Config, Failure, answer, command, read, table, tell, write
 from forwarder.commands.named import account_named
 
 if TYPE_CHECKING:
@@ -115,11 +115,7 @@ def set_plan(
         return owner.email
 
     changed = write(config, change)
-    answer(
-        {"email": changed, "plan": plan},
-        as_json=as_json,
-        people=lambda out: out.print(f"{changed} has the plan {plan}", markup=False),
-    )
+    tell({"email": changed, "plan": plan}, f"{changed} has the plan {plan}", as_json=as_json)
 
 
 @command(app, "lock")
@@ -143,11 +139,7 @@ def lock_account(
         return {"email": owner.email, "locked_at": since, "lock_reason": reason or None}
 
     locked = write(config, lock)
-    answer(
-        locked,
-        as_json=as_json,
-        people=lambda out: out.print(f"{locked['email']} is locked", markup=False),
-    )
+    tell(locked, f"{locked['email']} is locked", as_json=as_json)
 
 
 @command(app, "unlock")
@@ -161,11 +153,7 @@ def unlock_account(email: Email, config: Config = None, as_json: AsJson = False)
         return owner.email
 
     unlocked = write(config, unlock)
-    answer(
-        {"email": unlocked, "locked_at": None},
-        as_json=as_json,
-        people=lambda out: out.print(f"{unlocked} is not locked", markup=False),
-    )
+    tell({"email": unlocked, "locked_at": None}, f"{unlocked} is not locked", as_json=as_json)
 
 
 @command(keys, "add")
@@ -251,10 +239,10 @@ def revoke_key(
         return found
 
     revoked = write(config, revoke)
-    answer(
+    tell(
         {"revoked": revoked.id, "name": revoked.name, "prefix": revoked.prefix},
+        f"the key {revoked.name} ({revoked.prefix}…) is revoked",
         as_json=as_json,
-        people=lambda out: out.print(f"the key {revoked.name} ({revoked.prefix}…) is revoked", markup=False),
     )
 
 

@@ -16,6 +16,7 @@ from forwarder.commands.frame import (
     command,
     read,
     table,
+    tell,
     write,
 )
 from forwarder.commands.named import domain_named, owner_of
@@ -47,12 +48,10 @@ def add_alias(
         return store_alias(conn, hosted, pattern, forward, plan=plan, settings=settings), hosted
 
     made, hosted = write(config, add)
-    answer(
+    tell(
         {"id": made.id, "domain": hosted.name, "alias": made.pattern, "forward": made.forward},
+        f"{made.pattern}@{hosted.display} leads to {made.forward}",
         as_json=as_json,
-        people=lambda out: out.print(
-            f"{made.pattern}@{hosted.display} leads to {made.forward}", markup=False
-        ),
     )
 
 
@@ -145,8 +144,6 @@ def remove_alias(
         return found.pattern, hosted
 
     removed, hosted = write(config, remove)
-    answer(
-        {"removed": removed, "domain": hosted.name},
-        as_json=as_json,
-        people=lambda out: out.print(f"{removed}@{hosted.display} is removed", markup=False),
+    tell(
+        {"removed": removed, "domain": hosted.name}, f"{removed}@{hosted.display} is removed", as_json=as_json
     )

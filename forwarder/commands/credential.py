@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from forwarder.clock import utc_now
-from forwarder.commands.frame import AsJson, Config, Failure, answer, command, read, table, write
+from forwarder.commands.frame import AsJson, Config, Failure, answer, command, read, table, tell, write
 from forwarder.commands.named import domain_named, owner_of
 
 if TYPE_CHECKING:
@@ -122,10 +122,8 @@ def remove_credential(
         return name, hosted
 
     removed, hosted = write(config, remove)
-    answer(
-        {"removed": removed, "domain": hosted.name},
-        as_json=as_json,
-        people=lambda out: out.print(f"{removed}@{hosted.display} is removed", markup=False),
+    tell(
+        {"removed": removed, "domain": hosted.name}, f"{removed}@{hosted.display} is removed", as_json=as_json
     )
 
 

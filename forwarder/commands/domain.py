@@ -15,6 +15,7 @@ from forwarder.commands.frame import (
     read,
     settings_of,
     table,
+    tell,
     vault_of,
     write,
 )
@@ -200,7 +201,7 @@ def remove_domain(
         return domain.name
 
     removed = write(config, remove)
-    answer({"removed": removed}, as_json=as_json, people=lambda out: out.print(f"{removed} is removed"))
+    tell({"removed": removed}, f"{removed} is removed", as_json=as_json)
 
 
 def server_records(settings: "Settings") -> "list[DnsRecord]":

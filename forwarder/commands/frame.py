@@ -278,6 +278,11 @@ def answer(value: object, *, as_json: bool, people: Callable[["Console"], None],
         raise Failure(f"{said}; {lost}" if lost else said) from None
 
 
+def tell(value: object, sentence: str, *, as_json: bool) -> None:
+    """``answer`` in one sentence, with nothing in it taken for markup."""
+    answer(value, as_json=as_json, people=lambda out: out.print(sentence, markup=False))
+
+
 def _plain(value: object) -> object:
     if isinstance(value, datetime):
         return value.isoformat(timespec="seconds")

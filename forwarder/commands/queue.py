@@ -15,6 +15,7 @@ from forwarder.commands.frame import (
     read,
     shown,
     table,
+    tell,
     with_store,
     write,
 )
@@ -236,11 +237,7 @@ def _say(changed: int, what: str, as_json: bool, kept: str = "") -> None:
     """``kept``: why others stay as they are, where that is known."""
     if not changed and not kept:
         kept = "; one that is being attempted now, or that is not in the queue, stays as it is"
-    answer(
-        {"changed": changed},
-        as_json=as_json,
-        people=lambda out: out.print(f"{_deliveries(changed)} {what}{kept}"),
-    )
+    tell({"changed": changed}, f"{_deliveries(changed)} {what}{kept}", as_json=as_json)
 
 
 def _deliveries(number: int) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from forwarder.commands.frame import AsJson, Config, Failure, answer, make_data_dir, settings_of
+from forwarder.commands.frame import AsJson, Config, Failure, make_data_dir, settings_of, tell
 
 if TYPE_CHECKING:
     from forwarder.config import Settings
@@ -66,8 +66,4 @@ def migrate(config: Config = None, as_json: AsJson = False) -> None:
         raise Failure("the database was made by a newer release; install that release")
     migrations.upgrade(settings.database.url)
     said = "was up to date already" if before == "current" else "is up to date"
-    answer(
-        {"before": before, "now": "current"},
-        as_json=as_json,
-        people=lambda out: out.print(f"The database {said}."),
-    )
+    tell({"before": before, "now": "current"}, f"The database {said}.", as_json=as_json)
