@@ -13,7 +13,6 @@ from forwarder.mail.event import DeliveryKind, Transport
 from forwarder.outbound import window as window_room
 from forwarder.outbound.parcel import Parcel
 from forwarder.outbound.window import Window
-from forwarder.store.queue import Queue
 from forwarder.store.records import Delivery
 from tests.outbound.house import OtherQueue, house
 
