@@ -1,6 +1,7 @@
 """What an open store promises: durable settings, bounded waits, errors that say nothing, recovery by itself."""
 
 import asyncio
+import fcntl
 import os
 import signal
 import sqlite3
@@ -23,6 +24,7 @@ from forwarder.store.engine import Database
 from forwarder.store.tables import sequences
 from forwarder.store.trouble import CommitUnknown, StoreFull, StoreUnavailable
 from tests.postgres import Server
+from tests.store.conftest import until
 
 
 def put(name: str, value: int = 1, padding: str = "") -> object:
@@ -384,20 +386,35 @@ async def test_closing_writes_what_waits(store_url: str) -> None:
 
 
 async def test_processes_alternate_on_one_file(sqlite_url: str) -> None:
-    """Under a constant load of both, neither waits for more than a few turns of the other."""
+    """Who waits for the file has it next, whatever else the one that has it wants to write."""
     one, two = await Database.open(sqlite_url), await Database.open(sqlite_url)
     turns: list[str] = []
+    holds, go_on = threading.Event(), threading.Event()
 
-    async def load(database: Database, name: str) -> None:
-        for _ in range(30):
-            await asyncio.gather(*(database.write(lambda conn: turns.append(name)) for _ in range(3)))
+    def hold(_conn: Connection) -> None:
+        holds.set()
+        assert go_on.wait(60)
+        turns.append("1")
 
-    await asyncio.gather(load(one, "1"), load(two, "2"))
-    order = "".join(turns)
-    assert order.count("1") == order.count("2") == 90
-    both_at_work = order[: min(order.rindex("1"), order.rindex("2"))]  # the slower one ends alone
-    assert "1" * 31 not in both_at_work
-    assert "2" * 31 not in both_at_work
+    writes = [asyncio.create_task(one.write(hold))]
+    assert await asyncio.to_thread(holds.wait, 60)
+    writes.append(asyncio.create_task(two.write(lambda conn: turns.append("2"))))
+    turn = os.open(sqlite_url.removeprefix("sqlite:///") + ".turn", os.O_RDONLY)
+
+    async def is_taken() -> bool:
+        try:
+            fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(turn, fcntl.LOCK_UN)
+        return False
+
+    await until(is_taken)
+    os.close(turn)
+    writes += [asyncio.create_task(one.write(lambda conn: turns.append("1"))) for _ in range(3)]
+    go_on.set()
+    await asyncio.gather(*writes)
+    assert "".join(turns) == "12111"
     await one.close()
     await two.close()
 
