@@ -170,10 +170,9 @@ def not_as_root(settings: "Settings") -> None:
             continue
         folder = next(each for each in made.absolute().parents if each.exists())
         if owner := folder.stat().st_uid:
-            name = _user(owner)
             raise Failure(
-                f"{folder} belongs to {name}, and the engine could not use what root makes in it; "
-                f"run this as that user: sudo -u {name} …"
+                f"{folder} belongs to {_user(owner)}, and the engine could not use what root makes in it; "
+                f"run this as that user: runuser -u {_user(owner)} -- …"
             )
 
 
@@ -182,8 +181,8 @@ def _user(number: int) -> str:
 
     try:
         return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return f"'#{number}'"  # as sudo has it
+    except KeyError:  # of a container, say
+        return str(number)
 
 
 def with_store(config: str | None, work: "Callable[[Database, Settings], Coroutine[Any, Any, T]]") -> T:
