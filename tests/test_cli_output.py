@@ -261,3 +261,11 @@ def test_times_say_their_zone_and_a_step_of_another_day_its_date() -> None:
         "    23:59:58 QUEUED      250 fine",
         "    2026-03-02 03:59:58Z DELIVERED   250 fine",
     ]
+
+
+def test_an_empty_log_is_told_from_one_without_a_match(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli = Cli(tmp_path, capsys)
+    assert cli("logs") == (0, "Nothing is logged yet.\n", "")
+    assert cli("logs", "--failures") == (0, "Nothing in the log matches.\n", "")

@@ -71,7 +71,8 @@ def show_logs(
         for entry in reversed(found):
             _print(entry, out, as_json)
         if not found and not follow:
-            out.print("Nothing is logged yet.")
+            asked = domain is not None or failures
+            out.print("Nothing in the log matches." if asked else "Nothing is logged yet.")
         if follow:
             steps = {entry.id: len(entry.events) for entry in known}
             async for entry in _grown(database, ask, steps, began):
