@@ -28,6 +28,7 @@ from datetime import datetime
 from functools import cached_property, partial
 from typing import NamedTuple
 
+from forwarder.errands import Errands
 from forwarder.mail.arc import seal_arc
 from forwarder.mail.authentication import own_results
 from forwarder.mail.author import author, obscure
@@ -104,6 +105,7 @@ class Signing:
         self._clock = clock
         self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="signing")
         self._waiting: deque[tuple[_Order, asyncio.Future[_Sealed]]] = deque()
+        self._large = Errands("signing")
         self._busy = 0
         self._spent = 0.0  # on the loop, in this turn of it; milliseconds
 
@@ -139,7 +141,10 @@ class Signing:
         if parcel.signing_domain is not None:
             signers = await self._signers_for(parcel.signing_domain, parcel.created_at) or self._service
         order = self._order(parcel, content, signers)
-        return self._at_once(order) or await self._in_thread(order)
+        made = self._at_once(order)
+        if made is None and len(content) > INLINE_OCTETS:  # it may go to a hundred sites in the same moment
+            return await self._large.run(parcel.message_id, partial(self._in_thread, order))
+        return made or await self._in_thread(order)
 
     def _order(self, parcel: Parcel, content: bytes, signers: Sequence[Signer]) -> _Order:
         outside = parcel.transport is Transport.SMTP

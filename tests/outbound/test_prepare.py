@@ -332,6 +332,14 @@ async def test_a_large_message_is_signed_in_a_thread(desk: Desk) -> None:
         assert Watched.threads.pop() == place
 
 
+async def test_a_large_message_is_signed_once_for_all_sites_that_take_it_at_once(desk: Desk) -> None:
+    content = CONTENT.ljust(INLINE_OCTETS + 1, b"x")
+    one = parcel(content)
+    made = await asyncio.gather(*(desk.signing.headers(one, content) for _ in range(5)))
+    assert made == [one.sealed] * 5
+    assert Watched.threads == ["signing"]
+
+
 async def test_a_long_head_is_read_in_a_thread(desk: Desk) -> None:
     for size, place in ((INLINE_HEAD // 2, "MainThread"), (INLINE_HEAD, "signing")):
         content = b"To: " + b"a@x.org,\r\n " * (size // 11) + b"b@x.org\r\n" + CONTENT
