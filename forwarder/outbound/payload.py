@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from string import ascii_letters, digits
 from urllib.parse import unquote_to_bytes
 
 from forwarder.mail import content as mail
@@ -24,6 +25,7 @@ from forwarder.mail import display
 from forwarder.mail.address import Path
 from forwarder.mail.words import decode_words, known_charset, printable
 
+_NOT_BASE64 = bytes({*range(256)} - {*ascii_letters.encode(), *digits.encode(), *b"+/"})
 _DEPTH = 20
 _PARTS = 500
 _UNKNOWN = {"type": "application/octet-stream", "name": "", "encoding": "base64"}
@@ -237,8 +239,8 @@ def _decoded(body: bytes, encoding: str) -> bytes:
     """The octets of a part; text that is not in its encoding stays as it is."""
     if encoding == "base64":
         try:
-            # Every character outside the alphabet is skipped (RFC 2045 6.8).
-            letters = re.sub(rb"[^A-Za-z0-9+/]", b"", body)
+            # Every character outside the alphabet is skipped (RFC 2045 6.8); with the interpreter locked, so quickly.
+            letters = body.translate(None, _NOT_BASE64)
             return base64.b64decode(
                 letters[: len(letters) - (len(letters) % 4 == 1)] + b"=" * (-len(letters) % 4)
             )
