@@ -73,7 +73,7 @@ class Confirmation:
                     retry = {"Retry-After": standing.headers(self._clock())["Retry-After"]}
                     return _page("One moment", text, 429, retry)
                 token: str = request.path_params["token"]
-                if len(token) > _LONGEST or "\0" in token:
+                if len(token) > _LONGEST:
                     return _not_valid()
                 return await answer(token)
         except Exception as fault:  # noqa: BLE001 - the edge; without its text or place, which may hold the token

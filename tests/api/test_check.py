@@ -422,6 +422,19 @@ async def test_the_background_look_makes_a_new_domain_active(desk: Desk, round_o
     assert bag.messages == []
 
 
+@pytest.mark.parametrize(("every", "rounds"), [("0s", [0, 0, 0]), ("4m", [1, 0, 1])])
+async def test_the_background_look_is_as_frequent_as_is_said(
+    store_url: str, round_of: Any, every: str, rounds: list[int]
+) -> None:
+    async with Desk(store_url, api={"recheck_every": every}) as desk:
+        await desk.domain(NAME)
+        look, found = round_of(desk, Bag()), []
+        for minutes in (0, 3, 2):
+            desk.now += timedelta(minutes=minutes)
+            found.append(await look())
+        assert found == rounds
+
+
 async def test_the_owner_is_told_once_when_something_breaks_and_again_when_it_breaks_again(
     desk: Desk, round_of: Any
 ) -> None:

@@ -60,6 +60,15 @@ async def test_every_way_to_save_an_alias_asks_once(store_url: str) -> None:
         assert len(await links(desk)) == 4
 
 
+async def test_an_address_is_a_text_in_the_page_whatever_it_holds(store_url: str) -> None:
+    async with strict(store_url) as desk:
+        await desk.domain(aliases={"a": '"<b>&x"@dest.test'})
+        shown = {path: (await page(desk, "GET", path)).text for path in await links(desk)}
+        [path] = [path for path, text in shown.items() if "@dest.test" in text]
+        for text in (shown[path], (await page(desk, "POST", path)).text):
+            assert "<b>&quot;&lt;b&gt;&amp;x&quot;@dest.test</b>" in text
+
+
 async def test_trouble_of_the_store_leaves_the_link_good(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

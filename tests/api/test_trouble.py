@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from api import auth
 from forwarder.store import aliases, domains
 from forwarder.store.migrations import upgrade
+from forwarder.store.trouble import StoreUnavailable
 from tests.api.desk import Desk, files, together
 from tests.harness import wait_until
 from tests.postgres import Server
@@ -101,6 +103,26 @@ async def test_a_change_that_fails_half_way_leaves_nothing(
         assert (await desk.post("/domains", {"domain": "piedpiper.com"})).status_code == 503
     assert (await desk.get("/domains")).json()["total"] == 0
     await desk.domain("piedpiper.com")
+
+
+async def test_a_key_whose_use_cannot_be_noted_is_as_good_as_any(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading can work while writing waits."""
+
+    async def away(_work: Any) -> None:
+        raise StoreUnavailable("away")
+
+    async def never(_work: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(auth, "_NOTE_PATIENCE", 0.05)
+    for trouble in (away, never):
+        with monkeypatch.context() as patched:
+            patched.setattr(desk.database, "write", trouble)
+            assert (await desk.get("/account")).status_code == 200
+    keys = (await desk.get("/account/keys")).json()["keys"]
+    assert keys[0]["last_used"] is not None
 
 
 async def test_a_database_that_is_gone_is_503_and_all_is_well_when_it_is_back() -> None:

@@ -141,6 +141,9 @@ async def test_what_was_not_stored_gives_its_place_back_on_its_own_day_only(shop
     assert await quota.count([shop.account])
     quota.give_back([shop.account])
     assert [await quota.count([shop.account]) for _ in range(2)] == [True, False]
+    quota.give_back([shop.account])
+    assert not quota.used_up(shop.account)  # RCPT takes the next one
+    assert [await quota.count([shop.account]) for _ in range(2)] == [True, False]
     shop.now += DAY
     assert not quota.used_up(shop.account)  # a block of this day, of which nothing was given out
     quota.give_back([shop.account])
