@@ -60,6 +60,14 @@ async def test_every_way_to_save_an_alias_asks_once(store_url: str) -> None:
         assert len(await links(desk)) == 4
 
 
+async def test_an_address_beyond_ascii_is_asked_by_mail_that_may_be_so(store_url: str) -> None:
+    async with strict(store_url) as desk:
+        await desk.domain(aliases={"a": "josé@dest.test"})
+        query = select(messages.c.smtputf8)
+        asked = await desk.database.read(lambda conn: list(conn.execute(query).scalars()))
+        assert sorted(asked) == [False, True]  # the account's own address is plain
+
+
 async def test_an_address_is_a_text_in_the_page_whatever_it_holds(store_url: str) -> None:
     async with strict(store_url) as desk:
         await desk.domain(aliases={"a": '"<b>&x"@dest.test'})
