@@ -30,6 +30,16 @@ async def test_a_body_beyond_the_limit_is_413_whether_announced_or_not(desk: Des
         assert (answer.status_code, answer.json()["code"]) == (413, 413)
 
 
+async def test_a_body_that_is_announced_as_too_large_is_not_waited_for(desk: Desk) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    answer = await desk.http.post("/domains", content=never(), headers=JSON | {"Content-Length": "9" * 30})
+    assert answer.status_code == 413
+    assert answer.headers["connection"] == "close"
+
+
 @pytest.mark.parametrize(("octets", "status"), [(200, 200), (201, 413)])
 async def test_a_body_may_be_as_large_as_the_limit(store_url: str, octets: int, status: int) -> None:
     async with Desk(store_url, api={"body_limit": 200}) as desk:
