@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from forwarder.mail.address import Path, parse_address
 from forwarder.mail.srs import Srs
-from forwarder.store import domains
+from forwarder.store import aliases, domains
 from forwarder.store.engine import Database
 from tests.commandline import Cli
 
@@ -126,3 +126,24 @@ def test_the_postmaster_can_be_asked_about_without_keys(
     (tmp_path / "data" / "keys" / "srs").unlink()
     assert route(hosted, "postmaster@mx1.example.net")["accepted"] is True
     assert "srs" in hosted.fails("route", "SRS0=aaaaaaaa=AA=x.org=a@mx1.example.net")
+
+
+def test_what_an_alias_discards_is_accepted_and_goes_nowhere(hosted: Cli, tmp_path: File) -> None:
+    async def disabled() -> None:
+        database = await Database.open(f"sqlite:///{tmp_path / 'data' / 'forwarder.db'}")
+
+        def add(conn: Connection) -> None:
+            domain = domains.get(conn, "example.com")
+            assert domain is not None
+            now = datetime.now(UTC)
+            aliases.add(conn, domain, "old", "ann@dest.test", now, is_active=False, when_disabled=250)
+
+        try:
+            await database.write(add)
+        finally:
+            await database.close()
+
+    asyncio.run(disabled())
+    found = route(hosted, "old@example.com")
+    assert (found["accepted"], found["trouble"], found["destinations"]) == (True, "DISCARD", [])
+    assert not route(hosted, "nobody@example.com")["accepted"]

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -317,6 +318,36 @@ async def test_keys_are_loaded_when_they_are_new_and_one_that_does_not_open_is_l
     clock = 10.0
     assert await keys.signers("one.test", made.added_at) is second  # asked for, and the same
     assert "cannot be used" not in capsys.readouterr().out
+
+
+async def test_a_key_that_opens_and_is_none_is_left_out(
+    installation: Installation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await check_keys(installation.database, installation.settings)
+    made = await installation.host("one.test")
+    vault = Vault(open_store_key(installation.settings))
+    damaged = replace(
+        make_key(vault, "one.test", "damaged", "ed25519"),
+        private_key=vault.seal(b"no key", domain="one.test", selector="damaged"),
+    )
+    await installation.database.write(lambda conn: dkim_keys.add(conn, made, damaged, NOW))
+    found = await DomainKeys(installation.database, vault).signers("one.test", made.added_at)
+    assert [one.selector for one in found] == ["fwd2"]
+    assert "cannot be used" in capsys.readouterr().out
+
+
+async def test_the_keys_of_so_many_domains_are_kept(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await check_keys(installation.database, installation.settings)
+    monkeypatch.setattr(domain_keys, "KEPT", 2)
+    monkeypatch.setattr(domain_keys, "monotonic", lambda: 0.0)
+    keys = DomainKeys(installation.database, Vault(open_store_key(installation.settings)))
+    made = {name: await installation.host(name) for name in ("a.test", "b.test", "c.test")}
+    seen = {name: await keys.signers(name, domain.added_at) for name, domain in made.items()}
+    assert await keys.signers("c.test", NOW) is seen["c.test"]
+    assert await keys.signers("b.test", NOW) is seen["b.test"]
+    assert await keys.signers("a.test", NOW) is not seen["a.test"]  # loaded again
 
 
 async def test_keys_that_many_messages_ask_for_at_once_are_loaded_once(

@@ -173,6 +173,14 @@ async def test_a_subdomain_inherits_dmarc_from_its_organisation(desk: Desk) -> N
     assert found == {"expected": "v=DMARC1; p=none;", "values": "v=DMARC1; p=reject", "valid": True}
 
 
+async def test_a_record_that_nobody_told_of_is_not_one_that_is_inherited(desk: Desk) -> None:
+    await desk.domain("mail.piedpiper.co.uk")
+    desk.dns.fault("_dmarc.mail.piedpiper.co.uk", "servfail")
+    desk.dns.set("_dmarc.piedpiper.co.uk", "TXT", ["v=DMARC1; p=reject"])
+    found = (await desk.get("/domains/mail.piedpiper.co.uk/check")).json()["records"]["dmarc"]
+    assert (found["values"], found["valid"]) == (None, False)
+
+
 async def test_another_key_or_another_target_is_not_valid(desk: Desk) -> None:
     await desk.domain(NAME)
     await desk.post(f"/domains/{NAME}/credentials", {"username": "a", "password": "abc123"})
