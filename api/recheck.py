@@ -73,7 +73,7 @@ class Recheck:
                 conn,
                 before=now - every,
                 young_since=now - YOUNG,
-                young_before=now - min(every, YOUNG_EVERY),
+                young_before=now - YOUNG_EVERY,
                 limit=ROUND,
             )
         )
