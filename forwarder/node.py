@@ -126,9 +126,8 @@ def check_usable(data_dir: Path) -> None:
     """NodeError where another user's files are in ``run``, as root's are once it has served here by hand."""
     folder = data_dir / "run"
     try:
-        files = [
-            path for path in folder.iterdir() if not path.name.startswith("ports.")
-        ]  # those are replaced
+        # Whoever owns ports.json: it is replaced and never opened for writing.
+        files = [path for path in folder.iterdir() if not path.name.startswith("ports.")]
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
