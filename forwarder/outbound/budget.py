@@ -1,7 +1,11 @@
-"""A number of bytes shared by those who load big contents: who finds too little left waits, first come first served."""
+"""A number of bytes shared by those who load big contents: who finds too little left waits, first come first served.
+
+Contents are held while a site takes them, which a slow one does for hours. So a site that holds some may take more only
+as long as it holds no more than is still free: there is always something left for another, which passes it by.
+"""
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,39 +16,47 @@ class Budget:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._taken = 0
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._held: Counter[str] = Counter()  # of what is taken, by the site it is for
+        self._waiting: deque[tuple[int, str, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
-    async def hold(self, size: int) -> AsyncIterator[None]:
-        """Hold ``size`` bytes of the budget."""
-        if self._waiting or not self._fits(size):
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append((size, turn))
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self._give_back(size)  # it was our turn already
-                raise
-        else:
-            self._taken += size
+    async def hold(self, size: int, site: str) -> AsyncIterator[None]:
+        """Hold ``size`` bytes of the budget for a site."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, site, turn))
+        self._let_in()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._give_back(size, site)  # it was our turn already
+            raise
         try:
             yield
         finally:
-            self._give_back(size)
+            self._give_back(size, site)
 
-    def _fits(self, size: int) -> bool:
-        return not self._taken or self._taken + size <= self._limit
-
-    def _give_back(self, size: int) -> None:
+    def _give_back(self, size: int, site: str) -> None:
         self._taken -= size
+        self._held[site] -= size
+        if not self._held[site]:
+            del self._held[site]
+        self._let_in()
+
+    def _let_in(self) -> None:
+        passed_by = []
         while self._waiting:
-            wanted, turn = self._waiting[0]
+            size, site, turn = self._waiting[0]
+            free = self._limit - self._taken
+            if self._taken and size > free and not turn.done():
+                break
+            self._waiting.popleft()
             if turn.done():
-                self._waiting.popleft()
-            elif self._fits(wanted):
-                self._waiting.popleft()
-                self._taken += wanted
-                turn.set_result(None)
-            else:
-                return
+                continue
+            if self._held[site] and self._held[site] + size > free:
+                passed_by.append((size, site, turn))
+                continue
+            self._taken += size
+            self._held[site] += size
+            turn.set_result(None)
+        self._waiting.extendleft(reversed(passed_by))

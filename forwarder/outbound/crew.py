@@ -108,7 +108,7 @@ class Crew:
 
     async def _run(self, lane: Lane, job: Job) -> None:
         try:
-            carried = await self._carried(job)
+            carried = await self._carried(lane, job)
         except asyncio.CancelledError:
             self._lanes.ended(lane, job, reached=True, trouble=None, now=monotonic())
             self._lanes.leave(lane, len(job.deliveries))
@@ -125,7 +125,7 @@ class Crew:
         if lane.suspended_until > now and lane.waiting:
             await self.flush(lane)
 
-    async def _carried(self, job: Job) -> Carried:
+    async def _carried(self, lane: Lane, job: Job) -> Carried:
         await self._sure()  # a process that was stopped for long must not send what others have taken over
         ours = self._window.ours(job.deliveries)
         if len(ours) < len(job.deliveries):
@@ -139,7 +139,7 @@ class Crew:
             job = replace(job, deliveries=ours)
         if job.parcel.content is not None:  # fresh mail, nearly always
             return await self._courier.carry(job, job.parcel.content)
-        async with self._window.content(job.parcel) as content:
+        async with self._window.content(job.parcel, lane.site) as content:
             if content is None:
                 _log.info("a message is gone; nothing is sent", message=job.parcel.message_id)
                 return Carried(verdicts=(), reached=True)

@@ -3,7 +3,7 @@
 Every delivery that is leased to us and known here is in the window, from its hand-over or claim until it is settled or
 given back. Contents that came with fresh mail stay in memory while there is room for them, at most ``CONTENTS`` bytes
 in all, and so do small ones of a claim; the others are read when their turn comes, the big ones of them within a
-budget of ``LOADS`` bytes.
+budget of ``LOADS`` bytes, of which no site can have all.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -79,7 +79,7 @@ class Window:
         return [delivery for delivery in deliveries if self.leases.get(delivery.id) == delivery.attempts]
 
     @asynccontextmanager
-    async def content(self, parcel: Parcel) -> AsyncIterator[bytes | None]:
+    async def content(self, parcel: Parcel, site: str) -> AsyncIterator[bytes | None]:
         """The content of a parcel that is not in memory, for one attempt; None when the message has left the store."""
         if parcel.size <= _SMALL:
             content = await self.read(parcel)
@@ -87,7 +87,7 @@ class Window:
                 self._keep(parcel, content)
             yield content
         else:
-            async with self._loads.hold(parcel.size):
+            async with self._loads.hold(parcel.size, site):
                 yield await self.read(parcel)
 
     async def read(self, parcel: Parcel) -> bytes | None:

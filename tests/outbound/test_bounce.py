@@ -92,7 +92,7 @@ async def test_a_budget_serves_in_order_and_never_starves_the_biggest() -> None:
     order: list[int] = []
 
     async def use(size: int) -> None:
-        async with budget.hold(size):
+        async with budget.hold(size, f"site {size}"):
             order.append(size)
             await asyncio.sleep(0)
 
@@ -101,30 +101,52 @@ async def test_a_budget_serves_in_order_and_never_starves_the_biggest() -> None:
     assert order == [6, 25, 3, 4]
 
 
+async def test_a_slow_site_has_no_more_of_a_budget_than_is_left_for_others() -> None:
+    budget = Budget(10)
+    held: list[str] = []
+    over = asyncio.Event()
+
+    async def use(size: int, site: str) -> None:
+        async with budget.hold(size, site):
+            held.append(f"{size} {site}")
+            await over.wait()
+
+    asked = [(3, "slow"), (3, "slow"), (2, "slow"), (4, "other"), (1, "slow"), (1, "third")]
+    tasks = [asyncio.create_task(use(size, site)) for size, site in asked]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    # 6 of the 7 that were left beside its first 3, but not 8 of 4: then the next is served, and nothing is left.
+    assert held == ["3 slow", "3 slow", "4 other"]
+    over.set()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*tasks)
+    assert sorted(held[3:]) == ["1 slow", "1 third", "2 slow"]
+
+
 async def test_who_is_cancelled_while_waiting_takes_nothing() -> None:
     budget = Budget(10)
-    async with budget.hold(10):
-        waiting = asyncio.create_task(budget.hold(5).__aenter__())
+    async with budget.hold(10, "site"):
+        waiting = asyncio.create_task(budget.hold(5, "site").__aenter__())
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
     taken = False
-    async with asyncio.timeout(5), budget.hold(10):
+    async with asyncio.timeout(5), budget.hold(10, "site"):
         taken = True
     assert taken
 
 
 async def test_who_is_cancelled_when_its_turn_has_come_gives_it_back() -> None:
     budget = Budget(10)
-    first = budget.hold(10)
+    first = budget.hold(10, "site")
     await first.__aenter__()
-    waiting = asyncio.create_task(budget.hold(10).__aenter__())
+    waiting = asyncio.create_task(budget.hold(10, "site").__aenter__())
     await asyncio.sleep(0)
     await first.__aexit__(None, None, None)  # now it is the other's turn
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     taken = False
-    async with asyncio.timeout(5), budget.hold(10):
+    async with asyncio.timeout(5), budget.hold(10, "site"):
         taken = True
     assert taken
 
