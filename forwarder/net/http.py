@@ -26,8 +26,8 @@ address and two names at one address must not share a verified connection.
 import asyncio
 import re
 import ssl
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 EXCERPT = 4096  # octets of an answer
 EXCERPT_TIME = 2.0  # seconds for them, once the status is known
 URL_LENGTH = 2048
+ADDRESSES = 4  # of a host, tried for one request
 _log = structlog.get_logger(__name__)
 _NAME = re.compile(rb"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 _LOCAL_NAMES = ("localhost", "local", "internal", "home.arpa")  # RFC 6761, RFC 6762, RFC 8375
@@ -145,17 +146,17 @@ class GuardedClient:
             self._opened = await self._opening.run("client", partial(asyncio.to_thread, self._open))
         return self._opened
 
-    async def _address(self, host: str) -> str:
+    async def _addresses(self, host: str) -> Sequence[str]:
         address = written_address(host)
         if address is not None:  # judged already
-            return address
+            return (address,)
         match await self._resolver.addresses(host):
             case Found(records=records):
                 private = [each for each in records if is_private(each)]
                 if private and not self._allow_private:
                     raise Blocked(f"{host} has the private address {private[0]}")
                 # IPv4 first: an IPv6 address that cannot be reached would cost the whole attempt
-                return min(records, key=lambda each: ":" in each)
+                return sorted(records, key=lambda each: ":" in each)[:ADDRESSES]
             case NotFound():
                 raise Unreachable(f"{host} has no address")
             case CannotTell(reason=reason):
@@ -169,10 +170,27 @@ class GuardedClient:
         headers: Mapping[str, str],
         body: bytes | None = None,
     ) -> "httpx.Response":
-        """The status and the header fields; the body is still to come."""
+        """Status and header fields; the body is still to come. An address that takes no connection is passed over."""
+        import httpx
+
+        *others, last = await self._addresses(target.host)
+        for address in others:
+            with suppress(httpx.ConnectError):  # nothing of the request was sent
+                return await self._send_to(client, address, method, target, headers, body)
+        return await self._send_to(client, last, method, target, headers, body)
+
+    async def _send_to(
+        self,
+        client: "httpx.AsyncClient",
+        address: str,
+        method: str,
+        target: "httpx.URL",
+        headers: Mapping[str, str],
+        body: bytes | None,
+    ) -> "httpx.Response":
         request = client.build_request(
             method,
-            target.copy_with(host=await self._address(target.host)),
+            target.copy_with(host=address),
             content=body,
             headers={**headers, "Host": target.netloc.decode("ascii")},
             extensions={"sni_hostname": target.raw_host.decode("ascii")},

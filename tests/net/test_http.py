@@ -16,6 +16,7 @@ from forwarder.net import http_wire
 from forwarder.net.dns import Resolver
 from forwarder.net.http import Blocked, GuardedClient, Page, Unreachable, check_url
 from forwarder.net.tls import self_signed
+from tests.free_ports import free_port
 from tests.peers.dns_server import DnsServer
 from tests.peers.webhook_server import WebhookServer
 
@@ -145,6 +146,16 @@ async def test_an_ipv4_address_is_tried_before_one_of_ipv6(
     dns.set("hooks.example.test", "A", ["127.0.0.1"])
     dns.set("hooks.example.test", "AAAA", ["::1"])  # nobody listens there
     assert (await client.post(f"http://hooks.example.test:{hooks.port}/", b"{}", {}, SOON))[0] == 200
+
+
+async def test_an_address_that_takes_no_connection_is_passed(
+    dns: DnsServer, hooks: WebhookServer, client: GuardedClient
+) -> None:
+    dns.set("hooks.example.test", "A", ["127.0.0.2", "127.0.0.3", hooks.host])
+    assert await client.post(f"http://hooks.example.test:{hooks.port}/", b"{}", {}, SOON) == (200, "")
+    assert len(hooks.requests) == 1
+    with pytest.raises(Unreachable):
+        await client.post(f"http://hooks.example.test:{free_port()}/", b"{}", {}, SOON)
 
 
 async def test_a_redirect_is_a_result_and_not_followed(hooks: WebhookServer, client: GuardedClient) -> None:
