@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from api import app
 from api.app import OPERATIONS
 from api.health import Health
 from forwarder.config import HostPort
@@ -94,9 +95,14 @@ async def test_live_and_ready(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> No
     async def gone() -> None:
         raise StoreUnavailable
 
-    monkeypatch.setattr(desk.database, "ready", gone)
-    answer = await desk.get("http://api.test/health/ready")
-    assert (answer.status_code, answer.json()["troubles"]) == (503, ["store"])
+    async def silent() -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(app, "READY_PATIENCE", 0.05)
+    for trouble in (gone, silent):
+        monkeypatch.setattr(desk.database, "ready", trouble)
+        answer = await desk.get("http://api.test/health/ready")
+        assert (answer.status_code, answer.json()["troubles"]) == (503, ["store"])
     assert (await desk.get("http://api.test/health/live")).status_code == 200
 
 
@@ -122,6 +128,8 @@ async def test_metrics_tell_of_the_queue(desk: Desk, monkeypatch: pytest.MonkeyP
     await desk.mail("piedpiper.com", count=3)
     due = await desk.database.read(next_due)
     assert due is not None
+    desk.now = due - timedelta(seconds=5)
+    assert (await measured())[3] == "forwarder_oldest_due_seconds 0.0"  # nothing is due yet
     desk.now = due + timedelta(seconds=90)
     assert (await measured())[0] == 'forwarder_deliveries{state="queued"} 3.0'
     assert (await measured())[3] == "forwarder_oldest_due_seconds 90.0"
