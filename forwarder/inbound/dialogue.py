@@ -8,7 +8,8 @@ and whole messages.
 Promises: any bytes end in replies or a close, never in a traceback to the peer; an exception is 451 4.3.0 and its
 text goes to the log only; every close of ours is announced, by a 421 or by the reply that was asked for.
 
-Limits: a command has at most ``desk.line_limit`` octets; a longer one is thrown away as it comes and answered 500.
+Limits: a line has at most ``desk.line_limit`` octets, and a command other than AUTH ``COMMAND_LIMIT``; a longer line is
+thrown away as it comes. Both are answered 500.
 """
 # ruff: noqa: N802 - the verbs carry aiosmtpd's names
 

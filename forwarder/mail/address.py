@@ -289,7 +289,7 @@ def _parse_domain(text: str, grammar: re.Pattern[str]) -> str:
 def _to_ascii(text: str) -> str:
     try:
         return idna.encode(text, uts46=True, std3_rules=True).decode("ascii")
-    except (idna.IDNAError, UnicodeError):
+    except UnicodeError:  # an IDNAError is one
         raise AddressError(AddressFault.DOMAIN, "the domain is not a valid internationalised name") from None
 
 
@@ -307,7 +307,7 @@ def _display_label(label: str) -> str:
     try:
         shown = idna.decode(label)
         return shown if idna.encode(shown, uts46=True, std3_rules=True).decode("ascii") == label else label
-    except (idna.IDNAError, UnicodeError):
+    except UnicodeError:  # an IDNAError is one
         return label
 
 

@@ -5,8 +5,9 @@ other. Five bounds keep a slow or dead site from hurting the rest:
 
 - a lane may take no more places in the window than are still free in it (so one greedy site leaves half of the
   window, two leave a third, and so on: a new site always finds room); a smarthost, being all there is, may fill it;
-- a lane begins with ``_FIRST_LIMIT`` sessions, gains one with each success up to the limit per site, and
-  falls back to one after trouble (RFC 5321 4.5.4.1 asks not to open many connections to a host in trouble);
+- a lane begins with ``_FIRST_LIMIT`` sessions, gains one with each success up to the limit per site, has half as many
+  after trouble, and one from the third in a row on (RFC 5321 4.5.4.1 asks not to open many connections to a host in
+  trouble);
 - lanes whose last attempt did not reach a host share half of the session slots, the healthy ones have all;
 - a session that lasts longer than ``_PATIENCE`` leaves the count of slots when they run out, and its lane is ailing,
   so that many hosts that hang for the first time do not stop all mail until their time-outs; as many sessions as
