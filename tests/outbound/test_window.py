@@ -172,10 +172,10 @@ async def test_contents_are_kept_and_small_ones_are_read_ahead_while_there_is_ro
 async def test_what_was_let_go_while_it_was_read_is_not_kept() -> None:
     shelf = Shelf(b"aaaa", b"bbbb")
     (a, of_a), (b, of_b) = shelf.admitted("a"), shelf.admitted("b")
-    async with shelf.window.content(a) as content:
+    async with shelf.window.content(a, "site.test") as content:
         assert content == b"aaaa"
     assert a.content == b"aaaa"
-    reading = shelf.window.content(b)
+    reading = shelf.window.content(b, "site.test")
     shelf.window.let_go(b, [of_b])
     async with reading as content:
         assert content == b"bbbb"
@@ -191,7 +191,7 @@ async def test_of_large_contents_only_so_much_is_read_at_once(monkeypatch: pytes
     log: list[str] = []
 
     async def use(parcel: Parcel) -> None:
-        async with shelf.window.content(parcel):
+        async with shelf.window.content(parcel, parcel.message_id):
             log.append(f"{parcel.message_id} begins")
             for _ in range(3):
                 await asyncio.sleep(0)
