@@ -5,8 +5,8 @@ long lines. What it shows to people (the subject) it decodes by RFC 2047.
 
 What it promises: no function raises, whatever the bytes; all are linear in their input and bounded in their output;
 nothing copies the body except what gives a new content (``prepend``, ``normalize_newlines``, and where there is
-something to do ``mbox_line_as_field`` and ``headless_as_body``). The standard ``email`` package is not used: it recurses
-on nested comments and parts.
+something to do ``mbox_line_as_field`` and ``headless_as_body``). The standard ``email`` package is not used: it
+recurses on nested comments and parts.
 
 Limits: ``headers`` gives at most 2,000 fields and ``first`` looks at 8 KiB of a field; what lies
 beyond is for nobody's eyes, and is still sent on untouched. To refuse messages with many fields of one name, count
