@@ -17,8 +17,7 @@ import structlog
 from starlette.requests import Request
 
 from api.errors import Refusal
-from api.limits import RateLimit
-from forwarder.net.addresses import client_of
+from api.limits import RateLimit, client_key
 from forwarder.store import accounts
 from forwarder.store.accounts import Account, ApiKey
 from forwarder.store.engine import Database
@@ -56,8 +55,7 @@ class Gate:
         return account
 
     async def _refusal(self, request: Request) -> Refusal:
-        client = request.client.host if request.client else "unknown"
-        standing = await self._failures.hit(client_of(client))
+        standing = await self._failures.hit(client_key(request))
         headers = standing.headers(self._clock())
         if not standing.allowed:
             return Refusal(429, "Too many wrong API keys from your address; wait a minute.", headers=headers)

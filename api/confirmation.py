@@ -19,9 +19,8 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from api.limits import RateLimit
+from api.limits import RateLimit, client_key
 from forwarder.mail.address import Path
-from forwarder.net.addresses import client_of
 from forwarder.store import confirmations
 from forwarder.store.engine import Database
 
@@ -66,8 +65,7 @@ class Confirmation:
     async def _guarded(self, request: Request, answer: Callable[[str], Awaitable[Response]]) -> Response:
         try:
             async with asyncio.timeout(PATIENCE):
-                client = request.client.host if request.client else "unknown"
-                standing = await self._rate.hit(client_of(client))
+                standing = await self._rate.hit(client_key(request))
                 if not standing.allowed:
                     text = "<p>There were too many requests from your network. Wait a minute, then try again.</p>"
                     retry = {"Retry-After": standing.headers(self._clock())["Retry-After"]}

@@ -4,7 +4,7 @@ The count of the current minute is shared, and a process takes blocks of it (``s
 left, one place at a time when little is left. A large body counts as several requests (``places_of``), since it takes
 as much of the time of others as these.
 
-Wrong keys are counted by client address in the same way, one write each: guessing is what has to be slow.
+Wrong keys are counted by client in the same way, one write each: guessing is what has to be slow.
 """
 
 import math
@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from starlette.requests import Request
+
+from forwarder.net.addresses import client_of
 from forwarder.store import counters
 from forwarder.store.blocks import Block, Blocks
 from forwarder.store.engine import Database
@@ -24,6 +27,11 @@ UNLIMITED = 1_000_000  # shown where there is no limit: clients read "0 remainin
 def places_of(octets: int, limit: int) -> int:
     """How many requests more a body counts as; never more than half of what is allowed."""
     return min(octets // FREE, limit // 2)
+
+
+def client_key(request: Request) -> str:
+    """Who is counted where there is no account to count: an address, or an IPv6 network of 64 bits."""
+    return client_of(request.client.host) if request.client else "unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
