@@ -4,11 +4,11 @@ import asyncio
 import contextlib
 import os
 import platform
+import runpy
 import shutil
 import socket
 import sqlite3
 import ssl
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -66,34 +66,26 @@ def wait_for_port(port: int, *, seconds: float, host: str = "127.0.0.1") -> None
     raise RuntimeError(f"nothing listens on {host}:{port} after {seconds:.0f} s")
 
 
+_interpreter = runpy.run_path(str(Path(__file__).parent.parent / "deploy" / "interpreter.py"))
+
+
 def other_python() -> str | None:
     """Another build of the interpreter that runs this, of the same version: the distribution's, or that of the PATH."""
-    ours = os.path.realpath(sys.base_prefix)
-    other = shutil.which("python3") or "" if ours == "/usr" else "/usr/bin/python3"
-    question = "import os, sys; print(*sys.version_info[:2], os.path.realpath(sys.base_prefix))"
-    try:
-        asked = subprocess.run([other, "-c", question], capture_output=True, check=False)
-    except OSError:  # there is none
+    asked = _interpreter["asked"]
+    ours = asked(sys.executable)
+    other: str = _interpreter["FIRST" if ours["prefix"] == "/usr" else "DISTRIBUTIONS"]
+    theirs = asked(other)
+    if theirs is None or theirs["version"] != ours["version"] or theirs["prefix"] == ours["prefix"]:
         return None
-    *version, prefix = asked.stdout.decode().split() or [""]
-    same = version == [str(part) for part in sys.version_info[:2]]
-    return other if same and prefix != ours else None
+    return shutil.which(other)
 
 
 def build(python: str) -> str:
-    """How an interpreter was built, in a few words for a table: distributions optimise theirs."""
-    question = (
-        "import os, sys, sysconfig; print(os.path.realpath(sys.base_prefix) == '/usr', "
-        "'--enable-optimizations' in (sysconfig.get_config_var('CONFIG_ARGS') or ''))"
-    )
-    asked = subprocess.run([python, "-c", question], capture_output=True, check=True)
-    match asked.stdout.decode().split():
-        case ["True", _]:
-            return "the distribution's Python"
-        case [_, "True"]:
-            return "a Python built with optimisation"
-        case _:
-            return "a Python built without optimisation"
+    """How an interpreter was built, in a few words for a table."""
+    said = _interpreter["asked"](python)
+    if said["prefix"] == "/usr":
+        return "the distribution's Python"
+    return f"a Python built {'with' if said['optimised'] else 'without'} optimisation"
 
 
 def facts() -> list[tuple[str, str]]:

@@ -16,10 +16,11 @@ DISTRIBUTIONS = "/usr/bin/python3"
 # Distributions optimise theirs without saying so; others are built with this switch, or without.
 _QUESTION = """
 import importlib.util, json, os, sys, sysconfig
+prefix = os.path.realpath(sys.base_prefix)
 print(json.dumps({
     "version": sys.version_info[:2],
-    "optimised": os.path.realpath(sys.base_prefix) == "/usr"
-    or "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or ""),
+    "prefix": prefix,
+    "optimised": prefix == "/usr" or "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or ""),
     "venv": all(importlib.util.find_spec(name) for name in ("venv", "ensurepip")),
 }))
 """
