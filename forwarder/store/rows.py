@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
+from itertools import chain
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import (
@@ -53,6 +54,12 @@ _CHUNK = 50  # rows of one INSERT on SQLite; each number of rows is a statement 
 def micros(at: datetime) -> int:
     """How SQLite stores a time; remembered, since a message's own stands in five of its rows."""
     return (at - _EPOCH) // _MICROSECOND
+
+
+@lru_cache(256)
+def _stored_time(at: datetime | None) -> int | None:
+    """The same of a column that may have no time."""
+    return None if at is None else micros(at)
 
 
 def at_micros(value: int) -> datetime:
@@ -119,14 +126,10 @@ def insert_many(
         if start:
             reach("insert.next-rows")
         chunk = rows[start : start + _CHUNK]
-        values: list[Any] = []
-        for row in chunk:
-            values.extend(row)
-        width = len(columns)
+        values = list(chain.from_iterable(chunk))
         for column in times:
-            for index in range(column, len(values), width):
-                if values[index] is not None:
-                    values[index] = micros(values[index])
+            of_rows = slice(column, None, len(columns))
+            values[of_rows] = map(_stored_time, values[of_rows])
         run_text(conn, _values_insert(table, columns, len(chunk)), values)
 
 
