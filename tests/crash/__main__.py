@@ -46,6 +46,8 @@ def main() -> int:
     parser.add_argument("--cold", action="store_true", help="start every process from nothing: slower")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args()
+    if options.supervisor_only and options.processes < 2:
+        parser.error("--supervisor-only needs --processes 2 or more: one process is its own supervisor")
     kinds = ("sqlite", "postgresql") if options.database == "both" else (options.database,)
     failed = False
     for kind in kinds:
