@@ -5,7 +5,7 @@ SMTPUTF8 (RFC 6531) and AUTH (RFC 4954 5, where authentication is offered).
 
 How it fails: ``RequestError`` carries the reply to give; nothing else is raised, whatever the bytes.
 
-Limits, on purpose: the angle brackets are required; one space after the colon is allowed, since old clients send it;
+Limits, on purpose: the angle brackets are required; spaces after the colon are allowed, since old clients send them;
 DSN parameters (RET, ENVID, NOTIFY, ORCPT) are refused with 555 as long as DSN is not offered.
 """
 
@@ -20,7 +20,7 @@ from forwarder.mail.reply import Reply
 
 # The path ends at the first > that is not inside a quoted string; what follows is empty or a space and parameters.
 _PATH = re.compile(
-    rb"[ ]?<"
+    rb" *+<"
     rb'([^<>"\x00-\x1f\x7f]*(?:"(?:[^"\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f])*"[^<>"\x00-\x1f\x7f]*)*)'
     rb">(?: ++([!-~ ]*+))?"
 )
