@@ -536,7 +536,7 @@ def test_a_low_port_that_the_engine_has_is_not_found_wanting_a_privilege(
     import errno
     import socket
 
-    from forwarder.commands.checking import _port
+    from forwarder.commands.listeners import _port
     from forwarder.config import HostPort
 
     def refused(*_: object, **__: object) -> socket.socket:
@@ -583,7 +583,7 @@ def test_what_the_engine_leaves_out_without_ipv6_is_no_mistake(monkeypatch: pyte
     import errno
     import socket
 
-    from forwarder.commands.checking import _ports
+    from forwarder.commands.listeners import check_listeners
     from forwarder.config import Settings
 
     class Socket(socket.socket):
@@ -598,7 +598,7 @@ def test_what_the_engine_leaves_out_without_ipv6_is_no_mistake(monkeypatch: pyte
         "mx": {"listen": ["127.0.0.1:0", "[::]:25", "[::1]:25"]},
         "api": {"listen": "[::]:8080"},
     }
-    grades = {found.about: found.grade for found in _ports(Settings.model_validate(values))}
+    grades = {found.about: found.grade for found in check_listeners(Settings.model_validate(values))}
     assert grades == {
         "tls": "advice",
         "mx 127.0.0.1:0": "fine",

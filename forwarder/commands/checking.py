@@ -5,65 +5,28 @@ mended; what is only advice does not count. Many domains are looked at side by s
 far it is.
 """
 
-import errno
-import socket
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import timedelta
-from enum import StrEnum
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
 import typer
 
 from forwarder.clock import utc_now
+from forwarder.commands.finding import Finding, Grade
 from forwarder.commands.frame import AsJson, Config, Failure, answer, not_as_root, settings_of, store_trouble
+from forwarder.commands.listeners import check_listeners
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from api.findings import Checked
-    from forwarder.config import HostPort, Settings
+    from forwarder.config import Settings
     from forwarder.net.dns import Resolver
     from forwarder.store.domains import Domain
     from forwarder.store.engine import Database
 
-
-CONNECT = 2.0  # seconds, to a port of this machine
 AT_ONCE = 20  # domains: a look asks some ten questions, each of which may stay without an answer for seconds
-RENEWED_BEFORE = timedelta(days=7)  # ACME clients renew a certificate weeks before its end
-
-
-class Grade(StrEnum):
-    """How a question came out."""
-
-    FINE = "fine"
-    ADVICE = "advice"
-    WRONG = "wrong"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One question and its answer."""
-
-    about: str
-    grade: Grade
-    text: str
-
-    @classmethod
-    def fine(cls, about: str, text: str) -> "Finding":
-        """It is as it should be."""
-        return cls(about=about, grade=Grade.FINE, text=text)
-
-    @classmethod
-    def advice(cls, about: str, text: str) -> "Finding":
-        """It might be better."""
-        return cls(about=about, grade=Grade.ADVICE, text=text)
-
-    @classmethod
-    def wrong(cls, about: str, text: str) -> "Finding":
-        """It must be mended."""
-        return cls(about=about, grade=Grade.WRONG, text=text)
 
 
 def check(config: Config = None, as_json: AsJson = False) -> None:
@@ -72,7 +35,7 @@ def check(config: Config = None, as_json: AsJson = False) -> None:
 
     settings = settings_of(config)
     found = [Finding.fine("configuration", f"is valid; this is {settings.hostname}")]
-    found += [*_postmaster(settings), *_ports(settings), *_confirmation(settings), *_arc(settings)]
+    found += [*_postmaster(settings), *check_listeners(settings), *_confirmation(settings), *_arc(settings)]
     found += asyncio.run(_keys_database_and_dns(settings))
     ok = not any(finding.grade is Grade.WRONG for finding in found)
 
@@ -135,91 +98,6 @@ def _arc(settings: "Settings") -> Iterator[Finding]:
     if settings.arc.enabled and "rsa" not in settings.dkim.algorithms:
         text = 'nothing is sealed: seals need an RSA key; add "rsa" to [dkim] algorithms, or turn [arc] off'
         yield Finding.advice("arc", text)
-
-
-def _ports(settings: "Settings") -> Iterator[Finding]:
-    from forwarder.node import NodeError, running
-    from forwarder.ports import has_ipv6, without_ipv6
-
-    if settings.tls.configured:
-        yield _certificate(settings)
-    else:
-        text = "no certificate: mail comes in clear, and submission does not listen; set [tls] certificate and key"
-        yield Finding.advice("tls", text)
-    try:
-        engine = running(settings.data_dir)
-    except NodeError as error:
-        engine = {}  # nobody can tell
-        yield Finding.wrong("data_dir", str(error))
-    opened = (settings if has_ipv6() else without_ipv6(settings)).listeners
-    for name, listeners in settings.listeners.items():
-        for at in listeners:
-            if at in opened[name]:
-                yield _port(name, at, engine)
-            else:
-                text = "is left out, since this machine has no IPv6; mail comes by IPv4"
-                yield Finding.advice(f"{name} {at}", text)
-
-
-def _certificate(settings: "Settings") -> Finding:
-    from pathlib import Path
-
-    from forwarder.mail.dane import is_named
-    from forwarder.net.tls import ServerTls, TlsFilesError, served
-
-    file = Path(settings.tls.certificate)
-    try:
-        ServerTls(file, Path(settings.tls.key))
-        since, until, names = served(file)
-    except TlsFilesError as error:
-        return Finding.wrong("tls", f"{error}; the engine does not start with them")
-    except (OSError, ValueError):  # OpenSSL reads more than the other library
-        return Finding.fine("tls", f"{file} and its key can be used")
-    now, renew = utc_now(), "renew it; the new files are picked up without a restart"
-    if not since <= now < until:
-        when = f"ended on {until:%Y-%m-%d}" if now >= until else f"begins on {since:%Y-%m-%d}"
-        return Finding.wrong("tls", f"{file} {when}, so that mail programs refuse it; {renew}")
-    if not any(is_named(settings.hostname, name.lower()) for name in names):
-        what = f"is for {', '.join(names)}, not for" if names else "does not name"
-        text = f"{file} {what} {settings.hostname}; mail programs that are told this name refuse it"
-        return Finding.advice("tls", text)
-    if until - now < RENEWED_BEFORE:
-        return Finding.advice("tls", f"{file} ends on {until:%Y-%m-%d}; {renew}")
-    return Finding.fine("tls", f"{file} and its key can be used until {until:%Y-%m-%d}")
-
-
-def _port(name: str, at: "HostPort", engine: Mapping[str, Sequence[str]] | None) -> Finding:
-    """Whether the port can be had, or is had by the ``engine`` that runs; None: none does."""
-    from forwarder.net.listening import bound_socket
-
-    about = f"{name} {at}"
-    try:
-        bound_socket(at, shared=False).close()
-    except OSError as error:
-        # The system refuses a low port to who has no privilege before it looks whether the port is taken, and under
-        # systemd the engine has one that a command of the same user has not.
-        forbidden = isinstance(error, PermissionError)
-        if error.errno == errno.EADDRINUSE or (forbidden and _answers(at)):
-            if engine is None:
-                text = "is in use, but no engine runs with this data_dir; stop what holds it (ss -ltnp)"
-                return Finding.wrong(about, text)
-            if str(at) in engine.get(name, ()):
-                return Finding.fine(about, "is open; the engine runs")
-            return Finding.advice(about, "is in use: by this engine, or else stop what holds it (ss -ltnp)")
-        text = "needs a privilege: run as root, or give CAP_NET_BIND_SERVICE as deploy/forwarder.service does"
-        return Finding.wrong(about, text if forbidden else str(error.strerror))
-    return Finding.fine(about, "is free; the engine does not run here now")
-
-
-def _answers(at: "HostPort") -> bool:
-    """Whether somebody on this machine takes connections there."""
-    from forwarder.net.listening import local_host
-
-    try:
-        socket.create_connection((local_host(at), at.port), timeout=CONNECT).close()
-    except OSError:
-        return False
-    return True
 
 
 async def _keys_database_and_dns(settings: "Settings") -> list[Finding]:
