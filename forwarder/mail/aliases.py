@@ -33,6 +33,7 @@ from forwarder.mail.destination import (
     mailbox_key,
     parse_forward,
 )
+from forwarder.mail.expressions import table_of
 from forwarder.mail.pattern import (
     MAX_PATTERN,
     NO_CAPTURES,
@@ -42,7 +43,6 @@ from forwarder.mail.pattern import (
     classify,
     parse_pattern,
     star_match,
-    table_of,
 )
 
 # Providers that deliver user+label@ to user@.

@@ -10,8 +10,9 @@ regular expressions than MAX_EFFORT allows: a look-up among all that one domain 
 address is followed once: a circle adds nothing to what was found before it closed, so its branch stops there and the
 rest stands.
 
-The parts are in rooms of their own: ``mail.pattern`` (the left side of an alias), ``mail.destination`` (the right
-side), ``mail.aliases`` (the alias, and the rule set that finds the one that answers).
+The parts are in rooms of their own: ``mail.pattern`` (the left side of an alias), ``mail.expressions`` (the regular
+expressions of a domain), ``mail.destination`` (the right side), ``mail.aliases`` (the alias, and the rule set that
+finds the one that answers).
 
 How it fails: ``Expansion.trouble`` says why a recipient leads nowhere. A branch that leads nowhere beside others that
 do not is listed in ``dead_ends`` and in the steps; but a branch that is to be tried later defers the whole recipient,

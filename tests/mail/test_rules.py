@@ -8,13 +8,13 @@ import re2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forwarder.mail import pattern
+from forwarder.mail import expressions, pattern
 from forwarder.mail.address import Path, parse_address
 from forwarder.mail.aliases import UNKNOWN, Alias, Match, RuleSet, parse_alias
 from forwarder.mail.destination import Url, canonical_forward, parse_forward
+from forwarder.mail.expressions import RegexTable
 from forwarder.mail.pattern import (
     AliasKind,
-    RegexTable,
     RuleError,
     classify,
     expression_of,
@@ -456,7 +456,7 @@ def test_what_is_prepared_compiles_no_more_than_one_expression(monkeypatch: pyte
 
 
 def test_where_expressions_do_not_fit_together_all_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pattern, "_SET_MEMORY", 1 << 12)
+    monkeypatch.setattr(expressions, "_SET_MEMORY", 1 << 12)
     table = RegexTable([f"([a-z]{{1,20}}{number})" for number in range(30)])
     table.prepare("a")
     monkeypatch.setattr(re2, "compile", None)
@@ -504,7 +504,7 @@ def test_all_that_a_domain_may_have_are_asked_together(first: str, monkeypatch: 
 
 
 def test_expressions_that_are_asked_one_by_one_keep_little_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pattern, "_SET_MEMORY", 1 << 12)
+    monkeypatch.setattr(expressions, "_SET_MEMORY", 1 << 12)
     table = RegexTable([f"(?:[ab]*a[ab]{{30}}d{number})" for number in range(1500)])
     table.prepare("a")
     before = _resident()
@@ -526,7 +526,7 @@ def _seconds(table: RegexTable, local: str) -> float:
 
 def test_a_set_that_runs_out_of_memory_is_asked_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for memory in (1 << 12, 1 << 14, 1 << 17):
-        monkeypatch.setattr("forwarder.mail.pattern._SET_MEMORY", memory)
+        monkeypatch.setattr("forwarder.mail.expressions._SET_MEMORY", memory)
         table = RegexTable([f"(.*a.{{{number}}}b{number})" for number in range(30)] + ["(zz)"])
         text = "abbabaabbbabaababbabab" * 2 + "ab29"
         found = table.first("a" + "c" * 29 + "b29")

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, delete, insert, update
 
 from forwarder.mail.address import parse_address
 from forwarder.mail.aliases import UNKNOWN
-from forwarder.mail.pattern import RegexTable, table_of
+from forwarder.mail.expressions import RegexTable, table_of
 from forwarder.store import directory as directory_room
 from forwarder.store import rule_sets
 from forwarder.store.changes import purge, touch
