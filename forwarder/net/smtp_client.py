@@ -313,6 +313,8 @@ def _stuffed_blocks(part: bytes) -> Iterator[bytes | memoryview]:
         end = len(part)
         if end - start > BLOCK:
             end = part.rfind(b"\n", start, start + BLOCK) + 1 or part.find(b"\n", start) + 1 or end
-        block = view[start:end]
-        yield stuffed(bytes(block)) if find_dot(block) >= 0 or part.startswith(b".", start) else block
+        block: bytes | memoryview = view[start:end]
+        if find_dot(block) >= 0:  # ``stuffed`` would look again, in a copy
+            block = bytes(block).replace(b"\r\n.", b"\r\n..")
+        yield b"." + block if part.startswith(b".", start) else block
         start = end
