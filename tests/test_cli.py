@@ -162,6 +162,16 @@ def test_an_alias_is_added_once_and_only_if_it_can_be_one(hosted: Cli) -> None:
     assert [a["alias"] for a in hosted.json("alias", "list", "example.com")] == ["*"]
 
 
+def test_an_alias_that_the_api_would_not_take_is_not_added(hosted: Cli) -> None:
+    """Whoever reads it there could not send it back."""
+    hosted.write(more="[plans.default]\ndestinations = 1000\n")
+    forward = ",".join(f"{'a' * 50}{number}@{'x' * 60}.test" for number in range(1000))
+    assert "longer than 100000" in hosted.fails("alias", "add", "example.com", "everybody", forward)
+    hosted.write(more="[plans.default]\ndestinations = 1\n")
+    forward = "one@dest.test,two@dest.test"
+    assert "limited to 1 destinations" in hosted.fails("alias", "add", "example.com", "both", forward)
+
+
 def test_an_alias_is_found_by_the_name_that_made_it(hosted: Cli) -> None:
     made = hosted.json("alias", "add", "example.com", "straße", "you@example.org")
     assert made["alias"] == "strasse"

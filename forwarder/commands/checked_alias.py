@@ -19,28 +19,24 @@ def store_alias(
     """The alias, saved; or a Failure that says what to write instead, and nothing is saved."""
     from api.asking import ask_owners
     from api.improvmx.circles import circle
-    from api.improvmx.requests import plain
-    from forwarder.mail.aliases import parse_alias
-    from forwarder.mail.destination import Url, canonical_forward
-    from forwarder.net.http import Blocked, check_url
+    from api.improvmx.requests import NewAlias
+    from api.validation import Bounds, validate
+    from forwarder.mail.destination import check_captures, parse_forward
+    from forwarder.mail.pattern import RuleError
     from forwarder.store import aliases
 
-    private = settings.outbound.allow_private_destinations
-    try:
-        canonical, destinations = parse_alias(pattern.strip(), forward, plain_http=private)
-        plain(pattern)
-        plain(forward)
-        for destination in destinations:
-            if isinstance(destination, Url):
-                check_url(destination.url, allow_private=private)
-    except (ValueError, Blocked) as error:  # what an alias cannot be among them
-        raise Failure(str(error)) from None
-    if len(destinations) > plan.destinations:
-        count = len(destinations)
-        raise Failure(f"an alias of this account may lead to {plan.destinations} destinations, not {count}")
-    made = aliases.add(
-        conn, domain, canonical, canonical_forward(destinations), utc_now(), limit=plan.aliases
+    bounds = Bounds(
+        allow_private=settings.outbound.allow_private_destinations, destinations=plan.destinations
     )
+    form = validate(NewAlias, {"alias": pattern, "forward": forward}, context=bounds)
+    if isinstance(form, dict):
+        faults = (f"this {field} cannot be: {' '.join(texts)}" for field, texts in form.items())
+        raise Failure(" ".join(faults))
+    try:
+        check_captures(form.alias, parse_forward(form.forward, plain_http=True))
+    except RuleError as error:
+        raise Failure(str(error)) from None
+    made = aliases.add(conn, domain, form.alias, form.forward, utc_now(), limit=plan.aliases)
     if (found := circle(conn, domain, [made])) is not None:
         raise Failure(found[1])
     ask_owners(conn, settings, domain, [made], made.created_at)

@@ -29,7 +29,6 @@ from forwarder.mail.address import AddressError, Path, fold, parse_address
 from forwarder.mail.destination import (
     Destination,
     Url,
-    check_captures,
     mailbox_key,
     parse_forward,
 )
@@ -41,7 +40,6 @@ from forwarder.mail.pattern import (
     Captures,
     RuleError,
     classify,
-    parse_pattern,
     star_match,
 )
 
@@ -132,16 +130,6 @@ def place(row_id: int, pattern: str, rank: float | None) -> float:
             return LAST_RANK + MAX_PATTERN - (len(pattern) - pattern.count("*"))
         case AliasKind.CATCH_ALL:
             return LAST_RANK + 2 * MAX_PATTERN
-
-
-def parse_alias(
-    pattern: str, forward: str, *, plain_http: bool = False
-) -> tuple[str, tuple[Destination, ...]]:
-    """Both sides of an alias as a person wrote them, in canonical form and fitting each other. Raises RuleError."""
-    canonical = parse_pattern(pattern)
-    destinations = parse_forward(forward, plain_http=plain_http)
-    check_captures(canonical, destinations)
-    return canonical, destinations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

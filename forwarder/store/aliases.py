@@ -1,9 +1,9 @@
 """Aliases of a domain: a pattern and where it leads.
 
-Functions of a connection. Patterns and forwards arrive canonical (``mail.aliases.parse_alias``); the store only keeps
-one alias of a pattern a domain. Every change is announced with ``changes.touch`` in the same transaction, before any
-row is taken. The limit of aliases is one of each domain; it is counted when the account's row is taken, so parallel
-creates cannot pass it.
+Functions of a connection. Patterns and forwards arrive canonical (``mail.pattern.parse_pattern``,
+``mail.destination.canonical_forward``); the store only keeps one alias of a pattern a domain. Every change is announced
+with ``changes.touch`` in the same transaction, before any row is taken. The limit of aliases is one of each domain; it
+is counted when the account's row is taken, so parallel creates cannot pass it.
 
 An alias is found by its pattern or by its id. A pattern of digits alone is a pattern first.
 
