@@ -538,29 +538,6 @@ async def test_check_looks_at_many_domains_side_by_side(hosted: Cli, monkeypatch
     assert [one.removesuffix(" MX") for one in about if one.endswith(" MX")] == names
 
 
-@pytest.mark.parametrize("at", ["0.0.0.0", "127.0.0.1"])
-def test_a_low_port_that_the_engine_has_is_not_found_wanting_a_privilege(
-    monkeypatch: pytest.MonkeyPatch, at: str
-) -> None:
-    """The engine has the privilege from its unit, who asks has not: EACCES then comes before EADDRINUSE."""
-    import errno
-    import socket
-
-    from forwarder.commands.listeners import _port
-    from forwarder.config import HostPort
-
-    def refused(*_: object, **__: object) -> socket.socket:
-        raise OSError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr("forwarder.net.listening.bound_socket", refused)
-    with socket.create_server(("127.0.0.1", 0)) as engine:
-        port = engine.getsockname()[1]
-        found = _port("mx", HostPort(at, port), {})
-        assert (found.grade, found.text.partition(":")[0]) == ("advice", "is in use")
-    found = _port("mx", HostPort(at, port), None)
-    assert (found.grade, found.text.partition(":")[0]) == ("wrong", "needs a privilege")
-
-
 def test_what_is_piped_is_not_cut(hosted: Cli) -> None:
     """Somebody may look for it with grep."""
     forward = ",".join(f"somebody.with.a.long.name.{number}@example.org" for number in range(20))
@@ -587,35 +564,6 @@ def test_wrong_use_is_json_too() -> None:
         )
         assert (done.returncode, done.stdout) == (2, "")
         assert json.loads(done.stderr)["error"]
-
-
-def test_what_the_engine_leaves_out_without_ipv6_is_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    import errno
-    import socket
-
-    from forwarder.commands.listeners import check_listeners
-    from forwarder.config import Settings
-
-    class Socket(socket.socket):
-        def __init__(self, family: int = -1, *more: Any, **named: Any) -> None:
-            if family == socket.AF_INET6:
-                raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
-            super().__init__(family, *more, **named)
-
-    monkeypatch.setattr(socket, "socket", Socket)
-    values = {
-        "hostname": "mx.test",
-        "mx": {"listen": ["127.0.0.1:0", "[::]:25", "[::1]:25"]},
-        "api": {"listen": "[::]:8080"},
-    }
-    grades = {found.about: found.grade for found in check_listeners(Settings.model_validate(values))}
-    assert grades == {
-        "tls": "advice",
-        "mx 127.0.0.1:0": "fine",
-        "mx [::]:25": "advice",  # it stands in the default, and the engine serves without it
-        "mx [::1]:25": "wrong",
-        "api [::]:8080": "wrong",
-    }
 
 
 def test_the_log_of_an_alias_is_that_of_its_domain(hosted: Cli) -> None:

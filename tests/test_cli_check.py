@@ -1,14 +1,17 @@
 """``forwarder check`` about this machine: its ports and its folder."""
 
+import errno
 import json
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from forwarder.config import HostPort
+from forwarder.commands.listeners import _port, check_listeners
+from forwarder.config import HostPort, Settings
 from forwarder.net.listening import bound_socket
 from forwarder.node import NodeLock, write_ports
 from tests.commandline import Cli
@@ -61,6 +64,47 @@ def test_a_port_that_is_free_is_said_to_be(cli: Cli) -> None:
     cli.config.write_text(cli.config.read_text().replace("127.0.0.1:0", f"127.0.0.1:{port}", 1))
     text = "is free; the engine does not run here now"
     assert about(cli, f"mx 127.0.0.1:{port}") == [("fine", text)]
+
+
+@pytest.mark.parametrize("at", ["0.0.0.0", "127.0.0.1"])
+def test_a_low_port_that_the_engine_has_is_not_found_wanting_a_privilege(
+    monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """The engine has the privilege from its unit, who asks has not: EACCES then comes before EADDRINUSE."""
+
+    def refused(*_: object, **__: object) -> socket.socket:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("forwarder.net.listening.bound_socket", refused)
+    with socket.create_server(("127.0.0.1", 0)) as engine:
+        port = engine.getsockname()[1]
+        found = _port("mx", HostPort(at, port), {})
+        assert (found.grade, found.text.partition(":")[0]) == ("advice", "is in use")
+    found = _port("mx", HostPort(at, port), None)
+    assert (found.grade, found.text.partition(":")[0]) == ("wrong", "needs a privilege")
+
+
+def test_what_the_engine_leaves_out_without_ipv6_is_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Socket(socket.socket):
+        def __init__(self, family: int = -1, *more: Any, **named: Any) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+            super().__init__(family, *more, **named)
+
+    monkeypatch.setattr(socket, "socket", Socket)
+    values = {
+        "hostname": "mx.test",
+        "mx": {"listen": ["127.0.0.1:0", "[::]:25", "[::1]:25"]},
+        "api": {"listen": "[::]:8080"},
+    }
+    grades = {found.about: found.grade for found in check_listeners(Settings.model_validate(values))}
+    assert grades == {
+        "tls": "advice",
+        "mx 127.0.0.1:0": "fine",
+        "mx [::]:25": "advice",  # it stands in the default, and the engine serves without it
+        "mx [::1]:25": "wrong",
+        "api [::]:8080": "wrong",
+    }
 
 
 def test_what_root_left_in_the_folder_must_be_mended(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
