@@ -31,8 +31,8 @@ from forwarder.net.smtp_answers import Answered, SessionFault
 from forwarder.net.smtp_client import ClientSession
 from forwarder.outbound.parcel import Carried, Job, Parcel, Verdict
 from forwarder.outbound.pool import Pool
-from forwarder.outbound.prepare import Signing
 from forwarder.outbound.route import MxHost, Route
+from forwarder.outbound.signing import Signing
 from forwarder.outbound.webhook import Webhooks
 from forwarder.store.records import Delivery
 

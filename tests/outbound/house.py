@@ -31,8 +31,8 @@ from forwarder.outbound.delivery import Courier
 from forwarder.outbound.dispatcher import Dispatcher
 from forwarder.outbound.policies import Policies
 from forwarder.outbound.pool import Pool
-from forwarder.outbound.prepare import Signing
 from forwarder.outbound.route import Router
+from forwarder.outbound.signing import Signing
 from forwarder.outbound.webhook import Webhooks
 from forwarder.store.engine import Database
 from forwarder.store.migrations import upgrade

@@ -18,7 +18,7 @@ from forwarder.mail.event import DeliveryKind, Transport
 from forwarder.mail.seal import Algorithm, Signer, generate, load_key
 from forwarder.mail.verification import AuthResult, verify
 from forwarder.outbound.parcel import Parcel
-from forwarder.outbound.prepare import INLINE_HEAD, INLINE_OCTETS, Signing
+from forwarder.outbound.signing import INLINE_HEAD, INLINE_OCTETS, Signing
 from tests.outbound.house import CONTENT, House, house
 
 # 8 KiB of head: 2.7 ms by the estimate
