@@ -233,13 +233,14 @@ class Screening:
         return answers, spf[0] if spf else None
 
     def _judge(self, brief: _Brief, answers: dict[str, tuple[bytes, ...]], spf: SpfResult | None) -> Results:
-        signatures = verification.verify(brief.message, answers, now=self._clock()) if self._dkim else []
+        now = self._clock()
+        signatures = verification.verify(brief.message, answers, now=now) if self._dkim else []
         policy, others = None, []
         if self._dmarc:
             policy, *others = dmarc.evaluate(
                 brief.author, answers, spf=spf, dkim=signatures, organisational=registered_domain
             )
-        chain = arc.validate(brief.message, answers) if self._arc else None
+        chain = arc.validate(brief.message, answers, now=now) if self._arc else None
         return Results(spf=spf, dkim=signatures, dmarc=policy, others=others, arc=chain)
 
 

@@ -25,6 +25,8 @@ from forwarder.mail.verification import (
     SignatureError,
     check_octets,
     check_signature,
+    check_terms,
+    check_times,
     parse_seal,
     parse_signature,
 )
@@ -85,14 +87,18 @@ def needed_keys(message: Canonical) -> tuple[str, ...]:
     return tuple(names)
 
 
-def validate(message: Canonical, answers: Answers) -> Chain:
+def validate(message: Canonical, answers: Answers, *, now: datetime) -> Chain:
     """Judge the chain by RFC 8617 section 5.2."""
     try:
         sets = _collect(message)
         if not sets:
             return Chain(status=ChainStatus.NONE)
+        signature = sets[-1].message
         try:
-            check_signature(message, sets[-1].message, answers)
+            # RFC 8617 4.1.2: it means what a DKIM-Signature means, and that of an older set is not looked at.
+            check_terms(signature)
+            check_times(signature, now)
+            check_signature(message, signature, answers)
         except SignatureError as error:
             raise _ChainError.of(f"message signature {len(sets)}", error) from error
         canonical = [relaxed_field(raw) for one in sets for raw in _raws(one)]

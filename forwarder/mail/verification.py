@@ -117,7 +117,7 @@ def _judge(message: Canonical, raw: bytes, answers: Answers, now: datetime) -> S
         return SignatureResult(result=error.result, reason=error.reason)
     result, reason = AuthResult.PASS, ""
     try:
-        _check_times(signature.tags, now)
+        check_times(signature, now)
         key = check_signature(message, signature, answers)
         if key.strict and _identity_domain(signature) != signature.domain:
             raise SignatureError("i= is not exactly the signing domain")
@@ -140,14 +140,19 @@ def _parse(raw: bytes) -> Signature:
     tags = signature.tags
     if tags.get("v") != "1":
         raise SignatureError("unknown version")
-    if b"from" not in signature.names:
-        raise SignatureError("From is not signed")
+    check_terms(signature)
     domain = _identity_domain(signature)
     if domain != signature.domain and not domain.endswith("." + signature.domain):
         raise SignatureError("i= is not of the signing domain")
-    if "dns/txt" not in without_white(tags.get("q", "dns/txt")).lower().split(":"):
-        raise SignatureError("unknown way to ask for the key")
     return signature
+
+
+def check_terms(signature: Signature) -> None:
+    """What a signature of a message must cover, and how its key is asked for; SignatureError."""
+    if b"from" not in signature.names:
+        raise SignatureError("From is not signed")
+    if "dns/txt" not in without_white(signature.tags.get("q", "dns/txt")).lower().split(":"):
+        raise SignatureError("unknown way to ask for the key")
 
 
 def _identity_domain(signature: Signature) -> str:
@@ -251,8 +256,9 @@ def signed_data(message: Canonical, signature: Signature) -> bytes:
     return b"\r\n".join(lines)
 
 
-def _check_times(tags: Mapping[str, str], now: datetime) -> None:
-    made, until = _number(tags, "t"), _number(tags, "x")
+def check_times(signature: Signature, now: datetime) -> None:
+    """Whether it still holds, by its own ``x=``; SignatureError."""
+    made, until = _number(signature.tags, "t"), _number(signature.tags, "x")
     if until is None:
         return
     if made is not None and until < made:

@@ -21,7 +21,7 @@ MESSAGE = b"From: a@example.org\r\nTo: b@example.net\r\nSubject: x\r\n\r\nHello.
 
 
 def judge(content: bytes) -> Chain:
-    return validate(Canonical(content), ANSWERS)
+    return validate(Canonical(content), ANSWERS, now=NOW)
 
 
 def seal(content: bytes, chain: ChainStatus | None = None) -> bytes:
@@ -147,7 +147,7 @@ def test_a_key_that_binds_the_identity_of_dkim_may_seal() -> None:
     """t=s is about the i= of a DKIM-Signature; that of ARC is the number of the set (RFC 8617 4.1.2)."""
     content = chained(2)
     strict = KEY.record.replace("v=DKIM1;", "v=DKIM1; t=s;").encode()
-    assert validate(Canonical(content), {NAME: [strict]}).status is ChainStatus.PASS
+    assert validate(Canonical(content), {NAME: [strict]}, now=NOW).status is ChainStatus.PASS
     assert dkim.arc_verify(content, dnsfunc=lambda name, timeout=5: strict)[0] == b"pass"
 
 
@@ -178,7 +178,7 @@ def test_fifty_sets_are_the_most() -> None:
 
 def test_dns_that_cannot_tell_is_no_pass_and_no_lasting_failure() -> None:
     content = chained(1)
-    chain = validate(Canonical(content), {})
+    chain = validate(Canonical(content), {}, now=NOW)
     assert (chain.status, chain.temporary) == (ChainStatus.FAIL, True)
     assert judge(content.replace(b"Hello", b"Hullo")).temporary is False
 
@@ -203,20 +203,61 @@ def test_a_broken_chain_that_somebody_calls_good_is_sealed_as_failed() -> None:
     assert b"cv=fail;" in seal(content, chain=ChainStatus.PASS)
 
 
-def test_a_message_signature_without_canonicalisation_means_relaxed() -> None:
-    message = Canonical(MESSAGE)
+def first_set(more: bytes = b"", left_out: bytes = b"") -> bytes:
+    """MESSAGE with a set of its own making: a message signature with ``more`` tags, and over all but one field."""
+    message = Canonical(MESSAGE.replace(left_out, b"") if left_out else MESSAGE)
     names, data = signed_fields(message)
     body_hash = base64.b64encode(message.body_hash(Form.RELAXED))
     tags = [
         b"i=1; a=rsa-sha256; d=hop.example.net; s=arc;",
-        b"h=" + b":".join(names) + b";",
+        more,
+        b"h=" + b":".join(name for name in names if name + b":" not in left_out.lower()) + b";",
         b"bh=" + body_hash + b";",
     ]
     results = b"ARC-Authentication-Results: i=1; hop.example.net; none\r\n"
-    signature = sealed(b"ARC-Message-Signature", tags, data, SIGNER)
+    signature = sealed(b"ARC-Message-Signature", [tag for tag in tags if tag], data, SIGNER)
     own = b"\r\n".join([relaxed_field(results), relaxed_field(signature), b""])
     top = sealed(b"ARC-Seal", [b"i=1; cv=none; a=rsa-sha256; d=hop.example.net; s=arc;"], own, SIGNER)
-    content = top + signature + results + MESSAGE
-    assert b"c=" not in signature
+    return top + signature + results + MESSAGE
+
+
+def test_a_message_signature_without_canonicalisation_means_relaxed() -> None:
+    content = first_set()
+    assert b"c=" not in content
     assert judge(content).status is ChainStatus.PASS
     assert dkimpy_says(content) == b"pass"
+
+
+# RFC 8617 4.1.2: it means what a DKIM-Signature means. NOW is 1704196800, which for dkimpy is long past.
+@pytest.mark.parametrize(
+    ("more", "fault"),
+    [
+        (b"t=1704190000; x=1704196799;", "the signature has expired"),
+        (b"x=1704196799;", "the signature has expired"),
+        (b"t=1704196700; x=1704196699;", "x= is before t="),
+        (b"q=dns/caa;", "unknown way to ask for the key"),
+    ],
+)
+def test_the_newest_message_signature_keeps_the_terms_of_dkim(more: bytes, fault: str) -> None:
+    content = first_set(more)
+    chain = judge(content)
+    assert (chain.status, chain.reason) == (ChainStatus.FAIL, f"message signature 1: {fault}")
+    assert dkimpy_says(content) == b"fail"
+
+
+@pytest.mark.parametrize("more", [b"x=1704196800;", b"t=1704196800; x=1704196800;", b"q=dns/txt;"])
+def test_a_message_signature_holds_to_the_end_of_its_time(more: bytes) -> None:
+    assert judge(first_set(more)).status is ChainStatus.PASS
+
+
+def test_a_message_signature_covers_the_author() -> None:
+    # RFC 6376 6.1.1: without From in h= anybody may have written it.
+    chain = judge(first_set(left_out=b"From: a@example.org\r\n"))
+    assert (chain.status, chain.reason) == (ChainStatus.FAIL, "message signature 1: From is not signed")
+
+
+def test_the_terms_of_an_older_message_signature_are_not_looked_at() -> None:
+    # RFC 8617 5.2: only the newest must hold. The time of a hop ends while the message is at the next one.
+    content = first_set(b"x=1704196799;")
+    resealed = seal(content, chain=ChainStatus.PASS) + content
+    assert judge(resealed).status is ChainStatus.PASS
