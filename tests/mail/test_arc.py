@@ -159,6 +159,13 @@ def test_a_signature_that_covers_a_seal_fails() -> None:
     assert "covers a seal" in judge(content).reason
 
 
+def test_a_seal_that_names_headers_fails() -> None:
+    # RFC 8617 4.1.3: a seal is over the ARC sets alone.
+    content = altered(b"ARC-Seal", lambda h: h.replace(b"d=", b"h=from; d="), chained(1))
+    assert judge(content).reason == "seal 1: h= is not allowed"
+    assert dkimpy_says(content) == b"fail"
+
+
 def test_an_intermediate_signature_may_be_broken() -> None:
     # RFC 8617 5.2: only the newest message signature must hold; lists change what earlier hops signed.
     content = chained(1)

@@ -319,6 +319,11 @@ STRICT = b"v=DMARC1; p=reject; adkim=s; aspf=s"
         (REJECT, spf("example.org", AuthResult.TEMPERROR), (), AuthResult.TEMPERROR),
         (REJECT, spf("evil.example", AuthResult.TEMPERROR), (), AuthResult.FAIL),
         (REJECT, None, (), AuthResult.FAIL),
+        # Each is as strict as its own tag says (RFC 7489 6.3).
+        (REJECT + b"; adkim=s", spf("bounce.example.org"), (), AuthResult.PASS),
+        (REJECT + b"; adkim=s", None, (signature("mail.example.org"),), AuthResult.FAIL),
+        (REJECT + b"; aspf=s", spf("bounce.example.org"), (), AuthResult.FAIL),
+        (REJECT + b"; aspf=s", None, (signature("mail.example.org"),), AuthResult.PASS),
         (b"v=spf1", spf("example.org"), (), AuthResult.NONE),
     ],
 )

@@ -33,6 +33,16 @@ def test_empty_bodies() -> None:
         assert Canonical(content).body_hash(Form.SIMPLE) == hashlib.sha256(b"\r\n").digest()
 
 
+# The lines of the head's end are not the body's, however many empty lines are taken at a time.
+@pytest.mark.parametrize("lines", [1, 2046, 2047, 2048, 2049, 4095, 4096])
+def test_empty_lines_alone_are_an_empty_body(lines: int) -> None:
+    message = Canonical(b"A: b\r\n\r\n" + b"\r\n" * lines)
+    assert message.body_hash(Form.RELAXED) == hashlib.sha256(b"").digest()
+    assert message.body_length(Form.RELAXED) == 0
+    assert message.body_hash(Form.SIMPLE) == hashlib.sha256(b"\r\n").digest()
+    assert message.body_length(Form.SIMPLE) == 2
+
+
 def test_a_body_that_would_be_empty_without_its_blanks() -> None:
     assert Canonical(b"\r\n \t\r\n \r\n").body_hash(Form.RELAXED) == hashlib.sha256(b"").digest()
 

@@ -225,6 +225,18 @@ def test_a_boundary_that_the_original_would_end_is_avoided() -> None:
     assert len(parts) == 3
 
 
+def test_a_boundary_is_lengthened_until_the_original_lacks_it() -> None:
+    content = report(original=b"Subject: x\r\nX: --report-019aa5b3 --report-019aa5b3xx\r\n\r\n")
+    assert b'\tboundary="report-019aa5b3xxx"\r\n' in content
+    assert content.count(b"\r\n--report-019aa5b3xxx") == 4
+
+
+def test_a_hundred_recipients_are_described_and_the_rest_are_counted() -> None:
+    content = report(*[failed(address=f"a{number}@example.net") for number in range(103)])
+    assert content.count(b"Final-Recipient:") == 100
+    assert b"\r\n... and 3 more.\r\n" in content
+
+
 def test_a_boundary_inside_the_original_is_avoided() -> None:
     original = b"Subject: x\r\nX: y\r\n --report-019aa5b3\r\n\r\n--report-019aa5b3--\r\n"
     _, parts = parsed(report(original=original))

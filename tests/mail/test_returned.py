@@ -159,3 +159,89 @@ def test_bombs_cost_little() -> None:
         begun = time.process_time()
         read_report(bomb)
         assert time.process_time() - begun < 1
+
+
+def parts(*pieces: bytes, end: bytes = b"--b--\r\n") -> bytes:
+    """A multipart/report of these parts, each with its header."""
+    head = b"Content-Type: multipart/report; boundary=b\r\n\r\n"
+    return head + b"".join(b"--b\r\n" + piece + b"\r\n" for piece in pieces) + end
+
+
+def status(*lines: bytes) -> bytes:
+    return b"Content-Type: message/delivery-status\r\n\r\n" + b"".join(line + b"\r\n" for line in lines)
+
+
+OTHER = TRACE.replace(ID.encode(), b"f" * 32)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        # There is one report, and one original.
+        parts(
+            status(b"Action: failed", b"Status: 5.1.1"),
+            b"Content-Type: message/rfc822\r\n\r\n" + TRACE,
+            status(b"Action: failed", b"Status: 5.7.1"),
+            b"Content-Type: message/rfc822\r\n\r\n" + OTHER,
+        ),
+        # Of a field given twice the first counts, and empty lines before the original are none of its.
+        parts(
+            status(b"Action: failed", b"Status: 5.1.1", b"Status: 5.7.1"),
+            b"Content-Type: text/rfc822-headers\r\n\r\n\r\n" + TRACE + OTHER,
+        ),
+        # The first recipient that failed counts.
+        parts(
+            status(b"Action: delayed", b"Status: 4.2.2", b"", b"Action: failed", b"Status: 5.1.1"),
+            b"Content-Type: message/rfc822\r\n\r\n" + TRACE,
+        ),
+    ],
+)
+def test_what_is_said_first_counts(content: bytes) -> None:
+    returned = read_report(content)
+    assert returned is not None
+    assert [passage.delivery_id for passage in returned.passages] == [ID]
+    assert (returned.action, returned.status) == ("failed", "5.1.1")
+
+
+def test_what_stands_behind_the_end_is_no_part() -> None:  # RFC 2046 5.1.1
+    assert read_report(parts(end=b"--b--\r\n--b\r\n" + status(b"Status: 5.1.1"))) is None
+
+
+@pytest.mark.parametrize(("before", "read"), [(19, True), (20, False)])
+def test_twenty_parts_are_looked_at(before: int, read: bool) -> None:
+    content = parts(*[b"Content-Type: text/plain\r\n\r\nx"] * before, status(b"Status: 5.1.1"))
+    assert (read_report(content) is not None) is read
+
+
+@pytest.mark.parametrize(
+    ("lines", "recipient", "diagnostic"),
+    [
+        ((b"Final-Recipient: rfc822; ann@example.org",), "ann@example.org", ""),
+        ((b"Original-Recipient: rfc822;ann@example.org",), "ann@example.org", ""),
+        (
+            (b"Final-Recipient: rfc822; ann@example.org", b"Original-Recipient: rfc822; bob@example.org"),
+            "ann@example.org",
+            "",
+        ),
+        ((b"Diagnostic-Code: X-Postfix; unknown user: ann",), "", "unknown user: ann"),
+        ((b"Diagnostic-Code: smtp;550 no; really",), "", "550 no; really"),
+        ((b"Diagnostic-Code: 550 no (ann); sorry",), "", "550 no (ann); sorry"),
+    ],
+)
+def test_what_stands_behind_a_type(lines: tuple[bytes, ...], recipient: str, diagnostic: str) -> None:
+    returned = read_report(parts(status(b"Action: failed", *lines)))
+    assert returned is not None
+    assert (returned.recipient, returned.diagnostic) == (recipient, diagnostic)
+
+
+def test_a_status_is_told_whatever_it_is() -> None:
+    returned = read_report(parts(status(b"Action: delivered", b"Status: 2.1.5 (ok)")))
+    assert returned is not None
+    assert (returned.action, returned.status) == ("delivered", "2.1.5")
+
+
+@pytest.mark.parametrize("mark", [b"> ", b"  > > ", b"\t", b">>>>>>>>>>"])
+def test_a_notice_that_quotes_the_header_of_the_original(mark: bytes) -> None:
+    returned = read_report(QMAIL.replace(TRACE, mark + TRACE))
+    assert returned is not None
+    assert [passage.delivery_id for passage in returned.passages] == [ID]

@@ -157,6 +157,14 @@ def test_hundreds_of_one_header_do_not_swell_the_signature() -> None:
     assert accepted(header + content)
 
 
+@pytest.mark.parametrize(("count", "named"), [(19, 20), (20, 21), (21, 20), (25, 20)])
+def test_one_more_is_named_while_all_are_covered(count: int, named: int) -> None:
+    content = b"To: x@example.org\r\n" * count + MESSAGE.replace(b"To: ", b"X-To: ")
+    header = sign(Canonical(content), [RSA_SIGNER], now=NOW)
+    assert tags(header)["h"].split(":").count("to") == named
+    assert accepted(header + content)
+
+
 def test_a_generated_key_loads_and_publishes_itself() -> None:
     assert public_record(load_key(RSA.pem)) == RSA.record
     assert public_record(load_key(ED.pem)) == ED.record

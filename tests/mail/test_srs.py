@@ -127,6 +127,13 @@ def test_a_chain_of_forwarders_does_not_grow() -> None:
     assert third.reverse(path, now=NOW) == first
 
 
+def test_the_first_hop_of_a_chain_is_a_domain_in_whatever_case() -> None:
+    chained = parse_address("SRS1=HHHH=First.EXAMPLE==HHHH=TT=example.org=ann@other.example")
+    path = ours.forward(chained, now=NOW)
+    assert path.local[14:] == "first.example==HHHH=TT=example.org=ann"
+    assert ours.reverse(path, now=NOW) == parse_address("SRS0=HHHH=TT=example.org=ann@first.example")
+
+
 def test_a_chained_hash_cannot_be_spent_as_a_wrapped_one() -> None:
     chained = ours.forward(Path(local="SRS0+x.org=BB=y=z", domain="bb"), now=NOW).local
     digest = chained.split("=")[1]

@@ -210,9 +210,55 @@ def test_what_dns_says() -> None:
     assert only(content, {name: [b"unrelated", KEY.record.encode()]}).result is AuthResult.PASS
 
 
+def resigned(*tags: bytes, form: bytes = b"c=relaxed/relaxed;", body: Form = Form.RELAXED) -> bytes:
+    """MESSAGE with a signature of ours that has these tags, too."""
+    message = Canonical(MESSAGE)
+    names, data = signed_fields(message)
+    own = [b"v=1; a=rsa-sha256; d=example.org; s=sel;", form, *tags, b"h=" + b":".join(names) + b";"]
+    own.append(b"bh=" + base64.b64encode(message.body_hash(body)) + b";")
+    return sealed(b"DKIM-Signature", own, data, SIGNER) + MESSAGE
+
+
+@pytest.mark.parametrize(
+    ("value", "counts"),
+    [
+        (b"dns/txt", True),
+        (b"DNS/TXT", True),
+        (b"dns/new:dns/txt", True),
+        (b"dns/txt : dns/new", True),
+        (b"dns/new", False),
+        (b"dns/txt2", False),
+    ],
+)
+def test_one_known_way_to_ask_for_the_key_is_enough(value: bytes, counts: bool) -> None:  # RFC 6376 3.5, q=
+    assert (only(resigned(b"q=" + value + b";")).result is AuthResult.PASS) is counts
+
+
+def test_a_canonicalisation_that_names_one_form_means_simple_for_the_body() -> None:  # RFC 6376 3.5, c=
+    assert Canonical(MESSAGE).body_hash(Form.SIMPLE) != Canonical(MESSAGE).body_hash(Form.RELAXED)
+    assert only(resigned(form=b"c=relaxed;", body=Form.SIMPLE)).result is AuthResult.PASS
+    assert only(resigned(form=b"c=relaxed;", body=Form.RELAXED)).result is AuthResult.FAIL
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        (
+            b"0" * 74 + b"20",
+            AuthResult.PASS,
+        ),  # "Hello there", "" and "bye" with their ends: 13 + 2 + 5 octets
+        (b"9" * 76, AuthResult.FAIL),
+        (b"0" * 77, AuthResult.PERMERROR),
+    ],
+)
+def test_a_length_has_76_digits_at_most(length: bytes, expected: AuthResult) -> None:  # RFC 6376 3.5, l=
+    assert only(resigned(b"l=" + length + b";")).result is expected
+
+
 @pytest.mark.parametrize(
     ("identity", "anywhere", "strictly"),
     [
+        (b'"a@example.net"@example.org', True, True),
         (b"a@example.org", True, True),
         (b"@Example.ORG", True, True),
         (b"a@exam\r\n\tple.org", True, True),  # RFC 6376 2.8: folded, it is the same
