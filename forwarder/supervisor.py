@@ -15,9 +15,10 @@ seconds, also while the machine has no room for another process; its successor f
 start, and obeys the configuration that the others obey, whatever the file says by then. A worker that dies before it
 ever served, while the engine starts, ends the engine: the cause is in its last line.
 
-SIGTERM goes to every worker. So does SIGHUP, to one that is starting as soon as it serves, unless the new configuration
-names a port that another program listens on: the workers, who share theirs, would share that one too, and could not
-tell it from a sibling's. Ports that a new configuration does not name any more stay reserved until the end. The
+SIGTERM goes to every worker; a second SIGINT (Ctrl-C, by an impatient person) kills them, which loses nothing. SIGHUP
+goes to every worker too, to one that is starting as soon as it serves, unless the new configuration names a port that
+another program listens on: the workers, who share theirs, would share that one too, and could not tell it from a
+sibling's. Ports that a new configuration does not name any more stay reserved until the end. The
 supervisor never touches mail.
 """
 
@@ -142,8 +143,8 @@ class Supervisor:
     async def run(self, lock: NodeLock) -> int:
         """Until told to end; the exit status."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._ends.set)
+        loop.add_signal_handler(signal.SIGTERM, self._ends.set)
+        loop.add_signal_handler(signal.SIGINT, self._interrupted)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         for worker in self._workers:
             if isinstance(worker.process, Forked):
@@ -167,6 +168,14 @@ class Supervisor:
             forget_ports(self._settings.data_dir)
             self._free_ports()
         return 1 if self._failed else 0
+
+    def _interrupted(self) -> None:
+        if self._ends.is_set():
+            log.warning("interrupted twice: leaving at once; what is in flight is sent again later")
+            self._failed = True
+            for worker in self._workers:
+                self._signal(worker, signal.SIGKILL)  # one that hangs would hear nothing else
+        self._ends.set()
 
     def _free_ports(self) -> None:
         for opened in self._reserved:

@@ -175,6 +175,25 @@ async def test_ctrl_c_reaches_the_supervisor_alone(pair: EngineProcess) -> None:
     assert pair.log().count('"event": "the engine has ended"') == 2
 
 
+async def test_an_impatient_person_s_second_ctrl_c_ends_all_at_once(pair: EngineProcess) -> None:
+    """Be a worker at its work or not: one is stopped and could not even listen."""
+    house, workers = pair.house, children(pair)
+    house.sink.play("dot", "hang")
+    assert (await house.send("ann@out.test", "info@example.com", MAIL)).code == 250
+    await wait_until(lambda: b"DATA" in house.sink.commands)
+    os.kill(workers[0], signal.SIGSTOP)
+    os.killpg(pair.process.pid, signal.SIGINT)
+    await wait_until(lambda: "the engine drains" in pair.log())
+    os.killpg(pair.process.pid, signal.SIGINT)
+    assert await asyncio.wait_for(pair.process.wait(), 15) == 1  # who drains takes 24 seconds
+    assert "interrupted twice" in pair.log()
+    assert not any(map(alive, workers))
+    await house.database.close()
+    house.sink.play("dot", "")
+    await pair.start()  # what was in flight is sent again
+    await wait_until(house.queue_is_empty)
+
+
 @pytest.mark.parametrize("stopped", [0, 1])
 async def test_a_worker_learns_that_the_supervisor_is_gone_whatever_its_sibling_does(
     pair: EngineProcess, stopped: int
