@@ -17,6 +17,7 @@ from typing import Final
 
 import structlog
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -29,7 +30,7 @@ from api.errors import Refusal, unavailable
 from api.health import Health
 from api.improvmx import account, aliases, check, credentials, domains, logs, rules
 from api.limits import RateLimit
-from api.metrics import is_local, measured
+from api.metrics import CountedRequests, is_local, measured
 from api.openapi import document
 from api.operation import ApiRooms, Operation, endpoint, json_response
 from api.page import page
@@ -40,6 +41,7 @@ from forwarder.store.engine import Database
 from forwarder.store.journal import Journal
 from forwarder.store.trouble import StoreUnavailable
 from forwarder.store.vault import Vault
+from forwarder.tally import Tally
 
 OPERATIONS: Final[tuple[Operation, ...]] = (
     *account.OPERATIONS,
@@ -69,8 +71,10 @@ def build_app(
     health: Callable[[], Health],
     *,
     vault: Vault,
+    tally: Tally | None = None,
 ) -> Starlette:
     """The application for one process; it starts nothing and owns nothing that must be closed."""
+    tally = tally or Tally()
     failures = RateLimit(database, "api-failures", settings.api.failures_per_minute, clock)
     rooms = ApiRooms(
         settings=settings,
@@ -104,7 +108,7 @@ def build_app(
     async def metrics(request: Request) -> Response:
         if not is_local(request, settings.api.trusted_proxies):
             return json_response(_NOTHING.body(), 404)
-        return await measured(database, clock)
+        return await measured(database, clock, tally)
 
     async def otherwise(request: Request) -> Response:
         allowed = request.scope["forwarder.allow"]
@@ -134,7 +138,8 @@ def build_app(
             ("GET", TEMPLATE, _plain(confirmation.show)),
             ("POST", TEMPLATE, _plain(confirmation.take)),
         ]
-    app = Starlette(routes=by_template(routes, _plain(otherwise)))
+    counting = Middleware(CountedRequests, tally)
+    app = Starlette(routes=by_template(routes, _plain(otherwise)), middleware=[counting])
     app.router.redirect_slashes = False
     app.router.default = _plain(nothing)
     return app

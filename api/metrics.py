@@ -5,29 +5,35 @@ What the queue holds is asked of the store, so that every process answers the sa
     forwarder_deliveries{state="queued|leased|held"}    deliveries in the queue
     forwarder_oldest_due_seconds                        how long the one that is due longest has been waiting
 
+What happened is counted by all engine processes of this machine, together, since it was started (``forwarder.tally``).
 What is told of memory, processor and descriptors is that of the process which answers. While the store is away, the
 queue is left out.
 """
 
 import ipaddress
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from itertools import accumulate
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from forwarder.mail.event import DeliveryState
 from forwarder.store import admin
 from forwarder.store.claiming import next_due
 from forwarder.store.engine import Database
 from forwarder.store.trouble import StoreUnavailable
+from forwarder.tally import FAMILIES, OTHER, REQUESTS, Durations, Tally
 
 _OF_PROXIES = frozenset({"forwarded", "via", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"})
 
 
-async def measured(database: Database, clock: Callable[[], datetime]) -> Response:
+async def measured(database: Database, clock: Callable[[], datetime], tally: Tally) -> Response:
     """All of it, as Prometheus reads it."""
 
     def read(conn: Connection) -> tuple[dict[DeliveryState, int], datetime | None]:
@@ -37,7 +43,7 @@ async def measured(database: Database, clock: Callable[[], datetime]) -> Respons
         queue = _queue(*await database.read(read), clock())
     except StoreUnavailable:
         queue = b""
-    return Response(generate_latest() + queue, media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest() + queue + _counted(tally), media_type=CONTENT_TYPE_LATEST)
 
 
 def _queue(counts: dict[DeliveryState, int], oldest_due: datetime | None, now: datetime) -> bytes:
@@ -50,6 +56,50 @@ def _queue(counts: dict[DeliveryState, int], oldest_due: datetime | None, now: d
     )
     oldest.set(0.0 if oldest_due is None else max(0.0, (now - oldest_due).total_seconds()))
     return generate_latest(registry)
+
+
+def _counted(tally: Tally) -> bytes:
+    registry = CollectorRegistry()
+    registry.register(_Counted(tally))
+    return generate_latest(registry)
+
+
+class _Counted(Collector):
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+
+    def collect(self) -> Iterator[Metric]:
+        for family in FAMILIES:
+            sums = list(self._tally.sums(family))
+            if isinstance(family, Durations):
+                *buckets, (_, microseconds) = sums
+                passed = accumulate(number for _, number in buckets)
+                upto = [(bound, float(number)) for ((bound,), _), number in zip(buckets, passed, strict=True)]
+                yield HistogramMetricFamily(
+                    family.name, family.what, buckets=upto, sum_value=microseconds / 1_000_000
+                )
+            else:
+                names = [name for name, _ in family.labels]
+                counter = CounterMetricFamily(family.name, family.what, labels=names)
+                for case, number in sums:
+                    counter.add_metric(case, number)
+                yield counter
+
+
+class CountedRequests:
+    """What answers requests under /v3, by status; in front of the application."""
+
+    def __init__(self, app: ASGIApp, tally: Tally) -> None:
+        self._app = app
+        self._counts = tally.counts(REQUESTS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._counts.get(str(message["status"]), self._counts[OTHER]).add()
+            await send(message)
+
+        await self._app(scope, receive, counted if scope.get("path", "").startswith("/v3") else send)
 
 
 def is_local(request: Request, trusted_proxies: Sequence[str]) -> bool:

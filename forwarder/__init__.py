@@ -17,7 +17,7 @@ The rooms of the house, from the ground up; each imports only from those above i
     forwarder.cli       the commands, each in forwarder.commands; forwarder.demo is one of them.
 
 Who may import whom (``tests/test_architecture.py`` proves it); the cellar, that is
-``forwarder.failpoint``, ``forwarder.clock`` and ``forwarder.errands``, is open to all but mail, which is pure:
+``forwarder.failpoint``, ``clock``, ``errands`` and ``tally``, is open to all but mail, which is pure:
 
     mail -> standard library, idna, cryptography, re2           config -> mail
     store, net -> mail, config                                  api -> mail, config, store, net

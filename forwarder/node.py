@@ -6,6 +6,7 @@
                 the descriptor to its workers, so that a supervisor that was killed does not open the door while its
                 workers still deliver
     node        a number of this folder's own, of which the id is made that this node's workers have in the database
+    tally-…     what the processes count for ``/metrics`` (``forwarder.tally``)
     ports.json  where the listeners are, for those who asked for port 0 (tests, the demo) and for ``forwarder check``
 
 ``notify`` tells systemd that the engine serves. Whoever holds the lock knows that every worker row of this node in
@@ -28,6 +29,7 @@ import structlog
 
 from forwarder.config import HostPort
 from forwarder.keyring import create_private
+from forwarder.tally import Tally
 
 log = structlog.get_logger("node")
 
@@ -205,6 +207,15 @@ def forget_ports(data_dir: Path) -> None:
         (run_folder(data_dir) / "ports.json").unlink(missing_ok=True)
     except (NodeError, OSError) as error:
         log.warning("where the ports were stays written down", reason=str(error))
+
+
+def shared_tally(data_dir: Path, place: Place) -> Tally:
+    """The counters of all processes of this node; on a full disk, with a warning, those of one alone."""
+    try:
+        return Tally.shared(run_folder(data_dir), region=place.region, regions=place.regions)
+    except (NodeError, OSError) as error:
+        log.warning("what this process counts is not shared with the others", reason=str(error))
+        return Tally()
 
 
 def notify(state: str) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 
 import structlog
 
+from forwarder import tally
 from forwarder.clock import utc_now
 from forwarder.config import Settings
 from forwarder.custody import serve_with
@@ -27,7 +28,7 @@ async def prepare(settings: Settings) -> None:
 
     Waits for a store that is away, or whose disk is full.
     """
-    await asyncio.to_thread(_forget_clients, settings)
+    await asyncio.to_thread(_forget_counts, settings)
     try:
         database = await Database.open(settings.database.url, pool_size=1)
     except StoreUnavailable as error:  # a file that is not ours to use
@@ -38,7 +39,11 @@ async def prepare(settings: Settings) -> None:
         await database.close()
 
 
-def _forget_clients(settings: Settings) -> None:
+def _forget_counts(settings: Settings) -> None:
+    try:
+        tally.forget(settings.data_dir / "run")
+    except OSError as error:
+        log.warning("what an earlier run had counted stays", reason=error.strerror)
     for service in SERVICES:
         try:
             clear_table(table_path(settings.data_dir, service))

@@ -49,7 +49,7 @@ from forwarder.net.dns import Resolver
 from forwarder.net.http import GuardedClient
 from forwarder.net.registered import registered_domain
 from forwarder.net.tls import ServerTls, TlsFilesError
-from forwarder.node import NodeError, NodeLock, Place, forget_ports, node_id, write_ports
+from forwarder.node import NodeError, NodeLock, Place, forget_ports, node_id, shared_tally, write_ports
 from forwarder.outbound.addressees import Addressees
 from forwarder.outbound.bounce import Bounces
 from forwarder.outbound.delivery import Courier
@@ -130,7 +130,9 @@ class Engine:
         if keyring is None:
             keyring = self.keyring = await asyncio.to_thread(open_keyring, settings)
         reach("start.after-keys")
-        self.database = await Database.open(settings.database.url, pool_size=settings.database.pool_size)
+        self._tally = await asyncio.to_thread(shared_tally, settings.data_dir, self._place)
+        database = settings.database
+        self.database = await Database.open(database.url, pool_size=database.pool_size, tally=self._tally)
         self._closing.push_async_callback(self.database.close)
         self._pulse = Pulse(
             self.database,
@@ -184,11 +186,9 @@ class Engine:
             alive=self._pulse.alive,
             if_worker_dies=min(IF_WORKER_DIES, settings.retry.delays[-1]),
         )
+        dns = settings.dns
         self.resolver = Resolver(
-            settings.dns.nameservers,
-            clock=clock,
-            deadline=settings.dns.timeout,
-            cache_size=settings.dns.cache,
+            dns.nameservers, clock=clock, deadline=dns.timeout, cache_size=dns.cache, tally=self._tally
         )
         srs = Srs(keyring.srs_secrets, domain=settings.srs.domain, max_age_days=settings.srs.max_age_days)
         self.dispatcher = self._outbound(keyring, srs, DomainKeys(database, vault))
@@ -214,6 +214,7 @@ class Engine:
             clock=clock,
             region=self._place.region,
             regions=self._place.regions,
+            tally=self._tally,
         )
         if settings.mx.listen:
             self._servers.append(mx.build_server(rooms))
@@ -244,6 +245,7 @@ class Engine:
             threads=max(1, len(os.sched_getaffinity(0)) // max(1, self._place.regions // 2)),
             clock=clock,
             own_domains=(settings.dkim.domain, settings.srs.domain),
+            tally=self._tally,
         )
         self._closing.callback(signing.close)
         pool = Pool(settings.outbound, hello=hostname)
@@ -265,6 +267,7 @@ class Engine:
             ),
             trace_secret=keyring.srs_secrets[0],
             clock=clock,
+            tally=self._tally,
         )
         return Dispatcher(
             queue=self.queue,
@@ -282,6 +285,7 @@ class Engine:
             clock=clock,
             jitter=random.random,
             sure=self._pulse.sure,
+            tally=self._tally,
         )
 
     def _keep(self) -> None:
@@ -308,7 +312,8 @@ class Engine:
         from api.app import build_app
         from forwarder.web import WebServer
 
-        app = build_app(settings, self.database, self.resolver, self._clock, self.health, vault=vault)
+        look = (self.resolver, self._clock, self.health)
+        app = build_app(settings, self.database, *look, vault=vault, tally=self._tally)
         self._web = WebServer(
             app,
             listen=settings.api.listen,

@@ -20,6 +20,7 @@ MIGRATIONS = ROOT / "forwarder" / "store" / "migrations"
 CELLAR = {  # imports nothing of ours
     "forwarder.failpoint",  # named points at which a test may let a process die
     "forwarder.clock",
+    "forwarder.tally",  # the counters of all rooms, and where their numbers stand
     "forwarder.errands",  # work that those share who ask for it at the same moment
 }
 RULE: dict[str, set[str]] = {

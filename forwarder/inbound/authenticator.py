@@ -42,6 +42,7 @@ from forwarder.store import counters, credentials, passwords
 from forwarder.store.credentials import Login
 from forwarder.store.engine import Database
 from forwarder.store.trouble import StoreUnavailable
+from forwarder.tally import LOG_INS, Tally
 
 REMEMBERED = 10_000
 WAITING = 100  # log-ins that may wait for a thread
@@ -86,6 +87,7 @@ class Authenticator:
         *,
         clock: Callable[[], datetime],
         seconds: Callable[[], float] = time.monotonic,
+        tally: Tally | None = None,
     ) -> None:
         self._database = database
         self._settings = settings
@@ -98,6 +100,7 @@ class Authenticator:
         self._waiting = 0
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._closed = False
+        self._counts = (tally or Tally()).counts(LOG_INS)
 
     async def barred(self, client: str) -> bool:
         """Whether this client has failed so often within a minute that it is not heard."""
@@ -106,6 +109,11 @@ class Authenticator:
 
     async def log_in(self, name: str, password: str, client: str) -> Login | Denied:
         """The credential of a name and password. A failure is counted before it is told."""
+        found = await self._found(name, password, client)
+        self._counts[found.name.lower() if isinstance(found, Denied) else "granted"].add()
+        return found
+
+    async def _found(self, name: str, password: str, client: str) -> Login | Denied:
         path = _path(name)
         # One key for all ways to write the name ("ann"@…, U-labels), or each would have guesses of its own.
         name = f"{path.key}@{path.domain}" if path is not None else name.strip().lower()

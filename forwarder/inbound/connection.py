@@ -12,6 +12,7 @@ Limits: a peer that does not read its replies holds up its own commands, and is 
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from typing import cast
 
 import structlog
@@ -23,6 +24,7 @@ from forwarder.inbound.reception import Desk
 from forwarder.inbound.session import Session
 from forwarder.mail import reply as replies
 from forwarder.mail.reply import Reply
+from forwarder.tally import Count
 
 LINGER_SECONDS = 2.0  # a close with unread bytes becomes a reset, which may take our last reply with it
 
@@ -46,6 +48,7 @@ class Connection(SMTP):
         self._out: list[bytes] = []
         self._closing = False
         self._place = place
+        self._counts: Mapping[int, Count] | None = None  # of the answers to the command under way
         self._writable: asyncio.Future[None] | None = None  # pending while the transport's buffer is full
 
     # Callbacks of the transport. None of them cancels the task.
@@ -64,6 +67,7 @@ class Connection(SMTP):
             self._turn_away(replies.SERVER_BUSY if place is Crowded.SERVER else replies.TOO_MANY_CONNECTIONS)
             return
         self._place = place
+        desk.connections["taken"].add()
         self._inlet.attach(stream)
         self._sessions.add(self)
         self.task = desk.loop.create_task(self._handle_client())
@@ -185,6 +189,7 @@ class Connection(SMTP):
     def _turn_away(self, answer: Reply) -> None:
         assert self.transport is not None
         self._closing = True
+        self._desk.connections["turned_away"].add()
         self.transport.write(answer.wire())
         self.transport.close()
 

@@ -48,6 +48,7 @@ class Dialogue(Connection):
         self._closing = refusal is not None
         await self._flush()
         while not self._closing:
+            self._counts = None
             try:
                 line = await inlet.line(desk.line_limit, desk.command_seconds)
             except TooLong:
@@ -55,7 +56,10 @@ class Dialogue(Connection):
             else:
                 answer = await self._obey(line)
             if answer is not None:
-                self._say(self._weighed(answer))
+                answer = self._weighed(answer)
+                if self._counts is not None:
+                    self._counts[answer.code // 100].add()
+                self._say(answer)
             if self.state.farewell is not None and not self._closing:
                 self._say(self.state.farewell)
                 self._closing = True
@@ -75,6 +79,7 @@ class Dialogue(Connection):
             return replies.COMMAND_TOO_LONG
         if verb in _JUNK:
             self.state.junk += 1
+        self._counts = self._desk.answers.get(verb)
         try:
             return await method(self, arguments.strip(b" \t"))
         except RequestError as refused:
@@ -190,11 +195,12 @@ class Dialogue(Connection):
             return content
         # Handed over and not kept: this frame waits until the message is stored, and a large one should not lie
         # in memory twice all the while.
-        handed = [content]
+        handed, octets = [content], len(content)
         del raw, content
         answer = await desk.reception.message(session, transaction, handed.pop())
         if answer.positive:  # as Postfix counts: whoever delivers mail may be mistaken now and then
             session.junk = session.errors = 0
+            desk.received.add(octets)
         return answer
 
     def _checked(self, raw: bytes | Excess) -> bytes | Reply:

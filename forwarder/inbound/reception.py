@@ -1,7 +1,7 @@
 """Between the dialogue and those who decide: what the one asks and the other answers."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from forwarder.mail.address import Path
 from forwarder.mail.envelope import MailCommand
 from forwarder.mail.reply import Reply
 from forwarder.net.tls import ServerTls
+from forwarder.tally import CONNECTIONS, RECEIVED, REPLIES, Count, Tally
 
 COMMAND_LIMIT = 2048  # octets with CRLF; RFC 5321 4.5.3.1.4 says 512 and extensions add to it
 AUTH_LIMIT = 12288  # RFC 4954 4
@@ -74,14 +75,28 @@ class Desk:
     loop: asyncio.AbstractEventLoop
     memory: Memory
     line_limit: int  # octets of a line: COMMAND_LIMIT, or AUTH_LIMIT where clients log in
+    tally: Tally
     stopping: bool = False
     greeting: Reply = field(init=False)
     command_seconds: float = field(init=False)
+    connections: Mapping[str, Count] = field(init=False)
+    answers: Mapping[bytes, Mapping[int, Count]] = field(
+        init=False
+    )  # of counted commands, by the first digit
+    received: Count = field(init=False)
     _hellos: dict[tuple[str, ...], Reply] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.greeting = replies.greeting(self.hostname)
         self.command_seconds = self.bounds.command_timeout.total_seconds()
+        self.connections = self.tally.counts(CONNECTIONS, self.name)
+        self.answers = {
+            verb.encode(): {
+                int(of[0]): count for of, count in self.tally.counts(REPLIES, self.name, verb).items()
+            }
+            for verb in dict(REPLIES.labels)["command"]
+        }
+        self.received = self.tally.count(RECEIVED, self.name)
 
     def hello(self, session: Session) -> Reply:
         """What EHLO is answered; made once for each set of extensions."""

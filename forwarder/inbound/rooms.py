@@ -1,11 +1,12 @@
 """The other rooms that a listener talks to: one value, built by the roof, instead of a dozen arguments."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from forwarder.clock import utc_now
+from forwarder.tally import Tally
 
 if TYPE_CHECKING:
     from forwarder.config import Settings
@@ -41,3 +42,4 @@ class InboundRooms:
     clock: Callable[[], datetime] = utc_now
     region: int = 0  # this worker's place in the client table, 0 … regions - 1
     regions: int = 1  # worker processes on this machine
+    tally: Tally = field(default_factory=Tally)

@@ -150,4 +150,5 @@ class Server:
             memory=Memory(MESSAGES_HELD * bounds.size_limit),
             loop=loop,
             line_limit=self._line_limit,
+            tally=rooms.tally,
         )

@@ -87,7 +87,9 @@ class SubmissionReception:
         self._settings = settings.submission
         self._disk = Disk(settings.data_dir, rooms.database.spare)
         self._hostname = settings.hostname
-        self._authenticator = Authenticator(rooms.database, settings.submission, clock=rooms.clock)
+        self._authenticator = Authenticator(
+            rooms.database, settings.submission, clock=rooms.clock, tally=rooms.tally
+        )
         self._readiness = Readiness(rooms.database, rooms.resolver, settings)
         self._resolution = Resolution(rooms)
         self._quotas = Quotas(rooms.database, settings.plan, clock=rooms.clock)

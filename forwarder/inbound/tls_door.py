@@ -72,6 +72,7 @@ class TlsDoor:
             place = self._desk.doorkeeper.enter(address[0])
             if isinstance(place, Crowded):
                 connection.close()
+                self._desk.connections["turned_away"].add()
                 continue
             connection.setblocking(False)
             task = loop.create_task(self._shake_hands(connection, address[0], place))

@@ -38,6 +38,7 @@ from forwarder.mail.dane import Tlsa
 from forwarder.net.addresses import is_private
 from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound, merged, octets, read
 from forwarder.net.nameservers import NoAnswer, ask, system_nameservers
+from forwarder.tally import DNS, Tally
 
 CANNOT_TELL_TTL = timedelta(seconds=3)
 ALIASES = 8
@@ -68,6 +69,7 @@ class Resolver:
         cache_size: int = 50_000,
         askable: Callable[[str], bool] = lambda address: not is_private(address),
         authority_port: int = 53,
+        tally: Tally | None = None,
     ) -> None:
         self._nameservers = tuple(nameservers) or system_nameservers()
         self._clock = clock
@@ -79,6 +81,12 @@ class Resolver:
         self._taken = 0  # places of the cache
         self._questions = Errands("dns")
         self._slots = asyncio.Semaphore(QUESTIONS)
+        counts = (tally or Tally()).counts(DNS)
+        self._counts = {
+            Found: counts["found"],
+            NotFound: counts["not_found"],
+            CannotTell: counts["cannot_tell"],
+        }
 
     async def mx(self, domain: str, *, fresh: bool = False) -> Answer[Mx]:
         """The MX records of a domain, as they came."""
@@ -149,6 +157,7 @@ class Resolver:
         key = (name.lower().rstrip("."), kind)
         if fresh:
             answer = await self._fresh(*key)
+            self._counts[type(answer)].add()
             if kind == dns.rdatatype.MX:
                 self._drop(key)
             else:
@@ -174,6 +183,7 @@ class Resolver:
 
     async def _resolve(self, key: _Key) -> Answer[Any]:
         answer = await self._follow(*key)
+        self._counts[type(answer)].add()
         self._keep(key, answer)
         return answer
 

@@ -35,6 +35,7 @@ from forwarder.outbound.route import MxHost, Route
 from forwarder.outbound.signing import Signing
 from forwarder.outbound.webhook import Webhooks
 from forwarder.store.records import Delivery
+from forwarder.tally import SENT, Tally
 
 _DIALS = 10  # addresses tried in one attempt, of at most five hosts
 _TOO_MANY = (452, 552)  # at RCPT; RFC 5321 4.5.3.1.10: 552 there means 452
@@ -52,6 +53,7 @@ class Courier:
         webhooks: Webhooks,
         trace_secret: bytes,
         clock: Callable[[], datetime],
+        tally: Tally | None = None,
     ) -> None:
         self._pool = pool
         self._srs = srs
@@ -59,6 +61,7 @@ class Courier:
         self._webhooks = webhooks
         self._trace_secret = trace_secret
         self._clock = clock
+        self._sent = (tally or Tally()).count(SENT)
 
     def prepare(self, parcel: Parcel, content: bytes) -> None:
         """Sign a message that will be carried, if that is a small thing."""
@@ -83,7 +86,10 @@ class Courier:
             smtputf8=parcel.smtputf8,
         )
         await attempt.run()
-        return attempt.carried()
+        carried = attempt.carried()
+        if any(verdict.action is Action.DELIVERED for verdict in carried.verdicts):
+            self._sent.add(sum(map(len, buffers)))
+        return carried
 
     def _reverse_path(self, parcel: Parcel) -> Path:
         # An SRS address would make SPF pass for our domain, and so for the author that nobody has proved to be of it.

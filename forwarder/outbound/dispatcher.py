@@ -46,6 +46,7 @@ from forwarder.outbound.window import Window
 from forwarder.store.queue import Queue
 from forwarder.store.records import Delivery, NewMessage
 from forwarder.store.trouble import StoreUnavailable
+from forwarder.tally import Tally
 
 _CLAIM = 250  # deliveries a claim
 _LONGEST_PAUSE = 5.0  # seconds between attempts to reach a store that is away
@@ -85,6 +86,7 @@ class Dispatcher:
         clock: Callable[[], datetime],
         jitter: Callable[[], float],
         sure: Callable[[], Awaitable[None]] = _always,
+        tally: Tally | None = None,
     ) -> None:
         outbound = settings.outbound
         policy = RetryPolicy(
@@ -112,6 +114,7 @@ class Dispatcher:
             jitter=jitter,
             lease=self.lease,
             hand_over=self.hand_over,
+            tally=tally,
         )
         self._window = Window(self._read, queue.contents)
         self._lookups = Lookups(router, window=outbound.window, found=self._found, failed=self._unroutable)

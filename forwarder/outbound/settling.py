@@ -29,6 +29,7 @@ from forwarder.outbound.parcel import Parcel, Told, Verdict
 from forwarder.store.queue import Queue
 from forwarder.store.records import NewEvent, NewMessage, Outcome, Settlement
 from forwarder.store.trouble import StoreUnavailable
+from forwarder.tally import REPORTS, SETTLED, Tally
 
 _FIRST_PAUSE = 0.1  # seconds
 _LONGEST_PAUSE = 5.0
@@ -52,6 +53,7 @@ class Clerk:
         jitter: Callable[[], float],
         lease: Callable[[str], bool],
         hand_over: Callable[[NewMessage], None],
+        tally: Tally | None = None,
     ) -> None:
         self._queue = queue
         self._bounces = bounces
@@ -61,6 +63,9 @@ class Clerk:
         self._jitter = jitter
         self._lease = lease
         self._hand_over = hand_over
+        tally = tally or Tally()
+        self._attempts = {kind: tally.counts(SETTLED, kind.value) for kind in DeliveryKind}
+        self._reports = tally.count(REPORTS)
         self.unwritten = 0  # settlements, and contents to be read, that wait for the store to come back
 
     async def settle(self, parcel: Parcel, verdicts: Sequence[Verdict], read: Read) -> None:
@@ -138,6 +143,7 @@ class Clerk:
             report = await self.persistently(lambda: self._report(parcel, news, content))
             written = await self._write([self._hard(verdict, parcel, report, told) for verdict in failed])
             if any(written) and report is not None:
+                self._reports.add()
                 told.recipients.update(verdict.delivery.recipient for verdict in news)
                 if any(each.leased for each in report.deliveries):
                     self._hand_over(report)
@@ -175,7 +181,9 @@ class Clerk:
     async def _write(self, settlements: Sequence[Settlement]) -> list[bool]:
         written = await self.persistently(lambda: self._queue.settle_all(settlements))
         for settlement, done in zip(settlements, written, strict=True):
-            if not done:
+            if done:
+                self._attempts[settlement.delivery.kind][settlement.outcome].add()
+            else:
                 _log.info(
                     "a lease was lost; its outcome is not written",
                     delivery=settlement.delivery.id,

@@ -37,6 +37,7 @@ from forwarder.mail.event import Transport
 from forwarder.mail.seal import Signer, sign
 from forwarder.net.registered import registered_domain
 from forwarder.outbound.parcel import Parcel
+from forwarder.tally import SIGNED, Tally
 
 # Up to here the octets cost no more than one RSA signature (0.25 ms), and the hand-over is worth sparing (0.1 ms).
 INLINE_OCTETS = 128 * 1024
@@ -93,6 +94,7 @@ class Signing:
         threads: int,
         clock: Callable[[], datetime],
         own_domains: Sequence[str] = (),
+        tally: Tally | None = None,
     ) -> None:
         """``own_domains``: whose SPF is ours to lend, beside those the service signs for."""
         self._service = tuple(service)
@@ -108,6 +110,7 @@ class Signing:
         self._large = Errands("signing")
         self._busy = 0
         self._spent = 0.0  # on the loop, in this turn of it; milliseconds
+        self._counts = (tally or Tally()).counts(SIGNED)
 
     @cached_property
     def _loop(self) -> asyncio.AbstractEventLoop:
@@ -166,7 +169,12 @@ class Signing:
         if not self._spent:
             self._loop.call_soon(self._next_turn)
         self._spent += effort
-        return self._sign(order)
+        return self._counted(self._sign(order))
+
+    def _counted(self, made: _Sealed) -> _Sealed:
+        """Not in ``_sign``, which runs in threads as well."""
+        self._counts["withheld" if made.borrows else "signed"].add()
+        return made
 
     def _next_turn(self) -> None:
         self._spent = 0.0
@@ -200,10 +208,11 @@ class Signing:
             if done.done():
                 continue  # whoever waited was cancelled
             if isinstance(result, _Sealed):
-                done.set_result(result)
+                done.set_result(self._counted(result))
             elif isinstance(result, asyncio.CancelledError):
                 done.cancel()
             else:
+                self._counts["failed"].add()
                 done.set_exception(result)
         self._start()
 

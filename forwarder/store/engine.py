@@ -23,6 +23,7 @@ from forwarder.store import sqlite
 from forwarder.store.room import spare
 from forwarder.store.trouble import StoreUnavailable
 from forwarder.store.writer import Writer
+from forwarder.tally import Tally
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -62,7 +63,9 @@ class Database:
     writer: Writer
     _readers: "sqlite.SqliteReaders | PostgresReaders"
 
-    def __init__(self, *, dialect: str, path: str | None, engine: "AsyncEngine | None") -> None:
+    def __init__(
+        self, *, dialect: str, path: str | None, engine: "AsyncEngine | None", tally: Tally | None = None
+    ) -> None:
         self.dialect = dialect
         self._engine = engine
         if engine is not None:
@@ -70,24 +73,24 @@ class Database:
             from forwarder.store.postgresql import PostgresReaders, PostgresWriter
 
             self._readers = PostgresReaders(engine)
-            self.writer = PostgresWriter(engine)
+            self.writer = PostgresWriter(engine, tally)
         else:
             assert path is not None
             self._readers = sqlite.SqliteReaders(path)
-            self.writer = sqlite.SqliteWriter(path)
+            self.writer = sqlite.SqliteWriter(path, tally)
 
     @classmethod
-    async def open(cls, url: str, *, pool_size: int = 8) -> "Database":
+    async def open(cls, url: str, *, pool_size: int = 8, tally: Tally | None = None) -> "Database":
         """Open without asking the database anything: a store that is down now may be up in a second."""
         path = sqlite_path(url)
         if path is None:
             from forwarder.store import postgresql
 
             engine = postgresql.make_engine(postgres_dsn(url), pool_size=pool_size)
-            return cls(dialect="postgresql", path=None, engine=engine)
+            return cls(dialect="postgresql", path=None, engine=engine, tally=tally)
         await asyncio.to_thread(make_private_file, path)
         try:
-            return cls(dialect="sqlite", path=path, engine=None)
+            return cls(dialect="sqlite", path=path, engine=None, tally=tally)
         except OSError as error:
             raise StoreUnavailable("the files beside the store cannot be opened") from error
 

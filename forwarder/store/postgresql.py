@@ -31,6 +31,7 @@ from forwarder.failpoint import reach
 from forwarder.store.faults import ended_for_certain, is_conflict, may_work_again, trouble_of
 from forwarder.store.trouble import CommitUnknown
 from forwarder.store.writer import Failed, Item, Writer, apply_group, halves
+from forwarder.tally import Tally
 
 LANES = 2
 JOIN_AFTER = 0.01  # seconds
@@ -122,8 +123,8 @@ def _said_as_trouble() -> Iterator[None]:
 class PostgresWriter(Writer):
     """Group commit in a few tasks of the event loop."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        super().__init__()
+    def __init__(self, engine: AsyncEngine, tally: Tally | None = None) -> None:
+        super().__init__(tally)
         self._engine = engine
         self._signal = asyncio.Semaphore(0)
         self._idle = 0
@@ -203,6 +204,7 @@ class PostgresWriter(Writer):
         """Commit one group. Nothing may escape, or nobody would write any more."""
         self.running[id(group)] = (time.monotonic(), group)
         todo = [group]
+        failed = 0
         try:
             while todo:
                 part = todo.pop()
@@ -211,7 +213,9 @@ class PostgresWriter(Writer):
                     self.prove(zip(part, results, strict=True))
                 except Exception as error:  # noqa: BLE001 - every error has its item or is trouble
                     results = self._blame(part, error, todo)
+                failed += sum(isinstance(result, Failed) for result in results)
                 self.resolve(zip(part, results, strict=False))
+            self.note(group, failed)
         finally:
             self.running.pop(id(group), None)
 

@@ -37,6 +37,7 @@ from forwarder.store.room import Room
 from forwarder.store.straight import begin, commit, rollback
 from forwarder.store.trouble import CommitUnknown, StoreFull, StoreUnavailable
 from forwarder.store.writer import Failed, Item, Writer, apply_group, halves
+from forwarder.tally import Tally
 
 READERS = 3
 BUSY_TIMEOUT = 5.0  # seconds, for programs that write to the file without taking our locks
@@ -111,8 +112,8 @@ class FairLock:
 class SqliteWriter(Writer):
     """Group commit on one thread."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__()
+    def __init__(self, path: str, tally: Tally | None = None) -> None:
+        super().__init__(tally)
         self._lock = FairLock(path)
         self._room = Room(path)
         self._engine = make_engine(path, immediate=True, begins=False)
@@ -235,6 +236,8 @@ class SqliteWriter(Writer):
 
     def _finish(self, group: list[Item], done: list[tuple[Item, Any]]) -> None:
         self.running.pop(id(group), None)
+        taken = group or [item for item, _ in done]  # all that waited, where no transaction began
+        self.note(taken, sum(isinstance(result, Failed) for _, result in done))
         self.resolve(done)
 
     def _tell(self, function: Callable[..., object], *arguments: object) -> None:

@@ -27,6 +27,7 @@ from sqlalchemy import Connection
 
 from forwarder.store.faults import trouble_of
 from forwarder.store.trouble import CommitUnknown, StoreUnavailable
+from forwarder.tally import CHANGES, COMMITS, Tally
 
 WAITING_ITEMS = 20_000
 WAITING_WEIGHT = 256 * 1024 * 1024
@@ -168,8 +169,11 @@ class Writer:
     reports them with ``resolve`` in the event loop.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tally: Tally | None = None) -> None:
         self.loop = asyncio.get_running_loop()
+        tally = tally or Tally()
+        self._commits = tally.watch(COMMITS)
+        self._changes = tally.counts(CHANGES)
         self.waiting = Waiting()
         self.running: dict[int, tuple[float, list[Item]]] = {}  # by the identity of the group
         # A group has failed because of the database, and nothing was surely written since.
@@ -242,6 +246,13 @@ class Writer:
             else:
                 future.set_result(result)
 
+    def note(self, group: Sequence[Item], failed: int) -> None:
+        """A group has ended, so many of its items unwritten; runs in the event loop."""
+        if group:
+            self._commits.add(max(0.0, time.monotonic() - group[0].since))
+            self._changes["committed"].add(len(group) - failed)
+            self._changes["failed"].add(failed)
+
     def prove(self, committed: Iterable[tuple[Item, Any]]) -> None:
         """A transaction has ended well: after a failure only one that wrote shows that the database can again.
 
@@ -258,6 +269,7 @@ class Writer:
     def expire_now(self, before: float) -> None:
         """Fail what began to wait before that monotonic time."""
         untaken = self.waiting.expire(before)
+        self._changes["failed"].add(len(untaken))
         self.resolve((item, Failed(StoreUnavailable())) for item in untaken)
         unended = [group for since, group in list(self.running.values()) if since < before]
         for group in unended:
