@@ -1,7 +1,8 @@
 """The body of a request as a mapping of fields, whatever form it was sent in.
 
 JSON, multipart/form-data and application/x-www-form-urlencoded carry the same fields; the last two as text. JSON sent
-under the form type, as ``curl -d`` does, is taken for what it is. An absent body is an empty mapping.
+under the form type, as ``curl -d`` does, is taken for what it is. An absent body is an empty mapping. All text is
+UTF-8, whatever ``charset`` says.
 
 Refuses with 408 what does not come within PATIENCE; with 413 what is larger than the limit, before reading more; with
 415 a compressed body or another type (we never unpack, so a small body stays small); with 400 what is not well formed:
@@ -21,6 +22,8 @@ from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
@@ -92,7 +95,7 @@ def _json(content: bytes) -> Mapping[str, Any]:
     try:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_constant)
     except UnicodeDecodeError:
-        raise Refusal(400, "The body is not UTF-8 text.") from None
+        raise _not_text() from None
     except json.JSONDecodeError as fault:
         where = f"line {fault.lineno} column {fault.colno}"
         raise Refusal(400, f"The body is not valid JSON: {fault.msg} ({where}).") from None
@@ -115,6 +118,10 @@ def _json(content: bytes) -> Mapping[str, Any]:
     if level:
         raise _too_deep()
     return value
+
+
+def _not_text() -> Refusal:
+    return Refusal(400, "The body is not UTF-8 text.")
 
 
 def _too_deep() -> Refusal:
@@ -147,15 +154,30 @@ async def _multipart(request: Request, content: bytes) -> Sequence[tuple[str, st
     end = content.rstrip()
     if not end.endswith(b"--") or end.endswith(b"\n--"):  # cut short: its last field would be taken for whole
         raise Refusal(400, "The multipart form has no end.")
+    try:
+        content.decode("utf-8")  # the parser would take what is not for Latin-1
+    except UnicodeDecodeError:
+        raise _not_text() from None
 
     async def whole() -> Any:
         yield content
 
     parser = MultiPartParser(
-        request.headers, whole(), max_files=0, max_fields=FIELDS, max_part_size=len(content) + 1
+        _without_charset(request), whole(), max_files=0, max_fields=FIELDS, max_part_size=len(content) + 1
     )
     try:
         form = await parser.parse()
     except (MultiPartException, ValueError, LookupError):
         raise Refusal(400, "The body is not a well-formed multipart form of text fields.") from None
     return [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
+
+
+def _without_charset(request: Request) -> Headers:
+    """The type of a form with its boundary alone.
+
+    The parser would decode the fields with any codec of Python that ``charset`` names: that of ``punycode`` takes half
+    a minute for a megabyte, and each name that is none is remembered for ever.
+    """
+    _, given = parse_options_header(request.headers["content-type"])
+    boundary = re.sub(rb'([\\"])', rb"\\\1", given.get(b"boundary", b""))
+    return Headers(raw=[(b"content-type", b'multipart/form-data; boundary="%b"' % boundary)])
