@@ -22,10 +22,12 @@ from urllib.parse import urlsplit
 
 from forwarder.mail.address import AddressError, Path, parse_address, parse_domain
 from forwarder.mail.pattern import Captures, RuleError, groups_of
+from forwarder.mail.words import printable
 
 MAX_DESTINATIONS = 1000
 MAX_URL = 2048
 _MAX_FORWARD = MAX_DESTINATIONS * 320
+_SHOWN = 100  # octets of what was sent that a sentence repeats
 # $0 too, which no pattern captures: taken for text, it would be part of an address that nobody has.
 _PLACE = re.compile(r"\$(?:([0-9])|\{([0-9]{1,3}|[A-Za-z_][A-Za-z0-9_]{0,31})\})")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -173,8 +175,7 @@ def _address(text: str, shown: str) -> Path:
     try:
         return parse_address(text)
     except AddressError as error:
-        printed = ascii(shown[:100])[1:-1]
-        raise RuleError(f'"{printed}" is not an address: {error}') from None
+        raise RuleError(f'"{printable(shown, _SHOWN)}" is not an address: {error}') from None
 
 
 def parse_url(text: str, *, plain_http: bool = False) -> Url:
@@ -182,7 +183,7 @@ def parse_url(text: str, *, plain_http: bool = False) -> Url:
     if len(text) > MAX_URL:
         raise RuleError(f"a URL has at most {MAX_URL:,} characters")
     schemes = ("https", "http") if plain_http else ("https",)
-    refuse = _refusal(ascii(text[:100])[1:-1])
+    refuse = _refusal(printable(text, _SHOWN))
     if not text.isprintable() or any(character in text for character in ' "<>\\^`{|}'):
         raise refuse("a URL cannot hold blanks, quotes, brackets or invisible characters")
     try:

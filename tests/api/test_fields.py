@@ -350,6 +350,9 @@ async def test_a_domain_is_found_under_every_name_it_could_be_added_by(desk: Des
     [
         ("a;b@y.org", '"a;b@y.org" is not an address: '),
         ("nobody", '"nobody" is not an address: '),
+        ("jörg", '"jörg" is not an address: '),
+        ("jörg" * 30, f'"{"jörg" * 19}j…" is not an address: '),  # 97 octets of it, without half a letter
+        ("https://h.example/ü", '"https://h.example/ü": characters beyond ASCII'),
         ("ftp://y.org", '"ftp://y.org": a URL begins with https://'),
         ("https://localhost/x", '"localhost" is a local name'),
         ("a$1@y.org", '"a$1@y.org" asks for $1, which "richard" does not capture'),
