@@ -74,7 +74,6 @@ class Workload:
 class Run:
     subject: str
     workload: str
-    accepted_per_second: float
     per_second: float
     cpu_ms: float
     peak_bytes: int
@@ -103,7 +102,6 @@ async def run(subject: Subject, workload: Workload, *, patience: float = 180.0) 
         environ = machine.environment()
         sources = [await asyncio.create_subprocess_exec(*command, env=environ) for command in commands]
         complete = not any([await source.wait() for source in sources])
-        accepted = time.monotonic() - started
         complete = await sink.reach(total, patience=patience) and complete
         elapsed = time.monotonic() - started
         await asyncio.sleep(SETTLED)
@@ -115,7 +113,6 @@ async def run(subject: Subject, workload: Workload, *, patience: float = 180.0) 
     return Run(
         subject=subject.name,
         workload=workload.name,
-        accepted_per_second=total / accepted,
         per_second=total / elapsed,
         cpu_ms=spent / total * 1000,
         peak_bytes=max(peaks, default=0),

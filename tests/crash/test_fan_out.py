@@ -22,7 +22,6 @@ pytestmark = pytest.mark.timeout(1800 if LONG else 300)
 
 RECIPIENTS, EACH = 50, 10
 ROWS = RECIPIENTS * EACH
-STATEMENTS = 10  # of fifty rows each, for deliveries, then logs, then events
 
 ENQUEUE = [
     "enqueue.before-events:1",

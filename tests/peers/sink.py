@@ -150,9 +150,6 @@ class Sink:
         """Until no client is connected."""
         await self.wait_until(lambda: self.open == 0, timeout)
 
-    def received_by(self, recipient: str) -> list[Received]:
-        return [message for message in self.messages if recipient in message.recipients]
-
     # --- the dialogue
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
