@@ -173,13 +173,13 @@ async def _ask(resolver: Resolver, until: float, name: str, kind: Kind) -> Answe
 async def _ask_dmarc(ask: Ask, domain: str) -> Answer[Any]:
     """The domain's own record, or the one it inherits from its organisational domain (RFC 7489 6.6.3)."""
     answer = await ask(f"_dmarc.{domain}", Kind.TXT)
-    if isinstance(answer, CannotTell) or records.dmarc_records(_texts(answer)):
+    if isinstance(answer, CannotTell) or records.dmarc_records(texts_of(answer)):
         return answer
     organisation = registered_domain(domain)
     if organisation == domain:
         return answer
     inherited = await ask(f"_dmarc.{organisation}", Kind.TXT)
-    return inherited if records.dmarc_records(_texts(inherited)) else answer
+    return inherited if records.dmarc_records(texts_of(inherited)) else answer
 
 
 async def _mx(ask: Ask, domain: str, ourselves: Ourselves, until: float) -> CheckedRecord:
@@ -216,7 +216,7 @@ async def _spf(ask: Ask, domain: str, ourselves: Ourselves, until: float) -> Che
         return CheckedRecord(
             expected=expected, values=None, valid=None, advice=_silence(f"the SPF of {domain}")
         )
-    found = records.spf_records(_texts(answer))
+    found = records.spf_records(texts_of(answer))
     values = found[0] if found else None
     expected = records.merge_spf(values, shared)
     if len(found) > 1:
@@ -247,7 +247,7 @@ async def _dkim(ask: Ask, domain: str, hostname: str, key: DkimKey) -> CheckedRe
         return CheckedRecord(
             expected=expected, values=None, valid=None, advice=_silence(f"the DKIM record {at}")
         )
-    texts = _texts(answer)
+    texts = texts_of(answer)
     fault = records.key_fault(texts, key.public_record)
     if at == target:
         advice = f"The CNAME {name} is right, but {fault} where it leads; publish the key at {target} "
@@ -275,7 +275,7 @@ def _dmarc(answer: Answer[Any], domain: str) -> CheckedRecord:
         return CheckedRecord(
             expected=records.DMARC, values=None, valid=None, advice=_silence(f"the DMARC record {name}")
         )
-    found = records.dmarc_records(_texts(answer))
+    found = records.dmarc_records(texts_of(answer))
     if len(found) == 1:
         right = parse_record([found[0].encode()]) is not None
         advice = "" if right else f"{name} names no policy; give it p=none, p=quarantine or p=reject."
@@ -287,7 +287,8 @@ def _dmarc(answer: Answer[Any], domain: str) -> CheckedRecord:
     return CheckedRecord(expected=records.DMARC, values=None, valid=False, advice=advice)
 
 
-def _texts(answer: Answer[Any]) -> list[str]:
+def texts_of(answer: Answer[Any]) -> list[str]:
+    """The TXT records of an answer, whatever octets stand in them; none where there is none."""
     if not isinstance(answer, Found):
         return []
     return [text.decode("utf-8", "replace") for text in answer.records if isinstance(text, bytes)]

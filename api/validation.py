@@ -11,8 +11,9 @@ from pydantic import BaseModel, ValidationError
 
 Model = TypeVar("Model", bound=BaseModel)
 
+REQUIRED = "This field is required."
 _SENTENCES = {
-    "missing": "This field is required.",
+    "missing": REQUIRED,
     "string_type": "This must be text.",
     "string_unicode": "This must be Unicode text without lone surrogates.",
     "string_too_long": "This is longer than {max_length} characters.",

@@ -28,7 +28,7 @@ from api.improvmx.requests import (
 )
 from api.improvmx.wire import Json
 from api.operation import Call, Operation
-from api.validation import as_sentence
+from api.validation import REQUIRED, as_sentence
 from forwarder.mail.destination import check_captures, parse_forward
 from forwarder.mail.pattern import RuleError, program_size
 from forwarder.store import aliases
@@ -119,7 +119,7 @@ async def edit(call: Call) -> Json:
     }
     values = {field: value for field, value in values.items() if value is not None}
     if not values:
-        raise bad_fields({"forward": ["This field is required."]})
+        raise bad_fields({"forward": [REQUIRED]})
     if form.is_active or form.when_disabled:
         values["is_skipped"] = False  # that is for rules: an alias that is disabled answers
 

@@ -13,6 +13,7 @@ from api.improvmx.owned import domain_in, domain_of, name_of
 from api.improvmx.requests import EditCredential, NewCredential
 from api.improvmx.wire import Json
 from api.operation import ApiRooms, Call, Operation
+from api.validation import REQUIRED
 from forwarder.mail.address import fold
 from forwarder.store import credentials
 from forwarder.store.credentials import Credential
@@ -66,7 +67,7 @@ async def edit(call: Call) -> Json:
     if form.is_limited is not None:
         values["is_limited"] = form.is_limited
     if not values:
-        raise bad_fields({"password": ["This field is required."]})
+        raise bad_fields({"password": [REQUIRED]})
 
     def work(conn: Connection) -> Credential:
         domain = domain_in(conn, call, name)

@@ -23,14 +23,13 @@ from api.improvmx.requests import PAGE_SIZE
 from api.improvmx.rule_requests import AliasConfig, ChangedConfig, EditRule, NewRule, RulesQuery
 from api.improvmx.wire import Json
 from api.operation import Call, Operation
+from api.validation import REQUIRED
 from forwarder.mail.aliases import LAST_RANK, place
 from forwarder.mail.pattern import AliasKind, classify, expression_of, pattern_of
 from forwarder.store import aliases
 from forwarder.store.aliases import Alias
 from forwarder.store.conflict import AlreadyExists, LimitReached, TooLarge
 from forwarder.store.domains import Domain
-
-_REQUIRED = "This field is required."
 
 
 async def list_page(call: Call) -> Json:
@@ -78,7 +77,7 @@ async def edit(call: Call) -> Json:
     form: EditRule = call.body
     name = name_of(call)
     if form.type is None and form.config is None and form.rank is None and form.active is None:
-        raise bad_fields({"config": [_REQUIRED]})
+        raise bad_fields({"config": [REQUIRED]})
 
     def work(conn: Connection) -> Alias:
         domain, found = _found(conn, call, name)
@@ -171,7 +170,7 @@ def _pattern(wanted: str | None, config: ChangedConfig, found: Alias) -> str:
             ]
     new = config.alias if kind == "alias" else None if config.regex is None else pattern_of(config.regex)
     if new is None and kind != now:
-        errors["config.alias" if kind == "alias" else "config.regex"] = [_REQUIRED]
+        errors["config.alias" if kind == "alias" else "config.regex"] = [REQUIRED]
     if errors:
         raise bad_fields(errors)
     return found.pattern if new is None else new

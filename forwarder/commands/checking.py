@@ -200,10 +200,11 @@ async def _server_names(settings: "Settings", resolver: "Resolver") -> list[Find
 async def _server_records(settings: "Settings", resolver: "Resolver") -> list[Finding]:
     """SPF and DKIM of the server's own names: all mail that is forwarded carries them, and the SPF of every hosted
     domain includes the server's, so that without it theirs cannot be evaluated (RFC 7208 5.2)."""
+    from api.findings import texts_of
     from forwarder.commands.domain import server_records
     from forwarder.keyring import KeyringError
     from forwarder.mail.records import key_fault, spf_records
-    from forwarder.net.answers import CannotTell, Found
+    from forwarder.net.answers import CannotTell
 
     try:
         wanted = [record for record in server_records(settings) if record.purpose in ("spf", "dkim")]
@@ -212,9 +213,7 @@ async def _server_records(settings: "Settings", resolver: "Resolver") -> list[Fi
     found, senders = [], await _senders(settings, resolver)
     for record in wanted:
         answer = await resolver.txt(record.name)
-        texts = (
-            [text.decode("utf-8", "replace") for text in answer.records] if isinstance(answer, Found) else []
-        )
+        texts = texts_of(answer)
         if record.purpose == "spf":
             what, right = "SPF", len(spf_records(texts)) == 1
         else:
