@@ -28,7 +28,7 @@ def store_alias(
     bounds = Bounds(
         allow_private=settings.outbound.allow_private_destinations, destinations=plan.destinations
     )
-    form = validate(NewAlias, {"alias": pattern, "forward": forward}, context=bounds)
+    form = validate(NewAlias, {"alias": pattern.strip(), "forward": forward}, context=bounds)
     if isinstance(form, dict):
         faults = (f"this {field} cannot be: {' '.join(texts)}" for field, texts in form.items())
         raise Failure(" ".join(faults))
