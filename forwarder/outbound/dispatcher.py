@@ -7,10 +7,10 @@ from the store as places in the window get free (``patience``). Routes are looke
 settles.
 
 Promises: at most ``outbound.window`` deliveries are leased, and some more only by what arrives between a ``lease`` and
-its ``hand_over``; what does not fit stays due in the store. A site that is full or suspended is left out of claims.
-What waits for the DNS has a share of the window; what is claimed beyond it, at most one claim a second, goes back for a
-minute, so that whatever is due behind it gets its turn. ``drain`` ends in its time: what was not begun goes back to the
-store, due at once, its attempt not counted.
+its ``hand_over``, and by recipients who share an address, which are claimed together; what does not fit stays due in
+the store. A site that is full or suspended is left out of claims. What waits for the DNS has a share of the window;
+what is claimed beyond it, at most one claim a second, goes back for a minute, so that whatever is due behind it gets
+its turn. ``drain`` ends in its time: what was not begun goes back to the store, due at once, its attempt not counted.
 
 It fails without noise: when the store is away it waits, in growing steps, and goes on when it is back. A loop that
 breaks is logged and started again; ``tasks`` tells a watchdog.
@@ -333,7 +333,7 @@ class Dispatcher:
         if claimed and forgot_at == self._forgot_at:  # else others may have them; if not, they are strays
             failpoint.reach("dispatch.claimed")
             await self._take_in(claimed)
-        return 0.0 if len(claimed) == limit else await self._until_due()
+        return 0.0 if len(claimed) >= limit else await self._until_due()
 
     async def _until_due(self) -> float:
         """The seconds until something may be due that was not claimed just now."""
@@ -346,6 +346,8 @@ class Dispatcher:
 
     async def _take_in(self, claimed: Iterable[Delivery]) -> None:
         parcels: dict[str, tuple[Parcel, list[Delivery]]] = {}
+        # Recipients who share an address wait together or go back together, or it would get a copy for each part.
+        may_go: dict[tuple[str, str], bool] = {}
         asking = 0
         for delivery in claimed:
             known = parcels.get(delivery.message_id)
@@ -355,7 +357,8 @@ class Dispatcher:
             self._window.admit(known[0], [delivery], None)
             domain = delivery.destination_domain
             if delivery.kind is DeliveryKind.SMTP and self._lookups.route(domain) is None:
-                if not self._lookups.has_room(domain, delivery.attempts, beside=asking):
+                room = self._lookups.has_room(domain, delivery.attempts, beside=asking)
+                if not may_go.setdefault((delivery.message_id, delivery.destination), room):
                     self._return(Job(parcel=known[0], deliveries=[delivery]), _UNASKED_PAUSE)
                     self._patience.end()
                     continue

@@ -6,6 +6,10 @@ delivery due at once while its attempts are few, and keeps the plan when they ar
 its worker does not do so all day.
 
 Domains that are at their limit are passed over within the index of what is due.
+
+Recipients of one message who share an address get one copy by travelling together. So a claim takes all of them or
+none, due or not yet: cut in two, they would be sent twice. On PostgreSQL it locks the rows of the messages as well, or
+another worker's claim could take the rest meanwhile. A claim may be larger than asked for by one such group.
 """
 
 from collections.abc import Sequence
@@ -13,7 +17,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Integer, Select, Text, Update, bindparam, select, update
+from sqlalchemy import (
+    CTE,
+    Connection,
+    Integer,
+    Select,
+    Text,
+    Update,
+    bindparam,
+    func,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.sql import Executable
 
 from forwarder.mail.address import Path
@@ -43,10 +59,13 @@ _COLUMNS = (
     messages.c.size,
 )
 
+# As an expression, or either database may walk the index of all that is queued instead of going by the message.
+_IS_QUEUED_STILL = deliveries.c.state.op("||")("") == DeliveryState.QUEUED.value
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What a worker has room for."""
+    """What a worker has room for: ``limit`` deliveries, and the rest of those who share the last one's address."""
 
     now: datetime
     limit: int
@@ -96,10 +115,11 @@ def _asked(conn: Connection, item: Claim) -> dict[str, Any]:
     return excluded | {"now": now, "limit": item.limit}
 
 
-def _due(postgres: bool, *columns: Any) -> Select[Any]:
+def _due(postgres: bool) -> CTE:
+    """What is due first, by message and address."""
     excluded = _DOMAINS.source(postgres)
-    return (
-        select(*columns)
+    query = (
+        select(deliveries.c.message_id, deliveries.c.destination)
         .where(
             IS_QUEUED,
             deliveries.c.next_attempt_at <= bindparam("now"),
@@ -108,11 +128,45 @@ def _due(postgres: bool, *columns: Any) -> Select[Any]:
         .order_by(deliveries.c.next_attempt_at)
         .limit(bindparam("limit", type_=Integer()))
     )
+    if postgres:
+        query = query.join_from(deliveries, messages).with_for_update(
+            of=[deliveries, messages], skip_locked=True, key_share=True
+        )
+    return query.cte("due")
+
+
+def _wanted(postgres: bool) -> Select[Any]:
+    """The ids to claim: message by message and address by address until ``limit`` is reached."""
+    due = _due(postgres)
+    fellows = (
+        select(
+            deliveries.c.id,
+            deliveries.c.message_id,
+            deliveries.c.destination,
+            deliveries.c.next_attempt_at,
+        )
+        .where(_IS_QUEUED_STILL, deliveries.c.message_id.in_(select(due.c.message_id)))
+        .cte("fellows")
+        .prefix_with("MATERIALIZED")  # a message is read once, not once for each of its addresses
+    )
+    key = fellows.c.message_id, fellows.c.destination
+    size, first = func.count(), func.min(fellows.c.next_attempt_at)
+    groups = (
+        select(*key, (func.sum(size).over(order_by=(first, *key)) - size).label("before"))
+        .where(tuple_(*key).in_(select(due.c.message_id, due.c.destination)))
+        .group_by(*key)
+        .cte("groups")
+    )
+    enough = groups.c.before < bindparam("limit", type_=Integer())
+    return select(fellows.c.id).where(
+        tuple_(*key).in_(select(groups.c.message_id, groups.c.destination).where(enough))
+    )
 
 
 @by_dialect
 def _found(postgres: bool) -> Select[Any]:
-    return _due(postgres, *_COLUMNS).join_from(deliveries, messages)
+    query = select(*_COLUMNS).join_from(deliveries, messages).where(deliveries.c.id.in_(_wanted(postgres)))
+    return query.order_by(deliveries.c.next_attempt_at)
 
 
 @by_dialect
@@ -123,7 +177,13 @@ def _mark(postgres: bool) -> Update:
 
 @by_dialect
 def _claim(postgres: bool) -> Executable:
-    candidate = _due(postgres, deliveries.c.id).with_for_update(skip_locked=True).cte("candidate")
+    # What an operator is changing just now is passed over.
+    candidate = (
+        select(deliveries.c.id)
+        .where(_IS_QUEUED_STILL, deliveries.c.id.in_(_wanted(postgres)))
+        .with_for_update(skip_locked=True)
+        .cte("candidate")
+    )
     return (
         update(deliveries)
         .where(deliveries.c.id == candidate.c.id, messages.c.id == deliveries.c.message_id)

@@ -74,6 +74,29 @@ async def test_what_was_put_off_together_is_tried_again_together(tmp_path: Path)
         assert [message.recipients for message in rooms.sink.messages] == [("bob@dest.test",)]
 
 
+async def test_recipients_who_share_an_address_do_not_wait_for_its_route_apart(tmp_path: Path) -> None:
+    """There is room for four, and six share an address: each part would be a copy there."""
+    async with house(tmp_path, outbound={"window": 8}, start=False) as rooms:
+        six = await rooms.accept(*["bob@dest.test"] * 6, in_memory=False)
+        await rooms.start()
+        for delivery in six:
+            await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
+        assert [message.recipients for message in rooms.sink.messages] == [("bob@dest.test",)]
+
+
+async def test_a_claim_does_not_part_recipients_who_share_an_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_room, "_CLAIM", 4)
+    async with house(tmp_path, start=False) as rooms:
+        ten = await rooms.accept(*["bob@dest.test", "ann@dest.test"] * 5, in_memory=False)
+        await rooms.start()
+        for delivery in ten:
+            await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
+        named = [address for message in rooms.sink.messages for address in message.recipients]
+        assert sorted(named) == ["ann@dest.test", "bob@dest.test"]
+
+
 async def test_domains_of_one_site_share_a_transaction_and_its_concurrency(tmp_path: Path) -> None:
     async with house(tmp_path) as rooms:
         for number in range(3):

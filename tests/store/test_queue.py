@@ -14,12 +14,13 @@ import pytest
 from sqlalchemy import Connection, func, select
 
 from forwarder.mail.event import DeliveryState, Status
-from forwarder.store import queue, sqlite, straight, workers
+from forwarder.store import admin, queue, sqlite, straight, workers
+from forwarder.store.claiming import Claim, Claiming
 from forwarder.store.engine import Database
 from forwarder.store.records import Delivery
 from forwarder.store.tables import deliveries, domains, events, logs, messages
 from forwarder.store.trouble import CommitUnknown, StoreUnavailable
-from tests.store.conftest import NOON, Stage, Worker, as_delivery, delivered, hard, soft, until
+from tests.store.conftest import NOON, Stage, Worker, as_delivery, delivered, hard, machine_steps, soft, until
 
 MINUTE = timedelta(minutes=1)
 
@@ -116,6 +117,62 @@ async def test_fresh_deliveries_are_leased_to_their_worker(stage: Stage) -> None
     assert await worker.queue.settle(delivered(as_delivery(message)))
     assert await sizes(worker.database) == (0, 0, 1, 2)
     assert await statuses(worker.database, message.deliveries[0].id) == ["QUEUED", "DELIVERED"]
+
+
+async def test_recipients_who_share_an_address_are_claimed_together(stage: Stage) -> None:
+    """Claimed apart they are sent apart, and the address gets a copy for each part."""
+    worker = await stage.worker()
+    await worker.queue.enqueue(stage.message(*["a@dest.example", "b@dest.example"] * 3))
+    await worker.queue.enqueue(stage.message("a@dest.example"))
+    claims = [await worker.queue.claim_due(NOON, limit) for limit in (1, 2, 9, 9)]
+    assert [[d.destination[0] for d in claimed] for claimed in claims] == [["a"] * 3, ["b"] * 3, ["a"], []]
+    assert all(delivery.attempts == 1 for claimed in claims for delivery in claimed)
+
+
+async def test_who_shares_an_address_and_is_not_due_yet_is_claimed_with_who_is(stage: Stage) -> None:
+    worker = await stage.worker()
+    await worker.queue.enqueue(stage.message(*["a@dest.example"] * 3, "b@dest.example"))
+    first, second, held, other = await worker.queue.claim_due(NOON, 9)
+    for delivery, minutes in ((first, 0), (second, 1), (held, 0), (other, 1)):
+        assert await worker.queue.release(delivery, next_attempt_at=NOON + minutes * MINUTE)
+    assert await worker.database.write(lambda conn: admin.hold(conn, [held.id])) == 1
+    assert [d.id for d in await worker.queue.claim_due(NOON, 9)] == [first.id, second.id]
+
+
+async def test_a_message_of_which_one_worker_claims_is_passed_over_by_another(postgres_url: str) -> None:
+    """Or two that claim at once would share those of one address between them."""
+    async with AsyncExitStack() as opened:
+        stage = Stage(postgres_url, opened)
+        worker, other = await stage.worker("a"), await stage.worker("b")
+        await worker.queue.enqueue(stage.message(*["a@dest.example", "b@dest.example"] * 2))
+        assert await worker.database.write(lambda conn: True)  # it has let go of them before that
+        claim = Claim(now=NOON, limit=1, exclude_domains=(), if_worker_dies=NOON + MINUTE)
+        engine = worker.database._engine
+        assert engine is not None
+        async with engine.begin() as conn:
+            [taken] = await conn.run_sync(lambda sync: Claiming(worker_id=worker.id).apply(sync, [claim]))
+            assert [delivery.destination for delivery in taken] == ["a@dest.example"] * 2
+            assert await other.queue.claim_due(NOON, 9) == []
+        assert [d.destination for d in await other.queue.claim_due(NOON, 9)] == ["b@dest.example"] * 2
+
+
+async def test_a_claim_reads_a_message_once_however_many_of_its_addresses_are_due(sqlite_url: str) -> None:
+    async with AsyncExitStack() as opened:
+        stage = Stage(sqlite_url, opened)
+        worker = await stage.worker()
+        claiming = Claiming(worker_id=worker.id)
+        steps = []
+        for limit in (1, 40):  # either claims one address with its forty recipients
+            await worker.queue.enqueue(stage.message(*[f"{n}@{limit}.example" for n in range(40)] * 40))
+            others = () if limit == 1 else ("1.example",)
+            claim = Claim(now=NOON, limit=limit, exclude_domains=others, if_worker_dies=NOON + MINUTE)
+            steps.append(
+                await worker.database.write(
+                    lambda conn, claim=claim: machine_steps(conn, lambda: claiming.apply(conn, [claim]))
+                )
+            )
+        assert len(await worker.queue.leases()) == 80
+        assert steps[1] < 3 * steps[0]
 
 
 async def test_a_discarded_delivery_leaves_a_log_and_nothing_to_do(stage: Stage) -> None:
