@@ -2,7 +2,8 @@
 
 A reply is read strictly: lines of at most 4 KiB, 64 KiB a reply, one code for all its lines (RFC 5321 4.2.1), codes
 200 to 599; anything else is ``Fault.PROTOCOL``. What nobody asked for is a fault too, except one 421, which a server
-may say at any time before it hangs up (RFC 5321 3.8): it is kept, and explains the loss. Memory is bounded by these
+may say at any time before it hangs up (RFC 5321 3.8): it is kept, and explains the loss; and except a 354 that is said
+twice, before the content or after it: the second is passed over, the answer is what follows. Memory is bounded by these
 limits whatever a peer sends.
 
 The deadline of a wait counts per reply: it starts again when a whole reply has come, never for a part of one, so that
@@ -61,6 +62,7 @@ class Wire(asyncio.Protocol):
         self._replies: deque[Reply] = deque()
         self._expected = 1  # the greeting
         self._content_due = False  # the last reply asked for is that to DATA
+        self._invited = False  # the latest reply was its 354
         self._rest = b""  # of a line
         self._lines: list[bytes] = []  # of a reply
         self._size = 0
@@ -237,10 +239,15 @@ class Wire(asyncio.Protocol):
 
     def _accept(self, reply: Reply) -> bool:
         if self._expected:
+            again = self._invited and reply.code == 354
+            self._invited = False
+            if again:
+                return True  # no answer to content; taken for one, it would have the message sent again each time
             self._expected -= 1
             if not self._expected and self._content_due and reply.code == 354:
                 self._expected = 1
                 self._content_due = False
+                self._invited = True
         elif reply.code != 421 or self._replies:
             # not kept: it must never pass for the answer to what we say next
             return self._fail(Fault.PROTOCOL, "a reply came that nobody asked for")

@@ -98,10 +98,41 @@ async def test_a_421_to_a_recipient_is_his_when_something_was_said_after_it(
         assert raised.value.unknown is (b"354" in answers)
 
 
-async def test_a_dot_that_is_answered_with_nonsense_leaves_it_unknown(sink: Sink) -> None:
-    fault = await fault_of(sink, "354-at-dot@example.test")
+async def test_a_dot_that_is_answered_with_nonsense_leaves_it_unknown() -> None:
+    ehlo = (b"EHLO", b"250-x\r\n250 PIPELINING\r\n")
+    data = (b"DATA", b"250 ok\r\n250 ok\r\n354 go\r\n")
+    dot = (b"\r\n.\r\n", b"354 go\r\n354 go\r\n250 ok\r\n")  # a second one is passed over, no more
+    async with Scripted(b"220 hi\r\n", ehlo, data, dot) as (host, port):
+        session = await open_session("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        with pytest.raises(SessionFault) as raised:
+            await session.send("a@example.com", ["b@example.test"], CONTENT)
+    fault = raised.value
     assert (fault.stage, fault.fault, fault.unknown) == (Stage.DOT, Fault.PROTOCOL, True)
     assert "the dot was answered 354; the message may have been delivered" in fault.reply.text
+
+
+async def test_a_second_354_is_not_the_answer_to_the_dot(sink: Sink) -> None:
+    fault = await fault_of(sink, "354-at-dot@example.test")
+    assert (fault.stage, fault.fault, fault.unknown) == (Stage.DOT, Fault.TIMEOUT_AFTER_DOT, True)
+
+
+@pytest.mark.parametrize("ehlo", [b"250-x\r\n250 PIPELINING\r\n", b"250 x\r\n"])
+@pytest.mark.parametrize("at_the_dot", [b"", b"354 go\r\n"])
+@pytest.mark.parametrize("code", [250, 550])
+async def test_a_354_may_be_said_twice(ehlo: bytes, at_the_dot: bytes, code: int) -> None:
+    again = b"" if at_the_dot else b"354 go\r\n"
+    steps = [(b"EHLO", ehlo)]
+    if b"PIPELINING" in ehlo:
+        steps.append((b"DATA", b"250 ok\r\n250 ok\r\n354 go\r\n" + again))
+    else:
+        steps += [(b"MAIL", b"250 ok\r\n"), (b"RCPT", b"250 ok\r\n"), (b"DATA", b"354 go\r\n" + again)]
+    steps.append((b"\r\n.\r\n", at_the_dot + b"%d said\r\n" % code))
+    async with Scripted(b"220 hi\r\n", *steps) as (host, port):
+        session = await open_session("x", host, port, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
+        answer = await session.send("a@example.com", ["b@example.test"], CONTENT)
+        assert answer.final is not None
+        assert (answer.final.code, answer.final.text) == (code, "said")
+        assert session.usable
 
 
 @pytest.mark.parametrize("phase", ["connect", "ehlo"])
