@@ -21,6 +21,9 @@ MAX_OCTETS = 512 * 1024
 MAX_PARTS = 20
 _BOUNDARY = re.compile(rb'boundary[ \t]*=[ \t]*(?:"([^"\r\n]{1,200})"|([^;\s"]{1,200}))', re.IGNORECASE)
 _TRACE_LINE = re.compile(rb"^[ \t>]{0,10}x-forwarder-id:([^\r\n]{0,2000})", re.IGNORECASE | re.MULTILINE)
+_ACTION = re.compile(
+    rb"[a-z]*", re.IGNORECASE
+)  # a comment may follow, as in any structured field (RFC 5322 3.2.2)
 _STATUS = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
 
 _Fields = dict[bytes, bytes]
@@ -58,7 +61,7 @@ def read_report(content: bytes) -> ReturnedReport | None:
     status = _STATUS.search(_text(recipient, b"status"))
     return ReturnedReport(
         passages=tuple(found),
-        action=_text(recipient, b"action").lower(),
+        action=_action(recipient),
         status=status[0] if status else "",
         diagnostic=_after_type(_text(recipient, b"diagnostic-code")),
         recipient=_after_type(
@@ -111,8 +114,14 @@ def _recipient(body: bytes) -> _Fields:
     """The group of the first failed recipient, else of the first recipient; {} when there is none."""
     groups = [_fields(group + b"\r\n") for group in body.split(b"\r\n\r\n", 200)]
     described = [group for group in groups if b"action" in group or b"final-recipient" in group]
-    failed = [group for group in described if group.get(b"action", b"").lower() == b"failed"]
+    failed = [group for group in described if _action(group) == "failed"]
     return (failed or described or [{}])[0]
+
+
+def _action(fields: _Fields) -> str:
+    found = _ACTION.match(fields.get(b"action", b""))
+    assert found is not None  # it matches nothing as well
+    return found[0].decode().lower()
 
 
 def _text(fields: _Fields, name: bytes) -> str:

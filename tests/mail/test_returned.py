@@ -76,6 +76,13 @@ def test_a_report_with_two_recipients() -> None:
     assert returned.recipient == "full@example.com"
 
 
+@pytest.mark.parametrize("action", [b"failed (too many (hops))", b"Failed(mailbox over quota)", b"FAILED"])
+def test_a_comment_behind_the_action_is_no_part_of_it(action: bytes) -> None:
+    returned = read_report(POSTFIX.replace(b"Action: failed", b"Action: " + action))
+    assert returned is not None
+    assert (returned.action, returned.recipient) == ("failed", "full@example.com")
+
+
 def test_a_notice_without_mime() -> None:
     returned = read_report(QMAIL)
     assert returned is not None
