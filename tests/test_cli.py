@@ -394,13 +394,27 @@ def test_nothing_is_done_to_a_queue_of_which_nothing_is_named(cli: Cli, command:
     assert re.match("forwarder: (name the ids|either --all or ids|done is no state)", errors)
 
 
+@pytest.mark.parametrize("verb", ["retry", "hold", "release", "drop"])
+def test_whoever_names_what_is_not_in_the_queue_is_told(cli: Cli, verb: str) -> None:
+    agreed = ["--yes"] if verb == "drop" else []
+    for ids, named in (
+        (["example.com"], "example.com"),
+        (["0" * 32, "x", "y"], "0" * 32 + " or the 2 others"),
+    ):
+        assert f"nothing in the queue has the id {named};" in cli.fails("queue", verb, *ids, *agreed)
+
+
 @pytest.mark.parametrize("command", [("domain", "remove", "example.com"), ("queue", "drop", "0" * 32)])
 def test_json_agrees_to_nothing(hosted: Cli, command: tuple[str, ...]) -> None:
     status, output, errors = hosted(*command, "--json")
     assert (status, output) == (2, "")
     assert "--yes" in json.loads(errors)["error"]
     assert len(hosted.json("domain", "list")) == 1
-    hosted.json(*command, "--yes")
+    status, output, errors = hosted(*command, "--json", "--yes")
+    # The queue is empty: agreed to, it finds nothing to drop.
+    assert (status, bool(output), bool(errors)) == (
+        (1, False, True) if "queue" in command else (0, True, False)
+    )
 
 
 def test_brackets_in_names_are_no_markup(hosted: Cli) -> None:

@@ -124,6 +124,8 @@ def retry(ids: Ids = None, every: Every = False, config: Config = None, as_json:
         return admin.retry(conn, chosen or (), now=utc_now())
 
     changed = _retry_all(config) if chosen is None else write(config, some)
+    if not changed and chosen is not None:
+        _must_exist(config, chosen)
     held = read(config, lambda conn, _: admin.held(conn, chosen))
     kept = f"; {held} held, which `forwarder queue release` makes due" if held else ""
     _say(changed, "due now", as_json, kept)
@@ -156,7 +158,10 @@ def hold(ids: Ids = None, config: Config = None, as_json: AsJson = False) -> Non
     """Put deliveries aside until they are released."""
     from forwarder.store import admin
 
-    changed = write(config, lambda conn, _: admin.hold(conn, _some(ids)))
+    chosen = _some(ids)
+    changed = write(config, lambda conn, _: admin.hold(conn, chosen))
+    if not changed:
+        _must_exist(config, chosen)
     kept = "" if changed else "; one that is held, being attempted now or not in the queue stays as it is"
     _say(changed, "held", as_json, kept)
 
@@ -166,7 +171,10 @@ def release(ids: Ids = None, config: Config = None, as_json: AsJson = False) -> 
     """Make held deliveries due now."""
     from forwarder.store import admin
 
-    changed = write(config, lambda conn, _: admin.release(conn, _some(ids), now=utc_now()))
+    chosen = _some(ids)
+    changed = write(config, lambda conn, _: admin.release(conn, chosen, now=utc_now()))
+    if not changed:
+        _must_exist(config, chosen)
     _say(changed, "due now", as_json, "" if changed else "; one that is not held stays as it is")
 
 
@@ -193,7 +201,10 @@ def drop(
     def work(conn: "Connection", settings: "Settings") -> int:
         return admin.drop(conn, chosen, now=utc_now(), new_id=new_id, local_name=settings.hostname)
 
-    _say(write(config, work), "dropped", as_json)
+    changed = write(config, work)
+    if not changed:
+        _must_exist(config, chosen)
+    _say(changed, "dropped", as_json)
 
 
 def _draw(delivery: "QueuedDelivery", out: "Console") -> None:
@@ -231,6 +242,18 @@ def _chosen(ids: list[str] | None, every: bool) -> list[str] | None:
     if every and ids:
         raise Failure("either --all or ids, not both", status=2)
     return None if every else _some(ids)
+
+
+def _must_exist(config: str | None, ids: list[str]) -> None:
+    """Failure where nothing in the queue has any of these ids: mistyped, a domain, or what has ended meanwhile."""
+    from forwarder.store import admin
+
+    if not read(config, lambda conn, _: admin.is_known(conn, ids)):
+        others = f" or the {len(ids) - 1} others" if len(ids) > 1 else ""
+        raise Failure(
+            f"nothing in the queue has the id {ids[0]}{others}; forwarder queue list shows the ids of what waits, "
+            "forwarder logs what became of the rest"
+        )
 
 
 def _say(changed: int, what: str, as_json: bool, kept: str = "") -> None:

@@ -171,6 +171,11 @@ def drop(
     return len(rows)
 
 
+def is_known(conn: Connection, ids: Sequence[str]) -> bool:
+    """Whether anything in the queue has one of these ids."""
+    return conn.execute(select(deliveries.c.id).where(_named(ids)).limit(1)).first() is not None
+
+
 def droppable(conn: Connection, ids: Sequence[str]) -> int:
     """How many deliveries ``drop`` would end."""
     query = select(func.count()).select_from(deliveries).where(_IS_DROPPABLE, _named(ids))
