@@ -64,9 +64,10 @@ def read_report(content: bytes) -> ReturnedReport | None:
         action=_action(recipient),
         status=status[0] if status else "",
         diagnostic=_after_type(_text(recipient, b"diagnostic-code")),
+        # Some write it in angle brackets, as in a command.
         recipient=_after_type(
             _text(recipient, b"final-recipient") or _text(recipient, b"original-recipient")
-        ),
+        ).strip("<>"),
     )
 
 

@@ -83,6 +83,13 @@ def test_a_comment_behind_the_action_is_no_part_of_it(action: bytes) -> None:
     assert (returned.action, returned.recipient) == ("failed", "full@example.com")
 
 
+def test_a_recipient_in_angle_brackets() -> None:
+    """Taken with them, it would be the address of no delivery, and of several in one transaction none be noted."""
+    returned = read_report(POSTFIX.replace(b"rfc822; full@example.com", b"rfc822;<full@example.com>"))
+    assert returned is not None
+    assert returned.recipient == "full@example.com"
+
+
 def test_a_notice_without_mime() -> None:
     returned = read_report(QMAIL)
     assert returned is not None
