@@ -3,6 +3,7 @@
 ``forwarder --help`` must be quick, so nothing heavy is imported before a command runs.
 """
 
+import codecs
 import io
 import sys
 
@@ -12,7 +13,7 @@ from forwarder.commands import account, alias, credential, domain, queue
 from forwarder.commands.checking import check
 from forwarder.commands.frame import command, complain
 from forwarder.commands.logs import show_logs
-from forwarder.commands.output import OutputError, finish, give_up, take_over
+from forwarder.commands.output import OutputError, finish, give_up, plainly, take_over
 from forwarder.commands.routing import route
 from forwarder.commands.serving import demo, migrate, serve
 
@@ -57,10 +58,10 @@ def options(
 
 def main() -> None:
     """The console script."""
+    codecs.register_error("forwarder", plainly)
     for stream in (sys.stdout, sys.stderr):
-        # ✓, … and names in scripts of their own: what the terminal's encoding has not becomes a question mark.
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="forwarder")
     take_over()
     as_json = "--json" in sys.argv[1:]
     try:

@@ -48,6 +48,19 @@ def take_over() -> None:
         sys.stdout = Output(given.detach(), encoding, errors, line_buffering=buffering, write_through=through)
 
 
+_PLAIN = {"✓": "+", "✗": "!", "·": "-", "→": ">"}
+
+
+def plainly(error: UnicodeError) -> tuple[str, int]:
+    """For ``codecs.register_error``: what an encoding has not is a question mark, but for what says something.
+
+    Names in scripts of their own are lost; which line of ``check`` is marked as wrong must not be.
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+
+
 def give_up() -> None:
     """Let what is not written yet go nowhere; Python would write it at exit, and complain again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
