@@ -1,8 +1,8 @@
 """PostgreSQL: asyncpg under SQLAlchemy, a few lanes that commit groups at the same moment.
 
 asyncpg reads the URL itself, as libpq would: several hosts, ``sslmode``, ``target_session_attrs``, a password file.
-Every connection is told ``synchronous_commit=on``, whatever the server's or the role's default, and to give up
-statements, locks and idle transactions in bounded time.
+Every connection is told ``synchronous_commit=on`` and ``read committed``, whatever the server's or the role's default,
+and to give up statements, locks and idle transactions in bounded time.
 
 Lanes run LANES transactions at once, but the second joins only when something has waited JOIN_AFTER for the first to
 end, as it does over a slow network or behind a lock: while commits are quick, two at once make every group smaller, and
@@ -70,6 +70,8 @@ def make_engine(url: str, *, pool_size: int, patience: float = STATEMENT_LIMIT) 
             server_settings={
                 "application_name": "forwarder",
                 "synchronous_commit": "on",
+                # Who waited for a lock looks once more for what its holder did, and a snapshot would show nothing new.
+                "default_transaction_isolation": "read committed",
                 "statement_timeout": limit,
                 "lock_timeout": limit,
                 "idle_in_transaction_session_timeout": str(int(TRANSACTION_LIMIT * 1000)),

@@ -20,6 +20,7 @@ from forwarder.store.engine import Database
 from forwarder.store.records import Delivery
 from forwarder.store.tables import deliveries, domains, events, logs, messages
 from forwarder.store.trouble import CommitUnknown, StoreUnavailable
+from tests.postgres import Server
 from tests.store.conftest import NOON, Stage, Worker, as_delivery, delivered, hard, machine_steps, soft, until
 
 MINUTE = timedelta(minutes=1)
@@ -366,6 +367,16 @@ async def test_two_workers_ending_the_last_deliveries_leave_no_content(stage: St
         took = await asyncio.gather(one.queue.settle(delivered(mine)), two.queue.settle(delivered(yours)))
         assert took == [True, True]
     assert (await sizes(one.database))[:2] == (0, 0)
+
+
+async def test_a_database_that_prefers_snapshots_keeps_no_content_either(
+    postgres: Server, postgres_url: str
+) -> None:
+    name = postgres_url.rpartition("/")[2]
+    postgres.sql(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
+    async with AsyncExitStack() as opened:
+        stage = Stage(postgres_url, opened)
+        await test_two_workers_ending_the_last_deliveries_leave_no_content(stage)
 
 
 async def test_there_is_time_for_something_else_only_while_others_are_written(stage: Stage) -> None:
