@@ -84,6 +84,18 @@ def test_received_in_full():
     )
 
 
+def test_received_tells_no_recipient_about_another():
+    field = received(
+        session(),
+        transaction(to("a@here.test", target("x@dest.test")), to("b@here.test", target("y@dest.test"))),
+        hostname="mx.test",
+        identifier=ID,
+        now=NOW,
+    )
+    assert b" for " not in field.replace(b"\t", b" ")
+    assert b"here.test" not in field
+
+
 def test_received_names_no_recipient_beyond_ascii():
     field = received(
         session(),

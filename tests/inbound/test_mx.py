@@ -627,6 +627,21 @@ async def test_of_a_late_bounce_no_more_is_kept_than_is_read(monkeypatch):
     assert seen == [512 * 1024]
 
 
+async def test_twenty_late_bounces_are_looked_at_at_once(monkeypatch):
+    seen = []
+    monkeypatch.setattr(late_bounce, "read_report", lambda content: seen.append(content))
+    head = b"Content-Type: multipart/report; boundary=x\r\n"
+    bounces = late_bounce.LateBounces(None, secrets=(), local_name="mx.test")
+    contents = [b"%d" % number for number in range(23)]
+    for content in contents:
+        bounces.look_at(content, head)
+    await bounces.close()
+    assert seen == contents[:20]
+    bounces.look_at(b"later", head)  # there is room again
+    await bounces.close()
+    assert seen[20:] == [b"later"]
+
+
 async def test_a_store_that_is_gone_refuses_nobody_for_good(engine):
     await hosting(engine)
     async with engine.client() as client:

@@ -457,6 +457,7 @@ HEADS = [
     (b"From: " + b"(" * 3000 + b"\r\n", 550),
     (b"From: ann@here.test\r\nSender: boss@else.test\r\n", 550),
     (b"From: ann@here.test\r\nSender: ann@here.test\r\nSender: ann@here.test\r\n", 550),
+    (b"From: ann@here.test\r\nSender: ann@here.test, info@here.test\r\n", 550),
     (b"From: ann@here.test\r\nResent-From: boss@else.test\r\n", 550),
     (b"From: ann@here.test\r\nResent-From: info@here.test\r\nResent-Sender: ann@here.test\r\n", 250),
     (b"From: ann@here.test\r\nResent-Sender: boss@else.test\r\n", 550),
