@@ -11,6 +11,7 @@ from forwarder.mail.authentication import (
     Results,
     authentication_results_header,
     own_results,
+    passed_before,
     remove_forged,
     results_text,
     verdict,
@@ -419,6 +420,22 @@ FULL = Results(
     arc=Chain(status=ChainStatus.NONE),
     dmarc=DmarcResult(result=AuthResult.PASS, domain="example.org", policy=DmarcPolicy.REJECT),
 )
+
+
+@pytest.mark.parametrize(
+    ("status", "domain", "results", "passed"),
+    [
+        (ChainStatus.PASS, OURS, "i=1; mx1.example.net; spf=pass; dmarc=pass (p=reject)", True),
+        (ChainStatus.PASS, "evil.example", "i=1; mx1.example.net; spf=pass; dmarc=pass (p=reject)", False),
+        (ChainStatus.FAIL, OURS, "i=1; mx1.example.net; spf=pass; dmarc=pass (p=reject)", False),
+        (ChainStatus.PASS, OURS, "i=1; mx1.example.net; spf=pass; dmarc=fail (p=reject)", False),
+    ],
+)
+def test_only_our_own_unbroken_seal_tells_that_a_message_passed(
+    status: ChainStatus, domain: str, results: str, passed: bool
+) -> None:
+    chain = Chain(status=status, domain=domain, results=results)
+    assert passed_before(Results(arc=chain), [OURS]) is passed
 
 
 def test_the_header() -> None:
