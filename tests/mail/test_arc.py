@@ -210,6 +210,10 @@ def test_a_broken_chain_that_somebody_calls_good_is_sealed_as_failed() -> None:
     assert b"cv=fail;" in seal(content, chain=ChainStatus.PASS)
 
 
+def test_a_chain_that_somebody_calls_none_is_sealed_as_failed() -> None:
+    assert b"cv=fail;" in seal(chained(1), chain=ChainStatus.NONE)
+
+
 def first_set(more: bytes = b"", left_out: bytes = b"") -> bytes:
     """MESSAGE with a set of its own making: a message signature with ``more`` tags, and over all but one field."""
     message = Canonical(MESSAGE.replace(left_out, b"") if left_out else MESSAGE)
