@@ -1,19 +1,22 @@
 """DATA: the octets between 354 and CRLF.CRLF, read in blocks.
 
 aiosmtpd reads a line at a time, 23 ms of CPU for 1 MiB; here each block the transport hands over is searched for the
-terminator once, blocks are joined once, and dot-stuffing is undone by one replace, and only when there is any.
+terminator once, blocks are joined once, and dot-stuffing is undone by one replace, and only when there is any. What
+gets ``LARGE`` is joined as it comes: the C library grows a block of that size without copying it, so there is never a
+second copy, nor are its blocks left over in the heaps once they are freed.
 
 Promises: nothing but CRLF.CRLF ends the message (RFC 5321 4.1.1.4), so nothing that follows a look-alike is taken for
 a command; what exceeds the size limit is read and thrown away, so that the refusal comes after the dot and the
 dialogue stays in step; a peer that sends steadily may take as long as it needs, one that does not reach the minimum
 rate is given up (``Expired``).
 
-Limits: up to twice the size of a message is held for the moment of joining its blocks. All the contents being read and
-stored in one process share a ``Memory``; what does not fit is read, thrown away, and asked for again later. So is what
-rests, when there is no room for what comes: else whoever sends the most of a few large messages, and then an octet now
-and then, would keep out everybody's mail for hours.
+Limits: up to twice the size of a message below ``LARGE`` is held for the moment of joining its blocks. All the contents
+being read and stored in one process share a ``Memory``; what does not fit is read, thrown away, and asked for again
+later. So is what rests, when there is no room for what comes: else whoever sends the most of a few large messages, and
+then an octet now and then, would keep out everybody's mail for hours.
 """
 
+import io
 import re
 import time
 from collections.abc import Callable
@@ -25,6 +28,7 @@ from forwarder.mail.scan import find_dot, literally
 
 END = b"\r\n.\r\n"
 SMALL_BLOCK = 4096  # octets
+LARGE = 4 * 1024 * 1024  # octets; what is larger than 2 MiB is mapped (``allocator``)
 RESTING = 10.0  # seconds in which a message that does not rest brings as much as this:
 STRIDE = 64 * 1024  # octets
 RATE_GRACE = 60.0  # seconds before the minimum rate counts: TCP starts slowly, short messages do not matter
@@ -65,12 +69,13 @@ class Memory:
 class Share:
     """What one message takes of the memory; to be released when it is stored."""
 
-    __slots__ = ("_memory", "_stride", "blocks", "moved_at", "taken", "thrown_away")
+    __slots__ = ("_memory", "_stride", "blocks", "large", "moved_at", "taken", "thrown_away")
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
         self._stride = 0  # what it had at ``moved_at``
         self.blocks: list[bytearray] = []  # while it is read
+        self.large: io.BytesIO | None = None  # instead of them, from ``LARGE`` octets on
         self.taken = 0
         self.moved_at = 0.0
         self.thrown_away = False
@@ -90,6 +95,26 @@ class Share:
             self._stride, self.moved_at = self.taken, now
         return True
 
+    def keep(self, block: bytearray) -> None:
+        """Put a block behind what was read before it."""
+        if self.large is not None:
+            self.large.write(block)
+        elif self.taken >= LARGE:
+            self.large = io.BytesIO()
+            self.large.write(b"".join((*self.blocks, block)))  # in one: it would grow in a heap, by copying
+            self.blocks.clear()
+        elif len(block) < SMALL_BLOCK and self.blocks:
+            self.blocks[-1] += block  # an object each would make 25 MiB that trickle in two gigabytes
+        else:
+            self.blocks.append(block)
+
+    def joined(self, length: int) -> bytes:
+        """The first ``length`` octets of what was read: without the terminator and what came behind it."""
+        if self.large is None:
+            return _joined(self.blocks, length)
+        self.large.truncate(length)
+        return self.large.getvalue()  # its own buffer, not a copy
+
     def throw_away(self) -> None:
         """Hold nothing any more, because others need the room."""
         self.thrown_away = True
@@ -99,6 +124,7 @@ class Share:
         """It is read, and nobody's to throw away; its blocks are joined."""
         self._memory.reading.discard(self)
         self.blocks.clear()
+        self.large = None
 
     def release(self) -> None:
         """Hold nothing any more; harmless when repeated."""
@@ -120,7 +146,6 @@ async def read_content(
 
     Raises ``Expired`` when no block came in time or the rate is too low, ``Gone`` when the peer went away.
     """
-    blocks = share.blocks
     excess: Excess | None = None
     total = 0
     tail = b"\r\n"  # the line before the first: a dot at once ends an empty message
@@ -138,17 +163,14 @@ async def read_content(
                 excess = Excess.SIZE
             elif not share.grow(len(block), arrived):
                 excess = Excess.MEMORY
-            if len(block) < SMALL_BLOCK and blocks:
-                blocks[-1] += block  # an object each would make 25 MiB that trickle in two gigabytes
-            else:
-                blocks.append(block)
+            share.keep(block)
         if excess is not None:
             share.release()  # keep reading, hold nothing
         if end is not None:
             rest = block[end + len(END) :]
             if rest:
                 inlet.give_back(rest)
-            content = excess or _joined(blocks, length)
+            content = excess or share.joined(length)
             share.end()
             return content
         tail = bytes((tail + block[-len(END) :])[-(len(END) - 1) :])

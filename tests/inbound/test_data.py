@@ -1,6 +1,7 @@
 """Reading DATA: where it ends, what is kept, and for how long."""
 
 import asyncio
+import itertools
 import tracemalloc
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forwarder.inbound.data import (
+    LARGE,
     RATE_GRACE,
     RESTING,
     STRIDE,
@@ -138,10 +140,10 @@ async def test_messages_share_the_memory_of_the_process(inlet):
 class Reading:
     """A message that is read on a connection of its own."""
 
-    def __init__(self, memory, now):
+    def __init__(self, memory, now, limit=10**6):
         self.share = Share(memory)
         self.inlet = Inlet(asyncio.get_running_loop())
-        self.task = asyncio.ensure_future(read(self.inlet, limit=10**6, share=self.share, now=now))
+        self.task = asyncio.ensure_future(read(self.inlet, limit=limit, share=self.share, now=now))
 
     async def gets(self, octets):
         self.inlet.feed(octets)
@@ -207,6 +209,50 @@ async def test_a_message_that_is_stored_gives_way_to_none():
     assert memory.taken == 250_005
     stored.share.release()
     stored.inlet.close()
+
+
+@pytest.mark.parametrize("cut", range(1, 6))
+async def test_a_large_message_ends_where_it_should(inlet, cut):
+    lines = b"abcdefgh\r\n" * (LARGE // 10 + 1)
+    reading = asyncio.ensure_future(read(inlet, limit=10**8))
+    stream = lines + b".\r\nNOOP\r\n"
+    places = [0, LARGE - 7, LARGE, len(lines) + 3 - cut, len(stream)]
+    for start, end in itertools.pairwise(places):
+        inlet.feed(stream[start:end])
+        await asyncio.sleep(0)
+    assert await reading == lines
+    assert await inlet.line(100, 1) == b"NOOP\r\n"
+
+
+async def test_a_large_message_is_never_held_twice(inlet):
+    block = b"abcdefgh\r\n" * 10_000
+    tracemalloc.start()
+    try:
+        reading = asyncio.ensure_future(read(inlet, limit=10**8))
+        for _ in range(3 * LARGE // len(block)):
+            inlet.feed(block)
+            await asyncio.sleep(0)
+        inlet.feed(b".\r\n")
+        length = len(await reading)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < length * 1.5  # it grows by an eighth at a time; joined at the end it would be there twice
+
+
+async def test_a_large_message_that_rests_gives_way_whole():
+    now = 0.0
+    memory = Memory(2 * LARGE)
+    large = Reading(memory, lambda: now, limit=10**8)
+    for _ in range(3):
+        await large.gets(b"l" * (LARGE // 2))
+    now = RESTING
+    other = Reading(memory, lambda: now, limit=10**8)
+    await other.gets(b"o" * LARGE)
+    assert memory.taken == LARGE
+    assert large.share.large is None
+    assert await large.ends() is Excess.MEMORY
+    assert len(await other.ends()) == LARGE + 2
 
 
 async def test_a_message_may_be_the_one_that_gives_way():
