@@ -28,6 +28,7 @@ from forwarder.store.trouble import StoreUnavailable
 
 AT_ONCE = 20
 DELIVERIES = 10  # of one report
+SMALL_OCTETS = 16 * 1024  # up to here it is read in the event loop
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +55,7 @@ class LateBounces:
     async def is_about_ours(self, content: bytes) -> bool:
         """Whether it is a report that names a delivery of ours; StoreUnavailable."""
         try:
-            report = read_report(content)
+            report = await _read(content)
         except Exception:  # what a stranger wrote; who cannot be understood is not believed
             log.exception("a late bounce was not understood")
             return False
@@ -72,7 +73,7 @@ class LateBounces:
 
     async def _note(self, content: bytes) -> None:
         try:
-            report = read_report(content)
+            report = await _read(content)
             if report is None or report.action != "failed":
                 return
             entries = [await self._ours(passage) for passage in report.passages[:DELIVERIES]]
@@ -113,6 +114,13 @@ class LateBounces:
             local=self._local_name,
             recipient=printable(report.recipient, 320) or None,
         )
+
+
+async def _read(content: bytes) -> ReturnedReport | None:
+    """The report in a message; a large one is read in a thread, since many may come at once."""
+    if len(content) <= SMALL_OCTETS:
+        return read_report(content)
+    return await asyncio.to_thread(read_report, content)
 
 
 def _is_named(entry: LogEntry, recipient: str) -> bool:

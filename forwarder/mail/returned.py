@@ -13,8 +13,7 @@ import re
 from dataclasses import dataclass
 
 from forwarder.mail import trace
-from forwarder.mail.canonical import split_fields
-from forwarder.mail.content import split
+from forwarder.mail.content import Fields, split
 from forwarder.mail.words import printable
 
 MAX_OCTETS = 512 * 1024
@@ -25,6 +24,17 @@ _ACTION = re.compile(
     rb"[a-z]*", re.IGNORECASE
 )  # a comment may follow, as in any structured field (RFC 5322 3.2.2)
 _STATUS = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
+
+_READ = (
+    trace.ID_FIELD,
+    b"content-type",
+    b"content-transfer-encoding",
+    b"action",
+    b"status",
+    b"diagnostic-code",
+    b"final-recipient",
+    b"original-recipient",
+)
 
 _Fields = dict[bytes, bytes]
 
@@ -91,12 +101,9 @@ def _parts(content: bytes) -> list[tuple[_Fields, bytes]]:
 
 
 def _fields(head: bytes) -> _Fields:
-    """The first field of each name."""
-    fields: _Fields = {}
-    for name, raw in split_fields(head):
-        if name:
-            fields.setdefault(name, b" ".join(raw.partition(b":")[2].split()))
-    return fields
+    """The first field of each name that is read; of half a megabyte of others no object is made."""
+    seen = Fields(head, _READ)
+    return {name: b" ".join(raw.split()) for name in _READ if (raw := seen.raw(name)) is not None}
 
 
 def _decoded(fields: _Fields, body: bytes) -> bytes:

@@ -642,6 +642,16 @@ async def test_twenty_late_bounces_are_looked_at_at_once(monkeypatch):
     assert seen[20:] == [b"later"]
 
 
+async def test_a_large_report_is_read_where_it_holds_nobody_up(monkeypatch):
+    readers = []
+    monkeypatch.setattr(late_bounce, "read_report", lambda content: readers.append(threading.get_ident()))
+    bounces = late_bounce.LateBounces(None, secrets=(), local_name="mx.test")
+    for octets in (1000, 500_000):
+        assert not await bounces.is_about_ours(b"x" * octets)
+    here = threading.get_ident()
+    assert [reader == here for reader in readers] == [True, False]
+
+
 async def test_a_store_that_is_gone_refuses_nobody_for_good(engine):
     await hosting(engine)
     async with engine.client() as client:
