@@ -19,7 +19,7 @@ from forwarder.mail.reply import Reply
 _SINGLE = (b"from", b"sender")
 _LISTS = (b"resent-from", b"resent-sender")
 _ONCE = (b"from", b"sender", b"to", b"cc", b"subject", b"date", b"message-id", b"reply-to")  # RFC 5322 3.6
-_LONGEST = 64 * 1024  # octets of an address field
+_LONGEST = 64 * 1024  # octets of all these fields: each character is looked at, in the event loop
 _MOST = 100  # addresses of all these fields
 
 
@@ -34,6 +34,8 @@ def claimed(head: bytes) -> list[Path] | Reply:
     for name in _ONCE:
         if sum(field.name == name for field in fields) > 1:
             return replies.BAD_HEADERS.saying(f"the message has more than one {_shown(name)} header")
+    if sum(len(field.value) for field in fields if field.name in _SINGLE + _LISTS) > _LONGEST:
+        return replies.BAD_HEADERS.saying("the headers that say whom the message is from are too long")
     found: list[Path] = []
     for name in _SINGLE + _LISTS:
         for field in fields:
@@ -55,8 +57,6 @@ def claimed(head: bytes) -> list[Path] | Reply:
 
 def _read(field: contents.Header) -> tuple[list[Path], list[Path]] | Reply:
     """The addresses of a field, and those beside them."""
-    if len(field.value) > _LONGEST:
-        return replies.BAD_HEADERS.saying(f"the {_shown(field.name)} header is too long")
     octets = field.value.replace(b"\r\n", b"")
     text = octets.decode("utf-8", "replace")
     if "\ufffd" in text and not is_plain(text):

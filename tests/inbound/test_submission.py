@@ -470,6 +470,8 @@ HEADS = [
     (b"From: ann@here.test\r\nReply-To: a@else.test\r\nReply-To: b@else.test\r\n", 550),
     (b"From: ann@here.test (" + b"x" * 900 + b"\r\n " + b")\r\n", 250),
     (b"From: ann@here.test (" + (b"x" * 900 + b"\r\n ") * 73 + b")\r\n", 550),
+    (b"From: ann@here.test\r\n" + (b"Resent-From: " + b"(ann)\r\n " * 4000 + b"\r\n"), 250),
+    (b"From: ann@here.test\r\n" + (b"Resent-From: " + b"(ann)\r\n " * 4000 + b"\r\n") * 3, 550),
     (b"From: ann@here.test\r\nResent-From: ann@here.test" + b",\r\n ann@here.test" * 98 + b"\r\n", 250),
     (b"From: ann@here.test\r\nResent-From: ann@here.test" + b",\r\n ann@here.test" * 99 + b"\r\n", 550),
     (b"From: \xff\xfe@here.test\r\n", 550),
