@@ -51,7 +51,7 @@ _CHARSETS = frozenset(
         "macintosh",
     ]
     + [f"iso-8859-{part}" for part in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 16)]
-    + [f"windows-{page}" for page in (874, *range(1250, 1259))]
+    + [f"windows-{page}" for page in range(1250, 1259)]
     + [f"cp{page}" for page in (874, *range(1250, 1259))]
 )
 
@@ -81,6 +81,8 @@ def dots_closed(text: str) -> str:
 def known_charset(name: str) -> str | None:
     """The character set that a stranger names, as Python knows it; None for one that is not in the table."""
     named = name.strip().lower()
+    if named == "windows-874":  # IANA's name, and Thai mail's, of what Python has as cp874 alone
+        return "cp874"
     return named if named in _CHARSETS else None
 
 

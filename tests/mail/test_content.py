@@ -285,6 +285,7 @@ def test_any_octets_are_a_content(raw: bytes) -> None:
         ("=?utf-8?x?a?=", "=?utf-8?x?a?="),
         ("=?", "=?"),
         ("=?shift_jis?b?k/qWew==?=", "日本"),
+        ("=?windows-874?q?=A1=E0=94?=", "กเ\u201d"),
         ("=?utf-8?q?a=0D=0ABcc:_x?=", "a\r\nBcc: x"),
     ],
 )
