@@ -4,6 +4,7 @@ import base64
 import json
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -56,6 +57,7 @@ def test_alternatives_inlines_and_attachments_are_told_apart() -> None:
     [
         ("CP437", b"\x81", "ü"),
         ("tis-620", b"\xa1", "ก"),
+        ("windows-874", b"\xa1", "ก"),
         ("Latin-1", b"\xfc", "ü"),
         ("utf-7", b"+APw-", "+APw-"),  # not in the table
     ],
@@ -63,6 +65,38 @@ def test_alternatives_inlines_and_attachments_are_told_apart() -> None:
 def test_a_text_is_read_in_its_character_set(charset: str, octets: bytes, text: str) -> None:
     body = told(b"Content-Type: text/plain; charset=" + charset.encode() + b"\r\n\r\n" + octets)
     assert body["text"] == text
+
+
+@pytest.mark.parametrize(
+    ("charset", "octets"),
+    [
+        ("utf-8", "aü日".encode()),
+        ("utf-16", "aü日\U0001f600".encode("utf-16-le")),  # without a mark: little-endian
+        ("utf-16", b"\xfe\xff" + "aü日".encode("utf-16-be")),
+        ("utf-16be", "aü日\U0001f600".encode("utf-16-be")),
+        ("iso-2022-jp", "日本 a".encode("iso-2022-jp")),
+        ("gb18030", "aü日\U0001f600".encode("gb18030")),
+        ("shift_jis", b"\x93\xfa\x96{\xff"),
+        ("windows-1252", b"a\x81\xfc"),
+    ],
+)
+def test_a_long_text_is_read_as_in_one_piece(charset: str, octets: bytes) -> None:
+    long = octets * 30_000 + octets[:-1]
+    head = b"Content-Type: text/plain; charset=" + charset.encode() + b"\r\n\r\n"
+    assert told(head + long)["text"] == long.decode(charset, "replace")
+
+
+def test_what_is_no_text_does_not_hold_the_interpreter() -> None:
+    content = b"Content-Type: text/plain; charset=windows-1252\r\n\r\n" + b"\x81" * (16 << 20)
+    longest = 0.0
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(message_json, content, reverse_path=Path.null(), received_at=AT)
+        seen = time.monotonic()
+        while not work.done():
+            time.sleep(0)  # whoever waits for the interpreter
+            seen, before = time.monotonic(), seen
+            longest = max(longest, seen - before)
+    assert longest < 1  # in one piece 2 s
 
 
 def test_fields_folded_with_a_tab_are_told_with_a_space() -> None:
