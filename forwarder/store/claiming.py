@@ -129,8 +129,10 @@ def _due(postgres: bool) -> CTE:
         .limit(bindparam("limit", type_=Integer()))
     )
     if postgres:
+        # The message first: locked before it, deliveries of one that is passed over would stay locked until we commit,
+        # and whoever claims of that message would miss them.
         query = query.join_from(deliveries, messages).with_for_update(
-            of=[deliveries, messages], skip_locked=True, key_share=True
+            of=[messages, deliveries], skip_locked=True, key_share=True
         )
     return query.cte("due")
 

@@ -157,6 +157,24 @@ async def test_a_message_of_which_one_worker_claims_is_passed_over_by_another(po
         assert [d.destination for d in await other.queue.claim_due(NOON, 9)] == ["b@dest.example"] * 2
 
 
+async def test_a_claim_that_passes_over_a_message_locks_nothing_of_it(postgres_url: str) -> None:
+    """Or whoever claims of it at that moment would miss some who share an address."""
+    async with AsyncExitStack() as opened:
+        stage = Stage(postgres_url, opened)
+        worker, other = await stage.worker("a"), await stage.worker("b")
+        await worker.queue.enqueue(stage.message(*["a@dest.example"] * 2))
+        assert await worker.database.write(lambda conn: True)  # it has let go of them before that
+        claim = Claim(now=NOON, limit=9, exclude_domains=(), if_worker_dies=NOON + MINUTE)
+        first, second = worker.database._engine, other.database._engine
+        assert first is not None
+        assert second is not None
+        async with first.begin() as conn, second.begin() as late:
+            await conn.execute(select(messages.c.id).with_for_update(key_share=True))
+            assert await late.run_sync(lambda sync: Claiming(worker_id=other.id).apply(sync, [claim])) == [[]]
+            [taken] = await conn.run_sync(lambda sync: Claiming(worker_id=worker.id).apply(sync, [claim]))
+            assert len(taken) == 2
+
+
 async def test_a_claim_reads_a_message_once_however_many_of_its_addresses_are_due(sqlite_url: str) -> None:
     async with AsyncExitStack() as opened:
         stage = Stage(sqlite_url, opened)
