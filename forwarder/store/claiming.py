@@ -10,6 +10,9 @@ Domains that are at their limit are passed over within the index of what is due.
 Recipients of one message who share an address get one copy by travelling together. So a claim takes all of them or
 none, due or not yet: cut in two, they would be sent twice. On PostgreSQL it locks the rows of the messages as well, or
 another worker's claim could take the rest meanwhile. A claim may be larger than asked for by one such group.
+
+A claim passes over what is locked and so waits for nobody; what it has locked, settlements of other workers wait for.
+So it comes last in its group: settlements behind it there could wait for them in turn.
 """
 
 from collections.abc import Sequence

@@ -136,7 +136,7 @@ class Queue:
             exclude_domains=tuple(exclude_domains),
             if_worker_dies=now + self._if_worker_dies,
         )
-        claimed = await self._database.writer.submit(self._claiming, claim)
+        claimed = await self._database.writer.submit(self._claiming, claim, last=True)
         if self._doubts:  # it has just appeared: leased to us now, it is withdrawn
             claimed = [d for d in claimed if not self._is_doubtful(d.message_id, d.attempts)]
         return sorted(claimed, key=lambda delivery: delivery.id)

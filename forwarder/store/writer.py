@@ -81,10 +81,11 @@ class Item:
     ``orphaned``: the change is made although its caller gave up waiting (cancelled the future), and this is told how
     it ended, once. It does what ``asyncio.shield`` would, without a second future and a turn of the loop for each.
     ``writes``: whatever it finds, it changes the database. ``yields``: it is refused where the disk is short of room,
-    so that the others can be written.
+    so that the others can be written. ``last``: its batch comes behind all others of the group, since the locks that
+    it takes must not be held while those wait for theirs.
     """
 
-    __slots__ = ("batch", "future", "orphaned", "since", "value", "weight", "writes", "yields")
+    __slots__ = ("batch", "future", "last", "orphaned", "since", "value", "weight", "writes", "yields")
 
     def __init__(
         self,
@@ -95,6 +96,7 @@ class Item:
         orphaned: "Callable[[Any], object] | None",
         writes: bool = False,
         yields: bool = False,
+        last: bool = False,
     ) -> None:
         self.batch = batch
         self.value = value
@@ -103,6 +105,7 @@ class Item:
         self.orphaned = orphaned
         self.writes = writes
         self.yields = yields
+        self.last = last
         self.since = time.monotonic()
 
 
@@ -182,12 +185,12 @@ class Writer:
         self._work = Work()
         self._watch = self.loop.create_task(self._expire(), name="store-watch")
 
-    async def submit(self, batch: Batch[I, R], value: I, *, writes: bool = False) -> R:
+    async def submit(self, batch: Batch[I, R], value: I, *, writes: bool = False, last: bool = False) -> R:
         """Write ``value`` in the next group; returns when it is durable.
 
         May be cancelled at any time; the change is then in force or not, as a whole.
         """
-        return await self.enlist(batch, value, writes=writes)
+        return await self.enlist(batch, value, writes=writes, last=last)
 
     def enlist(
         self,
@@ -198,15 +201,16 @@ class Writer:
         orphaned: "Callable[[R | Failed], object] | None" = None,
         writes: bool = False,
         yields: bool = False,
+        last: bool = False,
     ) -> "asyncio.Future[R]":
-        """As ``submit``; the future to await. ``writes``, ``yields``: see ``Item``.
+        """As ``submit``; the future to await. ``writes``, ``yields``, ``last``: see ``Item``.
 
         With ``orphaned`` the change is made even when the future was cancelled, and its end is told there instead; but
         not to a caller that is cancelled after the future has its result.
         """
         if self.closing:
             raise StoreUnavailable("the store is closing")
-        item = Item(batch, value, weight, self.loop.create_future(), orphaned, writes, yields)
+        item = Item(batch, value, weight, self.loop.create_future(), orphaned, writes, yields, last)
         self.waiting.put(item)
         self.wake()
         return item.future
@@ -290,7 +294,7 @@ def apply_group(conn: Connection, group: Sequence[Item]) -> list[Any]:
     for index, item in enumerate(group):
         by_batch.setdefault(id(item.batch), []).append(index)
     results: list[Any] = [None] * len(group)
-    for indexes in by_batch.values():
+    for indexes in sorted(by_batch.values(), key=lambda indexes: group[indexes[0]].last):
         batch = group[indexes[0]].batch
         answers = batch.apply(conn, [group[index].value for index in indexes])
         for index, answer in zip(indexes, answers, strict=True):

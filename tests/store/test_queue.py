@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, select, text
 
 from forwarder.mail.event import DeliveryState, Status
 from forwarder.store import admin, queue, sqlite, straight, workers
@@ -173,6 +173,32 @@ async def test_a_claim_that_passes_over_a_message_locks_nothing_of_it(postgres_u
             assert await late.run_sync(lambda sync: Claiming(worker_id=other.id).apply(sync, [claim])) == [[]]
             [taken] = await conn.run_sync(lambda sync: Claiming(worker_id=worker.id).apply(sync, [claim]))
             assert len(taken) == 2
+
+
+async def test_a_claim_locks_nothing_while_what_is_written_with_it_waits(postgres_url: str) -> None:
+    """Two workers that each wait for a message of which the other has claimed would be a deadlock."""
+    async with AsyncExitStack() as opened:
+        stage = Stage(postgres_url, opened)
+        worker, other = await stage.worker("a"), await stage.worker("b")
+        leased, due = stage.message("a@dest.example", "b@dest.example", leased=True), stage.message()
+        await worker.queue.enqueue(leased)
+        await other.queue.enqueue(due)
+        assert await other.database.write(lambda conn: True)  # it has let go of it before that
+        waits = text(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        engine = other.database._engine
+        assert engine is not None
+        async with engine.begin() as conn:
+            lock = select(messages.c.id).where(messages.c.id == leased.id).with_for_update(key_share=True)
+            await conn.execute(lock)
+            claim = asyncio.create_task(worker.queue.claim_due(NOON, 9))
+            settle = asyncio.create_task(worker.queue.settle(delivered(as_delivery(leased))))
+            await until(lambda: other.database.read(lambda conn: conn.execute(waits).scalar_one() == 1))
+            assert [d.message_id for d in await other.queue.claim_due(NOON, 9)] == [due.id]
+        assert await settle
+        assert await claim == []
 
 
 async def test_a_claim_reads_a_message_once_however_many_of_its_addresses_are_due(sqlite_url: str) -> None:
