@@ -604,12 +604,12 @@ def test_an_expansion_bomb_costs_little() -> None:
     bomb = rule_set(*pairs)
     began = time.process_time()
     expansion = expanded("l1n0@d.org", bomb)
-    assert time.process_time() - began < 0.2
+    assert time.process_time() - began < 2
     assert len(expansion.targets) == 200
     wide = rule_set(("(.*)", ",".join(f"$1{letter}@d.org" for letter in "abcdefghij")))
     began = time.process_time()
     assert expanded("x@d.org", wide).trouble in (Trouble.TOO_MANY, Trouble.LOOP)
-    assert time.process_time() - began < 0.2
+    assert time.process_time() - began < 2  # some 20 ms; without bounds for ever
 
 
 def test_many_addresses_compared_with_many_expressions_cost_little() -> None:
