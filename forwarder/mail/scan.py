@@ -48,8 +48,8 @@ def _options() -> re2.Options:
 find_dot = literally(b"\r\n.")  # a line that begins with a dot, or after stuffing with two (RFC 5321 4.5.2)
 
 
-def stuffed(lines: bytes) -> bytes:
+def stuffed(lines: bytes | memoryview) -> bytes | memoryview:
     """Dots at the beginning of lines doubled (RFC 5321 4.5.2); the very object when there is none."""
     if find_dot(lines) >= 0:
-        lines = lines.replace(b"\r\n.", b"\r\n..")
-    return b"." + lines if lines.startswith(b".") else lines
+        lines = bytes(lines).replace(b"\r\n.", b"\r\n..")
+    return b"." + lines if lines[:1] == b"." else lines

@@ -37,7 +37,7 @@ from forwarder.failpoint import reach
 from forwarder.mail.content import ascii_head
 from forwarder.mail.outcome import Fault, Stage, reply_for
 from forwarder.mail.reply import Reply
-from forwarder.mail.scan import find_dot, stuffed
+from forwarder.mail.scan import stuffed
 from forwarder.net.smtp_answers import (
     Answered,
     Features,
@@ -313,8 +313,5 @@ def _stuffed_blocks(part: bytes) -> Iterator[bytes | memoryview]:
         end = len(part)
         if end - start > BLOCK:
             end = part.rfind(b"\n", start, start + BLOCK) + 1 or part.find(b"\n", start) + 1 or end
-        block: bytes | memoryview = view[start:end]
-        if find_dot(block) >= 0:  # ``stuffed`` would look again, in a copy
-            block = bytes(block).replace(b"\r\n.", b"\r\n..")
-        yield b"." + block if part.startswith(b".", start) else block
+        yield stuffed(view[start:end])
         start = end
