@@ -56,12 +56,6 @@ def micros(at: datetime) -> int:
     return (at - _EPOCH) // _MICROSECOND
 
 
-@lru_cache(256)
-def _stored_time(at: datetime | None) -> int | None:
-    """The same of a column that may have no time."""
-    return None if at is None else micros(at)
-
-
 def at_micros(value: int) -> datetime:
     """The time that SQLite stored."""
     return _EPOCH + timedelta(microseconds=value)
@@ -129,7 +123,7 @@ def insert_many(
         values = list(chain.from_iterable(chunk))
         for column in times:
             of_rows = slice(column, None, len(columns))
-            values[of_rows] = map(_stored_time, values[of_rows])
+            values[of_rows] = [None if at is None else micros(at) for at in values[of_rows]]
         run_text(conn, _values_insert(table, columns, len(chunk)), values)
 
 
