@@ -312,8 +312,9 @@ class Engine:
         from api.app import build_app
         from forwarder.web import WebServer
 
-        look = (self.resolver, self._clock, self.health)
-        app = build_app(settings, self.database, *look, vault=vault, tally=self._tally)
+        app = build_app(
+            settings, self.database, self.resolver, self._clock, self.health, vault=vault, tally=self._tally
+        )
         self._web = WebServer(
             app,
             listen=settings.api.listen,

@@ -80,9 +80,7 @@ class Desk:
     greeting: Reply = field(init=False)
     command_seconds: float = field(init=False)
     connections: Mapping[str, Count] = field(init=False)
-    answers: Mapping[bytes, Mapping[int, Count]] = field(
-        init=False
-    )  # of counted commands, by the first digit
+    answers: Mapping[bytes, Mapping[int, Count]] = field(init=False)  # by the verb, and the first digit
     received: Count = field(init=False)
     _hellos: dict[tuple[str, ...], Reply] = field(default_factory=dict, init=False)
 

@@ -20,9 +20,8 @@ MAX_OCTETS = 512 * 1024
 MAX_PARTS = 20
 _BOUNDARY = re.compile(rb'boundary[ \t]*=[ \t]*(?:"([^"\r\n]{1,200})"|([^;\s"]{1,200}))', re.IGNORECASE)
 _TRACE_LINE = re.compile(rb"^[ \t>]{0,10}x-forwarder-id:([^\r\n]{0,2000})", re.IGNORECASE | re.MULTILINE)
-_ACTION = re.compile(
-    rb"[a-z]*", re.IGNORECASE
-)  # a comment may follow, as in any structured field (RFC 5322 3.2.2)
+# A comment may follow, as in any structured field (RFC 5322 3.2.2).
+_ACTION = re.compile(rb"[a-z]*", re.IGNORECASE)
 _STATUS = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
 
 _READ = (
