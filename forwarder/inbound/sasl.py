@@ -37,6 +37,8 @@ async def exchange(arguments: bytes, ask: Ask) -> Presented | Reply:
             return await _plain(initial, ask)
         case b"LOGIN":
             return await _login(initial, ask)
+        case b"":
+            return replies.AUTH_SYNTAX
         case _:
             return replies.BAD_AUTH_MECHANISM
 
@@ -49,7 +51,7 @@ async def _plain(initial: bytes, ask: Ask) -> Presented | Reply:
     if len(parts) != 3:
         return replies.BAD_BASE64.saying("that is not what AUTH PLAIN wants")
     authorization, name, password = parts
-    if authorization not in (b"", name):
+    if authorization.lower() not in (b"", name.lower()):  # names of credentials have no case
         return replies.BAD_CREDENTIALS  # nobody acts for somebody else here
     return _presented(name, password)
 

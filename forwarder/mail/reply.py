@@ -127,6 +127,7 @@ SENDER_TOO_LONG = _reply(
 BAD_RECIPIENT = _reply(501, "5.1.3", "the recipient's address is not well formed")
 MAIL_SYNTAX = _reply(501, "5.5.4", "syntax: MAIL FROM:<address>")
 RCPT_SYNTAX = _reply(501, "5.5.4", "syntax: RCPT TO:<address>")
+AUTH_SYNTAX = _reply(501, "5.5.4", "syntax: AUTH mechanism")
 HELO_NEEDS_NAME = _reply(501, "5.5.4", "say which host you are")
 BAD_BASE64 = _reply(501, "5.5.2", "that is not base64")  # RFC 4954 4
 AUTH_CANCELLED = _reply(501, "5.0.0", "authentication cancelled")  # RFC 4954 4

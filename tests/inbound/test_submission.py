@@ -134,6 +134,7 @@ PLAIN = b64(f"\0ann@here.test\0{PASSWORD}")
         ((b"auth plain", PLAIN), 235),
         ((b"AUTH PLAIN " + b64(f"ann@here.test\0ann@here.test\0{PASSWORD}"),), 235),
         ((b"AUTH PLAIN " + b64(f"\0ANN@HERE.TEST\0{PASSWORD}"),), 235),
+        ((b"AUTH PLAIN " + b64(f"Ann@here.test\0ann@HERE.test\0{PASSWORD}"),), 235),
         ((b"AUTH LOGIN", b64("ann@here.test"), b64(PASSWORD)), 235),
         ((b"AUTH LOGIN " + b64("ann@here.test"), b64(PASSWORD)), 235),
         ((b"AUTH PLAIN " + b64(f"boss@here.test\0ann@here.test\0{PASSWORD}"),), 535),
@@ -150,7 +151,8 @@ PLAIN = b64(f"\0ann@here.test\0{PASSWORD}")
         ((b"AUTH PLAIN", b"A" * 20_000), 501),
         ((b"AUTH PLAIN =",), 501),
         ((b"AUTH CRAM-MD5",), 504),
-        ((b"AUTH",), 504),
+        ((b"AUTH",), 501),
+        ((b"AUTH ",), 501),
     ],
 )
 async def test_the_exchanges_of_auth(engine, domain, steps, code):
