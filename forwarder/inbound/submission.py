@@ -214,10 +214,10 @@ class SubmissionReception:
         if contents.count_fields(head, b"authentication-results"):
             content = await asyncio.to_thread(remove_forged, content, self._hostname)
             head = contents.split(content)[0]
-        charges = await self._refusal(login, head) or await self._quotas.take(login)
-        if isinstance(charges, Reply):
-            self.refused(session, transaction, head, charges)
-            return charges
+        places = await self._refusal(login, head) or await self._quotas.take(login)
+        if isinstance(places, Reply):
+            self.refused(session, transaction, head, places)
+            return places
         message = self._composed(session, transaction, login, content, head, now)
         del content  # what came is let go of
         reach("receive.before-enqueue")
@@ -225,7 +225,7 @@ class SubmissionReception:
             await self._rooms.queue.enqueue(message)
         except StoreUnavailable as trouble:
             if not isinstance(trouble, CommitUnknown):  # then it may be stored after all
-                await self._quotas.give_back(charges)
+                await self._quotas.give_back(places)
             raise
         reach("receive.before-reply")
         # After the reply: the dialogue writes it before the loop comes round again.

@@ -194,7 +194,7 @@ async def test_a_place_that_cannot_be_given_back_is_no_trouble_of_the_sender(
         raise StoreUnavailable("away")
 
     with monkeypatch.context() as patched:
-        patched.setattr(counters, "hit", away)
+        patched.setattr(counters, "hit_all", away)
         await sending.give_back(taken)
     assert isinstance(await sending.take(shop.login), Reply)
 

@@ -665,20 +665,20 @@ async def test_a_message_that_is_not_stored_gives_its_place_back(engine, monkeyp
     assert [(await submit(engine))[-1].code for _ in range(2)] == [250, 452]
 
 
-async def test_where_one_limit_cannot_be_counted_the_others_give_their_places_back(engine, monkeypatch):
+async def test_where_the_limits_cannot_be_counted_no_place_is_taken(engine, monkeypatch):
     noon = datetime(2026, 11, 21, 12, 0, 30, tzinfo=UTC)
     plan = {"ratelimit": 1, "daily_send_per_credential": 1, "daily_send": 1}
     await engine.start(plans={"default": plan}, clock=lambda: noon)
     await engine.credential(await engine.host("here.test", {}), "ann", PASSWORD)
-    hit, hits = counters.hit, []
+    really, groups = counters._write, []
 
-    async def hit_but_for_the_third(*arguments, **options):
-        hits.append(arguments)
-        if len(hits) == 3:
+    def write_but_for_the_first(conn):
+        groups.append(conn)
+        if len(groups) == 1:
             raise StoreUnavailable
-        return await hit(*arguments, **options)
+        return really(conn)
 
-    monkeypatch.setattr(counters, "hit", hit_but_for_the_third)
+    monkeypatch.setattr(counters, "_write", write_but_for_the_first)
     assert [(await submit(engine))[-1].code for _ in range(3)] == [451, 250, 452]
 
 

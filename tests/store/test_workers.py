@@ -5,12 +5,11 @@ from datetime import datetime, timedelta
 
 import asyncpg
 import pytest
-from sqlalchemy import Connection
 
 from forwarder.mail.event import DeliveryState
 from forwarder.store import chores, counters, workers
 from forwarder.store.tables import deliveries
-from tests.store.conftest import LEASE, NOON, Stage, Worker, delivered, soft
+from tests.store.conftest import LEASE, NOON, Stage, Worker, delivered, soft, until
 from tests.store.test_queue import rows
 
 SECOND = timedelta(seconds=1)
@@ -202,31 +201,63 @@ async def test_a_window_begins_again_and_amounts_count_whole_or_not(stage: Stage
     assert (second.allowed, second.value) == (False, 7)
     third = await counters.hit(database, "k", window=window, limit=10, now=NOON, amount=3)
     assert (third.allowed, third.value) == (True, 10)
-    other = await counters.hit(database, "k2", window=window, limit=10, now=NOON, amount=11)
-    assert (other.allowed, other.value) == (False, 0)
     later = await counters.hit(database, "k", window=window, limit=10, now=NOON + window)
     assert (later.allowed, later.value) == (True, 1)
     assert await counters.purge(database, NOON + window) == 1
     assert (await counters.hit(database, "k", window=window, limit=10, now=NOON + window)).value == 2
+    other = await counters.hit(database, "k2", window=window, limit=10, now=NOON, amount=11)
+    assert (other.allowed, other.value) == (False, 0)
 
 
-async def test_hits_of_one_transaction_are_counted_in_the_order_of_their_keys(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So that two processes do not lock each other; the answers are in the order of those who asked."""
+async def test_what_is_hit_together_counts_whole_or_not(stage: Stage) -> None:
     database = await stage.database()
-    wanted = [("b", 2), ("c", 3), ("a", 1)]
-    hits = [counters._hit(key, timedelta(hours=1), 9, NOON, amount) for key, amount in wanted]
-    really, order = counters._Hits._count, []
 
-    def count(conn: Connection, hit: counters._Hit) -> counters.Counted:
-        order.append(hit.key[:1])
-        return really(conn, hit)
+    async def hit(**wanted: int) -> list[tuple[bool, int]]:
+        hits = [
+            counters.in_window(key, window=timedelta(hours=1), limit=9, now=NOON, amount=amount)
+            for key, amount in wanted.items()
+        ]
+        return [(one.allowed, one.value) for one in await counters.hit_all(database, hits)]
 
-    monkeypatch.setattr(counters._Hits, "_count", staticmethod(count))
-    counted = await database.write(lambda conn: counters._HITS.apply(conn, hits))
-    assert order == ["a", "b", "c"]
-    assert [one.value for one in counted] == [2, 3, 1]
+    assert await hit(b=2, c=9, a=1) == [(True, 2), (True, 9), (True, 1)]
+    assert await hit(b=1, c=1, a=1) == [(True, 3), (False, 9)]
+    assert await hit(b=1, a=1) == [(True, 3), (True, 2)]
+    assert await hit(b=-3, c=-9, a=-2) == [(True, 0), (True, 0), (True, 0)]
+    assert await hit(c=9) == [(True, 9)]
+
+
+async def test_hits_that_wait_together_see_each_other(stage: Stage) -> None:
+    database = await stage.database()
+    window = timedelta(hours=1)
+    keys = ["a", "b", "a", "a", "b"]
+    hits = [counters.hit(database, key, window=window, limit=2, now=NOON) for key in keys]
+    answers = [(one.allowed, one.value) for one in await asyncio.gather(*hits)]
+    assert answers == [(True, 1), (True, 1), (True, 2), (False, 2), (True, 2)]
+
+
+@pytest.mark.parametrize("store_url", ["postgresql"], indirect=True)
+async def test_counters_are_locked_in_the_order_of_their_keys(stage: Stage, store_url: str) -> None:
+    """So that two processes do not wait for each other."""
+    database = await stage.database()
+    hits = [counters.in_window(key, window=timedelta(hours=1), limit=9, now=NOON) for key in "cba"]
+    await counters.hit_all(database, hits)
+    other, third = await asyncpg.connect(store_url), await asyncpg.connect(store_url)
+
+    async def locked(key: str) -> bool:
+        free = "SELECT key FROM counters WHERE key LIKE $1 || '|%' FOR UPDATE SKIP LOCKED"
+        return not await third.fetch(free, key)
+
+    try:
+        async with other.transaction():
+            await other.execute("SELECT key FROM counters WHERE key LIKE 'b|%' FOR UPDATE")
+            waiting = asyncio.create_task(counters.hit_all(database, hits))
+            await until(lambda: locked("a"))
+            assert not await locked("c")
+            assert not waiting.done()
+    finally:
+        await other.close()
+        await third.close()
+    assert [one.value for one in await waiting] == [2, 2, 2]
 
 
 async def test_one_process_at_a_time_does_a_chore(stage: Stage) -> None:
