@@ -17,12 +17,13 @@ _BLIND = re.compile(rb"^(?:resent-)?bcc[ \t]*:[^\n]*\n(?:[ \t][^\n]*\n)*", re.IG
 
 def missing_fields(head: bytes, *, message_id: str, now: datetime) -> bytes:
     """The fields to put in front, complete with CRLF; empty when nothing is missing."""
+    there = contents.Fields(head, (b"message-id", b"date", b"to", b"cc"))
     added = []
-    if contents.first_raw(head, b"message-id") is None:
+    if not there.count(b"message-id"):
         added.append(f"Message-ID: <{message_id}>\r\n")
-    if contents.first_raw(head, b"date") is None:
+    if not there.count(b"date"):
         added.append(f"Date: {format_datetime(now)}\r\n")
-    if contents.first_raw(head, b"to") is None and contents.first_raw(head, b"cc") is None:
+    if not there.count(b"to") and not there.count(b"cc"):
         added.append("To: undisclosed-recipients:;\r\n")  # RFC 5322 3.6.3 allows none; some receivers do not
     return "".join(added).encode("ascii")
 

@@ -12,11 +12,12 @@ from datetime import datetime
 
 from sqlalchemy import Connection, delete, insert, select, update
 
+from forwarder.store.rows import by_dialect, execute
 from forwarder.store.tables import changes, sequences
 
 CHANGES_AT_ONCE = 10_000
 
-_VERSION = select(sequences.c.value).where(sequences.c.name == "directory")
+_version = by_dialect(lambda _postgres: select(sequences.c.value).where(sequences.c.name == "directory"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def touch_all(conn: Connection, names: Sequence[str], now: datetime) -> None:
 
 def news_since(conn: Connection, position: int | None) -> News:
     """What has changed since a version; None: since ever, of which nobody knows the names."""
-    version: int = conn.execute(_VERSION).scalar_one()
+    [version] = execute(conn, _version, {}).fetchone()
     if position is None or version < position:  # the first look; or the database is an older copy of itself
         return News(version, (), complete=False)
     if version == position:

@@ -6,19 +6,19 @@ change of the password or the permission, so that a cache of verified log-ins ca
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, Select, bindparam, delete, func, select, update
 
 from forwarder.store import accounts, changes
 from forwarder.store import domains as domain_verbs
 from forwarder.store.conflict import AlreadyExists, LimitReached, Missing, insert_new
 from forwarder.store.domains import Domain
-from forwarder.store.rows import all_values, as_value, one_value
+from forwarder.store.rows import all_values, as_value, by_dialect, fetch, one_value
 from forwarder.store.tables import accounts as account_table
-from forwarder.store.tables import credentials
+from forwarder.store.tables import credentials, domains
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,18 +89,37 @@ def get(conn: Connection, domain_id: int, username: str) -> Credential | None:
 
 def for_login(conn: Connection, username: str, domain_name: str) -> Login | None:
     """The credential of ``username@domain_name`` with its domain and account."""
-    domain = domain_verbs.get(conn, domain_name)
-    if domain is None:
+    found = fetch(conn, _login, {"username": username.lower(), "domain": domain_name})
+    if not found:
         return None
-    credential = get(conn, domain.id, username)
-    if credential is None:
-        return None
-    query = select(account_table.c.plan, account_table.c.locked_at).where(
-        account_table.c.id == domain.account_id
-    )
-    plan, locked_at = conn.execute(query).one()
+    [(plan, locked_at, *values)] = found
+    middle = len(_CREDENTIAL)
     return Login(
-        credential=credential, domain=domain, account_plan=plan, account_locked=locked_at is not None
+        credential=Credential(**dict(zip(_CREDENTIAL, values[:middle], strict=True))),
+        domain=Domain(**dict(zip(_DOMAIN, values[middle:], strict=True))),
+        account_plan=plan,
+        account_locked=locked_at is not None,
+    )
+
+
+_CREDENTIAL = tuple(field.name for field in fields(Credential))
+_DOMAIN = tuple(field.name for field in fields(Domain))
+
+
+@by_dialect
+def _login(_postgres: bool) -> Select[Any]:
+    """Of every submitted message."""
+    of = credentials.join(domains, domains.c.id == credentials.c.domain_id).join(account_table)
+    columns = (
+        account_table.c.plan,
+        account_table.c.locked_at,
+        *(credentials.c[name].label(f"credential_{name}") for name in _CREDENTIAL),
+        *(domains.c[name].label(f"domain_{name}") for name in _DOMAIN),
+    )
+    return (
+        select(*columns)
+        .select_from(of)
+        .where(domains.c.name == bindparam("domain"), credentials.c.username == bindparam("username"))
     )
 
 

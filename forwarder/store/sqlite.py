@@ -34,7 +34,7 @@ from sqlalchemy.pool import NullPool
 from forwarder.failpoint import reach
 from forwarder.store.faults import ended_for_certain, trouble_of
 from forwarder.store.room import Room
-from forwarder.store.straight import begin, commit, rollback
+from forwarder.store.straight import begin, begin_reading, commit, rollback
 from forwarder.store.trouble import CommitUnknown, StoreFull, StoreUnavailable
 from forwarder.store.writer import Failed, Item, Writer, apply_group, halves
 from forwarder.tally import Tally
@@ -252,7 +252,7 @@ class SqliteReaders:
     """
 
     def __init__(self, path: str) -> None:
-        self._engine = make_engine(path, immediate=False)
+        self._engine = make_engine(path, immediate=False, begins=False)
         self._local = threading.local()
         self._connections: set[Connection] = set()  # at most one a thread
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
@@ -278,8 +278,11 @@ class SqliteReaders:
                 self._connections.add(conn)
                 driver: Any = conn.connection.driver_connection
                 driver.set_progress_handler(lambda: time.monotonic() > self._local.until, STEPS)
-            with conn.begin():
+            begin_reading(conn)
+            try:
                 return work(conn)
+            finally:
+                rollback(conn)
         except Exception as error:
             trouble = trouble_of(error)
             if trouble is None:

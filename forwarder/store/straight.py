@@ -28,6 +28,11 @@ def begin(conn: Connection) -> None:
     run_text(conn, "BEGIN IMMEDIATE", ())
 
 
+def begin_reading(conn: Connection) -> None:
+    """Begin a transaction that sees one state of the database; ``rollback`` ends it."""
+    run_text(conn, "BEGIN", ())
+
+
 def commit(conn: Connection) -> None:
     """Make what was written since ``begin`` durable. An error, too, when SQLite has ended the transaction by itself."""
     driver: Any = conn.connection.driver_connection
