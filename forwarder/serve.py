@@ -16,22 +16,21 @@ not answer, the start waits for it.
 """
 
 import asyncio
-import importlib
 import os
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import structlog
 
 from api.health import Health
 from forwarder import allocator
+from forwarder.api_face import ApiFace
 from forwarder.clock import utc_now
 from forwarder.config import HostPort, Settings
 from forwarder.domain_keys import DomainKeys
@@ -71,10 +70,6 @@ from forwarder.store.trouble import StoreUnavailable
 from forwarder.store.vault import Vault
 from forwarder.watchdog import Watchdog
 
-if TYPE_CHECKING:
-    from api.recheck import Recheck
-    from forwarder.web import WebServer
-
 GRACE = timedelta(seconds=30)
 MAIL_GRACE = timedelta(seconds=24)  # of GRACE: the rest is for giving back, the API and the farewell
 PROBE_EVERY = timedelta(seconds=1)
@@ -107,10 +102,9 @@ class Engine:
         self.keyring = keyring
         self._ids = IdSource(clock=clock, entropy=os.urandom)
         self.worker_id = self._place.worker_id or self._ids()
-        self._closing = AsyncExitStack()
+        self._drains: list[Callable[[timedelta], Awaitable[None]]] = []  # of what has mail in hand
+        self._closing = AsyncExitStack()  # the end of what was begun, the newest first
         self._servers: list[Server] = []
-        self._web: WebServer | None = None
-        self._recheck: Recheck | None = None
         self._tls: ServerTls | None = None
 
     async def start(self, *, grace: Callable[[], timedelta] = lambda: GRACE) -> None:
@@ -143,15 +137,14 @@ class Engine:
             lost=lambda: self.dispatcher.forget(),
         )
         await self._pulse.begin()
-        vault = Vault(keyring.store_key)
-        self._build(keyring, vault)
+        self._build(keyring)
         self._keep()
         for server in self._servers:
             await _listen(server)
             self.ports[server.name] = list(server.addresses)
         # The first loads the public suffix list.
         await asyncio.to_thread(registered_domain, settings.hostname)
-        await self._open_api(vault)
+        await self._open_api()
         shown = {name: ", ".join(str(HostPort(*at)) for at in found) for name, found in self.ports.items()}
         log.info("the engine serves", worker=self.worker_id, **shown)
 
@@ -169,8 +162,9 @@ class Engine:
             alive_for=self.settings.workers.lease,
         )
 
-    def _build(self, keyring: Keyring, vault: Vault) -> None:
+    def _build(self, keyring: Keyring) -> None:
         settings, clock, ids, database = self.settings, self._clock, self._ids, self.database
+        vault = Vault(keyring.store_key)
         self.directory = Directory(
             database,
             require_confirmed=settings.require_confirmed_destinations,
@@ -190,8 +184,21 @@ class Engine:
         self.resolver = Resolver(
             dns.nameservers, clock=clock, deadline=dns.timeout, cache_size=dns.cache, tally=self._tally
         )
+        self._api = ApiFace(
+            settings,
+            database,
+            self.resolver,
+            vault=vault,
+            queue=self.queue,
+            ids=ids,
+            clock=clock,
+            health=self.health,
+            tally=self._tally,
+        )
         srs = Srs(keyring.srs_secrets, domain=settings.srs.domain, max_age_days=settings.srs.max_age_days)
         self.dispatcher = self._outbound(keyring, srs, DomainKeys(database, vault))
+        self._drains.append(self.dispatcher.drain)
+        self._closing.push_async_callback(self._farewell)
         if settings.tls.configured:
             try:
                 self._tls = ServerTls(Path(settings.tls.certificate), Path(settings.tls.key))
@@ -219,6 +226,7 @@ class Engine:
         if settings.mx.listen:
             self._servers.append(mx.build_server(rooms))
         self._servers.extend(submission.build_servers(rooms))
+        self._drains.extend(server.drain for server in self._servers)
 
     def _screening(self) -> Screening:
         # Also with every check switched off: it takes out forged results in our name, which sealing would trust.
@@ -290,6 +298,7 @@ class Engine:
 
     def _keep(self) -> None:
         watch = self.watchdog
+        self._closing.push_async_callback(watch.stop)
         watch.probe("store", self.database.ready, every=PROBE_EVERY, patience=PROBE_PATIENCE)
         watch.keep("heartbeat", self._pulse.run)
         watch.keep("directory", self.directory.follow)
@@ -297,47 +306,22 @@ class Engine:
         watch.keep("memory", allocator.tidy)
         watch.keep("dispatcher", self.dispatcher.run)
         chores = chores_of(
-            self.settings, self.database, self.journal, self._recheck_domains, self._pulse.steady
+            self.settings, self.database, self.journal, self._api.recheck_domains, self._pulse.steady
         )
         for chore in chores:
             turns = partial(keep_house, chore, self.database, owner=self.worker_id, clock=self._clock)
             watch.keep(f"chore {chore.name}", turns)
 
-    async def _open_api(self, vault: Vault) -> None:
-        """After the listeners of mail: the API's modules are a third of all, and mail need not wait for them."""
-        settings = self.settings
-        if settings.api.listen is None:
-            return
-        await asyncio.to_thread(importlib.import_module, "api.app")
-        from api.app import build_app
-        from forwarder.web import WebServer
-
-        app = build_app(
-            settings, self.database, self.resolver, self._clock, self.health, vault=vault, tally=self._tally
-        )
-        self._web = WebServer(
-            app,
-            listen=settings.api.listen,
-            connections=settings.api.connections,
-            trusted_proxies=settings.api.trusted_proxies,
-        )
-        await _listen(self._web)
-        self.ports["api"] = list(self._web.addresses)
-
-    async def _recheck_domains(self, now: datetime) -> int:
-        from api.recheck import Recheck
-
-        if self._recheck is None:
-            self._recheck = Recheck(
-                self.settings, self.database, self.resolver, self.queue, ids=self._ids, clock=self._clock
-            )
-        return await self._recheck.round(now)
+    async def _open_api(self) -> None:
+        """Behind the listeners of mail, which need not wait for it."""
+        self._closing.push_async_callback(self._api.stop)
+        await _listen(self._api)
+        if self._api.addresses:
+            self.ports["api"] = list(self._api.addresses)
 
     def health(self) -> Health:
         """What ``/health`` answers."""
-        tasks = {**self.watchdog.tasks(), **self.dispatcher.tasks()}
-        if self._web is not None:
-            tasks["api"] = self._web.alive
+        tasks = {**self.watchdog.tasks(), **self.dispatcher.tasks(), **self._api.tasks}
         stopped = {name for name, runs in tasks.items() if not runs}
         return Health(troubles=stopped.union(self.watchdog.troubles()), tasks=tasks)
 
@@ -352,27 +336,23 @@ class Engine:
         for server in self._servers:
             server.stop_accepting()
         mail_grace = min(grace, MAIL_GRACE)
-        drains = [server.drain(mail_grace) for server in self._servers]
-        if hasattr(self, "dispatcher"):
-            drains.append(self.dispatcher.drain(mail_grace))
+        drains = [drain(mail_grace) for drain in self._drains]
         for failed in await asyncio.gather(*drains, return_exceptions=True):
             if isinstance(failed, Exception):
                 log.error("a drain failed", exc_info=failed)
-        if self._web is not None:
-            await self._web.stop()
-        await self.watchdog.stop()
-        if hasattr(self, "journal"):
-            try:
-                async with asyncio.timeout(3):
-                    await self.journal.flush()
-                    await self.queue.withdraw_doubtful(time.monotonic())
-                    await workers.farewell(self.database, self.worker_id, self._clock())
-            except (TimeoutError, StoreUnavailable) as error:
-                log.warning("left without a farewell; others take over in time", reason=str(error))
         await self._closing.aclose()
 
+    async def _farewell(self) -> None:
+        try:
+            async with asyncio.timeout(3):
+                await self.journal.flush()
+                await self.queue.withdraw_doubtful(time.monotonic())
+                await workers.farewell(self.database, self.worker_id, self._clock())
+        except (TimeoutError, StoreUnavailable) as error:
+            log.warning("left without a farewell; others take over in time", reason=str(error))
 
-async def _listen(server: "Server | WebServer") -> None:
+
+async def _listen(server: Server | ApiFace) -> None:
     try:
         await server.start()
     except OSError as error:

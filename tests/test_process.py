@@ -21,7 +21,7 @@ async def test_told_to_end_during_the_start_it_drains(house: House, monkeypatch:
         await house.host("example.com", {"info": "person@dest.test"})
     starting: asyncio.Queue[Engine] = asyncio.Queue()
 
-    async def hang(engine: Engine, _vault: object) -> None:  # the listeners of mail are open by now
+    async def hang(engine: Engine) -> None:  # the listeners of mail are open by now
         starting.put_nowait(engine)
         await asyncio.Event().wait()
 
