@@ -1,68 +1,58 @@
-"""Several worker processes on one machine: starts them, replaces one that dies, passes signals on.
+"""Several worker processes on one machine: starts them, replaces those that die, passes signals on.
 
-The workers share the ports (SO_REUSEPORT). The supervisor holds the node's lock, prepares the store once, and binds
-every port without listening, so that a port that cannot be had is known before any worker runs and port 0 means the
-same port in all of them.
+The supervisor holds the node's lock, prepares the store once, and holds the ports that the workers share
+(``reserved_ports``). It never touches mail.
 
-The first workers are forked from the supervisor: loading modules is most of a start, and is done once, and the memory
-they take is shared. It happens before the supervisor has a thread or an event loop, which a fork does not survive
-(``forked`` says what a child must not inherit). For the same reason a worker that dies is replaced by a new
-interpreter, ``python -m forwarder.worker``: slower by a second, and nothing it has comes from a process that has been
-running for months. Why no process that stays behind to fork from: it would be one more that can die.
+The first workers are forked from it: loading modules is most of a start, so it is done once, and the workers share the
+memory that the modules take. It forks before it has a thread or an event loop, which no fork survives (``forked`` says
+what a child must not inherit). For the same reason the successor of a worker that died is a new interpreter, ``python
+-m forwarder.worker``: it starts a second later, and has nothing of a process that was running for months. To keep a
+process for nothing but forking would be one more that can die.
 
-A worker that dies is said so and replaced, at once the first time and then with a pause that doubles up to thirty
-seconds, also while the machine has no room for another process; its successor frees the leases of the dead at its
-start, and obeys the configuration that the others obey, whatever the file says by then. A worker that dies before it
+The death of a worker is logged, and a successor started: at once the first time, then after a pause that doubles up to
+thirty seconds, and again and again while the machine has no room for another process. The successor frees the leases
+of the dead at its start, and obeys the configuration that the others obey. A worker that dies before it
 ever served, while the engine starts, ends the engine: the cause is in its last line.
 
 SIGTERM goes to every worker; a second SIGINT (Ctrl-C, by an impatient person) kills them, which loses nothing. SIGHUP
-goes to every worker too, to one that is starting as soon as it serves, unless the new configuration names a port that
-another program listens on: the workers, who share theirs, would share that one too, and could not tell it from a
-sibling's. Ports that a new configuration does not name any more stay reserved until the end. The
-supervisor never touches mail.
+goes to every worker that serves, and to one that is starting as soon as it does; but not where the new configuration
+names a port that another program listens on. The workers, who share their ports, would share that one too, and could
+not tell the other program from a sibling.
 """
 
 import asyncio
 import gc
 import os
 import signal
-import socket
 import sys
 import time
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
-from itertools import chain
 from typing import IO
 
 import structlog
 import uvloop
 
 from forwarder.clock import utc_now
-from forwarder.config import ConfigError, HostPort, Settings, Source, parse, read
+from forwarder.config import ConfigError, Settings, Source, parse, read
 from forwarder.diagnostics import set_up
 from forwarder.forked import Forked, fork
 from forwarder.inbound.limits import SERVICES, clear_region, table_path
 from forwarder.keyring import KeyringError
 from forwarder.mail.ids import new_id
-from forwarder.net.listening import bound_socket
 from forwarder.node import NodeError, NodeLock, Place, forget_ports, notify, write_ports
-from forwarder.ports import check_free, listenable, overlap
+from forwarder.ports import check_free, listenable
 from forwarder.preparation import prepare
 from forwarder.process import first_of, take_lock
 from forwarder.process import serve_as_worker as serve_as_worker  # loaded here, shared with every worker
+from forwarder.reserved_ports import ReservedPorts
 from forwarder.worker import work
 
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 30.0
 STEADY_AFTER = 60.0  # seconds of service after which a death counts as the first again
 PATIENCE = 35.0  # seconds: a worker drains for at most 30
-_VARIABLES = {  # what tells the workers where each service listens
-    "mx": "FORWARDER_MX__LISTEN",
-    "api": "FORWARDER_API__LISTEN",
-    "submission": "FORWARDER_SUBMISSION__LISTEN",
-    "submission-tls": "FORWARDER_SUBMISSION__LISTEN_TLS",
-}
 
 log = structlog.get_logger("supervisor")
 
@@ -110,21 +100,20 @@ class Supervisor:
         self._environ: dict[str, str] = dict(os.environ)
         self._ends = asyncio.Event()
         self._failed = False
-        self._reserved: list[socket.socket] = []
-        self._ports: dict[str, list[tuple[str, int]]] = {}
+        self._ports = ReservedPorts()
 
     def fork_workers(self) -> None:
         """Reserve the ports and make the first workers; before there is a thread or an event loop."""
         try:
-            self._reserve()
+            self._environ |= self._ports.reserve(self._settings)
             for worker in self._workers:
                 worker.begin(self._offered, self._in_force)
                 worker.process = fork(partial(self._work, worker), let_go=self._let_go)
         except OSError as error:  # its elders leave when our ends of their pipes close, with us
-            self._free_ports()
+            self._ports.free()
             raise NodeError(f"there is no room for another process: {error.strerror}") from error
         except NodeError:
-            self._free_ports()
+            self._ports.free()
             raise
 
     def _work(self, worker: Worker, hears: int, says: int) -> int:
@@ -135,7 +124,7 @@ class Supervisor:
 
     def _let_go(self) -> None:
         """In a child: what it must not hold."""
-        self._free_ports()
+        self._ports.free()
         for elder in self._workers:
             if isinstance(elder.process, Forked):
                 elder.process.let_go()
@@ -166,7 +155,7 @@ class Supervisor:
         finally:
             await self._end_workers()
             forget_ports(self._settings.data_dir)
-            self._free_ports()
+            self._ports.free()
         return 1 if self._failed else 0
 
     def _interrupted(self) -> None:
@@ -176,36 +165,6 @@ class Supervisor:
             for worker in self._workers:
                 self._signal(worker, signal.SIGKILL)  # one that hangs would hear nothing else
         self._ends.set()
-
-    def _free_ports(self) -> None:
-        for opened in self._reserved:
-            opened.close()
-
-    def _reserve(self) -> None:
-        """Bind every listener's port; the environment tells the workers what port 0 became."""
-        for name, listeners in self._settings.listeners.items():
-            for listener in listeners:
-                opened = self._reserve_one(listener)
-                self._ports.setdefault(name, []).append(opened.getsockname()[:2])
-            if any(listener.port == 0 for listener in listeners):
-                self._environ[_VARIABLES[name]] = ",".join(str(HostPort(*at)) for at in self._ports[name])
-
-    def _reserve_new(self, settings: Settings) -> None:
-        reserved = self._reserved_ports()
-        for listener in chain.from_iterable(settings.listeners.values()):
-            if listener.port and not any(overlap(listener, own) for own in reserved):
-                self._reserve_one(listener)
-
-    def _reserve_one(self, listener: HostPort) -> socket.socket:
-        try:
-            opened = bound_socket(listener)
-        except OSError as error:
-            raise NodeError(error.strerror) from error
-        self._reserved.append(opened)
-        return opened
-
-    def _reserved_ports(self) -> list[HostPort]:
-        return [HostPort(*opened.getsockname()[:2]) for opened in self._reserved]
 
     async def _replace(self, worker: Worker, lock: NodeLock, *, dead: str) -> None:
         """A new process in the place of the worker ``dead``; OSError: there is no room for one now."""
@@ -289,7 +248,7 @@ class Supervisor:
             self._tell(worker)
         if not self._announced and all(other.serves for other in self._workers):
             self._announced = True
-            write_ports(self._settings.data_dir, self._ports)
+            write_ports(self._settings.data_dir, self._ports.by_service)
             notify("READY=1")
             log.info("all workers serve", workers=len(self._workers))
 
@@ -305,8 +264,8 @@ class Supervisor:
             with suppress(ConfigError):  # every worker says it
                 source = read(self._config_path, self._environ)
                 settings = listenable(parse(source, self._environ))
-                check_free(settings, ours=self._reserved_ports())
-                self._reserve_new(settings)
+                check_free(settings, ours=self._ports.addresses)
+                self._ports.add(settings)
                 self._offer(source, settings)
         except NodeError as error:
             log.error("the new configuration cannot be used; the old one stays", reason=str(error))
