@@ -11,7 +11,7 @@ The rooms of the house, from the ground up; each imports only from those above i
     forwarder.outbound  mail on: dispatcher, delivery, routes, policies of domains, connections, bounces, webhooks.
     api                 the REST face; knows the store, not the mail sides.
     forwarder.serve     the roof: builds every room from Settings; nobody imports it but the roof and the commands.
-                        Beside it: process, supervisor, forked and worker (how it lives), preparation, node,
+                        Beside it: process, supervisor, offers, forked and worker (how it lives), preparation, node,
                         keyring, custody, ports, reserved_ports, descriptors, schema (what it stands on), watchdog,
                         pulse, housekeeping, domain_keys, diagnostics, allocator (what keeps it), api_face, web and
                         web_protocol (the API's door).

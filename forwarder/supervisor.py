@@ -11,7 +11,7 @@ process for nothing but forking would be one more that can die.
 
 The death of a worker is logged, and a successor started: at once the first time, then after a pause that doubles up to
 thirty seconds, and again and again while the machine has no room for another process. The successor frees the leases
-of the dead at its start, and obeys the configuration that the others obey. A worker that dies before it
+of the dead at its start, and obeys the configuration that the others obey (``offers``). A worker that dies before it
 ever served, while the engine starts, ends the engine: the cause is in its last line.
 
 SIGTERM goes to every worker; a second SIGINT (Ctrl-C, by an impatient person) kills them, which loses nothing. SIGHUP
@@ -42,6 +42,7 @@ from forwarder.inbound.limits import SERVICES, clear_region, table_path
 from forwarder.keyring import KeyringError
 from forwarder.mail.ids import new_id
 from forwarder.node import NodeError, NodeLock, Place, forget_ports, notify, write_ports
+from forwarder.offers import Offers
 from forwarder.ports import check_free, listenable
 from forwarder.preparation import prepare
 from forwarder.process import first_of, take_lock
@@ -92,8 +93,7 @@ class Supervisor:
 
     def __init__(self, settings: Settings, *, source: Source, config_path: str | None, count: int) -> None:
         self._settings = settings
-        self._in_force = self._offered = source  # what the workers obey, and what they were last told to read
-        self._offers = {source.digest: (source, settings)}  # what they may say that they obey now
+        self._offers = Offers(source, settings)
         self._announced = False
         self._config_path = config_path
         self._workers = [Worker(index) for index in range(count)]
@@ -107,7 +107,7 @@ class Supervisor:
         try:
             self._environ |= self._ports.reserve(self._settings)
             for worker in self._workers:
-                worker.begin(self._offered, self._in_force)
+                worker.begin(self._offers.latest, self._offers.in_force)
                 worker.process = fork(partial(self._work, worker), let_go=self._let_go)
         except OSError as error:  # its elders leave when our ends of their pipes close, with us
             self._ports.free()
@@ -120,7 +120,7 @@ class Supervisor:
         """In the child."""
         os.environ.update(self._environ)
         place = Place(region=worker.index, regions=len(self._workers), worker_id=worker.worker_id)
-        return work(self._in_force, self._config_path, place, hears=hears, says=says)
+        return work(self._offers.in_force, self._config_path, place, hears=hears, says=says)
 
     def _let_go(self) -> None:
         """In a child: what it must not hold."""
@@ -168,13 +168,14 @@ class Supervisor:
 
     async def _replace(self, worker: Worker, lock: NodeLock, *, dead: str) -> None:
         """A new process in the place of the worker ``dead``; OSError: there is no room for one now."""
-        worker.begin(self._offered, self._in_force)
-        with _in_memory(self._in_force.text) as given:
+        worker.begin(self._offers.latest, self._offers.in_force)
+        in_force = self._offers.in_force
+        with _in_memory(in_force.text) as given:
             arguments = [
                 *("--index", str(worker.index), "--of", str(len(self._workers)), "--id", worker.worker_id),
                 *(("--config", self._config_path) if self._config_path else ()),
                 *("--successor-of", dead),
-                *("--origin", self._in_force.origin, "--text-from", str(given.fileno())),
+                *("--origin", in_force.origin, "--text-from", str(given.fileno())),
             ]
             worker.process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "forwarder.worker", *arguments),
@@ -233,18 +234,23 @@ class Supervisor:
     def _opened(self, worker: Worker, digest: str) -> None:
         """A worker has opened its ports: it has begun to serve, or has taken over a new configuration."""
         if worker.serves:
-            if digest in self._offers:
-                self._in_force, settings = self._offers[digest]
-                set_up(settings)  # our own lines follow [logs] too
-                while next(iter(self._offers)) != digest:  # what was offered before counts no more
-                    del self._offers[next(iter(self._offers))]
-                for other in self._workers:  # who began after the others were told, but before they obeyed
-                    if other.serves and self._is_behind(other):
-                        self._tell(other)
+            self._obeyed(digest)
+        else:
+            self._served(worker)
+
+    def _obeyed(self, digest: str) -> None:
+        settings = self._offers.obeyed(digest)
+        if settings is None:
             return
+        set_up(settings)  # our own lines follow [logs] too
+        for worker in self._workers:  # who began after the others were told, but before they obeyed
+            if worker.serves and self._is_behind(worker):
+                self._tell(worker)
+
+    def _served(self, worker: Worker) -> None:
         worker.serves = worker.has_served = True
         # It was starting when the others were told of another, or took over what they had been told of before.
-        if worker.offered is not self._offered or self._is_behind(worker):
+        if worker.offered is not self._offers.latest or self._is_behind(worker):
             self._tell(worker)
         if not self._announced and all(other.serves for other in self._workers):
             self._announced = True
@@ -266,7 +272,7 @@ class Supervisor:
                 settings = listenable(parse(source, self._environ))
                 check_free(settings, ours=self._ports.addresses)
                 self._ports.add(settings)
-                self._offer(source, settings)
+                self._offers.make(source, settings)
         except NodeError as error:
             log.error("the new configuration cannot be used; the old one stays", reason=str(error))
             return
@@ -276,19 +282,12 @@ class Supervisor:
             if worker.serves:
                 self._tell(worker)
 
-    def _offer(self, source: Source, settings: Settings) -> None:
-        """Remember what the workers are told to read; not what every one of them refuses."""
-        own = self._settings
-        if (settings.data_dir, settings.database.url) == (own.data_dir, own.database.url):
-            self._offers.pop(source.digest, None)
-            self._offered, self._offers[source.digest] = source, (source, settings)
-
     def _is_behind(self, worker: Worker) -> bool:
         """Whether it has heard of nothing but what counts no more."""
-        return worker.told is not None and worker.told.digest not in self._offers
+        return worker.told is not None and not self._offers.stands(worker.told)
 
     def _tell(self, worker: Worker) -> None:
-        worker.told = self._offered
+        worker.told = self._offers.latest
         self._signal(worker, signal.SIGHUP)
 
     def _signal(self, worker: Worker, number: signal.Signals) -> None:

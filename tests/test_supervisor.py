@@ -312,27 +312,6 @@ def test_a_worker_that_dies_again_and_again_is_started_ever_more_seldom(
     assert [pause_after(61.0), pause_after(1.0)] == [0.0, 0.2]  # it had served for a while
 
 
-def test_what_is_in_force_is_what_a_worker_says_it_obeys(tmp_path: Path) -> None:
-    """A reload may wait for the drain of the one before, and another be told meanwhile."""
-    over = supervisor_of(1, tmp_path)
-    [worker] = over._workers
-    worker.begin(over._offered, over._in_force)
-    elsewhere = Settings.model_validate({"hostname": "mx.test", "data_dir": str(tmp_path / "other")})
-    first, second, third = (Source(origin="config.toml", text=text) for text in ("1", "2", "3"))
-    over._opened(worker, over._in_force.digest)
-    for source, settings in ((first, over._settings), (second, over._settings), (third, elsewhere)):
-        over._offer(source, settings)
-    for said, in_force in ((first, first), (third, first), (second, second), (first, second)):
-        over._opened(worker, said.digest)
-        assert over._in_force is in_force
-    fourth = Source(origin="config.toml", text="4")
-    for source in (first, fourth, first):  # taken back before anybody obeyed it
-        over._offer(source, over._settings)
-    over._opened(worker, first.digest)
-    assert over._in_force is first
-    assert list(over._offers) == [first.digest]
-
-
 def test_a_successor_is_told_of_what_came_while_it_started_and_not_of_what_was_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,13 +319,13 @@ def test_a_successor_is_told_of_what_came_while_it_started_and_not_of_what_was_r
     [worker] = over._workers
     told: list[int] = []
     monkeypatch.setattr(over, "_signal", lambda _worker, number: told.append(number))
-    over._offer(Source(origin="config.toml", text="nobody obeys it"), over._settings)
-    worker.begin(over._offered, over._in_force)
-    over._opened(worker, over._in_force.digest)
+    over._offers.make(Source(origin="config.toml", text="nobody obeys it"), over._settings)
+    worker.begin(over._offers.latest, over._offers.in_force)
+    over._opened(worker, over._offers.in_force.digest)
     assert told == []
-    worker.begin(over._offered, over._in_force)
-    over._offer(Source(origin="config.toml", text="new"), over._settings)
-    over._opened(worker, over._in_force.digest)
+    worker.begin(over._offers.latest, over._offers.in_force)
+    over._offers.make(Source(origin="config.toml", text="new"), over._settings)
+    over._opened(worker, over._offers.in_force.digest)
     assert told == [signal.SIGHUP]
 
 
@@ -376,11 +355,11 @@ def test_readiness_is_told_once_when_all_serve_whoever_died_before(
     monkeypatch.setattr(supervisor, "notify", told.append)
     over = supervisor_of(2, tmp_path)
     first, second = over._workers
-    digest = over._in_force.digest
+    digest = over._offers.in_force.digest
     for worker in (first, second):
-        worker.begin(over._offered, over._in_force)
+        worker.begin(over._offers.latest, over._offers.in_force)
     over._opened(first, digest)
-    first.begin(over._offered, over._in_force)  # it died; another life
+    first.begin(over._offers.latest, over._offers.in_force)  # it died; another life
     over._opened(second, digest)
     assert told == []
     for worker in (first, second):
