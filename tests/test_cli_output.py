@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from forwarder.commands.frame import table
+from forwarder.commands.answer import table
 from forwarder.commands.logs import _print
 from forwarder.mail.event import Status, Transport
 from forwarder.store.journal import Event, LogEntry

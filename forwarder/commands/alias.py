@@ -8,17 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forwarder.clock import utc_now
-from forwarder.commands.frame import (
-    AsJson,
-    Config,
-    Failure,
-    answer,
-    command,
-    read,
-    table,
-    tell,
-    write,
-)
+from forwarder.commands.access import read, write
+from forwarder.commands.answer import answer, table, tell
+from forwarder.commands.frame import AsJson, Config, Failure, command
 from forwarder.commands.named import domain_named, owner_of
 
 if TYPE_CHECKING:

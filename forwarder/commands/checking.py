@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from forwarder.clock import utc_now
+from forwarder.commands.access import not_as_root, settings_of
+from forwarder.commands.answer import answer
 from forwarder.commands.finding import Finding, Grade
-from forwarder.commands.frame import AsJson, Config, Failure, answer, not_as_root, settings_of, store_trouble
+from forwarder.commands.frame import AsJson, Config, Failure, store_trouble
 from forwarder.commands.listeners import check_listeners
 
 if TYPE_CHECKING:

@@ -5,20 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forwarder.clock import utc_now
-from forwarder.commands.frame import (
-    AsJson,
-    Config,
-    Failure,
-    answer,
-    command,
-    confirm,
-    read,
-    settings_of,
-    table,
-    tell,
-    vault_of,
-    write,
-)
+from forwarder.commands.access import read, settings_of, vault_of, write
+from forwarder.commands.answer import answer, table, tell
+from forwarder.commands.frame import AsJson, Config, Failure, command, confirm
 from forwarder.commands.named import account_named, domain_name, domain_named, owner_of
 
 if TYPE_CHECKING:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forwarder.clock import utc_now
-from forwarder.commands.frame import AsJson, Config, Failure, answer, console, shown, with_store
+from forwarder.commands.access import with_store
+from forwarder.commands.answer import answer, console, shown
+from forwarder.commands.frame import AsJson, Config, Failure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -5,20 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forwarder.clock import utc_now
-from forwarder.commands.frame import (
-    AsJson,
-    Config,
-    Failure,
-    answer,
-    command,
-    confirm,
-    read,
-    shown,
-    table,
-    tell,
-    with_store,
-    write,
-)
+from forwarder.commands.access import read, with_store, write
+from forwarder.commands.answer import answer, shown, table, tell
+from forwarder.commands.frame import AsJson, Config, Failure, command, confirm
 from forwarder.commands.named import domain_name
 
 if TYPE_CHECKING:

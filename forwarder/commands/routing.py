@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forwarder.clock import utc_now
-from forwarder.commands.frame import AsJson, Config, answer, table, with_store
+from forwarder.commands.access import with_store
+from forwarder.commands.answer import answer, table
+from forwarder.commands.frame import AsJson, Config
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from forwarder.commands.frame import AsJson, Config, Failure, make_data_dir, settings_of, tell
+from forwarder.commands.access import make_data_dir, settings_of
+from forwarder.commands.answer import tell
+from forwarder.commands.frame import AsJson, Config, Failure
 
 if TYPE_CHECKING:
     from forwarder.config import Settings
