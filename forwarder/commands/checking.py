@@ -5,7 +5,7 @@ mended; what is only advice does not count. Many domains are looked at side by s
 far it is.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from forwarder.clock import utc_now
+from forwarder.commands import server_dns
 from forwarder.commands.access import not_as_root, settings_of
 from forwarder.commands.answer import answer
 from forwarder.commands.finding import Finding, Grade
@@ -139,8 +140,8 @@ async def _dns(settings: "Settings", database: "Database") -> list[Finding]:
     resolver = Resolver(settings.dns.nameservers, deadline=settings.dns.timeout)
     try:
         return [
-            *await _server_names(settings, resolver),
-            *await _server_records(settings, resolver),
+            *await server_dns.check_names(settings, resolver),
+            *await server_dns.check_records(settings, resolver),
             *await _domains(settings, database, resolver),
         ]
     finally:
@@ -171,97 +172,6 @@ async def _domains(settings: "Settings", database: "Database", resolver: "Resolv
 
     with Console(stderr=True).status("looking at the domains") as status:
         return [finding for found in await asyncio.gather(*map(one, hosted)) for finding in found]
-
-
-async def _server_names(settings: "Settings", resolver: "Resolver") -> list[Finding]:
-    """The host name leads to addresses, and each address leads back."""
-    from forwarder.net.answers import CannotTell, Found, NotFound
-
-    match await resolver.addresses(settings.hostname):
-        case CannotTell(reason=reason, server=server):
-            what = f"{server}: {reason}" if server else reason
-            text = f"the DNS cannot tell its addresses ({what}); check [dns] nameservers and the network"
-            return [Finding.wrong(settings.hostname, text)]
-        case NotFound():
-            text = "has no address in the DNS; add an A record (and AAAA) with this server's public address"
-            return [Finding.wrong(settings.hostname, text)]
-        case Found(records=addresses):
-            pass
-    found = [Finding.fine(settings.hostname, f"leads to {', '.join(addresses)}")]
-    for address in addresses:
-        back = await resolver.ptr(address)
-        names = back.records if isinstance(back, Found) else ()
-        if settings.hostname in names:
-            found.append(Finding.fine(address, f"leads back to {settings.hostname}"))
-        else:
-            text = f"does not lead back to {settings.hostname}; set its PTR record where you rent the address"
-            found.append(Finding.advice(address, text))
-    return found
-
-
-async def _server_records(settings: "Settings", resolver: "Resolver") -> list[Finding]:
-    """SPF and DKIM of the server's own names: all mail that is forwarded carries them, and the SPF of every hosted
-    domain includes the server's, so that without it theirs cannot be evaluated (RFC 7208 5.2)."""
-    from api.findings import texts_of
-    from forwarder.commands.domain import server_records
-    from forwarder.keyring import KeyringError
-    from forwarder.mail.records import key_fault, spf_records
-    from forwarder.net.answers import CannotTell
-
-    try:
-        wanted = [record for record in server_records(settings) if record.purpose in ("spf", "dkim")]
-    except KeyringError:
-        return []  # that they cannot be read is said of the keys
-    found, senders = [], await _senders(settings, resolver)
-    for record in wanted:
-        answer = await resolver.txt(record.name)
-        texts = texts_of(answer)
-        if record.purpose == "spf":
-            what, right = "SPF", len(spf_records(texts)) == 1
-        else:
-            what, right = "DKIM", not key_fault(texts, record.value)
-        about = f"{record.name} {what}"
-        if right and record.purpose == "spf" and (shut := await _shut_out(resolver, record.name, senders)):
-            text = f"does not let {', '.join(shut)} send, so that forwarded mail fails SPF; let it, as"
-            found.append(Finding.advice(about, f"{text} {record.value} does"))
-        elif right:
-            found.append(Finding.fine(about, "is right"))
-        elif isinstance(answer, CannotTell):
-            found.append(Finding.advice(about, "could not be asked now"))
-        else:
-            said = f"forwarded mail needs it: add a TXT record, one only, {record.name}: {record.value}"
-            found.append(Finding.advice(about, said))
-    return found
-
-
-async def _senders(settings: "Settings", resolver: "Resolver") -> list[str]:
-    """The addresses that mail leaves from, as others see them: those of the host name, unless one is configured."""
-    from forwarder.net.addresses import is_private
-    from forwarder.net.answers import Found
-
-    answer = await resolver.addresses(settings.hostname)
-    senders = list(answer.records) if isinstance(answer, Found) else []
-    for bound, colon in ((settings.outbound.bind_ipv4, False), (settings.outbound.bind_ipv6, True)):
-        if bound and not is_private(bound):  # who sends from a private one is seen under another
-            senders = [address for address in senders if (":" in address) is not colon] + [bound]
-    return senders
-
-
-async def _shut_out(resolver: "Resolver", domain: str, senders: Sequence[str]) -> list[str]:
-    """Those of the addresses for which the SPF record of ``domain`` says anything but pass."""
-    from forwarder.inbound.spf import check_spf
-    from forwarder.mail.address import Path
-    from forwarder.mail.verification import AuthResult
-
-    path, no_harm = Path(local="postmaster", domain=domain), (AuthResult.PASS, AuthResult.TEMPERROR)
-    shut = []
-    for address in senders:
-        found = await check_spf(
-            resolver, client_address=address, helo=domain, reverse_path=path, receiver=domain
-        )
-        if found.result not in no_harm:
-            shut.append(address)
-    return shut
 
 
 def _domain(domain: "Domain", checked: "Checked") -> list[Finding]:

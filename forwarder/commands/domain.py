@@ -9,6 +9,7 @@ from forwarder.commands.access import read, settings_of, vault_of, write
 from forwarder.commands.answer import answer, table, tell
 from forwarder.commands.frame import AsJson, Config, Failure, command, confirm
 from forwarder.commands.named import account_named, domain_name, domain_named, owner_of
+from forwarder.commands.server_dns import server_records
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -133,6 +134,7 @@ def show_records(
     as_json: AsJson = False,
 ) -> None:
     """Print the DNS records to paste: MX, SPF, DKIM, DMARC, and what the server itself needs."""
+    from forwarder.keyring import open_keyring
     from forwarder.mail.records import KeyRecord, records_to_publish, zone_of_keys
     from forwarder.store import dkim_keys
 
@@ -149,7 +151,7 @@ def show_records(
 
     records, ours = read(config, ask)
     settings = settings_of(config)
-    own = server_records(settings)
+    own = server_records(settings, open_keyring(settings).service)
 
     def people(out: "Console") -> None:
         _print_records(out, f"In the zone of {name}", records)
@@ -191,45 +193,6 @@ def remove_domain(
 
     removed = write(config, remove)
     tell({"removed": removed}, f"{removed} is removed", as_json=as_json)
-
-
-def server_records(settings: "Settings") -> "list[DnsRecord]":
-    """What the server's own names need: addresses, SPF of the reverse-path, the service's DKIM keys."""
-    from forwarder.keyring import open_keyring
-    from forwarder.mail.records import DMARC, DnsRecord, dkim_name
-    from forwarder.mail.seal import public_record
-
-    records: list[DnsRecord] = []
-    for address in _public_addresses(settings):
-        kind = "AAAA" if ":" in address else "A"
-        records.append(DnsRecord(purpose="address", kind=kind, name=settings.hostname, value=address))
-    if not records:
-        records.append(
-            DnsRecord(
-                purpose="address", kind="A", name=settings.hostname, value="(this server's public address)"
-            )
-        )
-    spf = "v=spf1 a -all"
-    records.append(DnsRecord(purpose="spf", kind="TXT", name=settings.hostname, value=spf))
-    if settings.srs.domain != settings.hostname:
-        value = f"v=spf1 include:{settings.hostname} -all"
-        records.append(DnsRecord(purpose="spf", kind="TXT", name=settings.srs.domain, value=value))
-        records.append(
-            DnsRecord(purpose="mx", kind="MX", name=settings.srs.domain, value=settings.hostname, priority=10)
-        )
-    for signer in open_keyring(settings).service:
-        name, value = dkim_name(signer.domain, signer.selector), public_record(signer.key)
-        records.append(DnsRecord(purpose="dkim", kind="TXT", name=name, value=value))
-    records.append(DnsRecord(purpose="dmarc", kind="TXT", name=f"_dmarc.{settings.dkim.domain}", value=DMARC))
-    return records
-
-
-def _public_addresses(settings: "Settings") -> list[str]:
-    """The addresses that the MX listens on, where the configuration names them."""
-    from forwarder.net.addresses import is_private
-
-    named = {at.host for at in settings.mx.listen}
-    return sorted(host for host in named if not is_private(host))
 
 
 def _print_records(out: "Console", title: str, records: "list[DnsRecord]") -> None:
