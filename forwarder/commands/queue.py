@@ -11,6 +11,7 @@ from forwarder.commands.frame import AsJson, Config, Failure, command, confirm
 from forwarder.commands.named import domain_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from rich.console import Console
@@ -108,20 +109,17 @@ def retry(ids: Ids = None, every: Every = False, config: Config = None, as_json:
     from forwarder.store import admin
 
     chosen = _chosen(ids, every)
-
-    def some(conn: "Connection", _settings: "Settings") -> int:
-        return admin.retry(conn, chosen or (), now=utc_now())
-
-    changed = _retry_all(config) if chosen is None else write(config, some)
-    if not changed and chosen is not None:
-        _must_exist(config, chosen)
+    if chosen is None:
+        changed = _retry_all(config)
+    else:
+        changed = _change(config, chosen, lambda conn, _: admin.retry(conn, chosen, now=utc_now()))
     held = read(config, lambda conn, _: admin.held(conn, chosen))
     kept = f"; {held} held, which `forwarder queue release` makes due" if held else ""
     _say(changed, "due now", as_json, kept)
 
 
 def _retry_all(config: str | None) -> int:
-    """In bites, between which the engine writes; a person at a terminal sees how far it is."""
+    """A bite at a time, so that the engine writes in between; a person at a terminal sees how far it is."""
     from functools import partial
 
     from rich.console import Console
@@ -148,9 +146,7 @@ def hold(ids: Ids = None, config: Config = None, as_json: AsJson = False) -> Non
     from forwarder.store import admin
 
     chosen = _some(ids)
-    changed = write(config, lambda conn, _: admin.hold(conn, chosen))
-    if not changed:
-        _must_exist(config, chosen)
+    changed = _change(config, chosen, lambda conn, _: admin.hold(conn, chosen))
     kept = "" if changed else "; one that is held, being attempted now or not in the queue stays as it is"
     _say(changed, "held", as_json, kept)
 
@@ -161,9 +157,7 @@ def release(ids: Ids = None, config: Config = None, as_json: AsJson = False) -> 
     from forwarder.store import admin
 
     chosen = _some(ids)
-    changed = write(config, lambda conn, _: admin.release(conn, chosen, now=utc_now()))
-    if not changed:
-        _must_exist(config, chosen)
+    changed = _change(config, chosen, lambda conn, _: admin.release(conn, chosen, now=utc_now()))
     _say(changed, "due now", as_json, "" if changed else "; one that is not held stays as it is")
 
 
@@ -190,9 +184,7 @@ def drop(
     def work(conn: "Connection", settings: "Settings") -> int:
         return admin.drop(conn, chosen, now=utc_now(), new_id=new_id, local_name=settings.hostname)
 
-    changed = write(config, work)
-    if not changed:
-        _must_exist(config, chosen)
+    changed = _change(config, chosen, work)
     _say(changed, "dropped", as_json)
 
 
@@ -233,16 +225,22 @@ def _chosen(ids: list[str] | None, every: bool) -> list[str] | None:
     return None if every else _some(ids)
 
 
-def _must_exist(config: str | None, ids: list[str]) -> None:
-    """Failure where nothing in the queue has any of these ids: mistyped, a domain, or what has ended meanwhile."""
+def _change(config: str | None, ids: list[str], act: "Callable[[Connection, Settings], int]") -> int:
+    """How many deliveries ``act`` changed.
+
+    Failure where it changed none and nothing in the queue has one of these ids: mistyped, a domain, or what has ended
+    meanwhile.
+    """
     from forwarder.store import admin
 
-    if not read(config, lambda conn, _: admin.is_known(conn, ids)):
+    changed = write(config, act)
+    if not changed and not read(config, lambda conn, _: admin.is_known(conn, ids)):
         others = f" or the {len(ids) - 1} others" if len(ids) > 1 else ""
         raise Failure(
             f"nothing in the queue has the id {ids[0]}{others}; forwarder queue list shows the ids of what waits, "
             "forwarder logs what became of the rest"
         )
+    return changed
 
 
 def _say(changed: int, what: str, as_json: bool, kept: str = "") -> None:
