@@ -13,8 +13,10 @@ _QUOTED_OCTET = re.compile(rb"=([0-9A-Fa-f]{2})")
 # Blanks are read from the first of them only: begun at each, a long row would be read as often as it is long.
 _AT_DOT = re.compile(r"(?<!\s)\s++\.\s*+|\.\s*+")
 
-_CHARSETS = frozenset(
-    [
+# The names that are known, and Python's for each.
+_CHARSETS = {
+    name: name
+    for name in (
         "utf-8",
         "utf8",
         "us-ascii",
@@ -49,11 +51,11 @@ _CHARSETS = frozenset(
         "cp949",
         "cp950",
         "macintosh",
-    ]
-    + [f"iso-8859-{part}" for part in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 16)]
-    + [f"windows-{page}" for page in range(1250, 1259)]
-    + [f"cp{page}" for page in (874, *range(1250, 1259))]
-)
+        *(f"iso-8859-{part}" for part in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 16)),
+        *(f"windows-{page}" for page in range(1250, 1259)),
+        *(f"cp{page}" for page in (874, *range(1250, 1259))),
+    )
+} | {"windows-874": "cp874"}  # IANA's name, and that of Thai mail
 
 
 def printable(text: str, limit: int = 1024) -> str:
@@ -80,10 +82,7 @@ def dots_closed(text: str) -> str:
 
 def known_charset(name: str) -> str | None:
     """The character set that a stranger names, as Python knows it; None for one that is not in the table."""
-    named = name.strip().lower()
-    if named == "windows-874":  # IANA's name, and Thai mail's, of what Python has as cp874 alone
-        return "cp874"
-    return named if named in _CHARSETS else None
+    return _CHARSETS.get(name.strip().lower())
 
 
 def decode_words(text: str) -> str:
