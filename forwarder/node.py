@@ -27,7 +27,7 @@ from typing import Any
 
 import structlog
 
-from forwarder.config import HostPort
+from forwarder.config import HostPort, run_folder
 from forwarder.keyring import create_private
 from forwarder.tally import Tally
 
@@ -70,7 +70,7 @@ class NodeLock:
         waiting: Callable[[], None] = lambda: None,
     ) -> "NodeLock":
         """Take the lock, waiting up to ``patience`` seconds; ``waiting`` is called once when it is not free."""
-        folder = run_folder(data_dir)
+        folder = made_run_folder(data_dir)
         check_usable(data_dir)
         try:
             descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -105,7 +105,7 @@ def running(data_dir: Path) -> dict[str, list[str]] | None:
 
     NodeError where the folder holds what an engine could not use. Makes nothing.
     """
-    folder = data_dir / "run"
+    folder = run_folder(data_dir)
     check_usable(data_dir)
     try:
         descriptor = os.open(folder / "lock", os.O_RDONLY)
@@ -126,7 +126,7 @@ def running(data_dir: Path) -> dict[str, list[str]] | None:
 
 def check_usable(data_dir: Path) -> None:
     """NodeError where another user's files are in ``run``, as root's are once it has served here by hand."""
-    folder = data_dir / "run"
+    folder = run_folder(data_dir)
     try:
         # Whoever owns ports.json: it is replaced and never opened for writing.
         files = [path for path in folder.iterdir() if not path.name.startswith("ports.")]
@@ -146,9 +146,9 @@ def _unusable(path: Path, why: str | None) -> str:
     )
 
 
-def run_folder(data_dir: Path) -> Path:
-    """Where the processes of a node meet, made where it is missing; NodeError."""
-    folder = data_dir / "run"
+def made_run_folder(data_dir: Path) -> Path:
+    """``run_folder``, made where it is missing; NodeError."""
+    folder = run_folder(data_dir)
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -166,7 +166,7 @@ def node_id(data_dir: Path) -> str:
     with what is kept in it, as in the image of a machine: its place in the file system and the machine's boot tell the
     copies from each other. Workers of before a boot are found dead by their silence, as those of other nodes are.
     """
-    folder = run_folder(data_dir)
+    folder = made_run_folder(data_dir)
     path = folder / "node"
     if not path.exists():
         create_private(path, os.urandom(16).hex().encode())
@@ -190,7 +190,7 @@ def write_ports(data_dir: Path, ports: Mapping[str, Sequence[tuple[str, int]]]) 
     """
     shown = {name: [str(HostPort(host, port)) for host, port in found] for name, found in ports.items()}
     try:
-        path = run_folder(data_dir) / "ports.json"
+        path = made_run_folder(data_dir) / "ports.json"
         draft = path.with_suffix(f".{os.getpid()}")
         try:
             draft.write_text(json.dumps({"pid": os.getpid(), **shown}), encoding="utf-8")
@@ -204,7 +204,7 @@ def write_ports(data_dir: Path, ports: Mapping[str, Sequence[tuple[str, int]]]) 
 def forget_ports(data_dir: Path) -> None:
     """Take back what ``write_ports`` said."""
     try:
-        (run_folder(data_dir) / "ports.json").unlink(missing_ok=True)
+        (made_run_folder(data_dir) / "ports.json").unlink(missing_ok=True)
     except (NodeError, OSError) as error:
         log.warning("where the ports were stays written down", reason=str(error))
 
@@ -212,7 +212,7 @@ def forget_ports(data_dir: Path) -> None:
 def shared_tally(data_dir: Path, place: Place) -> Tally:
     """The counters of all processes of this node; on a full disk, with a warning, those of one alone."""
     try:
-        return Tally.shared(run_folder(data_dir), region=place.region, regions=place.regions)
+        return Tally.shared(made_run_folder(data_dir), region=place.region, regions=place.regions)
     except (NodeError, OSError) as error:
         log.warning("what this process counts is not shared with the others", reason=str(error))
         return Tally()

@@ -10,7 +10,7 @@ import structlog
 
 from forwarder import tally
 from forwarder.clock import utc_now
-from forwarder.config import Settings
+from forwarder.config import Settings, run_folder
 from forwarder.custody import serve_with
 from forwarder.inbound.limits import SERVICES, clear_table, table_path
 from forwarder.node import NodeError, node_id
@@ -41,7 +41,7 @@ async def prepare(settings: Settings) -> None:
 
 def _forget_counts(settings: Settings) -> None:
     try:
-        tally.forget(settings.data_dir / "run")
+        tally.forget(run_folder(settings.data_dir))
     except OSError as error:
         log.warning("what an earlier run had counted stays", reason=error.strerror)
     for service in SERVICES:

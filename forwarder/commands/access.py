@@ -48,11 +48,12 @@ def make_data_dir(settings: "Settings") -> None:
 
 def not_as_root(settings: "Settings") -> None:
     """Failure where root would make files in another user's folder, with which the engine could not start."""
+    from forwarder.keyring import keys_folder
     from forwarder.store.engine import sqlite_path
 
     if os.geteuid() != 0 or (path := sqlite_path(settings.database.url)) is None:
         return
-    for made in (*(Path(path + end) for end in ("", ".lock", ".turn")), settings.data_dir / "keys"):
+    for made in (*(Path(path + end) for end in ("", ".lock", ".turn")), keys_folder(settings)):
         if made.exists():
             continue
         folder = next(each for each in made.absolute().parents if each.exists())

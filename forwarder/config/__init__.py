@@ -19,7 +19,14 @@ Relative paths start at the working directory. The database's URL may hold a pas
 """
 
 from forwarder.config.load import ConfigError, Source, load, parse, read
-from forwarder.config.settings import MxSection, OutboundSection, Plan, Settings, SubmissionSection
+from forwarder.config.settings import (
+    MxSection,
+    OutboundSection,
+    Plan,
+    Settings,
+    SubmissionSection,
+    run_folder,
+)
 from forwarder.config.units import HostPort
 
 __all__ = [
@@ -34,4 +41,5 @@ __all__ = [
     "load",
     "parse",
     "read",
+    "run_folder",
 ]

@@ -39,6 +39,11 @@ from forwarder.config.units import (
 )
 
 
+def run_folder(data_dir: Path) -> Path:
+    """Where the processes of a node meet: its lock, its ports, and what they count together."""
+    return data_dir / "run"
+
+
 class Section(BaseModel):
     """A part of the configuration: frozen, and a key that it does not know is an error."""
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from forwarder.config import run_folder
 from forwarder.net.addresses import client_of
 
 SERVICES = ("mx", "submission")  # each counts its clients in a table of its own
@@ -54,7 +55,7 @@ class Allowance:
 
 def table_path(data_dir: Path, service: str) -> Path:
     """Where the workers of one machine share what they count for a service (``mx``, ``submission``)."""
-    return data_dir / "run" / f"clients-{service}"
+    return run_folder(data_dir) / f"clients-{service}"
 
 
 def clear_region(path: Path, *, region: int, regions: int) -> None:
