@@ -100,7 +100,7 @@ class NodeLock:
         os.close(self.descriptor)
 
 
-def running(data_dir: Path) -> dict[str, list[str]] | None:
+def open_listeners(data_dir: Path) -> dict[str, list[str]] | None:
     """Where the engine that runs with this folder listens, as far as ``write_ports`` said; None while none runs.
 
     NodeError where the folder holds what an engine could not use. Makes nothing.

@@ -21,7 +21,7 @@ RENEWED_BEFORE = timedelta(days=7)  # ACME clients renew a certificate weeks bef
 
 def check_listeners(settings: "Settings") -> Iterator[Finding]:
     """The certificate, then every listener that is configured, in order."""
-    from forwarder.node import NodeError, running
+    from forwarder.node import NodeError, open_listeners
     from forwarder.ports import has_ipv6, without_ipv6
 
     if settings.tls.configured:
@@ -30,7 +30,7 @@ def check_listeners(settings: "Settings") -> Iterator[Finding]:
         text = "no certificate: mail comes in clear, and submission does not listen; set [tls] certificate and key"
         yield Finding.advice("tls", text)
     try:
-        engine = running(settings.data_dir)
+        engine = open_listeners(settings.data_dir)
     except NodeError as error:
         engine = {}  # nobody can tell
         yield Finding.wrong("data_dir", str(error))
