@@ -71,10 +71,9 @@ def build_app(
     health: Callable[[], Health],
     *,
     vault: Vault,
-    tally: Tally | None = None,
+    tally: Tally,
 ) -> Starlette:
     """The application for one process; it starts nothing and owns nothing that must be closed."""
-    tally = tally or Tally()
     failures = RateLimit(database, "api-failures", settings.api.failures_per_minute, clock)
     rooms = ApiRooms(
         settings=settings,

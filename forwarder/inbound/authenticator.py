@@ -86,8 +86,8 @@ class Authenticator:
         settings: SubmissionSection,
         *,
         clock: Callable[[], datetime],
+        tally: Tally,
         seconds: Callable[[], float] = time.monotonic,
-        tally: Tally | None = None,
     ) -> None:
         self._database = database
         self._settings = settings
@@ -100,7 +100,7 @@ class Authenticator:
         self._waiting = 0
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._closed = False
-        self._counts = (tally or Tally()).counts(LOG_INS)
+        self._counts = tally.counts(LOG_INS)
 
     async def barred(self, client: str) -> bool:
         """Whether this client has failed so often within a minute that it is not heard."""

@@ -53,7 +53,7 @@ class Courier:
         webhooks: Webhooks,
         trace_secret: bytes,
         clock: Callable[[], datetime],
-        tally: Tally | None = None,
+        tally: Tally,
     ) -> None:
         self._pool = pool
         self._srs = srs
@@ -61,7 +61,7 @@ class Courier:
         self._webhooks = webhooks
         self._trace_secret = trace_secret
         self._clock = clock
-        self._sent = (tally or Tally()).count(SENT)
+        self._sent = tally.count(SENT)
 
     def prepare(self, parcel: Parcel, content: bytes) -> None:
         """Sign a message that will be carried, if that is a small thing."""

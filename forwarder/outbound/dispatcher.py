@@ -56,10 +56,6 @@ _UNASKED_PAUSE = timedelta(minutes=1)  # for what was claimed although too much 
 _log = structlog.get_logger(__name__)
 
 
-async def _always() -> None:
-    """Our leases are ours."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """What the dispatcher has in hand at one moment."""
@@ -85,8 +81,8 @@ class Dispatcher:
         settings: Settings,
         clock: Callable[[], datetime],
         jitter: Callable[[], float],
-        sure: Callable[[], Awaitable[None]] = _always,
-        tally: Tally | None = None,
+        sure: Callable[[], Awaitable[None]],
+        tally: Tally,
     ) -> None:
         outbound = settings.outbound
         policy = RetryPolicy(

@@ -53,7 +53,7 @@ class Clerk:
         jitter: Callable[[], float],
         lease: Callable[[str], bool],
         hand_over: Callable[[NewMessage], None],
-        tally: Tally | None = None,
+        tally: Tally,
     ) -> None:
         self._queue = queue
         self._bounces = bounces
@@ -63,7 +63,6 @@ class Clerk:
         self._jitter = jitter
         self._lease = lease
         self._hand_over = hand_over
-        tally = tally or Tally()
         self._attempts = {kind: tally.counts(SETTLED, kind.value) for kind in DeliveryKind}
         self._reports = tally.count(REPORTS)
         self.unwritten = 0  # settlements, and contents to be read, that wait for the store to come back

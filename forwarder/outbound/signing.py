@@ -93,8 +93,8 @@ class Signing:
         authserv_id: str,
         threads: int,
         clock: Callable[[], datetime],
+        tally: Tally,
         own_domains: Sequence[str] = (),
-        tally: Tally | None = None,
     ) -> None:
         """``own_domains``: whose SPF is ours to lend, beside those the service signs for."""
         self._service = tuple(service)
@@ -110,7 +110,7 @@ class Signing:
         self._large = Errands("signing")
         self._busy = 0
         self._spent = 0.0  # on the loop, in this turn of it; milliseconds
-        self._counts = (tally or Tally()).counts(SIGNED)
+        self._counts = tally.counts(SIGNED)
 
     @cached_property
     def _loop(self) -> asyncio.AbstractEventLoop:

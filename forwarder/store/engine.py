@@ -63,9 +63,7 @@ class Database:
     writer: Writer
     _readers: "sqlite.SqliteReaders | PostgresReaders"
 
-    def __init__(
-        self, *, dialect: str, path: str | None, engine: "AsyncEngine | None", tally: Tally | None = None
-    ) -> None:
+    def __init__(self, *, dialect: str, path: str | None, engine: "AsyncEngine | None", tally: Tally) -> None:
         self.dialect = dialect
         self._engine = engine
         if engine is not None:
@@ -81,7 +79,11 @@ class Database:
 
     @classmethod
     async def open(cls, url: str, *, pool_size: int = 8, tally: Tally | None = None) -> "Database":
-        """Open without asking the database anything: a store that is down now may be up in a second."""
+        """Open without asking the database anything: a store that is down now may be up in a second.
+
+        ``tally``: that of an engine; a command counts for nobody.
+        """
+        tally = tally or Tally()
         path = sqlite_path(url)
         if path is None:
             from forwarder.store import postgresql

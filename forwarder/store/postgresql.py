@@ -125,7 +125,7 @@ def _said_as_trouble() -> Iterator[None]:
 class PostgresWriter(Writer):
     """Group commit in a few tasks of the event loop."""
 
-    def __init__(self, engine: AsyncEngine, tally: Tally | None = None) -> None:
+    def __init__(self, engine: AsyncEngine, tally: Tally) -> None:
         super().__init__(tally)
         self._engine = engine
         self._signal = asyncio.Semaphore(0)

@@ -112,7 +112,7 @@ class FairLock:
 class SqliteWriter(Writer):
     """Group commit on one thread."""
 
-    def __init__(self, path: str, tally: Tally | None = None) -> None:
+    def __init__(self, path: str, tally: Tally) -> None:
         super().__init__(tally)
         self._lock = FairLock(path)
         self._room = Room(path)

@@ -172,9 +172,8 @@ class Writer:
     reports them with ``resolve`` in the event loop.
     """
 
-    def __init__(self, tally: Tally | None = None) -> None:
+    def __init__(self, tally: Tally) -> None:
         self.loop = asyncio.get_running_loop()
-        tally = tally or Tally()
         self._commits = tally.watch(COMMITS)
         self._changes = tally.counts(CHANGES)
         self.waiting = Waiting()

@@ -22,6 +22,7 @@ from forwarder.store.engine import Database
 from forwarder.store.queue import Queue
 from forwarder.store.records import NewDelivery, NewMessage
 from forwarder.store.vault import Vault
+from forwarder.tally import Tally
 from tests.harness import wait_until
 from tests.peers.dns_server import DnsServer
 
@@ -83,6 +84,7 @@ class Desk:
             self.clock,
             lambda: self.health,
             vault=self.vault,
+            tally=Tally(),
         )
 
     def client(self, key: str | None, app: Starlette | None = None) -> httpx.AsyncClient:

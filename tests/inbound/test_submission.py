@@ -19,6 +19,7 @@ from forwarder.net.answers import CannotTell, Found, Mx, NotFound
 from forwarder.store import accounts, counters, credentials, dkim_keys, domains, passwords
 from forwarder.store.passwords import hash_password
 from forwarder.store.trouble import StoreUnavailable
+from forwarder.tally import Tally
 from tests.inbound.rooms import SECRET, on_both, utc_now
 from tests.peers.client import any_certificate
 
@@ -266,7 +267,11 @@ async def test_a_locked_account_does_not_send(engine, domain):
 async def test_the_memory_of_logins_holds_no_password_and_is_bounded_in_time(engine, domain):
     now = [0.0]
     authenticator = Authenticator(
-        engine.database, engine.rooms.settings.submission, clock=utc_now, seconds=lambda: now[0]
+        engine.database,
+        engine.rooms.settings.submission,
+        clock=utc_now,
+        seconds=lambda: now[0],
+        tally=Tally(),
     )
     try:
         login = await authenticator.log_in("ann@here.test", PASSWORD, "127.0.0.1")
@@ -318,7 +323,7 @@ async def test_guesses_sent_at_once_do_not_all_pass_before_the_first_is_counted(
 
     heard = []
     monkeypatch.setattr(authenticator.passwords, "verify", lambda known, given: heard.append(given) or False)
-    guesser = Authenticator(engine.database, engine.settings().submission, clock=utc_now)
+    guesser = Authenticator(engine.database, engine.settings().submission, clock=utc_now, tally=Tally())
     try:
         found = await asyncio.gather(
             *(guesser.log_in("ann@here.test", f"guess {n}", "192.0.2.1") for n in range(40))

@@ -39,6 +39,7 @@ from forwarder.store.migrations import upgrade
 from forwarder.store.queue import Queue
 from forwarder.store.records import NewDelivery, NewMessage
 from forwarder.store.tables import deliveries, events, logs, messages
+from forwarder.tally import Tally
 from tests.peers.dns_server import DnsServer
 from tests.peers.sink import Sink
 
@@ -134,6 +135,7 @@ class House:
             authserv_id=settings.hostname,
             threads=2,
             clock=self.now,
+            tally=Tally(),
         )
         self.client = GuardedClient(
             self.resolver,
@@ -159,6 +161,7 @@ class House:
             ),
             trace_secret=SECRET,
             clock=self.now,
+            tally=Tally(),
         )
         self.dispatcher = Dispatcher(
             queue=self.dispatched,
@@ -178,6 +181,7 @@ class House:
             clock=self.now,
             jitter=options.get("jitter", lambda: 0.0),
             sure=options.get("sure", _always),
+            tally=Tally(),
         )
         self._running: asyncio.Task[None] | None = None
 

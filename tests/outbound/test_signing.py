@@ -19,6 +19,7 @@ from forwarder.mail.seal import Algorithm, Signer, generate, load_key
 from forwarder.mail.verification import AuthResult, verify
 from forwarder.outbound.parcel import Parcel
 from forwarder.outbound.signing import INLINE_HEAD, INLINE_OCTETS, Signing
+from forwarder.tally import Tally
 from tests.outbound.house import CONTENT, House, house
 
 # 8 KiB of head: 2.7 ms by the estimate
@@ -203,6 +204,7 @@ class Desk:
             authserv_id="mx.forwarder.test",
             threads=1,
             clock=lambda: datetime.now(UTC),
+            tally=Tally(),
         )
         Watched.threads.clear()
 
