@@ -34,7 +34,7 @@ class Readiness:
     def __init__(
         self,
         database: Database,
-        resolver: Resolver | None,
+        resolver: Resolver,
         settings: Settings,
     ) -> None:
         self._database = database
@@ -47,12 +47,10 @@ class Readiness:
         """Why nothing may be sent as this domain now, or None."""
         if domain.sending_checked_at is not None:
             return None
-        if self._resolver is None:
-            return _missing(domain, "the SPF and DKIM records of the domain")
         keys = await self._database.read(lambda conn: dkim_keys.list_keys(conn, domain.id))
-        found = await self._look(self._resolver, domain, keys)
+        found = await self._look(domain, keys)
         if any(isinstance(missing, str) for missing in found) and self._may_ask_again(domain.name):
-            found = await self._look(self._resolver, domain, keys, fresh=True)
+            found = await self._look(domain, keys, fresh=True)
         missing = [each for each in found if isinstance(each, str)]
         if missing:
             return _missing(domain, " and ".join(missing))
@@ -61,11 +59,11 @@ class Readiness:
         return None
 
     async def _look(
-        self, resolver: Resolver, domain: Domain, keys: Sequence[DkimKey], *, fresh: bool = False
+        self, domain: Domain, keys: Sequence[DkimKey], *, fresh: bool = False
     ) -> Sequence[str | CannotTell | None]:
+        """Of SPF and of each key: which record is missing, or None; CannotTell."""
         return await asyncio.gather(
-            self._spf(resolver, domain, fresh=fresh),
-            *(self._dkim(resolver, domain, key, fresh=fresh) for key in keys),
+            self._spf(domain, fresh=fresh), *(self._dkim(domain, key, fresh=fresh) for key in keys)
         )
 
     def _may_ask_again(self, name: str) -> bool:
@@ -78,12 +76,12 @@ class Readiness:
             del self._asked[next(iter(self._asked))]  # the one asked longest ago
         return True
 
-    async def _spf(self, resolver: Resolver, domain: Domain, *, fresh: bool) -> str | CannotTell | None:
-        answer = await resolver.txt(domain.name, fresh=fresh)
+    async def _spf(self, domain: Domain, *, fresh: bool) -> str | CannotTell | None:
+        answer = await self._resolver.txt(domain.name, fresh=fresh)
         if isinstance(answer, CannotTell):
             return answer
         found = records.spf_records(_texts(answer))
-        ourselves = Ourselves(resolver, self._settings)
+        ourselves = Ourselves(self._resolver, self._settings)
         shared = ourselves.shared_name
         if len(found) == 1:
             machines = await ourselves.machines()
@@ -93,15 +91,13 @@ class Readiness:
                 return CannotTell(reason=f"the MX of {shared}")
         return f"the SPF record (TXT {domain.name}) with include:{shared}"
 
-    async def _dkim(
-        self, resolver: Resolver, domain: Domain, key: DkimKey, *, fresh: bool
-    ) -> str | CannotTell | None:
+    async def _dkim(self, domain: Domain, key: DkimKey, *, fresh: bool) -> str | CannotTell | None:
         name = records.dkim_name(domain.name, key.selector)
         target = records.dkim_target(domain.name, key.selector, self._hostname)
-        alias = await resolver.cname(name, fresh=fresh)
+        alias = await self._resolver.cname(name, fresh=fresh)
         if isinstance(alias, Found) and alias.records[0].rstrip(".").lower() == target:
             name = target  # where the key must stand: a CNAME alone verifies nothing
-        answer = await resolver.txt(name, fresh=fresh)
+        answer = await self._resolver.txt(name, fresh=fresh)
         if isinstance(answer, CannotTell):
             return answer
         fault = records.key_fault(_texts(answer), key.public_record)

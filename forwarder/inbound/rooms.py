@@ -1,12 +1,9 @@
 """The other rooms that a listener talks to: one value, built by the roof, instead of a dozen arguments."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
-
-from forwarder.clock import utc_now
-from forwarder.tally import Tally
 
 if TYPE_CHECKING:
     from forwarder.config import Settings
@@ -20,6 +17,7 @@ if TYPE_CHECKING:
     from forwarder.store.engine import Database
     from forwarder.store.journal import Journal
     from forwarder.store.queue import Queue
+    from forwarder.tally import Tally
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +32,13 @@ class InboundRooms:
     ids: "IdSource"
     srs: "Srs"
     intake: "Intake"
-    # Whose marks in X-Forwarder-Id are our own; empty: loops are not looked for.
-    trace_secrets: tuple[bytes, ...] = ()
-    tls: "ServerTls | None" = None  # None: STARTTLS is not offered, submission does not listen
-    screening: "Screening | None" = None  # None: nothing is looked up about the client
-    resolver: "Resolver | None" = None  # submission: which of a domain's records is missing
-    clock: Callable[[], datetime] = utc_now
-    region: int = 0  # this worker's place in the client table, 0 … regions - 1
-    regions: int = 1  # worker processes on this machine
-    tally: Tally = field(default_factory=Tally)
+    trace_secrets: tuple[
+        bytes, ...
+    ]  # whose marks in X-Forwarder-Id are our own; empty: loops are not looked for
+    tls: "ServerTls | None"  # None: STARTTLS is not offered, submission does not listen
+    screening: "Screening | None"  # None: nothing is looked up about the client
+    resolver: "Resolver"  # submission: which of a domain's records is missing
+    clock: Callable[[], datetime]
+    region: int  # this worker's place in the client table, 0 … regions - 1
+    regions: int  # worker processes on this machine
+    tally: "Tally"

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from forwarder.clock import utc_now
 from forwarder.config import Settings
 from forwarder.inbound.reception import COMMAND_LIMIT
 from forwarder.inbound.rooms import InboundRooms
@@ -16,6 +17,7 @@ from forwarder.mail import address, reply
 from forwarder.mail.envelope import MailCommand
 from forwarder.mail.reply import Reply
 from forwarder.net.tls import ServerTls
+from forwarder.tally import Tally
 
 MESSAGE = b"From: a@sender.test\r\nSubject: hello\r\n\r\nbody\r\n"
 
@@ -103,7 +105,14 @@ async def listen(
         ids=nothing,
         srs=nothing,
         intake=nothing,
+        trace_secrets=(),
         tls=tls,
+        screening=None,
+        resolver=nothing,
+        clock=utc_now,
+        region=0,
+        regions=1,
+        tally=Tally(),
     )
     server = Server(
         name="mx",

@@ -27,6 +27,7 @@ from forwarder.store.passwords import hash_password
 from forwarder.store.queue import Queue
 from forwarder.store.records import NewMessage
 from forwarder.store.tables import deliveries, messages
+from forwarder.tally import Tally
 from tests.peers.client import Answer, Client
 
 SECRET = b"a secret of these tests, 32 octets"
@@ -124,6 +125,12 @@ class Engine:
             "intake": self.intake,
             "trace_secrets": (SECRET,),
             "tls": self._tls,
+            "screening": None,
+            "resolver": None,
+            "clock": utc_now,
+            "region": 0,
+            "regions": 1,
+            "tally": Tally(),
         }
         self.rooms = InboundRooms(**(given | rooms))
         for server in (mx.build_server(self.rooms), *submission.build_servers(self.rooms)):
