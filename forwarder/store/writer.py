@@ -18,6 +18,7 @@ GROUP_ITEMS and, unless one item alone is larger, GROUP_WEIGHT (weights are the 
 import asyncio
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -165,7 +166,7 @@ class Waiting:
         return expired
 
 
-class Writer:
+class Writer(ABC):
     """What the two databases share: the line, its bounds, and telling callers how it ended.
 
     A subclass takes groups with ``waiting.take()``, notes them in ``running`` while their transaction is open, and
@@ -232,9 +233,9 @@ class Writer:
         """The same past those who wait, where that can be."""
         return await self.write(work)
 
+    @abstractmethod
     def wake(self) -> None:
         """There is something to take."""
-        raise TypeError(f"{type(self).__name__} must say how it is woken")
 
     def resolve(self, results: Iterable[tuple[Item, Any]]) -> None:
         """Tell callers; runs in the event loop."""
