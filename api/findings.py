@@ -23,7 +23,7 @@ from sqlalchemy import Connection
 from forwarder.config import Settings
 from forwarder.mail import records
 from forwarder.mail.dmarc import parse_record
-from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound
+from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound, texts_of
 from forwarder.net.dns import Resolver
 from forwarder.net.ourselves import Machines, Ourselves
 from forwarder.net.registered import registered_domain
@@ -285,13 +285,6 @@ def _dmarc(answer: Answer[Any], domain: str) -> CheckedRecord:
         return CheckedRecord(expected=records.DMARC, values=found[0], valid=False, advice=advice)
     advice = f"Add a TXT record {name}: {records.DMARC}"
     return CheckedRecord(expected=records.DMARC, values=None, valid=False, advice=advice)
-
-
-def texts_of(answer: Answer[Any]) -> list[str]:
-    """The TXT records of an answer, whatever octets stand in them; none where there is none."""
-    if not isinstance(answer, Found):
-        return []
-    return [text.decode("utf-8", "replace") for text in answer.records if isinstance(text, bytes)]
 
 
 def _silence(what: str) -> str:

@@ -84,10 +84,9 @@ async def check_records(settings: "Settings", resolver: "Resolver") -> list[Find
 
     The SPF of every hosted domain includes the server's: without it theirs cannot be evaluated (RFC 7208 5.2).
     """
-    from api.findings import texts_of
     from forwarder.keyring import KeyringError, open_keyring
     from forwarder.mail.records import key_fault, spf_records
-    from forwarder.net.answers import CannotTell
+    from forwarder.net.answers import CannotTell, texts_of
 
     try:
         service = open_keyring(settings).service

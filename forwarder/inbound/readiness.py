@@ -16,7 +16,7 @@ from forwarder.config import Settings
 from forwarder.mail import records
 from forwarder.mail import reply as replies
 from forwarder.mail.reply import Reply
-from forwarder.net.answers import Answer, CannotTell, Found
+from forwarder.net.answers import CannotTell, Found, texts_of
 from forwarder.net.dns import Resolver
 from forwarder.net.ourselves import Ourselves
 from forwarder.store import dkim_keys
@@ -80,7 +80,7 @@ class Readiness:
         answer = await self._resolver.txt(domain.name, fresh=fresh)
         if isinstance(answer, CannotTell):
             return answer
-        found = records.spf_records(_texts(answer))
+        found = records.spf_records(texts_of(answer))
         ourselves = Ourselves(self._resolver, self._settings)
         shared = ourselves.shared_name
         if len(found) == 1:
@@ -100,12 +100,8 @@ class Readiness:
         answer = await self._resolver.txt(name, fresh=fresh)
         if isinstance(answer, CannotTell):
             return answer
-        fault = records.key_fault(_texts(answer), key.public_record)
+        fault = records.key_fault(texts_of(answer), key.public_record)
         return f"the DKIM record ({name}, where {fault})" if fault else None
-
-
-def _texts(answer: Answer[bytes]) -> list[str]:
-    return [text.decode("utf-8", "replace") for text in answer.records] if isinstance(answer, Found) else []
 
 
 def _missing(domain: Domain, what: str) -> Reply:

@@ -105,6 +105,11 @@ def _record(rdata: dns.rdata.Rdata, kind: dns.rdatatype.RdataType) -> Mx | Tlsa 
             return _text(fields.target)
 
 
+def texts_of(answer: Answer[bytes]) -> list[str]:
+    """The TXT records of an answer as text, whatever octets stand in them; none where there is none."""
+    return [text.decode("utf-8", "replace") for text in answer.records] if isinstance(answer, Found) else []
+
+
 def octets(answer: Answer[Any]) -> int:
     """How much memory an answer takes, about."""
     if not isinstance(answer, Found):
