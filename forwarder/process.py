@@ -133,24 +133,10 @@ class Process:
         return place
 
     async def _reload(self, engine: Engine, started: Callable[[Engine], None]) -> Engine:
+        """The engine that serves from now on: another with what has changed, or the same, and then it is said why."""
         engine.refresh_certificates()
-        try:
-            settings = affordable(listenable(self._load()))
-        except ConfigError as error:
-            log.error("the new configuration has mistakes; the old one stays", problems=str(error))
-            return engine
-        except Exception:  # nobody foresaw it: no reason to stop serving
-            log.exception("the new configuration cannot be read; the old one stays")
-            return engine
-        if settings.workers != engine.settings.workers:
-            # Of two engines side by side with two leases, one would take the other for dead.
-            log.warning("[workers] is taken over at the next start; what it was stays")
-            settings = settings.model_copy(update={"workers": engine.settings.workers})
-        if (settings.data_dir, settings.database.url) != (
-            engine.settings.data_dir,
-            engine.settings.database.url,
-        ):
-            log.error("data_dir and database.url cannot change while running; restart for that")
+        settings = self._wanted(engine.settings)
+        if settings is None:
             return engine
         try:
             keyring = await asyncio.to_thread(open_keyring, settings)
@@ -182,6 +168,25 @@ class Process:
         log.info("the new configuration is in force")
         self._draining = asyncio.create_task(engine.stop())
         return successor
+
+    def _wanted(self, now: Settings) -> Settings | None:
+        """The configuration as it is written by now, with what cannot change meanwhile; None: it is said why not."""
+        try:
+            settings = affordable(listenable(self._load()))
+        except ConfigError as error:
+            log.error("the new configuration has mistakes; the old one stays", problems=str(error))
+            return None
+        except Exception:  # nobody foresaw it: no reason to stop serving
+            log.exception("the new configuration cannot be read; the old one stays")
+            return None
+        if settings.workers != now.workers:
+            # Of two engines side by side with two leases, one would take the other for dead.
+            log.warning("[workers] is taken over at the next start; what it was stays")
+            settings = settings.model_copy(update={"workers": now.workers})
+        if (settings.data_dir, settings.database.url) != (now.data_dir, now.database.url):
+            log.error("data_dir and database.url cannot change while running; restart for that")
+            return None
+        return settings
 
 
 def serve_alone(load: Callable[[], Settings], settings: Settings) -> int:
