@@ -11,8 +11,8 @@ Recipients of one message who share an address get one copy by travelling togeth
 none, due or not yet: cut in two, they would be sent twice. On PostgreSQL it locks the rows of the messages as well, or
 another worker's claim could take the rest meanwhile. A claim may be larger than asked for by one such group.
 
-A claim passes over what is locked and so waits for nobody; what it has locked, settlements of other workers wait for.
-So it comes last in its group: settlements behind it there could wait for them in turn.
+A claim passes over locked rows, so it waits for nobody. But the settlements of other workers wait for the rows that it
+has locked. So it comes last in its group: were settlements written behind it, two workers could wait for each other.
 """
 
 from collections.abc import Sequence

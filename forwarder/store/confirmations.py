@@ -4,8 +4,9 @@ Functions of a connection. ``ask`` makes a token where one is due and gives it b
 in the same transaction; ``confirm`` takes it. Of a token, 256 random bits, only the SHA-256 is stored; it works once,
 for seven days, and the next one for the same address voids it.
 
-An address is asked at most once a day, an account may have ASKS_A_DAY asked in a day: nobody makes this server write
-to strangers at will. What was not asked for that reason is asked when an alias that names it is saved again.
+An address is asked at most once a day, and for one account at most ASKS_A_DAY addresses: nobody makes this server
+write to strangers at will. An address that was left out for that reason is asked when an alias that names it is saved
+again.
 
 A confirmation is announced (``changes.touch``) for every domain with an alias that names the address, so that it is
 in force within a second in every process. It holds for whoever forwards to the address. Only addresses that a forward

@@ -2,9 +2,9 @@
 
 A log is one delivery, or one recipient refused in the session; its events are append-only. Logs are read newest first
 by cursor: a page is a range of an index, whatever the size of the table. What was refused is written behind the reply
-(``refused``), in group commits, and is dropped when BEHIND wait, since an attack must not become a write load. That
-some are lost, and how many they were, is told once each time. ``purge`` deletes by age, a chunk a transaction, so that
-nobody waits for it.
+(``refused``), in group commits, and is dropped when BEHIND wait, since an attack must not become a write load. The
+engine's own log says when that begins, and how many were lost when it is over. ``purge`` deletes by age, a chunk a
+transaction, so that nobody waits for it.
 
 Not partitioned by day on PostgreSQL: ids sort by time, so that purging is a range of the primary key in small bites
 and a page is a range of an index; partitions would add a chore that must not fail and a schema that differs from

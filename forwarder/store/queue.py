@@ -193,7 +193,8 @@ class Queue:
     async def _took_before(self, settlement: Settlement) -> bool:
         if (settlement.delivery.id, settlement.delivery.attempts) not in self._unsure:
             return False
-        # The time before, or never: then the lease is another's, who makes a report of their own.
+        # Now it did not take: because it had the time before, or because the lease is another worker's, who stores a
+        # report of its own.
         return settlement.report is None or await self._is_stored(settlement.report.id)
 
     async def _is_stored(self, message_id: str) -> bool:

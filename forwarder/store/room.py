@@ -25,8 +25,8 @@ SPARE = 4 * 1024 * 1024  # octets left by a message that stands in free pages
 RESERVE = 12 * 1024 * 1024  # and by one that makes the file longer
 WORTH = 1024 * 1024  # octets of log for which it is emptied
 PAUSE = 1.0  # seconds to the next attempt after one that failed
-PLENTY = 1024 * 1024 * 1024  # octets: where there is so much more,
-MEANWHILE = 0.1  # it lasts for so many seconds without another look
+PLENTY = 1024 * 1024 * 1024  # octets: a disk with so many more than are needed is not looked at again
+MEANWHILE = 0.1  # seconds: for so long
 
 
 class Room:

@@ -100,9 +100,11 @@ async def read_domain(database: Database, address: Path, *, require_confirmed: b
 class Within:
     """Rules that answer for addresses, as they are within a transaction.
 
-    A domain is read, and its patterns parsed, when it is first asked for; of one with very many names those of each
-    address are read. ``effort``: what that took in all, in look-ups of an address. Four patterns make one; a regular
-    expression is compiled and makes many, those of a domain together as many as the largest that are allowed.
+    A domain is read, and its patterns parsed, when it is first asked for. Where it has very many names, those that
+    could answer are read for each address.
+
+    ``effort``: what all of that took, counted in look-ups of one address. To read four patterns counts as one; to
+    compile a regular expression as ``_COMPILED``, and those of one domain as no more than ``_COMPILED_MOST``.
     """
 
     def __init__(self, conn: Connection) -> None:

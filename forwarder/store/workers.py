@@ -1,16 +1,18 @@
 """The processes that hold leases, and taking over from those that died.
 
 A row for each worker process; its leases in ``deliveries`` name the row. One heartbeat keeps all of a worker's leases;
-``Takeover`` frees those of workers that beat no more, or of which no row is left, and deletes their rows. A worker is
-dead when its ``alive_until`` has stood still for a whole lease, by the monotonic clock of the process that looks: wall
-clocks of two machines differ, and are set, and no living worker must lose what it is delivering for that. Nor for a
-store that takes no changes: then who looks does not come through either, and begins anew. A worker that
-wakes after it was taken for dead learns it from its heartbeat (False), registers anew, and finds the attempts of its
-old leases moved on: ``settle`` writes nothing for them.
+``Takeover`` frees the leases of workers whose heart has stopped, or whose row is gone, and deletes their rows.
 
-What is freed is due at once while its attempts are few; from SUSPECT attempts on it keeps the time that was planned
-when it was leased, so that a message which kills every worker that touches it does not do so all day. Several such are
-spread over as much time again: else what died beside that message would be sent, and die, beside it for ever.
+A worker is dead when its ``alive_until`` has stood still for a whole lease, by the monotonic clock of the process that
+looks. Wall clocks of two machines differ, and people set them; no living worker must lose its deliveries for that.
+While the store takes no changes nobody can beat, so the process that looks, whose own heartbeat fails too, begins its
+watch anew. A worker that wakes after it was taken for dead learns so from its heartbeat (False). It registers again,
+and finds that the attempts of its old leases have moved on: ``settle`` writes nothing for them.
+
+A freed delivery is due at once while its attempts are few. From SUSPECT attempts on it keeps the time that was planned
+when it was leased: a message may be killing every worker that touches it, and must not do so all day. Where several
+deliveries are suspected, they are spread over as much time again, so that the innocent ones are not sent, and lost,
+beside the guilty one for ever.
 """
 
 import time

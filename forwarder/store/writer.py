@@ -205,8 +205,8 @@ class Writer(ABC):
     ) -> "asyncio.Future[R]":
         """As ``submit``; the future to await. ``writes``, ``yields``, ``last``: see ``Item``.
 
-        With ``orphaned`` the change is made even when the future was cancelled, and its end is told there instead; but
-        not to a caller that is cancelled after the future has its result.
+        With ``orphaned`` the change is made even where the future was cancelled, and ``orphaned`` hears how it ended.
+        Not where the caller is cancelled when the future has its result already: then the caller has to look.
         """
         if self.closing:
             raise StoreUnavailable("the store is closing")
