@@ -11,9 +11,9 @@ dialogue stays in step; a peer that sends steadily may take as long as it needs,
 rate is given up (``Expired``).
 
 Limits: up to twice the size of a message below ``LARGE`` is held for the moment of joining its blocks. All the contents
-being read and stored in one process share a ``Memory``; what does not fit is read, thrown away, and asked for again
-later. So is what rests, when there is no room for what comes: else whoever sends the most of a few large messages, and
-then an octet now and then, would keep out everybody's mail for hours.
+being read and stored in one process share a ``Memory``; what does not fit is read, thrown away, and refused for now
+(452). So is a message that rests, where there is no room for another: else somebody who sends most of a few large
+messages, and then an octet now and then, would keep out everybody's mail for hours.
 """
 
 import io
@@ -29,7 +29,7 @@ from forwarder.mail.scan import find_dot, literally
 END = b"\r\n.\r\n"
 SMALL_BLOCK = 4096  # octets
 LARGE = 4 * 1024 * 1024  # octets; what is larger than 2 MiB is mapped (``allocator``)
-RESTING = 10.0  # seconds in which a message that does not rest brings as much as this:
+RESTING = 10.0  # seconds: a message rests that brings less than a stride in so many
 STRIDE = 64 * 1024  # octets
 RATE_GRACE = 60.0  # seconds before the minimum rate counts: TCP starts slowly, short messages do not matter
 

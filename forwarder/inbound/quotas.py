@@ -4,7 +4,8 @@ Places are taken in the store's counters, in all limits or in none, exactly, wha
 process. What is not stored in the end gives back the places it took.
 
 How it fails: StoreUnavailable from ``take``. A place that cannot be given back, because the store is in trouble, stays
-taken until its window ends; so does one, or that of a message, whose COMMIT nobody heard the answer of.
+taken until its window ends. So does a place where the answer to a COMMIT was lost, that of the count or that of the
+message: it may be in force.
 """
 
 from collections.abc import Callable, Sequence

@@ -147,11 +147,12 @@ class Screening:
         return registered_domain(domain) in self._own
 
     def _doubtful(self, message: Canonical, claimed: Author, spf: SpfResult | None) -> Reply | None:
-        # Sent on under a name of ours it might pass for ours, and as it came for that of whoever trusts our address.
+        # Sent on under a name of ours, it might pass for our mail. Sent on under its own, it might pass for mail of a
+        # domain that trusts our address.
         if obscure(message, claimed):
             return BAD_CONTENT.saying("the author in the From header cannot be read")
-        # What names us beside somebody else goes on as it came too: only if its sender is who it says, or if its
-        # domain has no SPF record, by which it might trust our address.
+        # Mail that names us beside somebody else goes on as it came, too. So it is taken only if its sender is who it
+        # says, or if the sender's domain has no SPF record that might trust our address.
         if not claimed.others or not any(map(self._ours, claimed.domains)):
             return None
         match None if spf is None else spf.result:

@@ -88,10 +88,11 @@ def verdict(results: Results, *, reject: bool, passed: bool = False) -> Reply | 
 def borrowed_spf(results: Results, reverse_path: Path, *, ours: Callable[[str], bool]) -> Reply | None:
     """The refusal of mail to which our own SPF would lend what it lacks, or None.
 
-    Its author claims to be of our organisation (``ours`` knows its domains), DMARC failed or cannot be judged now, and
-    that domain asks for caution. An address of its own is all such mail could be sent on with (``outbound.delivery``):
-    sent from here, SPF passes for a reverse-path of the organisation, and for our HELO name where there is none (RFC
-    7208 2.4), and the next hop would see DMARC pass. ``p=none`` asks nobody for anything: that mail goes on, marked.
+    Refused is mail whose author claims to be of our organisation (``ours`` knows its domains), where DMARC failed or
+    cannot be judged now, and that domain asks for caution. Such mail is sent on with the reverse-path that it came with
+    (``outbound.delivery``). Where that is of our organisation, or null so that our HELO name counts (RFC 7208 2.4), SPF
+    passes for what we send, and the next hop would see DMARC pass. A domain with ``p=none`` asks nobody for anything:
+    its mail goes on, marked.
     """
     if results.dmarc is None or not (reverse_path.is_null or ours(reverse_path.domain)):
         return None

@@ -21,8 +21,9 @@ from forwarder.mail.destination import Mailbox, identity
 from forwarder.mail.pattern import AliasKind, Captures, RuleError, groups_of
 from forwarder.mail.rules import MAX_DEPTH
 
-MAX_EFFORT = 10_000  # addresses asked for, destinations read; and what rules cost to read and to ask, in such
-INSTRUCTIONS = 100  # of expressions: to run them takes as long as to ask for an address
+# An address asked for and a destination read count as one each; what rules cost is counted in the same.
+MAX_EFFORT = 10_000
+INSTRUCTIONS = 100  # of expressions: to run so many counts as one
 
 
 class TooMany(RuleError):

@@ -5,8 +5,9 @@ nobody waits for a session here: how many are open at once is the dispatcher's t
 is idle, at most ``concurrency_per_site`` for a site and ``concurrency`` in all; the one idle longest goes first. One
 timer, not one a session, closes what has been idle for ``idle_timeout``. A session is handed out only when its peer
 has neither hung up nor said anything meanwhile, and only to a host that would be dialled first (RFC 5321 5.1): the
-best that the route has. Addresses that do not take a connection come last for a minute, and so does a host that has no
-other: a dead one does not cost each message its time, and a backup is left as soon as the best is there again.
+best that the route has. An address that does not take a connection comes last for a minute, and so does a host all of
+whose addresses are such: a dead host does not cost each message its time, and mail leaves a backup for the best host
+as soon as that is there again.
 
 Opportunistic TLS: a host whose handshake fails, or that offers TLS and never answers STARTTLS, gets the same message in
 clear over a new connection, and for ten minutes the handshake is not tried with it again. With ``tls = "required"``

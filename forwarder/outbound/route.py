@@ -30,9 +30,10 @@ A smarthost takes everything and its address may be private; its trouble is ours
 says of it. No policy of the domains is asked for then: it is the smarthost that speaks to their hosts.
 
 Limits: DANE needs a validating resolver; the name an MX host is an alias of is not asked for TLSA records. What a host
-says before TLS counts as its word, so a 554 at its door ends a delivery although a policy is in force. We do not see
-that a name is ours by its address where it was not looked up, nor that it is a host which the policy left out. A
-preference class is shuffled (RFC 5321 5.1), so one message may meet another host than the next.
+says before TLS counts as its word, so a 554 at its door ends a delivery although a policy is in force. A host that is
+we ourselves under another name is known by its address only: not where its address was not looked up, nor where the
+policy has left it out. A preference class is shuffled (RFC 5321 5.1), so one message may meet another host than the
+next.
 """
 
 import asyncio

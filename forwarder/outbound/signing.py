@@ -9,13 +9,14 @@ DKIM signature unless our reception saw that domain prove it: ours would be alig
 into mail that passes DMARC. Nor does mail whose author cannot be read, which may be shown as anybody's. The parcel
 remembers (``borrows``), so that it gets no reverse-path of ours either.
 
-Handing a small message to a thread and back costs a good part of its signature, and with a process for each core the
-thread only contends with the loop for the interpreter lock; so it is signed where it is. OpenSSL releases the lock for
-the private-key work, in which the store's writer goes on. The loop is held for ``TURN`` at one go, as estimated, and
-the message that exceeds it: what else is ready then goes to the threads, and so does whatever is large or needs much
-private-key work. There, what waits is taken together, up to ``_BATCH`` messages a hand-over. Under load most is signed
-even before it is committed (``prepare``): the turns of the loop in which the store is waited for would be idle, and
-after it all of a group would want to be signed in the same turn.
+A small message is signed on the event loop. To hand it to a thread and back costs a good part of a signature, and
+where each core has a process of its own, the thread only contends with the loop for the interpreter lock. OpenSSL
+releases that lock for the private-key work, and the store's writer goes on meanwhile.
+
+The loop signs for about ``TURN`` in one turn, by an estimate of the effort. What is ready beyond that goes to the
+threads, and so does whatever is large or needs much private-key work. A thread takes up to ``_BATCH`` waiting messages
+at a time. Under load most messages are signed before they are committed (``prepare``), while the store is waited for:
+afterwards all messages of a group would have to be signed in the same turn.
 
 Nothing about a message makes this fail; a failing ``signers_for`` (the store is away) reaches the caller as it is.
 """
