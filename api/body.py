@@ -9,8 +9,8 @@ Refuses with 408 what does not come within PATIENCE; with 413 what is larger tha
 a syntax error, a key twice, NaN or Infinity, nesting beyond DEPTH, bytes that are not UTF-8. What the values mean is
 not judged here.
 
-Reading takes a time that grows with the length of the body and with nothing else, whatever stands in it, and that of
-more than INLINE octets is done in a thread: mail is served by the same loop.
+The time that reading takes grows with the length of the body, whatever stands in it. A body of more than INLINE octets
+is read in a thread, since mail is served by the same loop.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from api.errors import Refusal
 from forwarder.mail.words import printable
 
 DEPTH = 32
-INLINE = 1024  # octets: as many of expressions take some 50 ms to compile
+INLINE = 1024  # octets: to compile so many of regular expressions takes some 50 ms
 PATIENCE = 8.0  # seconds for the whole body: less than a request may take, since it is not our trouble
 FIELDS = 200  # of a form
 _JSON = re.compile(r"application/(?:[\w.-]+\+)?json")

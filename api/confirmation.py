@@ -1,8 +1,8 @@
 """``/confirm/<token>``: the page that the owner of an address is led to by the mail of ``api.asking``.
 
 GET shows a question with a button and changes nothing: programs that look at every link of a mail must not answer for
-the person. POST, which the button makes, confirms. No script, nothing from elsewhere, never cached or framed, and the
-address of the page is not told to whoever is linked from it.
+the person. POST, which the button makes, confirms. The page has no script and nothing from elsewhere, is never cached
+or framed, and sends no Referer, which would hold the token.
 
 A token that was forged, used, replaced by a newer one or that is too old gets one and the same page, 404. Requests
 are counted by client (``api.failures_per_minute``): 429 beyond. Trouble of ours is 503, and the link stays

@@ -110,8 +110,8 @@ async def look(resolver: Resolver, domain: str, settings: Settings, keys: Sequen
 async def write_down(database: Database, domain: Domain, checked: Checked, now: datetime) -> Domain | None:
     """Write down what was found; None when the domain is gone.
 
-    Looking takes seconds, and the turn of a domain among many may be minutes away: what it is compared with is not
-    ``domain``, but what others have written down since that was read.
+    The look took seconds, and ``domain`` may have been read minutes before it. So what was found is compared with what
+    the store holds now, which others may have written down meanwhile.
     """
 
     def work(conn: Connection) -> Domain | None:

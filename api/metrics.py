@@ -105,8 +105,9 @@ class CountedRequests:
 def is_local(request: Request, trusted_proxies: Sequence[str]) -> bool:
     """Whether the request was made on this machine, as far as its headers tell.
 
-    A proxy on this machine has a loopback address itself. What a trusted one says in X-Forwarded-For has taken the
-    place of its address before this; what others say, and says in other headers, only shows that there is a proxy.
+    A proxy on this machine has a loopback address itself. Where a trusted one sends X-Forwarded-For, the client's
+    address has taken the place of the proxy's before this. From any other sender that header, and from everybody the
+    other headers of proxies, only show that there is a proxy.
     """
     try:
         client = ipaddress.ip_address(request.client.host if request.client else "")

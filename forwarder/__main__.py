@@ -13,7 +13,7 @@ def main() -> None:
     """The console script."""
     if sys.argv[1:2] == ["serve"]:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    # Else somebody has it ignored, as a shell has for what runs in the background.
+    # False where Ctrl-C is ignored, as a shell has it for what runs in the background.
     heeded = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if heeded:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

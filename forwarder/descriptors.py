@@ -1,9 +1,9 @@
 """How many descriptors this process may have open, and how many of them those who connect may take.
 
-Where none is left, no listener can take anybody in, not even to say so: the system closes who comes without a word,
-and queue, DNS and deliveries stand still as well. So the start raises the limit, which is 1,024 on most systems
-whatever the machine can do, to what this user may have; and the services together take connections for one half of it.
-The other half is for what they are there for: files, the database, look-ups, mail on its way out.
+Where none is left, no listener can accept a connection, not even to say that there are too many: clients are closed
+without a word, and queue, DNS and deliveries stand still as well. So the start raises the limit, which is 1,024 on most
+systems whatever the machine can do, to what this user may have. The connections of all services together may take one
+half of it; the other half is for files, the database, look-ups and mail on its way out.
 
 Limits: while a new configuration is taken over, two engines share the descriptors, and each takes such a half.
 """
@@ -55,7 +55,10 @@ def affordable(settings: Settings) -> Settings:
 
 
 def shares(wanted: Mapping[str, int], room: int) -> dict[str, int]:
-    """To each what it wants, or else an equal part of what those leave who want less; 0 wants all there is."""
+    """What each gets of the room: what it wants, or an equal part of what those leave who want less.
+
+    To want 0 is to want all there is.
+    """
     given: dict[str, int] = {}
     left = room
     modest_first = sorted(wanted, key=lambda name: wanted[name] or math.inf)

@@ -55,7 +55,7 @@ class DomainKeys:
     async def signers(self, domain: str, accepted_at: datetime) -> Sequence[Signer]:
         """The domain's signers, RSA first, for a message of that time; empty when it has no usable key.
 
-        Nor does a domain that was added later have any for it: it may be somebody else's now, who did not send it.
+        Empty, too, where the domain was added after that time: its owner may be another one, who did not send it.
         """
         known = self._loaded.get(domain)
         if known is None or monotonic() >= known.until:

@@ -7,8 +7,8 @@
     changes      hourly: notices of directory changes that every cache has seen go
     domains      every minute: the DNS of domains that are due is asked again (api.recheck)
 
-Each other is guarded by a row of ``chores``: who claims it does it, and a process that dies in the middle loses the
-claim with time. All are safe to do twice. A failure of one is logged and tried again at its next turn.
+All but the take-over are guarded by a row of ``chores`` each: the process that claims it does it, and one that dies in
+the middle loses the claim with time. All are safe to do twice. What fails is logged and tried again at its next turn.
 """
 
 import asyncio

@@ -9,8 +9,8 @@
     tally-…     what the processes count for ``/metrics`` (``forwarder.tally``)
     ports.json  where the listeners are, for those who asked for port 0 (tests, the demo) and for ``forwarder check``
 
-``notify`` tells systemd that the engine serves. Whoever holds the lock knows that every worker row of this node in
-the database belongs to the dead.
+Whoever holds the lock knows that every worker row of this node in the database belongs to the dead. ``notify`` tells
+systemd that the engine serves.
 """
 
 import errno

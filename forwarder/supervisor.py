@@ -283,7 +283,7 @@ class Supervisor:
                 self._tell(worker)
 
     def _is_behind(self, worker: Worker) -> bool:
-        """Whether it has heard of nothing but what counts no more."""
+        """Whether the newest configuration that it heard of does not stand any more."""
         return worker.told is not None and not self._offers.stands(worker.told)
 
     def _tell(self, worker: Worker) -> None:

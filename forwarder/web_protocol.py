@@ -11,18 +11,19 @@ requests that wait for the answer to the one before are as many as are sent; an 
 - A request that asks for an upgrade is read as if it did not (RFC 9110 7.8): programs in Java ask with each that they
   send to an http:// URL. To httptools its body is no HTTP any more; uvicorn drops it, or reads it as the next request.
 - While a request waits for its turn nothing more is read, and of what was read no more than SLICE octets are parsed.
-- Who takes less than RATE octets a second of the answers that wait for it is cut off. When answers of more than UNREAD
-  octets wait in all, those who have let theirs wait longest are.
-- Where a connection ends before its client has sent all of a request, what still comes is read and dropped for as long
-  as the rest of a body that nobody wants: closed at once, it would be reset, and clients that send first and read
-  then would hear of that and not our answer (RFC 9112 9.6). Who makes room, or was too slow, is not waited for.
-- Beyond ``connections``, the one that has waited longest without a request makes room for the next, or else one that
-  waits for its reader; where all are busy the next goes. So who holds connections open keeps nobody out. Who goes is
-  told 503, if it reads. There is no bound for one client: behind a proxy all are one.
+- A client that takes less than RATE octets a second of the answers that wait for it is cut off. Where more than UNREAD
+  octets of answers wait in all, the clients that have let theirs wait longest are cut off.
+- Where we end a connection before its client has sent all of a request, what still comes is read and dropped, for as
+  long as the rest of a body that nobody wants. Closed at once, the connection would be reset, and a client that sends
+  everything before it reads would see that and not our answer (RFC 9112 9.6). A connection that makes room for another,
+  or was too slow, is closed at once.
+- Beyond ``connections``, the connection that has been without a request for longest makes room for a new one, or else
+  one that waits for its reader; where all are busy the new one is closed. So idle connections keep nobody out. A client
+  that has to go is told 503, if it reads. There is no bound for one client: behind a proxy all are one.
 
-These refusals have the form of every error of the API, and the connection is closed, when the requests that came before
-have their answers: what is wrong with the next says nothing of them. All times of a connection hang on
-one timer, which rings every half PATIENCE; so they may last that much longer.
+These refusals have the form of every error of the API. The connection is closed behind them, once the requests that
+came before have their answers: what is wrong with the next says nothing of them. All times of a connection hang on one
+timer, which rings every half PATIENCE; so they may last that much longer.
 """
 
 import asyncio

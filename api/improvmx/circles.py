@@ -37,7 +37,7 @@ def circle(conn: Connection, domain: Domain, changed: Iterable[aliases.Alias]) -
         return rules
 
     for index, alias, names in active:
-        # Where there is a capture in the domain, it decides.
+        # Where a capture stands in the domain, only following it can tell.
         if hosted.isdisjoint(names) and not any("$" in name for name in names):
             continue
         try:
@@ -50,7 +50,7 @@ def circle(conn: Connection, domain: Domain, changed: Iterable[aliases.Alias]) -
 
 
 def _domains_of(forward: str) -> set[str]:
-    """Of the addresses of a canonical list, which are not parsed for it: there may be very many."""
+    """The domains in a canonical list of destinations. Addresses are not parsed for it: there may be very many."""
     return {each.rpartition("@")[2] for each in forward.split(",") if "://" not in each}
 
 

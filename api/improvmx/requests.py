@@ -3,8 +3,8 @@
 An empty text in an optional field means unset, as clients send it. Keys we do not know, and those that can only be
 read (``id``, ``added``, ``active`` …), are ignored, so that an object may be sent back as it came. Every text is
 bounded and holds no control character, separator or lone surrogate; texts that mean something (domains, addresses,
-patterns, URLs) are put into the one form in which they are stored, and hold no control character percent-encoded
-either: who is given them may decode them.
+patterns, URLs) are put into the one form in which they are stored. They hold no percent-encoded control character
+either, since a program that is given them may decode it.
 
 What depends on the server or the account comes in through ``Bounds``: the validation context.
 """

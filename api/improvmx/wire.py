@@ -4,8 +4,9 @@ The functions make the answers as plain mappings, which the models of ``answers`
 are always all there: what is unknown is null, except where clients expect text (the company of an account), which is
 empty.
 
-Times are integers of milliseconds since 1970, but in logs, which show ``2020-01-25 12:19:09+0000`` unless the request
-asks for milliseconds. ImprovMX's command line divides those of domains and credentials by 1,000, those of rules not.
+Times are integers of milliseconds since 1970; logs show ``2020-01-25 12:19:09+0000`` unless the request asks for
+milliseconds. ImprovMX's command line divides the times of domains and credentials by 1,000. Those of rules it takes for
+seconds, so it is given seconds there.
 """
 
 from collections.abc import Mapping, Sequence

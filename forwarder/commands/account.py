@@ -2,8 +2,8 @@
 
 Keys are stored as hashes: a key is shown when it is made and never again, so one that is lost or known to others is
 replaced (``key add``) and voided (``key revoke``). A locked account's keys only read, and nobody sends with its
-credentials; its mail is forwarded as before. All of it is in force at once in every running process, for who asks the
-API and who sends is looked up in the store each time; another plan's daily quota may take a minute.
+credentials; its mail is forwarded as before. Changes are in force at once in every running process, since each request
+and each log-in is looked up in the store; only another plan's daily quota may take a minute.
 """
 
 from typing import TYPE_CHECKING, Annotated, Any

@@ -79,8 +79,8 @@ def _port(name: str, at: "HostPort", engine: Mapping[str, Sequence[str]] | None)
     try:
         bound_socket(at, shared=False).close()
     except OSError as error:
-        # The system refuses a low port to who has no privilege before it looks whether the port is taken, and under
-        # systemd the engine has one that a command of the same user has not.
+        # Without the privilege for low ports the system refuses one before it looks whether it is taken. Under systemd
+        # the engine has that privilege, and a command of the same user has not.
         forbidden = isinstance(error, PermissionError)
         if error.errno == errno.EADDRINUSE or (forbidden and _answers(at)):
             if engine is None:

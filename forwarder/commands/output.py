@@ -52,9 +52,9 @@ _PLAIN = {"✓": "+", "✗": "!", "·": "-", "→": ">"}
 
 
 def plainly(error: UnicodeError) -> tuple[str, int]:
-    """For ``codecs.register_error``: what an encoding has not is a question mark, but for what says something.
+    """For ``codecs.register_error``: a character that the terminal's encoding lacks becomes a question mark.
 
-    Names in scripts of their own are lost; which line of ``check`` is marked as wrong must not be.
+    But the marks of ``check`` become ASCII marks: which line is wrong must not be lost, as names in another script are.
     """
     if not isinstance(error, UnicodeEncodeError):
         raise error

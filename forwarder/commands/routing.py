@@ -1,7 +1,8 @@
 """``forwarder route``: which alias answers for an address, where it leads, and why. Nothing is sent.
 
-Asked in the order of the MX (``forwarder.inbound.resolution``): an SRS address of this server, and its postmaster,
-lead to another address first; that one is looked up like any other, and gets the mail when it is not hosted here.
+It asks in the order in which the MX does (``forwarder.inbound.resolution``). An SRS address of this server, and its
+postmaster, lead to another address first. That one is looked up like any other; where it is not hosted here, the mail
+goes there.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """Reports that come back: what a DSN from another system says about a delivery of ours.
 
 ``read_report`` looks for the trace we left in the header of the original (``X-Forwarder-Id``, see ``trace``) and the
-first failed recipient. It is made for what hosts really send: reports of every age,
-cut short, wrongly encoded, or no MIME at all; a message without trace and without a delivery-status part is no report.
-It never raises, reads the first 512 KiB of a message, at most 20 parts of it, and is linear.
+first failed recipient. It is made for what hosts really send: reports of every age, cut short, wrongly encoded, or no
+MIME at all. A message without trace and without a delivery-status part is no report. It never raises, reads the first
+512 KiB of a message, at most 20 parts of it, and is linear.
 
 Nothing in a report is proven: anybody can write one. The caller decides what it may change.
 """

@@ -3,10 +3,9 @@
 Serving: ``ServerTls`` holds one context for the life of the process and changes the certificate inside it when the
 files change (the certificate's renewal needs no restart, and every listener follows). The new pair is tried in a
 scratch context first; when it does not load, the old one stays in use, ``trouble`` holds the reason, and a warning
-is logged once per change; so it is when the certificate in use ends. The very first load has no old pair:
-``TlsFilesError``. Every cipher suite is taken that
-OpenSSL has in its default list, also those without forward secrecy, ours preferred: a host that knows no better would
-send in the clear instead, and a printer not at all.
+is logged once per change. The end of the certificate in use is logged once, too. The very first load has no old pair:
+``TlsFilesError``. Every cipher suite is taken that OpenSSL has in its default list, also those without forward secrecy,
+ours preferred: a host that knows no better would send in the clear instead, and a printer not at all.
 
 Sending: opportunistic TLS (RFC 7435) takes any certificate and also weak keys and hashes, since the alternative is
 clear text; ``verify=True`` takes only what the system's authorities vouch for, for the very name that is dialled (what
