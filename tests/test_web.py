@@ -408,10 +408,9 @@ async def test_who_reads_slowly_gets_it_all(monkeypatch: pytest.MonkeyPatch) -> 
         reader, writer = await asyncio.open_connection(*server.addresses[0])
         writer.write(b"GET /close HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readuntil(b"\r\n\r\n")
+        # Two and a half seconds in all, of which one would be too long in silence.
         for _ in range(16):
             await reader.readexactly(1 << 20)
-            await asyncio.sleep(
-                0.15
-            )  # two and a half seconds in all, of which a second would be too long in silence
+            await asyncio.sleep(0.15)
         assert await reader.read() == b""
         writer.close()
