@@ -191,35 +191,36 @@ def _tell_webhooks(conn: Connection, happened: Sequence[Recorded]) -> None:
         return
     found = conn.execute(_webhooks(conn), _DOMAIN_IDS.values(conn, [(id_,) for id_ in concerned]))
     hooks = {row.id: row for row in found}
-    if not hooks:
-        return
     new_messages: list[tuple[Any, ...]] = []
     new_deliveries: list[tuple[Any, ...]] = []
     for event in happened:
-        hook = hooks.get(event.domain_id) if event.domain_id is not None else None
-        if hook is None:
-            continue
-        content = _notice(hook.name, event)
-        message_id = new_id(event.at, os.urandom(8))
-        new_messages.append(
-            (message_id, event.at, Transport.REPORT.value, "", False, None, len(content), content)
-        )
-        new_deliveries.append(
-            (
-                new_id(event.at, os.urandom(8)),
-                message_id,
-                DeliveryKind.NOTIFY.value,
-                event.domain_id,
-                None,
-                "",
-                hook.webhook,
-                urlsplit(hook.webhook).hostname or "",
-                DeliveryState.QUEUED.value,
-                0,
-                event.at,
-                event.at,
-                None,
-            )
-        )
+        hook = hooks.get(event.domain_id)
+        if hook is not None:
+            message, delivery = _notification(event, hook.name, hook.webhook)
+            new_messages.append(message)
+            new_deliveries.append(delivery)
     insert_many(conn, messages, MESSAGE_COLUMNS, new_messages)
     insert_many(conn, deliveries, DELIVERY_COLUMNS, new_deliveries)
+
+
+def _notification(event: Recorded, domain: str, webhook: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The rows of the message and the delivery that tell a webhook of an event."""
+    content = _notice(domain, event)
+    message_id = new_id(event.at, os.urandom(8))
+    message = (message_id, event.at, Transport.REPORT.value, "", False, None, len(content), content)
+    delivery = (
+        new_id(event.at, os.urandom(8)),
+        message_id,
+        DeliveryKind.NOTIFY.value,
+        event.domain_id,
+        None,
+        "",
+        webhook,
+        urlsplit(webhook).hostname or "",
+        DeliveryState.QUEUED.value,
+        0,
+        event.at,
+        event.at,
+        None,
+    )
+    return message, delivery
