@@ -110,8 +110,8 @@ class Router:
         resolver: Resolver,
         settings: Settings,
         *,
-        policies: Policies | None = None,
-        hosted: Callable[[str], Awaitable[bool]] | None = None,
+        policies: Policies,
+        hosted: Callable[[str], Awaitable[bool]],
         chance: random.Random | None = None,
     ) -> None:
         """``hosted``: whether a domain is hosted here; may raise, as the store does."""
@@ -130,7 +130,7 @@ class Router:
         found = await self._by_dns(domain)
         if found != _LOOP:
             return found
-        ours = domain in self._own_names or (self._hosted is not None and await self._hosted(domain))
+        ours = domain in self._own_names or await self._hosted(domain)
         return self._own_door() if ours else found
 
     async def _by_dns(self, domain: str) -> Route | NoRoute:

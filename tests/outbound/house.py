@@ -100,6 +100,10 @@ async def _always() -> None:
     """The worker's leases are its own."""
 
 
+async def _hosts_nothing(domain: str) -> bool:
+    return False
+
+
 async def _elsewhere(path: Path, behalf: Path) -> Expansion:
     """No domain is hosted here."""
     return Expansion(recipient=path, trouble=Trouble.NOT_HOSTED)
@@ -166,7 +170,13 @@ class House:
         self.dispatcher = Dispatcher(
             queue=self.dispatched,
             courier=courier,
-            router=Router(self.resolver, settings, policies=self.policies, chance=random.Random(1)),
+            router=Router(
+                self.resolver,
+                settings,
+                policies=self.policies,
+                hosted=_hosts_nothing,
+                chance=random.Random(1),
+            ),
             bounces=Bounces(
                 hostname=settings.hostname,
                 sender_domain="forwarder.test",

@@ -192,7 +192,9 @@ def router(
         }
     )
     resolver = Resolver([HostPort(dns.host, dns.port)], deadline=timedelta(seconds=0.4))
-    return Router(resolver, settings, policies=policies, hosted=is_hosted, chance=random.Random(1))
+    return Router(
+        resolver, settings, policies=policies or Demanding(), hosted=is_hosted, chance=random.Random(1)
+    )
 
 
 async def test_a_route_has_the_hosts_by_preference_with_all_their_addresses(dns: DnsServer) -> None:
