@@ -87,6 +87,44 @@ def build_app(
         heavy=asyncio.Semaphore(HEAVY_AT_ONCE),
         searches=asyncio.Semaphore(SEARCHES_AT_ONCE),
     )
+
+    async def otherwise(request: Request) -> Response:
+        allowed = request.scope["forwarder.allow"]
+        headers = {"Allow": allowed, **rooms.rate.idle(clock()).headers(clock())}
+        refusal = Refusal(405, f"This path has no such method; it has {allowed}.")
+        return json_response(refusal.body(), 405, headers=headers)
+
+    async def nothing(request: Request) -> Response:
+        headers = rooms.rate.idle(clock()).headers(clock())
+        return json_response(_NOTHING.body(), 404, headers=headers)
+
+    routes: list[tuple[str, str, ASGIApp]] = [
+        (operation.method, operation.path, endpoint(rooms, operation)) for operation in OPERATIONS
+    ]
+    about = _about(settings, database, clock, health, tally)
+    routes += [("GET", path, _plain(answer)) for path, answer in about.items()]
+    if settings.require_confirmed_destinations:
+        pages = RateLimit(database, "confirm", settings.api.failures_per_minute, clock)
+        confirmation = Confirmation(database, pages, clock, settings.hostname)
+        routes += [
+            ("GET", TEMPLATE, _plain(confirmation.show)),
+            ("POST", TEMPLATE, _plain(confirmation.take)),
+        ]
+    counting = Middleware(CountedRequests, tally)
+    app = Starlette(routes=by_template(routes, _plain(otherwise)), middleware=[counting])
+    app.router.redirect_slashes = False
+    app.router.default = _plain(nothing)
+    return app
+
+
+def _about(
+    settings: Settings,
+    database: Database,
+    clock: Callable[[], datetime],
+    health: Callable[[], Health],
+    tally: Tally,
+) -> dict[str, Answer]:
+    """What describes and watches the API, by path."""
     described = document(OPERATIONS, version=forwarder.__version__, url=public_url(settings))
     shown = page(described)
 
@@ -109,39 +147,13 @@ def build_app(
             return json_response(_NOTHING.body(), 404)
         return await measured(database, clock, tally)
 
-    async def otherwise(request: Request) -> Response:
-        allowed = request.scope["forwarder.allow"]
-        headers = {"Allow": allowed, **rooms.rate.idle(clock()).headers(clock())}
-        refusal = Refusal(405, f"This path has no such method; it has {allowed}.")
-        return json_response(refusal.body(), 405, headers=headers)
-
-    async def nothing(request: Request) -> Response:
-        headers = rooms.rate.idle(clock()).headers(clock())
-        return json_response(_NOTHING.body(), 404, headers=headers)
-
-    routes: list[tuple[str, str, ASGIApp]] = [
-        (operation.method, operation.path, endpoint(rooms, operation)) for operation in OPERATIONS
-    ]
-    others: tuple[tuple[str, Answer], ...] = (
-        ("/openapi.json", openapi),
-        ("/docs", docs),
-        ("/health/live", live),
-        ("/health/ready", ready),
-        ("/metrics", metrics),
-    )
-    routes += [("GET", path, _plain(answer)) for path, answer in others]
-    if settings.require_confirmed_destinations:
-        pages = RateLimit(database, "confirm", settings.api.failures_per_minute, clock)
-        confirmation = Confirmation(database, pages, clock, settings.hostname)
-        routes += [
-            ("GET", TEMPLATE, _plain(confirmation.show)),
-            ("POST", TEMPLATE, _plain(confirmation.take)),
-        ]
-    counting = Middleware(CountedRequests, tally)
-    app = Starlette(routes=by_template(routes, _plain(otherwise)), middleware=[counting])
-    app.router.redirect_slashes = False
-    app.router.default = _plain(nothing)
-    return app
+    return {
+        "/openapi.json": openapi,
+        "/docs": docs,
+        "/health/live": live,
+        "/health/ready": ready,
+        "/metrics": metrics,
+    }
 
 
 def _plain(answer: Answer) -> ASGIApp:
