@@ -23,7 +23,7 @@ def console() -> "Console":
     from rich.console import Console
 
     class Ours(Console):
-        def on_broken_pipe(self) -> None:  # rich would end the program here; see ``command``
+        def on_broken_pipe(self) -> None:  # rich would end the program here; see ``frame.command``
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     at_terminal = sys.stdout.isatty()
