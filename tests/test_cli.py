@@ -399,6 +399,7 @@ def test_whoever_names_what_is_not_in_the_queue_is_told(cli: Cli, verb: str) -> 
     agreed = ["--yes"] if verb == "drop" else []
     for ids, named in (
         (["example.com"], "example.com"),
+        (["x", "y"], "x or the other"),
         (["0" * 32, "x", "y"], "0" * 32 + " or the 2 others"),
     ):
         assert f"nothing in the queue has the id {named};" in cli.fails("queue", verb, *ids, *agreed)

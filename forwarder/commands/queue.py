@@ -235,7 +235,8 @@ def _change(config: str | None, ids: list[str], act: "Callable[[Connection, Sett
 
     changed = write(config, act)
     if not changed and not read(config, lambda conn, _: admin.is_known(conn, ids)):
-        others = f" or the {len(ids) - 1} others" if len(ids) > 1 else ""
+        more = len(ids) - 1
+        others = f" or the {more} others" if more > 1 else " or the other" if more else ""
         raise Failure(
             f"nothing in the queue has the id {ids[0]}{others}; forwarder queue list shows the ids of what waits, "
             "forwarder logs what became of the rest"
