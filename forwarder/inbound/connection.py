@@ -48,6 +48,7 @@ class Connection(SMTP):
         self._out: list[bytes] = []
         self._closing = False
         self._place = place
+        self._in_handshake = False  # of STARTTLS: nobody waits at the inlet
         self._counts: Mapping[int, Count] | None = None  # of the answers to the command under way
         self._writable: asyncio.Future[None] | None = None  # pending while the transport's buffer is full
 
@@ -98,8 +99,10 @@ class Connection(SMTP):
     # What the server calls when it stops.
 
     def stop(self) -> None:
-        """Say 421 as soon as the session waits for a command."""
+        """Say 421 as soon as the session waits for a command; nothing can be said in a TLS handshake, so it ends."""
         self._inlet.stop()
+        if self._in_handshake:
+            self.abort()
 
     def cut_off(self) -> None:
         """Say 421 wherever the session waits for the peer, be it in the middle of a message."""

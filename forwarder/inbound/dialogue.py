@@ -264,6 +264,8 @@ class Dialogue(Connection):
             return replies.TLS_ALREADY
         if desk.tls is None:
             return replies.NOT_IMPLEMENTED
+        if desk.stopping:  # the line was here before: a handshake now would only hold up the end
+            raise Stopped
         self._say(replies.START_TLS)
         self._write_out()
         # What came in the clear after STARTTLS may be somebody else's (CVE-2011-0411): gone before TLS begins.
@@ -278,6 +280,7 @@ class Dialogue(Connection):
         assert desk.tls is not None
         if transport is None:
             raise Gone
+        self._in_handshake = True
         try:
             secured = await desk.loop.start_tls(
                 transport,
@@ -291,6 +294,8 @@ class Dialogue(Connection):
             log.info("a TLS handshake failed", service=desk.name, client=client, reason=type(error).__name__)
             self.abort()
             raise Gone from error
+        finally:
+            self._in_handshake = False
         if secured is None:
             raise Gone
         self.transport = secured

@@ -763,6 +763,20 @@ async def test_sessions_that_outlast_the_grace_are_cut_off(engine):
     assert await engine.deliveries() == []
 
 
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01\x02\x00"], ids=["silent", "half a hello"])
+async def test_a_handshake_that_does_not_end_holds_up_nobody(engine, said):
+    """Nothing can be said to who was told to begin TLS and does not; mail in flight is not waited for there."""
+    await hosting(engine)
+    async with engine.client() as client:
+        await client.ehlo()
+        assert (await client.say(b"STARTTLS\r\n")).code == 220
+        await client.send(said)
+        async with asyncio.timeout(5):
+            await engine.servers["mx"].drain(timedelta(seconds=20))
+        assert await client.closed()
+        assert engine.servers["mx"].sessions == 0
+
+
 def report(delivery_id, mark, *, action=b"failed"):
     return (
         b"From: mailer-daemon@dest.test\r\nSubject: undeliverable\r\nMIME-Version: 1.0\r\n"
