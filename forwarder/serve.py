@@ -349,7 +349,7 @@ class Engine:
                 await self.queue.withdraw_doubtful(time.monotonic())
                 await workers.farewell(self.database, self.worker_id, self._clock())
         except (TimeoutError, StoreUnavailable) as error:
-            log.warning("left without a farewell; others take over in time", reason=str(error))
+            log.warning("left without a farewell; others take over in time", reason=repr(error))
 
 
 async def _listen(server: Server | ApiFace) -> None:

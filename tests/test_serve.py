@@ -165,16 +165,21 @@ async def test_who_leaves_withdraws_what_is_in_doubt_before_its_farewell(
     assert left == ["withdrawn", "farewell"]
 
 
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [(StoreUnavailable("it is away"), "StoreUnavailable('it is away')"), (TimeoutError(), "TimeoutError()")],
+)
 async def test_who_cannot_say_farewell_leaves_all_the_same(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    house: House, monkeypatch: pytest.MonkeyPatch, trouble: Exception, reason: str
 ) -> None:
     async def away(*_: object) -> int:
-        raise StoreUnavailable("it is away")
+        raise trouble
 
     async with house.engine():
         closing = house.database
         monkeypatch.setattr(worker_rows, "farewell", away)
-    assert "left without a farewell" in house.log.getvalue()
+    (told,) = [line for line in house.log.getvalue().splitlines() if "left without a farewell" in line]
+    assert json.loads(told)["reason"] == reason
     with pytest.raises(Exception, match="clos"):
         await closing.write(lambda conn: conn.execute(select(workers.c.id)).all())
 
