@@ -3,7 +3,8 @@
 Clients write it in four ways, all taken: ``Basic <base64 of api:KEY>``, the literal ``Basic api:KEY`` of the
 documentation's examples, ``Bearer KEY``, and each with more than one space. No key, a wrong one and a revoked one get
 the same 401. Keys are looked up by their SHA-256; the key itself is never stored, logged or shown again. Wrong keys are
-counted by client, an address or an IPv6 network of 64 bits; beyond the limit the answer is 429 for the minute.
+counted by client, an address or an IPv6 network of 64 bits; beyond the limit the answer is 429 for the minute. Who
+shows none has guessed none, and is not counted.
 
 A key's last use is noted at most once in ten minutes.
 """
@@ -17,7 +18,7 @@ import structlog
 from starlette.requests import Request
 
 from api.errors import Refusal
-from api.limits import RateLimit, client_key
+from api.limits import RateLimit, Standing, client_key
 from forwarder.store import accounts
 from forwarder.store.accounts import Account, ApiKey
 from forwarder.store.engine import Database
@@ -44,18 +45,17 @@ class Gate:
     async def account(self, request: Request) -> Account:
         """The account whose key the request carries; Refusal 401 or 429."""
         secret = presented_key(request.headers.get("authorization", ""))
-        found = None
-        if secret:
-            digest = accounts.key_digest(secret)
-            found = await self._database.read(lambda conn: accounts.by_key_digest(conn, digest))
+        if not secret:
+            raise self._refusal(self._failures.idle(self._clock()))
+        digest = accounts.key_digest(secret)
+        found = await self._database.read(lambda conn: accounts.by_key_digest(conn, digest))
         if found is None:
-            raise await self._refusal(request)
+            raise self._refusal(await self._failures.hit(client_key(request)))
         account, key = found
         await self._note_use(key)
         return account
 
-    async def _refusal(self, request: Request) -> Refusal:
-        standing = await self._failures.hit(client_key(request))
+    def _refusal(self, standing: Standing) -> Refusal:
         headers = standing.headers(self._clock())
         if not standing.allowed:
             return Refusal(429, "Too many wrong API keys from your address; wait a minute.", headers=headers)

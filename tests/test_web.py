@@ -201,6 +201,24 @@ async def test_a_head_without_end_is_refused_while_it_comes(server: WebServer) -
     assert sent < 1_000_000
 
 
+@pytest.mark.parametrize("size", [HEAD, HEAD + SLICE, HEAD + SLICE + 1000, HEAD + 2 * SLICE, HEAD + 3 * SLICE])
+async def test_a_long_head_has_one_answer(server: WebServer, size: int) -> None:
+    """Taken or refused; with both, a proxy would give the second to whoever asks next."""
+    start = b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: "
+    reader, writer = await asyncio.open_connection(*server.addresses[0])
+    writer.write(start + b"a" * (size - len(start) - 4) + b"\r\n\r\n")
+    async with asyncio.timeout(10):
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"HTTP/1.1 200 "):
+            await reader.readexactly(int(re.findall(rb"content-length: ([0-9]+)", head)[0]))
+            writer.write(b"GET /next HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        else:
+            status, body = refusal(head + await reader.read())
+            assert (status, body["code"]) == (431, 431)
+    writer.close()
+
+
 async def test_a_trailer_without_end_is_refused_too(server: WebServer) -> None:
     start = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX-Long: "
     reader, writer = await asyncio.open_connection(*server.addresses[0])

@@ -128,7 +128,7 @@ class ApiSection(Section):
     connections: Count = 1000  # at once, in all, per process; 0: no limit
     body_limit: BodySize = 1 * MIB
     rate: Count = 600  # requests a minute per account, all processes together; 0: no limit
-    failures_per_minute: Count = 60  # wrong keys per client address; 0: no limit
+    failures_per_minute: Count = 300  # wrong keys per client address; 0: no limit
     trusted_proxies: Proxies = ()  # addresses and networks that may say X-Forwarded-For
     recheck_every: Duration = timedelta(hours=12)  # each domain's DNS is asked again; "0s": never
 

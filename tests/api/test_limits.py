@@ -1,6 +1,7 @@
 """Limits hold exactly, whoever asks at the same moment; on SQLite and on PostgreSQL."""
 
 import asyncio
+import re
 import threading
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -9,8 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from api.app import OPERATIONS
 from api.improvmx import domains
 from api.limits import RateLimit, Standing
+from forwarder.config import Settings
 from forwarder.store import aliases
 from forwarder.store.engine import Database
 from tests.api.desk import Desk, together
@@ -176,6 +179,28 @@ async def test_wrong_keys_are_429_after_a_while_and_right_ones_still_work(store_
     async with Desk(store_url, api={"failures_per_minute": 5}) as desk, desk.client("wrong") as stranger:
         assert [(await stranger.get("/account")).status_code for _ in range(7)] == [401] * 5 + [429] * 2
         assert (await desk.get("/account")).status_code == 200
+
+
+async def test_who_shows_no_key_has_guessed_none(store_url: str) -> None:
+    """A monitor, or a program that lost its key, hears what is missing, however often it asks."""
+    async with Desk(store_url, api={"failures_per_minute": 5}) as desk, desk.client("wrong") as stranger:
+        async with desk.client(None) as nobody:
+            answers = [await nobody.get("/account") for _ in range(7)]
+            malformed = [await nobody.get("/account", headers={"Authorization": "Basic !"}) for _ in range(7)]
+        assert [answer.status_code for answer in [*answers, *malformed]] == [401] * 14
+        assert {answer.headers["X-RateLimit-Remaining"] for answer in answers} == {"5"}
+        assert [(await stranger.get("/account")).status_code for _ in range(6)] == [401] * 5 + [429]
+
+
+async def test_every_operation_may_be_tried_with_several_wrong_keys(store_url: str) -> None:
+    """What a program does in a minute that looks whether all of them are closed; the limit as it comes."""
+    usual = Settings(hostname="mx.forwarder.test").api.failures_per_minute
+    async with Desk(store_url, api={"failures_per_minute": usual}) as desk:
+        for key in ("wrong", "revoked", "another's"):
+            async with desk.client(key) as stranger:
+                for operation in OPERATIONS:
+                    path = re.sub(r"\{[a-z]+\}", "x", operation.path.removeprefix("/v3"))
+                    assert (await stranger.request(operation.method, path)).status_code == 401
 
 
 async def test_all_addresses_of_an_ipv6_network_are_one_client(store_url: str) -> None:
