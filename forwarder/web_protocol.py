@@ -200,6 +200,7 @@ class Protocol(HttpToolsProtocol):
         if self._plain_head:
             return
         self._within = False
+        self._beside_body = 0  # it is whole, and will be answered: once
         super().on_message_complete()
 
     def on_response_complete(self) -> None:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from forwarder import web_protocol
 from forwarder.config import HostPort
 from forwarder.web import WebServer
+from forwarder.web_protocol import HEAD, SLICE
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
