@@ -202,7 +202,9 @@ async def test_a_head_without_end_is_refused_while_it_comes(server: WebServer) -
     assert sent < 1_000_000
 
 
-@pytest.mark.parametrize("size", [HEAD, HEAD + SLICE, HEAD + SLICE + 1000, HEAD + 2 * SLICE, HEAD + 3 * SLICE])
+@pytest.mark.parametrize(
+    "size", [HEAD, HEAD + SLICE, HEAD + SLICE + 1000, HEAD + 2 * SLICE, HEAD + 3 * SLICE]
+)
 async def test_a_long_head_has_one_answer(server: WebServer, size: int) -> None:
     """Taken or refused; with both, a proxy would give the second to whoever asks next."""
     start = b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: "

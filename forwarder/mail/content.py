@@ -35,8 +35,8 @@ _BLOCK = 128 * 1024  # octets
 _FIELD_START = re.compile(rb"[!-9;-~]+[ \t]*:")
 # With a time in it, and a field in the line that follows. The first time is enough: to go back for another one would
 # read the line once more for each, and it may be as long as a message.
-_MBOX_LINE = re.compile(
-    rb">*+From (?![ \t]*:)(?>[^\r\n]*?\d\d:\d\d)[^\r\n]*+\r\n[!-9;-~]++[ \t]*+:",
+_MBOX_LINES = re.compile(
+    rb"(?:>*+From (?![ \t]*:)(?>[^\r\n]*?\d\d:\d\d)[^\r\n]*+\r\n){1,10}+(?=[!-9;-~]++[ \t]*+:)",
 )
 
 
@@ -177,9 +177,14 @@ def malformed_head(head: bytes) -> HeadFault | None:
 def mbox_line_as_field(content: bytes) -> bytes:
     """The content with a first line as mailbox files have it (RFC 4155) made a field, as Postfix does it.
 
-    It is none, so the head would end there for the next host, and all fields be text. The very object without one.
+    It is none, so the head would end there for the next host, and all fields be text. What was in several mailboxes has
+    several, ``>From`` the older ones. The very object without one.
     """
-    return b"X-Mailbox-Line: " + content if _MBOX_LINE.match(content) else content
+    found = _MBOX_LINES.match(content)
+    if found is None:
+        return content
+    made = [b"X-Mailbox-Line: " + line for line in found[0].splitlines(keepends=True)]
+    return b"".join((*made, content[found.end() :]))
 
 
 def headless_as_body(content: bytes) -> bytes:

@@ -150,10 +150,22 @@ def test_a_first_line_of_a_mailbox_file_becomes_a_field(line: bytes) -> None:
     assert content.mbox_line_as_field(line + rest) == b"X-Mailbox-Line: " + line + rest
 
 
+def test_each_first_line_of_a_mailbox_file_becomes_a_field() -> None:
+    """One that was put into a mailbox twice has two; Postfix makes a field of each."""
+    first, second = b"From - Sat Nov 28 12:00:00 2026\r\n", b">From ann@out.test Fri Nov 27 11:00:00 2026\r\n"
+    rest = b"Received: x\r\nFrom: a@out.test\r\n\r\nFrom here on 12:00\r\n"
+    made = b"X-Mailbox-Line: " + first + b"X-Mailbox-Line: " + second + rest
+    assert content.mbox_line_as_field(first + second + rest) == made
+    assert content.mbox_line_as_field(first * 10 + rest).count(b"X-Mailbox-Line: ") == 10
+
+
 @pytest.mark.parametrize(
     "text",
     [
         b"From: x\r\nTo: 12:00\r\n\r\n",
+        b"From a 12:00\r\nFrom b 12:00\r\n\r\nx\r\n",
+        b"From a 12:00\r\nFrom b at noon\r\nTo: y\r\n",
+        b"From a 12:00\r\n" * 11 + b"To: y\r\n",
         b"From  : 12:00\r\nTo: y\r\n\r\n",
         b"From \t: 12:00\r\nTo: y\r\n\r\n",
         b"\r\nFrom 12:00\r\nTo: y\r\n",
@@ -200,6 +212,8 @@ def test_a_first_line_full_of_times_is_read_once() -> None:
     began = time.process_time()
     assert content.mbox_line_as_field(line + b"\r\n\r\nx\r\n") == line + b"\r\n\r\nx\r\n"
     assert content.mbox_line_as_field(line + b"\r\nA: b\r\n").startswith(b"X-Mailbox-Line: From 00:00")
+    text = (line + b"\r\n") * 9 + b"x\r\n"
+    assert content.mbox_line_as_field(text) is text
     assert time.process_time() - began < 1
 
 
