@@ -36,7 +36,9 @@ def mailboxes(value: bytes, limit: int = 100) -> list[tuple[str | None, str | No
         if angle is not None:
             email, name = angle.strip(), bare
         elif "@" in bare:
-            email, name = bare.replace(" ", ""), comment
+            before, at, domain = bare.partition("@")
+            *names, local = before.split() or [""]  # a name that lost its brackets is no part of the address
+            email, name = (local + at + domain).replace(" ", ""), comment or " ".join(names)
         else:
             email, name = "", bare
         if email or name:
