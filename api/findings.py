@@ -196,7 +196,7 @@ async def _mx(ask: Ask, domain: str, ourselves: Ourselves, until: float) -> Chec
             if ours is None:
                 advice = _silence(f"the addresses of {', '.join(sorted(first)[:5])}, the MX of {domain}")
                 return CheckedRecord(expected=expected, values=values, valid=None, advice=advice)
-            listed = ", ".join(values[:5])
+            listed = ", ".join(host or "." for host in sorted(first)[:5])
             advice = f"The MX records of {domain} lead to {listed} first; make {hostname} the most preferred."
             return CheckedRecord(expected=expected, values=values, valid=False, advice=advice)
         case NotFound():

@@ -141,11 +141,16 @@ def spf_records(texts: Iterable[str]) -> list[str]:
 
 def merge_spf(found: str | None, hostname: str) -> str:
     """``found`` with our include in it, everything else kept; a fresh record when there is none."""
+    ours = f"include:{hostname}"
     if found is None:
-        return f"v=spf1 include:{hostname} ~all"
+        return f"v=spf1 {ours} ~all"
     if spf_includes(found, hostname):
         return found
     terms = found.split()
+    # RFC 7208 4.6.2: the first mechanism that matches decides, so ours does not stand behind itself without a pass.
+    there = next((index for index, term in enumerate(terms) if _unqualified(term) == ours.lower()), None)
+    if there is not None and not any(map(_ALL.fullmatch, terms[:there])):
+        return " ".join([*terms[:there], ours, *terms[there + 1 :]])
     # RFC 7208 5.1: what follows "all" is never looked at; 6.1: a redirect is, only when there is no "all".
     at = next(
         (
@@ -155,18 +160,22 @@ def merge_spf(found: str | None, hostname: str) -> str:
         ),
         len(terms),
     )
-    return " ".join([*terms[:at], f"include:{hostname}", *terms[at:]])
+    return " ".join([*terms[:at], ours, *terms[at:]])
 
 
 def spf_includes(record: str, hostname: str) -> bool:
     """Whether our include is there, with a pass, before any ``all``."""
     wanted = f"include:{hostname.lower()}"
     for term in record.lower().split()[1:]:
-        if term.rstrip(".") in (wanted, "+" + wanted):
-            return True
+        if _unqualified(term) == wanted:
+            return term[0] in "+i"
         if _ALL.fullmatch(term):
             return False
     return False
+
+
+def _unqualified(term: str) -> str:
+    return (term[1:] if term[:1] in "+-~?" else term).rstrip(".").lower()
 
 
 def dmarc_records(texts: Iterable[str]) -> list[str]:

@@ -114,6 +114,14 @@ async def test_the_mx_is_right_when_mail_comes_here_first(desk: Desk, mx: Any, v
     assert await is_active(desk) is valid
 
 
+async def test_what_is_said_of_the_mx_names_those_that_mail_goes_to(desk: Desk) -> None:
+    await desk.domain(NAME)
+    desk.dns.set(NAME, "MX", [(5, "mx2.google.com"), (5, "mx1.google.com"), (10, HOST)])
+    said = (await checked(desk))["records"]["error"].splitlines()[0]
+    told = f"The MX records of {NAME} lead to mx1.google.com, mx2.google.com first; make {HOST} the most preferred."
+    assert said == told
+
+
 async def test_an_mx_that_is_another_name_of_ours_is_right(desk: Desk) -> None:
     await desk.domain(NAME)
     desk.dns.set(HOST, "A", ["192.0.2.1"])

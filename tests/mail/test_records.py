@@ -37,7 +37,8 @@ KEYS = (
         (f"v=spf1  {OURS}  ~all", f"v=spf1  {OURS}  ~all"),
         (f"V=SPF1 +{OURS.upper()} ~all", f"V=SPF1 +{OURS.upper()} ~all"),
         (f"v=spf1 ~all {OURS}", f"v=spf1 {OURS} ~all {OURS}"),
-        (f"v=spf1 -{OURS} ~all", f"v=spf1 -{OURS} {OURS} ~all"),
+        (f"v=spf1 mx -{OURS} ~all", f"v=spf1 mx {OURS} ~all"),
+        (f"v=spf1 ?{OURS}. mx {OURS} ~all", f"v=spf1 {OURS} mx {OURS} ~all"),
         (f"v=spf1 {OURS}.evil.org ~all", f"v=spf1 {OURS}.evil.org {OURS} ~all"),
     ],
 )
@@ -52,6 +53,8 @@ def test_our_include_is_merged_and_the_rest_kept(found: str | None, expected: st
         (f"v=spf1 {OURS} -all", True),
         (f"v=spf1 {OURS}. -all", True),
         (f"v=spf1 ?{OURS} -all", False),
+        (f"v=spf1 ?{OURS} {OURS} -all", False),  # RFC 7208 4.6.2: the first that matches decides
+        (f"v=spf1 {OURS} ?{OURS} -all", True),
         (f"v=spf1 -all {OURS}", False),
         (f"v=spf1 include:x.{HOST} -all", False),
         ("v=spf1", False),
