@@ -1,11 +1,12 @@
 """TLS contexts for both directions.
 
-Serving: ``ServerTls`` holds one context for the life of the process and changes the certificate inside it when the
-files change (the certificate's renewal needs no restart, and every listener follows). The new pair is tried in a
-scratch context first; when it does not load, the old one stays in use, ``trouble`` holds the reason, and a warning
-is logged once per change. The end of the certificate in use is logged once, too. The very first load has no old pair:
-``TlsFilesError``. Every cipher suite is taken that OpenSSL has in its default list, also those without forward secrecy,
-ours preferred: a host that knows no better would send in the clear instead, and a printer not at all.
+Serving: ``ServerTls`` gives each session the context of the files as they are (the certificate's renewal needs no
+restart, and every listener follows). Files that changed are loaded into a context of their own, never into the one in
+use: OpenSSL keeps a certificate for each kind of key in one, and would go on to serve an old one with ECDSA beside a new
+one with RSA. When they do not load, the old context stays in use, ``trouble`` holds the reason, and a warning is logged
+once per change; so it is when the certificate in use ends. The very first load has no old pair: ``TlsFilesError``.
+Every cipher suite is taken that OpenSSL has in its default list, also those without forward secrecy, ours preferred: a
+host that knows no better would send in the clear instead, and a printer not at all.
 
 Sending: opportunistic TLS (RFC 7435) takes any certificate and also weak keys and hashes, since the alternative is
 clear text; ``verify=True`` takes only what the system's authorities vouch for, for the very name that is dialled (what
@@ -52,13 +53,11 @@ class ServerTls:
         self.key = key
         self.trouble = ""  # why the files on disk are not the pair in use; "" when they are
         self._seen = _stamp(certificate, key)
-        _load(_server_context(), certificate, key)
-        self._context = _server_context()
-        _load(self._context, certificate, key)
+        self._context = _server_context(certificate, key)
         self._ends = _end_of(certificate)
 
     def context(self) -> ssl.SSLContext:
-        """Always the same context; looks first whether the files changed (two stat calls)."""
+        """For the next session; looks first whether the files changed (two stat calls)."""
         self.refresh()
         return self._context
 
@@ -70,8 +69,7 @@ class ServerTls:
             return False
         self._seen = stamp
         try:
-            _load(_server_context(), self.certificate, self.key)
-            _load(self._context, self.certificate, self.key)
+            self._context = _server_context(self.certificate, self.key)
         except TlsFilesError as exc:
             self.trouble = str(exc)
             _log.warning("the new certificate cannot be used; the old one stays", reason=self.trouble)
@@ -175,15 +173,11 @@ def self_signed(
     return paths
 
 
-def _server_context() -> ssl.SSLContext:
+def _server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
     context.set_ciphers("DEFAULT:!PSK:!SRP")
-    return context
-
-
-def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
     try:
         # an encrypted key must not make OpenSSL ask a terminal for its password
         context.load_cert_chain(certificate, key, password=b"")
@@ -192,6 +186,7 @@ def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
         raise TlsFilesError(f"{certificate} and {key} cannot be used: {reason}") from exc
     except OSError as exc:
         raise TlsFilesError(f"{certificate} and {key} cannot be read: {exc.strerror}") from exc
+    return context
 
 
 def _stamp(*paths: Path) -> tuple[tuple[int, int, int] | None, ...]:

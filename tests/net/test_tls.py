@@ -45,14 +45,29 @@ def test_self_signed_files(tmp_path: Path) -> None:
     assert served_name(ServerTls(certificate, key).context()) == "mx.example.test"
 
 
-def test_a_new_pair_is_taken_by_the_same_context(tmp_path: Path) -> None:
+def test_a_new_pair_is_taken(tmp_path: Path) -> None:
     tls = ServerTls(*self_signed(["old.test"], tmp_path))
     context = tls.context()
     assert not tls.refresh()
-    self_signed(["new.test"], tmp_path)
     assert tls.context() is context
-    assert served_name(context) == "new.test"
+    self_signed(["new.test"], tmp_path)
+    assert served_name(tls.context()) == "new.test"
     assert tls.trouble == ""
+
+
+def test_a_new_pair_with_another_kind_of_key_takes_the_place_of_the_old_one(
+    tmp_path: Path, rsa_pair: tuple[Path, Path]
+) -> None:
+    tls = ServerTls(*self_signed(["old.test"], tmp_path))  # ECDSA
+    for new, old in zip(rsa_pair, (tls.certificate, tls.key), strict=True):
+        shutil.copy(new, old)
+    assert tls.refresh()
+    assert served_name(tls.context()) == "x.test"
+    only_ecdsa = client_context(verify=False)
+    only_ecdsa.maximum_version = ssl.TLSVersion.TLSv1_2
+    only_ecdsa.set_ciphers("ECDHE-ECDSA-AES128-GCM-SHA256")
+    with pytest.raises(ssl.SSLError):
+        handshake(tls.context(), only_ecdsa)
 
 
 def test_a_certificate_that_has_ended_is_said_once(tmp_path: Path) -> None:
