@@ -143,3 +143,21 @@ def test_a_file_beside_the_database_that_cannot_be_used_is_named(cli: Cli) -> No
     lock.unlink()
     lock.mkdir()
     assert "(Is a directory: forwarder.db.turn)" in cli.fails("account", "list")
+
+
+def test_a_disk_that_is_short_of_room_must_be_mended(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine refuses all mail then, and is ready all the same: a message of 25 MiB wants 37.5 (inbound.disk)."""
+    data = cli.config.parent / "data"
+    [(grade, _)] = about(cli, "disk")
+    assert grade == "fine"
+    was = os.statvfs
+
+    def short(path: str | os.PathLike[str]) -> os.statvfs_result:
+        found = list(was(path))
+        found[1], found[4] = 4096, 37 * 256  # f_frsize, f_bavail
+        return os.statvfs_result(found)
+
+    monkeypatch.setattr(os, "statvfs", short)
+    text = f"{data} has 37 MiB free, too little to take mail, which is refused with 452; make room"
+    assert about(cli, "disk") == [("wrong", text)]
+    assert cli("check")[0] == 1

@@ -124,13 +124,32 @@ async def _keys_database_and_dns(settings: "Settings") -> list[Finding]:
         await check_schema(database, settings.database.url)
         text = f"{kind} answers and has this release's schema"
         fine = Finding.fine("database", text)
-        return [await _keys(settings, database), fine, *await _dns(settings, database)]
+        keys = await _keys(settings, database)
+        return [keys, fine, *await _disk(settings, database), *await _dns(settings, database)]
     except NodeError as error:
         return await unusable(str(error))
     except StoreUnavailable as error:
         return await unusable(store_trouble(error))
     finally:
         await database.close()
+
+
+async def _disk(settings: "Settings", database: "Database") -> list[Finding]:
+    """A disk that is short of room ends no start, and the engine is ready all the same: it takes no mail."""
+    import shutil
+
+    from forwarder.inbound.disk import Disk
+
+    sections = [settings.mx, settings.submission] if settings.tls.configured else [settings.mx]
+    largest = max(section.size_limit for section in sections)
+    try:
+        takes = await Disk(settings.data_dir, database.spare).takes(largest)
+        has = f"{settings.data_dir} has {shutil.disk_usage(settings.data_dir).free >> 20} MiB free"
+    except OSError:  # no folder: what is said of the keys tells why
+        return []
+    if takes:
+        return [Finding.fine("disk", has)]
+    return [Finding.wrong("disk", f"{has}, too little to take mail, which is refused with 452; make room")]
 
 
 async def _dns(settings: "Settings", database: "Database") -> list[Finding]:
