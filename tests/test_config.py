@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from forwarder.config import ConfigError, HostPort, Settings, load
+from forwarder.store.engine import sqlite_path
 
 ROOT = Path(__file__).parent.parent
 
@@ -285,6 +286,7 @@ def test_variables_of_container_platforms_and_our_own_are_left_alone(tmp_path: P
         'hostname = "mx.example.net"\n[api]\nbody_limit = 1',
         'hostname = "mx.example.net"\ndata_dir = ""',
         'hostname = "mx.example.net"\ndata_dir = "~/mail"',
+        'hostname = "mx.example.net"\ndata_dir = "a\\u0000b"',
     ],
 )
 def test_what_no_room_could_be_built_from_is_refused_here(tmp_path: Path, line: str) -> None:
@@ -292,6 +294,12 @@ def test_what_no_room_could_be_built_from_is_refused_here(tmp_path: Path, line: 
     file.write_text(line + "\n", encoding="utf-8")
     with pytest.raises(ConfigError):
         load(str(file), {})
+
+
+def test_the_database_is_in_the_folder_whatever_its_name_means_in_a_url(tmp_path: Path) -> None:
+    for folder in ("a%20b", "what?", "q?x=%3F", "a:b@c#d"):
+        file = written(tmp_path, f'hostname = "mx1.example.net"\ndata_dir = "{folder}"')
+        assert sqlite_path(load(file, {}).database.url) == f"{folder}/forwarder.db"
 
 
 def test_a_mark_before_the_first_line_is_no_mistake(tmp_path: Path) -> None:

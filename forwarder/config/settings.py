@@ -334,7 +334,9 @@ class Settings(Section):
             "plans": {"default": Plan(), **self.plans},
         }
         if not self.database.url:
-            url = f"sqlite:///{self.data_dir / 'forwarder.db'}"
-            filled["database"] = self.database.model_copy(update={"url": url})
+            file = str(self.data_dir / "forwarder.db")
+            for sign in "%?":  # that mean something in a URL, and stand for themselves in a path
+                file = file.replace(sign, f"%{ord(sign):02X}")
+            filled["database"] = self.database.model_copy(update={"url": f"sqlite:///{file}"})
         self.__dict__.update(filled)  # the model is frozen for readers, and not yet handed to any
         return self

@@ -200,7 +200,8 @@ def _at_least_a_request(value: int) -> int:
 
 
 def _folder(value: object) -> object:
-    if isinstance(value, str) and (not value.strip() or value.startswith("~")):
+    path = str(value) if isinstance(value, str | Path) else ""
+    if not path.strip() or path.startswith("~") or "\0" in path:
         raise ValueError('write the path of a folder, for example "/var/lib/forwarder/data"; ~ is none')
     return value
 
