@@ -29,6 +29,7 @@ import structlog
 
 from forwarder.config import HostPort, run_folder
 from forwarder.keyring import create_private
+from forwarder.store.engine import check_access
 from forwarder.tally import Tally
 
 log = structlog.get_logger("node")
@@ -75,7 +76,7 @@ class NodeLock:
         try:
             descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise NodeError(_unusable(folder / "lock", error.strerror)) from error
+            raise NodeError(_unusable(folder / "lock", error)) from error
         deadline = time.monotonic() + patience
         told = False
         while True:
@@ -133,17 +134,20 @@ def check_usable(data_dir: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
-        raise NodeError(_unusable(folder, error.strerror)) from error
+        raise NodeError(_unusable(folder, error)) from error
     for path in sorted(files):
-        if not os.access(path, os.R_OK | os.W_OK):
-            raise NodeError(_unusable(path, os.strerror(errno.EACCES)))
+        try:
+            check_access(path)
+        except OSError as error:
+            raise NodeError(_unusable(path, error)) from error
 
 
-def _unusable(path: Path, why: str | None) -> str:
-    return (
-        f"{path} cannot be used ({why}); everything in data_dir must belong to the user that runs this, so give it "
-        "to that user (chown -R)"
-    )
+def _unusable(path: Path, error: OSError) -> str:
+    cannot = f"{path} cannot be used ({error.strerror})"
+    if error.errno == errno.EROFS:
+        return f"{cannot}; mount it so that it can be written (the kernel's log may say why it was not: dmesg)"
+    whose = "everything in data_dir must belong to the user that runs this, so give it to that user (chown -R)"
+    return f"{cannot}; {whose}"
 
 
 def made_run_folder(data_dir: Path) -> Path:

@@ -119,6 +119,29 @@ def test_what_root_left_in_the_folder_must_be_mended(cli: Cli, monkeypatch: pyte
     assert "must belong to the user that runs this" in text
 
 
+def test_a_file_system_that_is_read_only_is_not_taken_for_files_of_another_user(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux mounts a disk that fails so; whose the files are has nothing to do with it."""
+    data = cli.config.parent / "data"
+    NodeLock.take(data, patience=0).release()
+    cli("domain", "list")
+    was = os.statvfs
+
+    def read_only(path: str | os.PathLike[str]) -> os.statvfs_result:
+        found = list(was(path))
+        found[8] |= os.ST_RDONLY  # f_flag
+        return os.statvfs_result(found)
+
+    monkeypatch.setattr(os, "statvfs", read_only)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    [(grade, text)] = about(cli, "data_dir")
+    assert grade == "wrong"
+    assert text.startswith(f"{data / 'run' / 'lock'} cannot be used (Read-only file system); mount it ")
+    [(_, text)] = about(cli, "database")
+    assert "(Read-only file system: forwarder.db)" in text
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 def test_root_makes_no_files_in_another_user_s_folder(cli: Cli) -> None:
     """The engine, which runs as that user, could not open them."""

@@ -140,6 +140,13 @@ class Database:
         await self.read(lambda conn: conn.execute(text("SELECT value FROM sequences LIMIT 1")).first())
 
 
+def check_access(path: str | os.PathLike[str]) -> None:
+    """OSError as if a file were opened to be written to; it is not opened."""
+    if not os.access(path, os.R_OK | os.W_OK):
+        number = errno.EROFS if os.statvfs(path).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(number, os.strerror(number), path)
+
+
 def make_private_file(path: str) -> None:
     """Create the file and its folder if need be, readable by its owner only; SQLite gives its other files the same.
 
@@ -155,8 +162,7 @@ def make_private_file(path: str) -> None:
         except FileExistsError:
             if os.path.isdir(path):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path) from None
-            if not os.access(path, os.R_OK | os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path) from None
+            check_access(path)
         os.chmod(path, 0o600)
     except OSError as error:
         raise StoreUnavailable("the file of the store cannot be opened") from error
