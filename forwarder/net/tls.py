@@ -2,11 +2,11 @@
 
 Serving: ``ServerTls`` gives each session the context of the files as they are (the certificate's renewal needs no
 restart, and every listener follows). Files that changed are loaded into a context of their own, never into the one in
-use: OpenSSL keeps a certificate for each kind of key in one, and would go on to serve an old one with ECDSA beside a new
-one with RSA. When they do not load, the old context stays in use, ``trouble`` holds the reason, and a warning is logged
-once per change; so it is when the certificate in use ends. The very first load has no old pair: ``TlsFilesError``.
-Every cipher suite is taken that OpenSSL has in its default list, also those without forward secrecy, ours preferred: a
-host that knows no better would send in the clear instead, and a printer not at all.
+use: OpenSSL keeps a certificate for each kind of key in one, and would go on to serve an old one with ECDSA beside a
+new one with RSA. When they do not load, the old context stays in use, ``trouble`` holds the reason, and a warning is
+logged once per change; so it is when the certificate in use ends. The very first load has no old pair:
+``TlsFilesError``. Every cipher suite is taken that OpenSSL has in its default list, also those without forward secrecy,
+ours preferred: a host that knows no better would send in the clear instead, and a printer not at all.
 
 Sending: opportunistic TLS (RFC 7435) takes any certificate and also weak keys and hashes, since the alternative is
 clear text; ``verify=True`` takes only what the system's authorities vouch for, for the very name that is dialled (what
