@@ -5,6 +5,7 @@
 
 import codecs
 import io
+import os
 import sys
 
 import typer
@@ -58,6 +59,8 @@ def options(
 
 def main() -> None:
     """The console script."""
+    if sys.stdin is None:  # closed, as some that start programs leave it: nobody answers there
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - as long as the process
     codecs.register_error("forwarder", plainly)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

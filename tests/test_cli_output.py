@@ -70,6 +70,14 @@ def test_an_answer_that_nothing_buffers_is_told_of_too(hosted: Cli) -> None:
         assert led(hosted, FULL, *line.split(), PYTHONUNBUFFERED="1") == (1, f"forwarder: {said}\n")
 
 
+@pytest.mark.parametrize("whence", ["<&-", "< /dev/null"])
+def test_where_nobody_answers_a_question_is_not_agreed_to(hosted: Cli, whence: str) -> None:
+    said = "forwarder: nothing was done, for nobody has said yes; where nobody can, add --yes\n"
+    assert led(hosted, whence, "domain", "remove", "example.com") == (1, said)
+    assert led(hosted, whence, "credential", "add", "example.com", "richard") == (0, "")  # with one that is made
+    assert [one["username"] for one in hosted.json("credential", "list", "example.com")] == ["richard"]
+
+
 def test_a_secret_that_nobody_has_seen_is_replaced(hosted: Cli) -> None:
     status, errors = led(hosted, FULL, "account", "create", "second@example.org")
     assert status == 1

@@ -124,4 +124,9 @@ def confirm(question: str, *, yes: bool, as_json: bool) -> None:
         return
     if as_json:
         raise Failure("this asks before it acts, and with --json nobody is asked; add --yes", status=2)
-    typer.confirm(question, abort=True)
+    try:
+        typer.confirm(question, abort=True)
+    except typer.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise Failure("nothing was done, for nobody has said yes; where nobody can, add --yes") from None
