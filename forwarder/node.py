@@ -145,8 +145,12 @@ def check_usable(data_dir: Path) -> None:
 def _unusable(path: Path, error: OSError) -> str:
     cannot = f"{path} cannot be used ({error.strerror})"
     if error.errno == errno.EROFS:
-        return f"{cannot}; mount it so that it can be written (the kernel's log may say why it was not: dmesg)"
-    whose = "everything in data_dir must belong to the user that runs this, so give it to that user (chown -R)"
+        return (
+            f"{cannot}; mount it so that it can be written (the kernel's log may say why it was not: dmesg)"
+        )
+    whose = (
+        "everything in data_dir must belong to the user that runs this, so give it to that user (chown -R)"
+    )
     return f"{cannot}; {whose}"
 
 

@@ -74,7 +74,10 @@ def test_an_answer_that_nothing_buffers_is_told_of_too(hosted: Cli) -> None:
 def test_where_nobody_answers_a_question_is_not_agreed_to(hosted: Cli, whence: str) -> None:
     said = "forwarder: nothing was done, for nobody has said yes; where nobody can, add --yes\n"
     assert led(hosted, whence, "domain", "remove", "example.com") == (1, said)
-    assert led(hosted, whence, "credential", "add", "example.com", "richard") == (0, "")  # with one that is made
+    assert led(hosted, whence, "credential", "add", "example.com", "richard") == (
+        0,
+        "",
+    )  # with one that is made
     assert [one["username"] for one in hosted.json("credential", "list", "example.com")] == ["richard"]
 
 

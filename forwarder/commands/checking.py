@@ -140,8 +140,8 @@ async def _disk(settings: "Settings", database: "Database") -> list[Finding]:
 
     from forwarder.inbound.disk import Disk
 
-    sections = [settings.mx, settings.submission] if settings.tls.configured else [settings.mx]
-    largest = max(section.size_limit for section in sections)
+    submitted = settings.submission.size_limit if settings.tls.configured else 0
+    largest = max(settings.mx.size_limit, submitted)
     try:
         takes = await Disk(settings.data_dir, database.spare).takes(largest)
         has = f"{settings.data_dir} has {shutil.disk_usage(settings.data_dir).free >> 20} MiB free"
