@@ -243,6 +243,7 @@ class Supervisor:
         if settings is None:
             return
         set_up(settings)  # our own lines follow [logs] too
+        write_ports(settings.data_dir, settings.listeners)
         for worker in self._workers:  # who began after the others were told, but before they obeyed
             if worker.serves and self._is_behind(worker):
                 self._tell(worker)

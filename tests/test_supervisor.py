@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import json
 import os
 import resource
 import signal
@@ -505,6 +506,8 @@ async def test_a_worker_that_reloads_late_shares_the_new_port_of_its_sibling(hou
         finally:
             os.kill(late, signal.SIGCONT)
         await wait_until(lambda: process.log().count("in force") == 2)
+        # `forwarder check` reads there which ports are the engine's own.
+        await wait_until(lambda: json.loads(process.ports_file.read_text())["api"] == [f"127.0.0.1:{new}"])
 
 
 async def test_a_worker_that_starts_while_the_database_is_away_waits_for_it(house: House) -> None:
