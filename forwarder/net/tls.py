@@ -182,10 +182,12 @@ def _server_context(certificate: Path, key: Path) -> ssl.SSLContext:
         # an encrypted key must not make OpenSSL ask a terminal for its password
         context.load_cert_chain(certificate, key, password=b"")
     except ssl.SSLError as exc:
-        reason = "they do not belong together" if "MISMATCH" in str(exc) else exc.reason or "not PEM"
+        other = exc.reason or "not PEM, or the key has a password"
+        reason = "they do not belong together" if "MISMATCH" in str(exc) else other
         raise TlsFilesError(f"{certificate} and {key} cannot be used: {reason}") from exc
     except OSError as exc:
-        raise TlsFilesError(f"{certificate} and {key} cannot be read: {exc.strerror}") from exc
+        closed = [str(path) for path in (certificate, key) if path.is_dir() or not os.access(path, os.R_OK)]
+        raise TlsFilesError(f"{' and '.join(closed) or certificate} cannot be read: {exc.strerror}") from exc
     return context
 
 

@@ -119,6 +119,24 @@ def test_the_first_load_has_to_succeed(tmp_path: Path) -> None:
         ServerTls(tmp_path / "no.pem", tmp_path / "no.key")
 
 
+def test_the_file_that_cannot_be_used_is_named(tmp_path: Path, rsa_pair: tuple[Path, Path]) -> None:
+    certificate, key = rsa_pair
+    with pytest.raises(TlsFilesError, match=r"^\S*/no\.key cannot be read: No such file"):
+        ServerTls(certificate, tmp_path / "no.key")
+    with pytest.raises(TlsFilesError, match=f"^{tmp_path} cannot be read: Is a directory"):
+        ServerTls(tmp_path, key)
+    secret = serialization.load_pem_private_key(key.read_bytes(), None)
+    key.write_bytes(
+        secret.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    with pytest.raises(TlsFilesError, match="the key has a password"):
+        ServerTls(certificate, key)
+
+
 @pytest.mark.parametrize(
     ("known", "chosen"),
     [
