@@ -307,6 +307,19 @@ def test_a_mark_before_the_first_line_is_no_mistake(tmp_path: Path) -> None:
     assert load(written(tmp_path, '\ufeffhostname = "mx1.example.net"'), {}).hostname == "mx1.example.net"
 
 
+def test_what_to_write_is_said_in_the_words_of_the_file(tmp_path: Path) -> None:
+    for line, said in (
+        ('[arc]\nenabled = "banana"', "arc.enabled: 'banana' cannot be used; write true or false"),
+        ("[arc]\nenabled = [1]", "arc.enabled: cannot be used; write true or false"),
+        ('[mx]\nrecipients = "many"', "mx.recipients: 'many' cannot be used; write a whole number"),
+        ('[retry]\nspread = "some"', "retry.spread: 'some' cannot be used; write a number"),
+    ):
+        file = written(tmp_path, f'hostname = "mx1.example.net"\n{line}')
+        with pytest.raises(ConfigError) as error:
+            load(file, {})
+        assert str(error.value) == f"{file}: {said}"
+
+
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     text = """
 hostname = "a b"

@@ -243,4 +243,9 @@ def _sentence(kind: str, message: str, context: Mapping[str, Any], value: object
             return f"{shown}does not fit; write lower-case letters, digits and hyphens"
         case "model_type" | "model_attributes_type" | "dict_type" | "mapping_type":
             return "is a section, not a value; write its keys below a line such as [mx]"
+        case "bool_type" | "bool_parsing" | "int_type" | "int_parsing" | "float_type" | "float_parsing":
+            wanted = {"bool": "true or false", "int": "a whole number", "float": "a number"}[
+                kind.partition("_")[0]
+            ]
+            return f"{shown}cannot be used; write {wanted}"
     return f"{shown}cannot be used: {message[:1].lower()}{message[1:]}; see config.example.toml"
