@@ -8,6 +8,7 @@ Fails with ``NodeError``, which names the address.
 """
 
 import socket
+from collections.abc import Sequence
 from itertools import chain
 
 from forwarder.config import HostPort, Settings
@@ -28,7 +29,7 @@ class ReservedPorts:
 
     def __init__(self) -> None:
         self._sockets: list[socket.socket] = []
-        self.by_service: dict[str, list[tuple[str, int]]] = {}  # those of the start
+        self._by_service: dict[str, list[tuple[str, int]]] = {}  # those of the start
 
     @property
     def addresses(self) -> list[HostPort]:
@@ -41,9 +42,9 @@ class ReservedPorts:
         for name, listeners in settings.listeners.items():
             for listener in listeners:
                 opened = self._bind(listener)
-                self.by_service.setdefault(name, []).append(opened.getsockname()[:2])
-            if any(listener.port == 0 for listener in listeners):
-                told[_VARIABLES[name]] = ",".join(str(HostPort(*at)) for at in self.by_service[name])
+                self._by_service.setdefault(name, []).append(opened.getsockname()[:2])
+            if _anywhere(listeners):
+                told[_VARIABLES[name]] = ",".join(str(HostPort(*at)) for at in self._by_service[name])
         return told
 
     def add(self, settings: Settings) -> None:
@@ -52,6 +53,13 @@ class ReservedPorts:
         for listener in chain.from_iterable(settings.listeners.values()):
             if listener.port and not any(overlap(listener, own) for own in held):
                 self._bind(listener)
+
+    def places(self, settings: Settings) -> dict[str, Sequence[tuple[str, int]]]:
+        """Where each service listens by these settings; what has port 0 stays where it was bound at the start."""
+        return {
+            name: self._by_service.get(name, listeners) if _anywhere(listeners) else listeners
+            for name, listeners in settings.listeners.items()
+        }
 
     def free(self) -> None:
         """Close all of them."""
@@ -65,3 +73,7 @@ class ReservedPorts:
             raise NodeError(error.strerror) from error
         self._sockets.append(opened)
         return opened
+
+
+def _anywhere(listeners: Sequence[HostPort]) -> bool:
+    return any(listener.port == 0 for listener in listeners)

@@ -498,6 +498,7 @@ async def test_a_worker_that_reloads_late_shares_the_new_port_of_its_sibling(hou
     del process.values["api"]["listen"]  # the environment would win
     async with process:
         late, _ = children(process)
+        [mx] = json.loads(process.ports_file.read_text())["mx"]
         os.kill(late, signal.SIGSTOP)
         try:
             file.write_text(f'[api]\nlisten = "127.0.0.1:{new}"\n')
@@ -508,6 +509,7 @@ async def test_a_worker_that_reloads_late_shares_the_new_port_of_its_sibling(hou
         await wait_until(lambda: process.log().count("in force") == 2)
         # `forwarder check` reads there which ports are the engine's own.
         await wait_until(lambda: json.loads(process.ports_file.read_text())["api"] == [f"127.0.0.1:{new}"])
+        assert json.loads(process.ports_file.read_text())["mx"] == [mx] != ["127.0.0.1:0"]
 
 
 async def test_a_worker_that_starts_while_the_database_is_away_waits_for_it(house: House) -> None:
