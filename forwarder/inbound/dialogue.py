@@ -9,10 +9,13 @@ Promises: any bytes end in replies or a close, never in a traceback to the peer;
 text goes to the log only; every close of ours is announced, by a 421 or by the reply that was asked for.
 
 Limits: a line has at most ``desk.line_limit`` octets, and a command other than AUTH ``COMMAND_LIMIT``; a longer line is
-thrown away as it comes. Both are answered 500.
+thrown away as it comes. Both are answered 500. Of commands that came together ``TURN`` are carried out, and then all
+others of this process have their turn: else whoever sends recipients by the thousand keeps them from being served, and
+the process from saying that it lives.
 """
 # ruff: noqa: N802 - the verbs carry aiosmtpd's names
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -28,6 +31,7 @@ from forwarder.mail.envelope import RequestError, parse_mail_args, parse_rcpt_ar
 from forwarder.mail.reply import Reply
 from forwarder.store.trouble import StoreFull, StoreUnavailable
 
+TURN = 10  # commands; more than come together with most messages
 MOST_WAYS = 5000  # deliveries that one transaction may make, give or take the last recipient's; then 452
 MEMORY_FULL = replies.STORAGE_FULL.saying("too much mail at once, try again later")  # RFC 5321 4.2.2: 452
 
@@ -47,6 +51,7 @@ class Dialogue(Connection):
         self._say(refusal or desk.greeting)
         self._closing = refusal is not None
         await self._flush()
+        turn = TURN
         while not self._closing:
             self._counts = None
             try:
@@ -63,8 +68,16 @@ class Dialogue(Connection):
             if self.state.farewell is not None and not self._closing:
                 self._say(self.state.farewell)
                 self._closing = True
+            turn -= 1
             if self._closing or not inlet.has_line():
                 await self._flush()
+                turn = TURN
+            elif not turn:  # the replies too: more commands may come meanwhile, and on and on
+                await self._flush()
+                await asyncio.sleep(0)
+                if self.transport is None:
+                    raise Gone
+                turn = TURN
 
     async def _obey(self, line: bytes) -> Reply | None:
         """Carry out one command; None where it wrote its replies itself."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import resource
+from itertools import pairwise
 
 import pytest
 
@@ -435,6 +436,23 @@ async def test_more_recipients_than_the_limit_wait_for_another_transaction(serve
         await client.say(b"DATA\r\n")
         assert (await client.say(MESSAGE + b".\r\n")).code == 250
     assert len(listening.messages[0][1]) == 100
+
+
+async def test_commands_that_come_together_leave_others_their_turn(serve):
+    listening = await serve()
+    async with connect(listening) as client:
+        await client.ehlo()
+        await client.say(b"MAIL FROM:<a@sender.test>\r\n")
+        (session,) = listening.reception.sessions
+        taken = session.transaction.recipients
+        await client.send(b"".join(b"RCPT TO:<r%d@here.test>\r\n" % number for number in range(1000)))
+        seen = [0]
+        async with asyncio.timeout(10):
+            while seen[-1] < 1000:
+                await asyncio.sleep(0)  # a turn of the loop, in which all others have theirs
+                seen.append(len(taken))
+        assert max(later - earlier for earlier, later in pairwise(seen)) <= 10
+        assert {(await client.read()).code for _ in range(1000)} == {250}
 
 
 async def test_an_error_of_ours_is_temporary_and_tells_nothing(serve):
