@@ -14,7 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from forwarder.config import HostPort
-from forwarder.net.listening import bound_socket
+from forwarder.net.listening import bound_socket, descriptors_of
 from forwarder.web_protocol import Protocol
 
 GRACE = 5  # seconds
@@ -64,7 +64,7 @@ class WebServer:
         """Bind and serve; raises why it cannot."""
         opened = bound_socket(self._listen)
         self.addresses = [opened.getsockname()[:2]]
-        self._task = asyncio.create_task(self._server.serve(sockets=[opened]), name="api")
+        self._task = asyncio.create_task(self._server.serve(sockets=descriptors_of(opened)), name="api")
         opening = asyncio.create_task(self._server.opened.wait())
         await asyncio.wait({opening, self._task}, return_when=asyncio.FIRST_COMPLETED)
         opening.cancel()

@@ -24,7 +24,7 @@ from forwarder.inbound.limits import Allowance, ClientTable, Doorkeeper, table_p
 from forwarder.inbound.reception import Desk, Reception
 from forwarder.inbound.rooms import InboundRooms
 from forwarder.inbound.tls_door import TlsDoor
-from forwarder.net.listening import bound_socket
+from forwarder.net.listening import bound_socket, descriptors_of
 
 BACKLOG = 1024
 MESSAGES_HELD = 16  # of the largest size, while they are read and stored, per service and process
@@ -78,21 +78,23 @@ class Server:
         try:
             for endpoint in self._listen:
                 listener = bound_socket(endpoint)
-                server = await self._opened(loop, listener, desk)
-                self._servers.append(server)
+                await self._open(loop, listener, desk)
                 self.addresses.append(listener.getsockname()[:2])
         except BaseException:
             self.stop_accepting()
             raise
 
-    async def _opened(
-        self, loop: asyncio.AbstractEventLoop, listener: socket.socket, desk: Desk
-    ) -> asyncio.Server | TlsDoor:
+    async def _open(self, loop: asyncio.AbstractEventLoop, listener: socket.socket, desk: Desk) -> None:
         if self._implicit_tls:
-            return TlsDoor(listener, desk, lambda place: Dialogue(desk, self._sessions, place), BACKLOG)
-        return await loop.create_server(
-            lambda: Dialogue(desk, self._sessions), sock=listener, backlog=BACKLOG
-        )
+            door = TlsDoor(listener, desk, lambda place: Dialogue(desk, self._sessions, place), BACKLOG)
+            self._servers.append(door)
+            return
+        for descriptor in descriptors_of(listener):
+            self._servers.append(
+                await loop.create_server(
+                    lambda: Dialogue(desk, self._sessions), sock=descriptor, backlog=BACKLOG
+                )
+            )
 
     def stop_accepting(self) -> None:
         """Close the listening sockets; sessions are told 421 4.3.2 where they next wait for a command."""

@@ -2,12 +2,18 @@
 
 A socket that is bound but does not listen takes no connection from those that do: whoever only wants to hold a port, or
 to know that it can be had, never listens.
+
+libuv takes one connection through a listening descriptor in a turn of the loop, and a turn lasts as long as those who
+are served make it: a few dozen that keep us busy, and who comes next waits behind all that came before. So a loop
+listens through several descriptors of one socket (``descriptors_of``), at the price of a system call each.
 """
 
 import errno
 import socket
 
 from forwarder.config import HostPort
+
+AT_ONCE = 8  # connections taken in one turn of the loop
 
 _LOCAL = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what listens everywhere listens there
 
@@ -35,6 +41,18 @@ def bound_socket(at: HostPort, *, shared: bool = True) -> socket.socket:
         opened.close()
         raise _named(error, at) from error
     return opened
+
+
+def descriptors_of(listener: socket.socket) -> list[socket.socket]:
+    """The socket and its duplicates, for a loop to listen through; OSError, with none of the duplicates left open."""
+    found = [listener]
+    try:
+        found.extend(listener.dup() for _ in range(AT_ONCE - 1))
+    except OSError:
+        for duplicate in found[1:]:
+            duplicate.close()
+        raise
+    return found
 
 
 def local_host(at: HostPort) -> str:

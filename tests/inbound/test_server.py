@@ -1,6 +1,8 @@
 """Listening: several addresses, several processes on one port, and what is said when an address cannot be had."""
 
+import asyncio
 import socket
+from contextlib import ExitStack
 
 import pytest
 
@@ -53,3 +55,24 @@ async def test_a_client_of_a_full_server_is_told(serve):
             assert str(outside.greeting).startswith("421 4.3.2")
             assert await outside.closed()
         assert (await inside.say(b"NOOP\r\n")).code == 250
+
+
+async def test_who_comes_does_not_wait_for_a_turn_of_the_loop_each(serve):
+    listening = await serve()
+    with ExitStack() as clients:
+        for _ in range(64):  # the system answers them without us
+            clients.enter_context(socket.create_connection(("127.0.0.1", listening.port)))
+        turns = 0
+        async with asyncio.timeout(10):
+            while listening.server.sessions < 64:
+                await asyncio.sleep(0)
+                turns += 1
+    assert turns < 32
+
+
+async def test_after_the_end_nobody_is_listened_to(serve):
+    listening = await serve()
+    listening.server.stop_accepting()
+    await asyncio.sleep(0)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", listening.port))
