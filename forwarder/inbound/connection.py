@@ -20,13 +20,11 @@ from aiosmtpd.smtp import SMTP
 
 from forwarder.inbound.inlet import Expired, Gone, Inlet, Stopped
 from forwarder.inbound.limits import Crowded
-from forwarder.inbound.reception import Desk
+from forwarder.inbound.reception import LINGER_SECONDS, Desk
 from forwarder.inbound.session import Session
 from forwarder.mail import reply as replies
 from forwarder.mail.reply import Reply
 from forwarder.tally import Count
-
-LINGER_SECONDS = 2.0  # a close with unread bytes becomes a reset, which may take our last reply with it
 
 log = structlog.get_logger(__name__)
 

@@ -23,7 +23,7 @@ import structlog
 from forwarder.inbound.connection import Connection, described_tls
 from forwarder.inbound.data import Excess, Share, normalized, read_content, smuggles, unstuffed
 from forwarder.inbound.inlet import Expired, Gone, Stopped, TooLong
-from forwarder.inbound.reception import AUTH_LIMIT, COMMAND_LIMIT, HANDSHAKE_SECONDS
+from forwarder.inbound.reception import AUTH_LIMIT, COMMAND_LIMIT, HANDSHAKE_SECONDS, LINGER_SECONDS
 from forwarder.inbound.session import Transaction
 from forwarder.mail import reply as replies
 from forwarder.mail.content import has_bare_newline, head_too_large, line_too_long, mbox_line_as_field
@@ -301,6 +301,7 @@ class Dialogue(Connection):
                 desk.tls.context(),
                 server_side=True,
                 ssl_handshake_timeout=HANDSHAKE_SECONDS,
+                ssl_shutdown_timeout=LINGER_SECONDS,
             )
         except OSError as error:  # ssl.SSLError and TimeoutError among them
             client = self.state.client

@@ -16,7 +16,7 @@ import structlog
 
 from forwarder.inbound.connection import Connection
 from forwarder.inbound.limits import Crowded
-from forwarder.inbound.reception import HANDSHAKE_SECONDS, Desk
+from forwarder.inbound.reception import HANDSHAKE_SECONDS, LINGER_SECONDS, Desk
 
 AT_ONCE = 100  # connections accepted before others have their turn
 REST = 1.0  # seconds
@@ -93,6 +93,7 @@ class TlsDoor:
                 connection,
                 ssl=desk.tls.context(),
                 ssl_handshake_timeout=HANDSHAKE_SECONDS,
+                ssl_shutdown_timeout=LINGER_SECONDS,
             )
         except OSError as error:  # ssl.SSLError and TimeoutError among them
             log.info("a TLS handshake failed", service=desk.name, client=client, reason=type(error).__name__)

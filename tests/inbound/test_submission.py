@@ -5,12 +5,13 @@ import base64
 import contextlib
 import logging
 import re
+import socket
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from argon2 import PasswordHasher
 
-from forwarder.inbound import readiness
+from forwarder.inbound import dialogue, readiness, tls_door
 from forwarder.inbound.authenticator import Authenticator
 from forwarder.mail import trace
 from forwarder.mail.address import parse_address
@@ -361,6 +362,34 @@ async def test_who_never_finishes_the_handshake_holds_a_place(engine):
                 await asyncio.sleep(0.01)
             else:
                 break
+
+
+def say_and_never_close(address, *, starttls):
+    """QUIT over TLS, from a thread: whether the server closes though nothing of ours answers the end of its TLS."""
+    with socket.create_connection(address, timeout=10) as raw:
+        if starttls:
+            for command in (b"EHLO client.test\r\n", b"STARTTLS\r\n"):
+                raw.recv(4096)
+                raw.sendall(command)
+            while b"220 " not in raw.recv(4096):
+                continue
+        with any_certificate().wrap_socket(raw) as client:
+            if not starttls:
+                client.recv(4096)
+            client.sendall(b"QUIT\r\n")
+            assert client.recv(4096).startswith(b"221 ")
+            assert client.recv(4096) == b""
+            with contextlib.suppress(ConnectionResetError):
+                assert socket.socket.recv(client, 1) == b""  # TCP's own end
+
+
+@pytest.mark.parametrize("starttls", [True, False])
+async def test_the_end_of_tls_is_not_waited_for_long(engine, monkeypatch, starttls):
+    for module in (dialogue, tls_door):
+        monkeypatch.setattr(module, "LINGER_SECONDS", 0.1)
+    await engine.start()
+    address = engine.servers["submission" if starttls else "submission-tls"].addresses[0]
+    await asyncio.to_thread(say_and_never_close, address, starttls=starttls)
 
 
 @on_both
