@@ -75,7 +75,7 @@ class Dialogue(Connection):
             elif not turn:  # the replies too: more commands may come meanwhile, and on and on
                 await self._flush()
                 await asyncio.sleep(0)
-                if self.transport is None:
+                if self.transport is None:  # nobody hears what the rest of them is answered
                     raise Gone
                 turn = TURN
 

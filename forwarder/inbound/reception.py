@@ -21,8 +21,8 @@ COMMAND_LIMIT = 2048  # octets with CRLF; RFC 5321 4.5.3.1.4 says 512 and extens
 AUTH_LIMIT = 12288  # RFC 4954 4
 
 HANDSHAKE_SECONDS = 30.0  # for TLS, whether it begins by STARTTLS or with the first byte
-# For our last reply to be read. A close with unread bytes becomes a reset, which may take it along; one of TLS waits for
-# that of the peer, and reads what comes instead: half a minute of it, if asyncio has its way.
+# For our last reply to be read. A close with unread bytes becomes a reset, which may take it along; one of TLS waits
+# for that of the peer, and reads what comes instead: half a minute of it, if asyncio has its way.
 LINGER_SECONDS = 2.0
 
 
