@@ -24,10 +24,11 @@ from enum import Enum
 
 from forwarder.inbound.inlet import Expired, Inlet
 from forwarder.mail.content import normalize_newlines
-from forwarder.mail.scan import find_dot, literally
+from forwarder.mail.scan import expression, find_dot, literally
 
 END = b"\r\n.\r\n"
 SMALL_BLOCK = 4096  # octets
+SLICE = 64 * 1024  # octets, of which newlines are normalised at once
 LARGE = 4 * 1024 * 1024  # octets; what is larger than 2 MiB is mapped (``allocator``)
 RESTING = 10.0  # seconds: a message rests that brings less than a stride in so many
 STRIDE = 64 * 1024  # octets
@@ -35,8 +36,9 @@ RATE_GRACE = 60.0  # seconds before the minimum rate counts: TCP starts slowly, 
 
 _find_end = literally(END)
 _STUFFED = re.compile(rb"(\A|\r\n)\.(?!\r\n)")
+_find_newline = expression(rb"[\r\n]")
 # A lone dot between line ends of which one at least is not CRLF: somebody's server takes it for the end of DATA.
-_LOOK_ALIKE = re.compile(rb"(?:\r\n|\r|\n)\x00?\.\x00?(?:\r\n|\r|\n)")
+_find_look_alike = expression(rb"[\r\n]\x00?\.\x00?[\r\n]")
 
 
 class Excess(Enum):
@@ -192,14 +194,21 @@ def unstuffed(raw: bytes) -> bytes:
 def normalized(raw: bytes) -> bytes:
     """As ``unstuffed``, of text in which a CR or LF alone ends a line too; it comes with CRLF.
 
-    A dot alone stays: nobody who stuffs sends one, and nothing of a message is to vanish.
+    A dot alone stays: nobody who stuffs sends one, and nothing of a message is to vanish. It is done in slices of whole
+    lines: all at once it would keep the interpreter for a second and a half, from whatever thread.
     """
-    return _STUFFED.sub(rb"\1", normalize_newlines(raw))
+    slices, start = [], 0
+    while start < len(raw):
+        newline = _find_newline(raw, start + SLICE)
+        end = len(raw) if newline < 0 else newline + (2 if raw.startswith(b"\r\n", newline) else 1)
+        slices.append(_STUFFED.sub(rb"\1", normalize_newlines(raw[start:end])))
+        start = end
+    return b"".join(slices)
 
 
 def smuggles(raw: bytes) -> bool:
     """Whether what was read, still dot-stuffed, holds a look-alike of the end of DATA."""
-    return _LOOK_ALIKE.search(raw) is not None
+    return _find_look_alike(raw) >= 0
 
 
 def _end(tail: bytes, block: bytearray) -> int | None:

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from forwarder.inbound.connection import Connection, described_tls
-from forwarder.inbound.data import Excess, Share, normalized, read_content, smuggles, unstuffed
+from forwarder.inbound.data import SLICE, Excess, Share, normalized, read_content, smuggles, unstuffed
 from forwarder.inbound.inlet import Expired, Gone, Stopped, TooLong
 from forwarder.inbound.reception import AUTH_LIMIT, COMMAND_LIMIT, HANDSHAKE_SECONDS, LINGER_SECONDS
 from forwarder.inbound.session import Transaction
@@ -202,7 +202,7 @@ class Dialogue(Connection):
             block_timeout=desk.bounds.data_timeout.total_seconds(),
             min_rate=desk.bounds.min_rate,
         )
-        content = self._checked(raw)
+        content = await self._checked(raw)
         if isinstance(content, Reply):
             desk.reception.refused(session, transaction, b"" if isinstance(raw, Excess) else raw, content)
             return content
@@ -216,7 +216,7 @@ class Dialogue(Connection):
             desk.received.add(octets)
         return answer
 
-    def _checked(self, raw: bytes | Excess) -> bytes | Reply:
+    async def _checked(self, raw: bytes | Excess) -> bytes | Reply:
         """The content as the sender meant it, or why it is refused whoever sent it."""
         bounds = self._desk.bounds
         if isinstance(raw, Excess):
@@ -224,7 +224,7 @@ class Dialogue(Connection):
         if has_bare_newline(raw):
             if not self._desk.normalize:
                 return replies.SMUGGLING if smuggles(raw) else replies.BARE_NEWLINE
-            content = normalized(raw)
+            content = normalized(raw) if len(raw) <= SLICE else await asyncio.to_thread(normalized, raw)
         else:
             content = unstuffed(raw)
         content = mbox_line_as_field(content)

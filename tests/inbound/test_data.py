@@ -2,16 +2,20 @@
 
 import asyncio
 import itertools
+import re
+import time
 import tracemalloc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from forwarder.inbound import data
 from forwarder.inbound.data import (
     LARGE,
     RATE_GRACE,
     RESTING,
+    SLICE,
     STRIDE,
     Excess,
     Memory,
@@ -96,6 +100,32 @@ async def test_no_look_alike_ends_it(inlet, ending):
 )
 def test_whoever_ends_lines_with_lf_has_stuffed_their_dots_so(raw, content):
     assert normalized(raw) == content
+
+
+@given(
+    st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b".", b"a"]), max_size=30).map(b"".join),
+    st.integers(0, 9),
+)
+def test_slices_change_nothing(raw, octets):
+    *lines, last = re.split(b"\r\n|\r|\n", raw)
+    expected = b"".join((line if line == b"." else line.removeprefix(b".")) + b"\r\n" for line in lines)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "SLICE", octets)
+        assert normalized(raw) == expected + last.removeprefix(b".")
+
+
+@given(st.lists(st.sampled_from([b"\r", b"\n", b"\0", b".", b"a"]), max_size=12).map(b"".join))
+def test_look_alikes_are_the_same_in_texts_of_any_size(raw):
+    found = re.search(rb"(\r\n|\r|\n)\x00?\.\x00?(\r\n|\r|\n)", raw) is not None
+    assert smuggles(raw) == smuggles(b"x" * SLICE + raw) == found
+
+
+@pytest.mark.parametrize("octets", [b"\n", b"\r", b"\r\n", b"\r\n\0", b".", b".\0", b"x.\n"])
+def test_look_alikes_are_soon_looked_for_whatever_the_text(octets):
+    raw = octets * ((32 << 20) // len(octets))
+    began = time.process_time()
+    assert not smuggles(raw)
+    assert time.process_time() - began < 0.35  # re would take a second for some, and nobody else were served
 
 
 def test_a_stuffed_dot_is_no_look_alike():

@@ -2,10 +2,13 @@
 
 import asyncio
 import resource
+import threading
 from itertools import pairwise
 
 import pytest
 
+from forwarder.inbound import dialogue
+from forwarder.inbound.data import normalized
 from tests.inbound.recording import MESSAGE
 from tests.peers.client import Client
 
@@ -169,6 +172,24 @@ async def test_a_bare_newline_is_normalised_where_that_is_asked_for(serve):
         await client.say(b"DATA\r\n")
         assert (await client.say(b"line1\nline2\r\r\nline3\r\n.\r\n")).code == 250
     assert listening.messages[0][2] == b"line1\r\nline2\r\n\r\nline3\r\n"
+
+
+async def test_newlines_of_a_large_message_are_normalised_beside_the_loop(serve, monkeypatch):
+    threads = []
+
+    def noted(raw):
+        threads.append(threading.current_thread())
+        return normalized(raw)
+
+    monkeypatch.setattr(dialogue, "normalized", noted)
+    listening = await serve(normalize=True)
+    for lines in (100, 100_000):
+        async with connect(listening) as client:
+            await begin(client)
+            await client.say(b"DATA\r\n")
+            assert (await client.say(b"\n" * lines + b"end\r\n.\r\n")).code == 250
+        assert listening.messages[-1][2] == b"\r\n" * lines + b"end\r\n"
+    assert [thread is threading.main_thread() for thread in threads] == [True, False]
 
 
 async def test_a_command_ends_in_crlf(serve):
