@@ -33,6 +33,7 @@ from forwarder.store.trouble import StoreFull, StoreUnavailable
 
 TURN = 10  # commands; more than come together with most messages
 MOST_WAYS = 5000  # deliveries that one transaction may make, give or take the last recipient's; then 452
+BEGINNING = 64 * 1024  # octets of a refused message that are looked at for the log: all of it may be one head
 MEMORY_FULL = replies.STORAGE_FULL.saying("too much mail at once, try again later")  # RFC 5321 4.2.2: 452
 
 log = structlog.get_logger(__name__)
@@ -204,7 +205,8 @@ class Dialogue(Connection):
         )
         content = await self._checked(raw)
         if isinstance(content, Reply):
-            desk.reception.refused(session, transaction, b"" if isinstance(raw, Excess) else raw, content)
+            beginning = b"" if isinstance(raw, Excess) else raw[:BEGINNING]
+            desk.reception.refused(session, transaction, beginning, content)
             return content
         # Handed over and not kept: this frame waits until the message is stored, and a large one should not lie
         # in memory twice all the while.

@@ -52,7 +52,10 @@ class Reception(Protocol):
         ...
 
     def refused(self, session: Session, transaction: Transaction, content: bytes, reply: Reply) -> None:
-        """The dialogue itself refused a message for its form; ``content`` is empty where it was too big to keep."""
+        """The dialogue itself refused a message for its form.
+
+        ``content`` is how it begins, empty where it was too big to keep.
+        """
         ...
 
     async def message(self, session: Session, transaction: Transaction, content: bytes) -> Reply:

@@ -165,6 +165,16 @@ async def test_a_bare_newline_is_refused_and_the_session_goes_on(serve, bad):
     assert [content for _, _, content in listening.messages] == [MESSAGE]
 
 
+async def test_of_a_refused_message_the_beginning_is_shown(serve):
+    listening = await serve()
+    async with connect(listening) as client:
+        for content in (b"Subject: short\r\n\r\n\n\r\n", b"Subject: long\r\n" + b"\n" * 100_000 + b"\r\n"):
+            await begin(client)
+            await client.say(b"DATA\r\n")
+            assert (await client.say(content + b".\r\n")).code == 550
+            assert listening.reception.refusals.pop() == (content[:65_536], 550)
+
+
 async def test_a_bare_newline_is_normalised_where_that_is_asked_for(serve):
     listening = await serve(normalize=True)
     async with connect(listening) as client:
