@@ -178,11 +178,13 @@ class _Attempt:
         )
 
     def _dials(self) -> Iterator[tuple[MxHost, str]]:
-        left = _DIALS
-        for host in self._pool.ordered(self._route):
-            for address in host.addresses:
-                if not left:
-                    return
+        """An even share for each host, who leaves what it has no addresses for to those behind it.
+
+        Were they given first come first served, two dead hosts of many addresses would hide the backup for ever.
+        """
+        hosts, left = self._pool.ordered(self._route), _DIALS
+        for place, host in enumerate(hosts):
+            for address in host.addresses[: -(-left // (len(hosts) - place))]:
                 left -= 1
                 yield host, address
 

@@ -104,13 +104,28 @@ async def test_a_host_whose_kept_session_breaks_is_dialled() -> None:
     assert hosts.opened == [("mx1", "1"), ("mx2", "2")]
 
 
-async def test_ten_addresses_are_tried_in_one_attempt() -> None:
+@pytest.mark.parametrize(
+    ("addresses", "dialled"),
+    [
+        ((4, 4, 4, 4), (3, 3, 2, 2)),
+        ((6, 6, 1), (4, 3, 1)),  # the backup of two dead hosts is dialled
+        ((6, 6, 6, 6, 6), (2, 2, 2, 2, 2)),
+        ((1, 6, 6), (1, 5, 4)),  # what one host does not need the others get
+        ((6,), (6,)),
+    ],
+)
+async def test_ten_addresses_are_tried_in_one_attempt_some_of_each_host(
+    addresses: Sequence[int], dialled: Sequence[int]
+) -> None:
     hosts = Hosts(said(450), said(450, "4.3.2"))
-    known = [MxHost(name=f"h{n}", addresses=tuple(f"{n}.{a}" for a in range(4))) for n in range(4)]
+    known = [
+        MxHost(name=f"h{n}", addresses=tuple(f"{n}.{a}" for a in range(count)))
+        for n, count in enumerate(addresses)
+    ]
     (verdict,) = await attempt(hosts, known)
     assert verdict.action is Action.RETRY_LATER
     assert [address for _, address in hosts.opened] == [
-        *("0.0", "0.1", "0.2", "0.3", "1.0", "1.1", "1.2", "1.3", "2.0", "2.1"),
+        f"{n}.{a}" for n, count in enumerate(dialled) for a in range(count)
     ]
 
 
