@@ -7,7 +7,9 @@ Answers are kept as long as their TTL says, between one second and one hour; neg
 at most five minutes; "cannot tell" for three seconds, so that a dead zone is not asked for every message. Those who
 ask the same at once share one question. The cache holds a fixed number of answers, of which one of more than a KiB
 counts as several, since what a zone says is its owner's choice (the least recently used one goes), and at most 256
-questions are under way; the others wait inside their own deadline.
+questions are under way; the others wait inside their own deadline. Of these places the owner of a name has a share, or
+the one on whose behalf it is asked for (``net.shares``): else one message to a hundred domains whose servers are silent
+would keep everybody from being asked.
 
 ``fresh=True`` goes past the cache to the zone's own servers, for a person who has just changed a record and presses
 "check"; when these cannot be asked (private addresses are left alone, port 53 may be filtered) the ordinary servers
@@ -38,6 +40,8 @@ from forwarder.mail.dane import Tlsa
 from forwarder.net.addresses import is_private
 from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound, merged, octets, read
 from forwarder.net.nameservers import NoAnswer, ask, system_nameservers
+from forwarder.net.registered import registered_domain
+from forwarder.net.shares import Shares
 from forwarder.tally import DNS, Tally
 
 CANNOT_TELL_TTL = timedelta(seconds=3)
@@ -80,7 +84,7 @@ class Resolver:
         self._cache: OrderedDict[_Key, _Entry] = OrderedDict()
         self._taken = 0  # places of the cache
         self._questions = Errands("dns")
-        self._slots = asyncio.Semaphore(QUESTIONS)
+        self._slots = Shares(QUESTIONS)
         counts = (tally or Tally()).counts(DNS)
         self._counts = {
             Found: counts["found"],
@@ -92,13 +96,13 @@ class Resolver:
         """The MX records of a domain, as they came."""
         return await self._look_up(domain, dns.rdatatype.MX, fresh=fresh)
 
-    async def a(self, host: str) -> Answer[str]:
-        """IPv4 addresses."""
-        return await self._look_up(host, dns.rdatatype.A)
+    async def a(self, host: str, *, behalf: str = "") -> Answer[str]:
+        """IPv4 addresses; ``behalf``: the domain whose share of the questions it is, that of the host when empty."""
+        return await self._look_up(host, dns.rdatatype.A, behalf=behalf)
 
-    async def aaaa(self, host: str) -> Answer[str]:
+    async def aaaa(self, host: str, *, behalf: str = "") -> Answer[str]:
         """IPv6 addresses."""
-        return await self._look_up(host, dns.rdatatype.AAAA)
+        return await self._look_up(host, dns.rdatatype.AAAA, behalf=behalf)
 
     async def txt(self, name: str, *, fresh: bool = False) -> Answer[bytes]:
         """TXT records; the strings of one record are joined without a space (RFC 7208 3.3, RFC 6376 3.6.2.2)."""
@@ -128,19 +132,19 @@ class Resolver:
             raise ValueError(f"not an address: {address}") from exc
         return await self._look_up(name.to_text(), dns.rdatatype.PTR)
 
-    async def addresses(self, host: str) -> Answer[str]:
+    async def addresses(self, host: str, *, behalf: str = "") -> Answer[str]:
         """IPv6 and IPv4 addresses, alternating; what one family holds is found though the other cannot tell."""
         kept = self._kept_addresses(host)
         if kept is not None:
             return kept
-        four, six = await asyncio.gather(self.a(host), self.aaaa(host))
+        four, six = await asyncio.gather(self.a(host, behalf=behalf), self.aaaa(host, behalf=behalf))
         return merged(six, four)
 
-    async def addresses_of(self, hosts: Sequence[str]) -> dict[str, Answer[str]]:
+    async def addresses_of(self, hosts: Sequence[str], *, behalf: str = "") -> dict[str, Answer[str]]:
         """The addresses of several hosts, asked for at once; without a task for those that are in the cache."""
         answers = {host: self._kept_addresses(host) for host in hosts}
         missing = [host for host, answer in answers.items() if answer is None]
-        asked = await asyncio.gather(*map(self.addresses, missing)) if missing else []
+        asked = await asyncio.gather(*(self.addresses(host, behalf=behalf) for host in missing))
         kept = {host: answer for host, answer in answers.items() if answer is not None}
         return kept | dict(zip(missing, asked, strict=True))
 
@@ -153,7 +157,9 @@ class Resolver:
         """End the questions under way; those who wait for them are cancelled."""
         await self._questions.close()
 
-    async def _look_up(self, name: str, kind: dns.rdatatype.RdataType, *, fresh: bool = False) -> Answer[Any]:
+    async def _look_up(
+        self, name: str, kind: dns.rdatatype.RdataType, *, fresh: bool = False, behalf: str = ""
+    ) -> Answer[Any]:
         key = (name.lower().rstrip("."), kind)
         if fresh:
             answer = await self._fresh(*key)
@@ -166,7 +172,7 @@ class Resolver:
         kept = self._kept(key)
         if kept is not None:
             return kept
-        return await self._questions.run(key, lambda: self._resolve(key))
+        return await self._questions.run(key, lambda: self._resolve(key, behalf))
 
     def _kept(self, key: _Key) -> Answer[Any] | None:
         entry = self._cache.get(key)
@@ -181,8 +187,8 @@ class Resolver:
         four, six = self._kept((name, dns.rdatatype.A)), self._kept((name, dns.rdatatype.AAAA))
         return None if four is None or six is None else merged(six, four)
 
-    async def _resolve(self, key: _Key) -> Answer[Any]:
-        answer = await self._follow(*key)
+    async def _resolve(self, key: _Key, behalf: str) -> Answer[Any]:
+        answer = await self._follow(*key, behalf)
         self._counts[type(answer)].add()
         self._keep(key, answer)
         return answer
@@ -205,7 +211,7 @@ class Resolver:
         if entry is not None:
             self._taken -= entry.places
 
-    async def _follow(self, text: str, kind: dns.rdatatype.RdataType) -> Answer[Any]:
+    async def _follow(self, text: str, kind: dns.rdatatype.RdataType, behalf: str = "") -> Answer[Any]:
         """Ask, and ask again for the end of a chain of aliases that the server did not follow itself."""
         try:
             name = dns.name.from_text(text)
@@ -214,9 +220,10 @@ class Resolver:
         seen = {name}
         secure = True
         for _ in range(ALIASES):
+            owner = registered_domain(behalf or name.to_text(omit_final_dot=True).lower())
             try:
                 async with asyncio.timeout(self._deadline.total_seconds()):
-                    await self._slots.acquire()
+                    await self._slots.take(owner)
             except TimeoutError:
                 return CannotTell(reason="too many questions are under way")
             try:
@@ -224,7 +231,7 @@ class Resolver:
             except NoAnswer as exc:
                 return CannotTell(reason=str(exc), server=str(exc.server or ""))
             finally:
-                self._slots.release()
+                self._slots.give_back(owner)
             answer = read(message, kind)
             if not isinstance(answer, dns.name.Name):
                 return answer if secure or isinstance(answer, CannotTell) else replace(answer, secure=False)

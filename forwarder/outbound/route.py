@@ -150,7 +150,7 @@ class Router:
             own_addresses=await self._ourselves.addresses(),
             private_allowed=self._outbound.allow_private_destinations,
         )
-        found = await self._addresses_of(candidates[:NAMES_IN_ALL], rule)
+        found = await self._addresses_of(candidates[:NAMES_IN_ALL], rule, domain)
         candidates = _us_first([name for name in candidates if name in found], names, found, rule)
         hosts = usable_hosts(candidates, found, rule)
         if isinstance(hosts, NoRoute):
@@ -174,11 +174,13 @@ class Router:
             return await self._resolver.mx(domain), None
         return await asyncio.gather(self._resolver.mx(domain), self._policies.in_force(domain))
 
-    async def _addresses_of(self, names: Sequence[str], rule: AddressRule) -> dict[str, Answer[str]]:
+    async def _addresses_of(
+        self, names: Sequence[str], rule: AddressRule, domain: str
+    ) -> dict[str, Answer[str]]:
         """Of ten names, and of ten more while none can be dialled: nobody is without hosts for the first ten."""
         found: dict[str, Answer[str]] = {}
         for start in range(0, len(names), NAMES):
-            batch = await self._resolver.addresses_of(names[start : start + NAMES])
+            batch = await self._resolver.addresses_of(names[start : start + NAMES], behalf=domain)
             found |= batch
             if any(_decides(answer, rule) for answer in batch.values()):
                 break

@@ -481,6 +481,22 @@ async def test_a_question_gives_its_place_back_and_cannot_tell_without_one(
     await resolver.close()
 
 
+async def test_silent_domains_do_not_keep_another_from_being_asked(dns: DnsServer, clock: Clock) -> None:
+    resolver = Resolver([HostPort(dns.host, dns.port)], clock=clock, deadline=timedelta(seconds=30))
+    silent = [f"mx{host}.silent{domain}.test" for domain in range(80) for host in range(10)]
+    for name in silent:
+        dns.fault(name, "timeout")
+    dns.set("example.test", "A", ["192.0.2.1"])
+    asking = asyncio.gather(*(resolver.a(name) for name in silent), return_exceptions=True)
+    try:
+        await wait_until(lambda: dns.count() >= 128 + 67)  # of 13 domains half of all, of 67 others one each
+        async with asyncio.timeout(5):
+            assert records(await resolver.a("example.test")) == ("192.0.2.1",)
+    finally:
+        await resolver.close()
+        await asking
+
+
 async def test_the_cache_holds_a_fixed_number(dns: DnsServer, clock: Clock) -> None:
     resolver = Resolver([HostPort(dns.host, dns.port)], clock=clock, cache_size=2)
     for name in ("a.test", "b.test", "a.test", "c.test", "a.test", "b.test"):

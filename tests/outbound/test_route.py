@@ -1,5 +1,6 @@
 """Which hosts mail for a domain is taken to, and why there is none."""
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
@@ -23,6 +24,7 @@ from forwarder.outbound.route import (
     permitted,
     usable_hosts,
 )
+from tests.harness import wait_until
 from tests.peers.dns_server import DnsServer
 
 OWN = "mx1.example.net"
@@ -331,6 +333,21 @@ async def test_names_without_end_are_not_all_looked_up(dns: DnsServer) -> None:
     assert failure(await router(dns).route("example.test")) == (550, "5.1.2")
     asked = {name for name, kind, *_ in dns.queries if kind in ("A", "AAAA")}
     assert len(asked) == 30
+
+
+async def test_silent_hosts_in_many_zones_are_asked_for_in_the_share_of_one_domain(
+    dns: DnsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forwarder.net.dns.QUESTIONS", 4)
+    dns.set("silent.test", "MX", [(number, f"h{number}.test") for number in range(10)])
+    for number in range(10):
+        dns.fault(f"h{number}.test", "timeout")
+    dns.mail_host("example.test", "127.0.0.1")
+    it = router(dns)
+    silent = asyncio.create_task(it.route("silent.test"))
+    await wait_until(lambda: dns.count("h0.test"))
+    assert isinstance(await it.route("example.test"), Route)
+    assert failure(await silent) == (451, "4.4.3")
 
 
 async def test_a_domain_with_private_addresses_alone_is_refused(dns: DnsServer) -> None:
