@@ -39,7 +39,7 @@ from forwarder.errands import Errands
 from forwarder.mail.dane import Tlsa
 from forwarder.net.addresses import is_private
 from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound, merged, octets, read
-from forwarder.net.nameservers import NoAnswer, ask, system_nameservers
+from forwarder.net.nameservers import NoAnswer, Silence, ask, system_nameservers
 from forwarder.net.registered import registered_domain
 from forwarder.net.shares import Shares
 from forwarder.tally import DNS, Tally
@@ -76,6 +76,7 @@ class Resolver:
         tally: Tally | None = None,
     ) -> None:
         self._nameservers = tuple(nameservers) or system_nameservers()
+        self._silence = Silence()
         self._clock = clock
         self._deadline = deadline
         self._cache_size = cache_size
@@ -227,7 +228,9 @@ class Resolver:
             except TimeoutError:
                 return CannotTell(reason="too many questions are under way")
             try:
-                message = await ask(self._nameservers, name, kind, deadline=self._deadline)
+                message = await ask(
+                    self._nameservers, name, kind, deadline=self._deadline, silence=self._silence
+                )
             except NoAnswer as exc:
                 return CannotTell(reason=str(exc), server=str(exc.server or ""))
             finally:

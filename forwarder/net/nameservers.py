@@ -7,8 +7,9 @@ by TCP; one that is truncated there too says nothing, not even that there is not
 stumbles over EDNS is asked again without. What would take long to read (``burden``) is no answer: over UDP it is
 ignored, and by TCP it is as if the server had not been of use.
 
-SERVFAIL, REFUSED and the like send us to the next server; silence also to the same one again. When nobody gives a
-useful answer, ``NoAnswer`` says what was seen last. The transport is dnspython's: 0.4 ms of CPU a question, which
+SERVFAIL, REFUSED and the like send us to the next server; silence also to the same one again. A server that said
+nothing three times in a row is asked last (``Silence``): waiting for it first would take so long that a message is
+judged before its sender's records are there. When nobody gives a useful answer, ``NoAnswer`` says what was seen last. The transport is dnspython's: 0.4 ms of CPU a question, which
 the cache of ``forwarder.net.dns`` makes rare.
 
 Limits: no DNSSEC validation of our own: AD is asked for (RFC 6840 5.7), and believed where somebody looks at it. No
@@ -19,10 +20,11 @@ on the same host.
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import dns.asyncbackend
@@ -41,6 +43,8 @@ from forwarder.net.burden import too_great
 
 PAYLOAD = 1232  # octets over UDP: DNS flag day 2020; larger answers come by TCP instead of in fragments
 TRIES = 4
+IN_VAIN = 3  # questions in a row
+ASIDE = 30.0  # seconds
 _USEFUL = (dns.rcode.NOERROR, dns.rcode.NXDOMAIN)
 _NO_EDNS = (dns.rcode.FORMERR, dns.rcode.NOTIMP, dns.rcode.BADVERS)
 
@@ -57,6 +61,44 @@ class _TooGreat(dns.exception.DNSException):
     """An answer that nobody is to read."""
 
 
+class Silence:
+    """Which name servers have been silent lately: they are asked last, and one question in ASIDE seconds first.
+
+    A silent zone makes any server look so, which is why it takes several in a row, and why it only changes the order.
+    """
+
+    def __init__(self, time: Callable[[], float] = monotonic) -> None:
+        self._time = time
+        self._in_vain: dict[HostPort, int] = {}
+        self._until: dict[HostPort, float] = {}
+
+    def ordered(self, servers: Sequence[HostPort]) -> list[HostPort]:
+        """The servers as they are to be asked now."""
+        if not self._until:
+            return list(servers)
+        now = self._time()
+        aside = []
+        for server in servers:
+            until = self._until.get(server)
+            if until is not None and until > now:
+                aside.append(server)
+            elif until is not None:
+                self._until[server] = now + ASIDE  # for this question alone it is as the others
+        return [server for server in servers if server not in aside] + aside
+
+    def heard(self, server: HostPort) -> None:
+        """It said something."""
+        if server in self._in_vain:
+            del self._in_vain[server]
+            self._until.pop(server, None)
+
+    def missed(self, server: HostPort) -> None:
+        """It said nothing."""
+        self._in_vain[server] = in_vain = self._in_vain.get(server, 0) + 1
+        if in_vain >= IN_VAIN:
+            self._until[server] = self._time() + ASIDE
+
+
 async def ask(
     servers: Sequence[HostPort],
     name: dns.name.Name,
@@ -64,13 +106,15 @@ async def ask(
     *,
     deadline: timedelta,
     recursion: bool = True,
+    silence: Silence | None = None,
 ) -> dns.message.QueryMessage:
     """The first useful answer (NOERROR or NXDOMAIN); ``NoAnswer`` when there is none within the deadline."""
+    silence = silence or Silence()
     tries = min(max(2, len(servers)), TRIES)
     patience = deadline.total_seconds() / tries
     spent: set[HostPort] = set()  # those who answered, uselessly: asking again brings the same
     last = NoAnswer("no name server is known")
-    for server in (list(servers) * 2)[:tries]:
+    for server in (silence.ordered(servers) * 2)[:tries]:
         if server in spent:
             continue
         try:
@@ -78,6 +122,7 @@ async def ask(
                 answer = await _exchange(server, name, kind, recursion=recursion)
         except (TimeoutError, dns.exception.Timeout):
             last = NoAnswer("the name server does not answer", server)
+            silence.missed(server)
         except _TooGreat:
             last = NoAnswer("the name server answers at too great a length", server)
             spent.add(server)
@@ -85,6 +130,7 @@ async def ask(
             last = NoAnswer(f"the name server cannot be asked ({_trouble(exc)})", server)
             spent.add(server)
         else:
+            silence.heard(server)
             useless = _useless(answer, recursion=recursion)
             if not useless:
                 return answer

@@ -18,7 +18,7 @@ from forwarder.config import HostPort
 from forwarder.mail.dane import Tlsa
 from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound
 from forwarder.net.dns import Resolver
-from forwarder.net.nameservers import ask, system_nameservers
+from forwarder.net.nameservers import Silence, ask, system_nameservers
 from tests.harness import wait_until
 from tests.peers.dns_server import DnsServer
 
@@ -271,6 +271,50 @@ async def test_silence_once_is_forgiven(dns: DnsServer, resolver: Resolver) -> N
     dns.set("example.test", "A", ["192.0.2.1"])
     dns.fault("example.test", "timeout", times=1)
     assert records(await resolver.a("example.test")) == ("192.0.2.1",)
+
+
+async def test_a_server_that_is_silent_three_times_in_a_row_is_asked_last(
+    dns: DnsServer, clock: Clock
+) -> None:
+    async with DnsServer() as silent:
+        silent.fault("*", "timeout")
+        servers = [HostPort(each.host, each.port) for each in (silent, dns)]
+        resolver = Resolver(servers, clock=clock, deadline=timedelta(seconds=0.6))
+        for number in range(8):
+            dns.set(f"h{number}.test", "A", ["192.0.2.1"])
+            assert records(await resolver.a(f"h{number}.test")) == ("192.0.2.1",)
+        assert [query.name for query in silent.queries] == ["h0.test", "h1.test", "h2.test"]
+        silent.heal()
+        dns.fault("other.test", "servfail")
+        silent.set("other.test", "A", ["192.0.2.2"])
+        assert records(await resolver.a("other.test")) == ("192.0.2.2",)
+        silent.set("more.test", "A", ["192.0.2.3"])  # it has spoken, and is the first again
+        assert records(await resolver.a("more.test")) == ("192.0.2.3",)
+
+
+def test_a_silent_server_is_asked_first_by_one_question_in_half_a_minute() -> None:
+    now = 0.0
+    silence = Silence(lambda: now)
+    one, two, three = servers = [HostPort("192.0.2.1", port) for port in (1, 2, 3)]
+    for _ in range(2):
+        silence.missed(one)
+    assert silence.ordered(servers) == [one, two, three]
+    silence.missed(one)
+    assert silence.ordered(servers) == [two, three, one]
+    now = 29.0
+    silence.missed(three)
+    silence.heard(three)
+    assert silence.ordered(servers) == [two, three, one]
+    now = 30.0
+    assert [silence.ordered(servers)[0] for _ in range(3)] == [one, two, two]
+    silence.missed(one)
+    now = 59.0
+    assert silence.ordered(servers) == [two, three, one]
+    silence.heard(one)
+    assert silence.ordered(servers) == [one, two, three]
+    for server in servers * 3:  # all alike
+        silence.missed(server)
+    assert silence.ordered(servers) == [one, two, three]
 
 
 # --- aliases
