@@ -120,7 +120,7 @@ class GuardedClient:
         client = await self._client()
         target = _checked(url, allow_private=self._allow_private)
         async with _bounded(target, timeout):
-            response = await self._send(client, "POST", target, headers, body)
+            response = await self._send(client, "POST", target, timeout, headers, body)
         return response.status_code, await _excerpt(response)
 
     async def get(self, url: str, timeout: timedelta, *, limit: int) -> Page:
@@ -128,7 +128,7 @@ class GuardedClient:
         client = await self._client()
         target = _checked(url, allow_private=self._allow_private)
         async with _bounded(target, timeout):
-            response = await self._send(client, "GET", target, {"Accept-Encoding": "identity"})
+            response = await self._send(client, "GET", target, timeout, {"Accept-Encoding": "identity"})
             body = await _beginning(response, limit + 1)
         if len(body) > limit:
             raise Unreachable(f"{target.host} said more than {limit} octets")
@@ -167,16 +167,22 @@ class GuardedClient:
         client: "httpx.AsyncClient",
         method: str,
         target: "httpx.URL",
+        timeout: timedelta,
         headers: Mapping[str, str],
         body: bytes | None = None,
     ) -> "httpx.Response":
-        """Status and header fields; the body is still to come. An address that takes no connection is passed over."""
+        """Status and header fields; the body is still to come.
+
+        An address that takes no connection in its share of the time is passed over: one that swallows what is sent to
+        it would cost the whole attempt, and every later one.
+        """
         import httpx
 
-        *others, last = await self._addresses(target.host)
+        *others, last = addresses = await self._addresses(target.host)
+        share = timeout.total_seconds() / len(addresses)
         for address in others:
-            with suppress(httpx.ConnectError):  # nothing of the request was sent
-                return await self._send_to(client, address, method, target, headers, body)
+            with suppress(httpx.ConnectError, httpx.ConnectTimeout):  # nothing of the request was sent
+                return await self._send_to(client, address, method, target, headers, body, connect=share)
         return await self._send_to(client, last, method, target, headers, body)
 
     async def _send_to(
@@ -187,13 +193,18 @@ class GuardedClient:
         target: "httpx.URL",
         headers: Mapping[str, str],
         body: bytes | None,
+        *,
+        connect: float | None = None,
     ) -> "httpx.Response":
+        import httpx
+
         request = client.build_request(
             method,
             target.copy_with(host=address),
             content=body,
             headers={**headers, "Host": target.netloc.decode("ascii")},
             extensions={"sni_hostname": target.raw_host.decode("ascii")},
+            timeout=httpx.Timeout(None, connect=connect),
         )
         return await client.send(request, stream=True)
 

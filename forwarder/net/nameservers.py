@@ -9,8 +9,8 @@ ignored, and by TCP it is as if the server had not been of use.
 
 SERVFAIL, REFUSED and the like send us to the next server; silence also to the same one again. A server that said
 nothing three times in a row is asked last (``Silence``): waiting for it first would take so long that a message is
-judged before its sender's records are there. When nobody gives a useful answer, ``NoAnswer`` says what was seen last. The transport is dnspython's: 0.4 ms of CPU a question, which
-the cache of ``forwarder.net.dns`` makes rare.
+judged before its sender's records are there. When nobody gives a useful answer, ``NoAnswer`` says what was seen last.
+The transport is dnspython's: 0.4 ms of CPU a question, which the cache of ``forwarder.net.dns`` makes rare.
 
 Limits: no DNSSEC validation of our own: AD is asked for (RFC 6840 5.7), and believed where somebody looks at it. No
 mixing of upper and lower case in names against spoofing, no TCP-only or encrypted transports. Run a validating resolver

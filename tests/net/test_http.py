@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -156,6 +157,34 @@ async def test_an_address_that_takes_no_connection_is_passed(
     assert len(hooks.requests) == 1
     with pytest.raises(Unreachable):
         await client.post(f"http://hooks.example.test:{free_port()}/", b"{}", {}, SOON)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_an_address_that_swallows_what_is_sent_to_it_is_passed_in_time(
+    dns: DnsServer, tls: bool, tmp_path: Path
+) -> None:
+    pair = self_signed(["hooks.example.test"], tmp_path)
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(*pair)
+    client = GuardedClient(
+        resolver(dns), allow_private=True, verify=ssl.create_default_context(cafile=str(pair[0]))
+    )
+    async with WebhookServer(host="::1", tls=serving if tls else None) as hooks:
+        with contextlib.ExitStack() as stack:
+            # Full with one connection: it says nothing to the next. Or it takes that, and is silent in the handshake.
+            hole = stack.enter_context(
+                socket.create_server(("127.0.0.2", hooks.port), backlog=9 if tls else 0)
+            )
+            for _ in range(0 if tls else 2):
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(hole.getsockname())
+            dns.set("hooks.example.test", "A", ["127.0.0.2"])
+            dns.set("hooks.example.test", "AAAA", ["::1"])
+            url = f"{'https' if tls else 'http'}://hooks.example.test:{hooks.port}/"
+            assert await client.post(url, b"{}", {}, SOON) == (200, "")
+    assert len(hooks.requests) == 1
+    await client.close()
 
 
 async def test_a_redirect_is_a_result_and_not_followed(hooks: WebhookServer, client: GuardedClient) -> None:
