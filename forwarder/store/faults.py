@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
-from forwarder.store.trouble import StoreFull, StoreUnavailable, WrongEncoding
+from forwarder.store.trouble import SharedSessions, StoreFull, StoreUnavailable, WrongEncoding
 
 _SQLITE_FULL = 13
 _SQLITE_FILE = frozenset({8, 10, 14})  # READONLY, IOERR, CANTOPEN
@@ -68,6 +68,15 @@ _ENCODING = Explained(
     "--template=template0",
     passes=False,
 )
+_SHARED = Explained(
+    text="the pooler that [database] url names gives each transaction another connection to the database; set its "
+    "pool_mode to session, or name the database itself",
+    passes=False,
+)
+_REFUSED = Explained(
+    text="the database, or a pooler before it, refuses the connection; its log says why (a pooler may not take the "
+    "options after the ? of [database] url)"
+)
 _BUSY = Explained(text="the database does not take more connections or work now; see what else uses it")
 _STARTING = Explained(text="the database is starting or shutting down; it has to run for the engine to serve")
 _TLS = Explained(
@@ -76,6 +85,7 @@ _TLS = Explained(
 )
 _CHECK = "check host and port in [database] url, and that it runs"
 _BY_STATE = {
+    "08P01": _REFUSED,
     "28": _LOGIN,
     "3D": _ABSENT,
     "42501": _FORBIDDEN,
@@ -153,6 +163,8 @@ def explain(trouble: BaseException) -> Explained:
             return Explained(text="the disk of the database is full; make room")
         if isinstance(error, WrongEncoding):
             return _ENCODING
+        if isinstance(error, SharedSessions):
+            return _SHARED
         if _is_bad_option(error):
             return _OPTION
         if isinstance(error, _of_asyncpg("TargetServerAttributeNotMatched")):

@@ -1,8 +1,8 @@
 """PostgreSQL: asyncpg under SQLAlchemy, a few lanes that commit groups at the same moment.
 
 asyncpg reads the URL itself, as libpq would: several hosts, ``sslmode``, ``target_session_attrs``, a password file.
-Every connection is told ``synchronous_commit=on`` and ``read committed``, whatever the server's or the role's default,
-and to give up statements, locks and idle transactions in bounded time.
+Every connection is told (``sessions``) ``synchronous_commit=on`` and ``read committed``, whatever the server's or the
+role's default, and to give up statements, locks and idle transactions in bounded time.
 
 Lanes run LANES transactions at once, but the second joins only when something has waited JOIN_AFTER for the first to
 end, as it does over a slow network or behind a lock: while commits are quick, two at once make every group smaller, and
@@ -17,10 +17,9 @@ CommitUnknown.
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import asyncpg
 import structlog
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -29,14 +28,14 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 from forwarder.errands import unheard
 from forwarder.failpoint import reach
 from forwarder.store.faults import ended_for_certain, is_conflict, may_work_again, trouble_of
+from forwarder.store.sessions import CONNECT_LIMIT, Sessions
 from forwarder.store.trouble import CommitUnknown
 from forwarder.store.writer import Failed, Item, Writer, apply_group, halves
 from forwarder.tally import Tally
 
 LANES = 2
 JOIN_AFTER = 0.01  # seconds
-CONNECT_LIMIT = 5.0  # seconds
-STATEMENT_LIMIT = 8.0
+STATEMENT_LIMIT = 8.0  # seconds
 TRANSACTION_LIMIT = 10.0
 TRIES = 3
 
@@ -44,49 +43,28 @@ T = TypeVar("T")
 _log = structlog.get_logger("forwarder.store")
 
 
-class _Connection(asyncpg.Connection):  # type: ignore[misc]
-    """Closing never fails: asyncpg cuts the connection where the server does not let go of it, and that will do.
-
-    SQLAlchemy closes what broke in a task of its own, whose failure nobody hears when the caller's time is up;
-    and a failure there would stand for that of the statement, which says whether to try again.
-    """
-
-    async def close(self, *, timeout: float | None = None) -> None:
-        with suppress(Exception):
-            await super().close(timeout=timeout)
-
-
 def make_engine(url: str, *, pool_size: int, patience: float = STATEMENT_LIMIT) -> AsyncEngine:
     """A pool of connections to ``url``; none is opened yet. ``patience``: seconds that a statement or lock may take."""
     limit = str(int(patience * 1000))
 
-    async def connect() -> asyncpg.Connection:
-        return await asyncpg.connect(
-            dsn=url,
-            connection_class=_Connection,
-            timeout=CONNECT_LIMIT,
-            command_timeout=patience,
-            statement_cache_size=0,  # SQLAlchemy keeps the prepared statements
-            server_settings={
-                "application_name": "forwarder",
-                "synchronous_commit": "on",
-                # Who waited for a lock looks once more for what its holder did, and a snapshot would show nothing new.
-                "default_transaction_isolation": "read committed",
-                "statement_timeout": limit,
-                "lock_timeout": limit,
-                "idle_in_transaction_session_timeout": str(int(TRANSACTION_LIMIT * 1000)),
-                # Every statement of ours has an index to walk. The statistics of a queue are always stale, and a plan
-                # that reads and sorts the whole backlog to claim a hundred rows of it looks cheap by them.
-                "enable_bitmapscan": "off",
-                "enable_seqscan": "off",
-                "jit": "off",
-                "timezone": "UTC",
-            },
-        )
-
+    settings = {
+        "synchronous_commit": "on",
+        # Who waited for a lock looks once more for what its holder did, and a snapshot would show nothing new.
+        "default_transaction_isolation": "read committed",
+        "statement_timeout": limit,
+        "lock_timeout": limit,
+        "idle_in_transaction_session_timeout": str(int(TRANSACTION_LIMIT * 1000)),
+        # Every statement of ours has an index to walk. The statistics of a queue are always stale, and a plan
+        # that reads and sorts the whole backlog to claim a hundred rows of it looks cheap by them.
+        "enable_bitmapscan": "off",
+        "enable_seqscan": "off",
+        "jit": "off",
+        "timezone": "UTC",
+    }
+    sessions = Sessions(url, settings=settings, patience=patience)
     return create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=connect,
+        async_creator=sessions.begin,
         poolclass=AsyncAdaptedQueuePool,
         pool_size=pool_size,
         max_overflow=0,

@@ -32,3 +32,10 @@ class WrongEncoding(StoreUnavailable):
 
     def __init__(self) -> None:
         super().__init__("the database has an encoding that cannot hold all letters")
+
+
+class SharedSessions(StoreUnavailable):
+    """A pooler gives each transaction another connection to the server: what a session is told does not hold."""
+
+    def __init__(self) -> None:
+        super().__init__("the sessions of the database are shared")

@@ -1,0 +1,95 @@
+"""How a connection to PostgreSQL begins: what each is told, and whether it stays the one that was told.
+
+A connection is told by a statement, not while it is opened: there a pooler refuses what it does not know, or leaves it
+out where its operator says so (``ignore_startup_parameters``), and nobody would see that commits are not durable.
+
+A pooler that gives each transaction another connection to the server (``pool_mode = transaction``) makes what one was
+told hold for others, and not for it: SharedSessions. A pooler shows by the process id that it makes up for a
+connection. Then, once for each ``Sessions``, one connection is marked, another looks whether it finds the mark, and the
+first whether it still does.
+
+Limit: a pooler that is switched over while the engine runs is found out at the next start.
+"""
+
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+
+import asyncpg
+
+from forwarder.store.trouble import SharedSessions
+
+CONNECT_LIMIT = 5.0  # seconds
+
+_MARK = "forwarder.mark"
+_FOUND = "SELECT 1"  # what the server says of a query that found one row
+
+
+class _Connection(asyncpg.Connection):  # type: ignore[misc]
+    """Closing never fails: asyncpg cuts the connection where the server does not let go of it, and that will do.
+
+    SQLAlchemy closes what broke in a task of its own, whose failure nobody hears when the caller's time is up;
+    and a failure there would stand for that of the statement, which says whether to try again.
+    """
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        with suppress(Exception):
+            await super().close(timeout=timeout)
+
+
+class Sessions:
+    """Opens connections to one URL, each told the settings."""
+
+    def __init__(self, url: str, *, settings: Mapping[str, str], patience: float) -> None:
+        """``settings`` are ours, and hold no quote."""
+        self._url = url
+        self._patience = patience
+        told = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in settings.items())
+        self._telling = f"SELECT {told}"
+        self._kept = False  # a pooler has shown that it keeps a session for a connection
+
+    async def begin(self) -> asyncpg.Connection:
+        """A new connection. SharedSessions, and what asyncpg raises."""
+        conn = await self._open()
+        try:
+            directly = f"SELECT 1 WHERE pg_backend_pid() = {conn.get_server_pid()}"
+            # As one simple query, one way to the server and back; the status is that of the last.
+            status = await conn.execute(f"{self._telling}; {directly}", timeout=CONNECT_LIMIT)
+            if status != _FOUND and not self._kept:
+                await self._prove(conn)
+        except BaseException:
+            conn.terminate()
+            raise
+        return conn
+
+    async def _open(self) -> asyncpg.Connection:
+        return await asyncpg.connect(
+            dsn=self._url,
+            connection_class=_Connection,
+            timeout=CONNECT_LIMIT,
+            command_timeout=self._patience,
+            statement_cache_size=0,  # SQLAlchemy keeps the prepared statements
+            server_settings={"application_name": "forwarder"},  # poolers know this one
+        )
+
+    async def _prove(self, conn: asyncpg.Connection) -> None:
+        mark = secrets.token_hex(8)
+        look = f"SELECT 1 WHERE current_setting('{_MARK}', true) = '{mark}'"
+        await conn.execute(f"SELECT set_config('{_MARK}', '{mark}', false)", timeout=CONNECT_LIMIT)
+        other = await self._open()
+        try:
+            # Nearly always it comes to where the first has just been, or keeps that for itself for as long as it stays.
+            await other.execute("BEGIN", timeout=CONNECT_LIMIT)
+            if await other.execute(look, timeout=CONNECT_LIMIT) == _FOUND:
+                raise SharedSessions
+            await self._look_again(conn, look)
+        finally:
+            other.terminate()
+        for _ in range(2):  # where connections are given in turn, the next is another
+            await self._look_again(conn, look)
+        self._kept = True
+
+    @staticmethod
+    async def _look_again(conn: asyncpg.Connection, look: str) -> None:
+        if await conn.execute(look, timeout=CONNECT_LIMIT) != _FOUND:
+            raise SharedSessions

@@ -1,0 +1,59 @@
+"""What connections are told holds for them, whatever stands before the server; where it does not, the start ends."""
+
+import pytest
+from sqlalchemy import text
+
+from forwarder.node import NodeError
+from forwarder.schema import check_schema, wait_for_store
+from forwarder.store.engine import Database
+from forwarder.store.faults import explain
+from forwarder.store.trouble import StoreUnavailable
+from tests.postgres import Server
+from tests.store.pooler import Pooler
+
+TOLD = {
+    "synchronous_commit": "on",
+    "default_transaction_isolation": "read committed",
+    "statement_timeout": "8s",
+    "lock_timeout": "8s",
+    "idle_in_transaction_session_timeout": "10s",
+    "enable_bitmapscan": "off",
+    "enable_seqscan": "off",
+    "jit": "off",
+    "TimeZone": "UTC",
+}
+
+
+@pytest.mark.parametrize("lenient", [False, True], ids=["refuses", "leaves-out"])
+async def test_behind_a_pooler_that_keeps_sessions_commits_are_durable(
+    postgres: Server, postgres_url: str, lenient: bool
+) -> None:
+    assert postgres.sql("SHOW synchronous_commit") == "off"
+    async with Pooler(postgres_url, lenient=lenient) as pooler:
+        database = await Database.open(pooler.url)
+        for act in (database.read, database.write):
+            told = await act(
+                lambda conn: {name: conn.execute(text(f"SHOW {name}")).scalar() for name in TOLD}
+            )
+            assert told == TOLD
+        await database.close()
+
+
+@pytest.mark.parametrize("links", [1, 2])
+async def test_a_pooler_that_shares_sessions_ends_the_start(postgres_url: str, links: int) -> None:
+    async with Pooler(postgres_url, shared=links) as pooler:
+        database = await Database.open(pooler.url)
+        with pytest.raises(NodeError, match="set its pool_mode to session"):
+            await wait_for_store(lambda: check_schema(database, pooler.url))
+        await database.close()
+
+
+async def test_what_a_pooler_does_not_take_is_said(postgres_url: str) -> None:
+    async with Pooler(postgres_url) as pooler:
+        database = await Database.open(pooler.url + "?search_path=public")
+        with pytest.raises(StoreUnavailable) as caught:
+            await database.ready()
+        await database.close()
+    found = explain(caught.value)
+    assert "or a pooler before it, refuses the connection" in found.text
+    assert found.passes
