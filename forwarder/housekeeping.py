@@ -23,6 +23,7 @@ from forwarder.config import Settings
 from forwarder.store import changes, chores, confirmations, counters, workers
 from forwarder.store.engine import Database
 from forwarder.store.journal import Journal
+from forwarder.store.telling import Telling
 from forwarder.store.trouble import StoreUnavailable
 
 CHANGES_KEPT = timedelta(hours=1)  # a cache that slept longer than this loads everything again
@@ -83,6 +84,7 @@ def chores_of(
 
 async def keep_house(chore: Chore, database: Database, *, owner: str, clock: Callable[[], datetime]) -> None:
     """A task body: do the chore at its turns, whenever this process is the one to do it."""
+    telling = Telling()
     while True:
         # Asked more often than done, so that another process takes over soon when the one that did it is gone.
         await asyncio.sleep(min(chore.every.total_seconds(), 60.0))
@@ -98,7 +100,8 @@ async def keep_house(chore: Chore, database: Database, *, owner: str, clock: Cal
             else:
                 continue
         except StoreUnavailable as error:
-            log.warning("a chore waits for the store", chore=chore.name, reason=str(error))
+            if news := telling.news(error):
+                log.warning("a chore waits for the store", chore=chore.name, **news)
             continue
         if changed:
             log.info("a chore is done", chore=chore.name, rows=changed)

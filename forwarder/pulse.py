@@ -19,6 +19,7 @@ import structlog
 
 from forwarder.store import workers
 from forwarder.store.engine import Database
+from forwarder.store.telling import Telling
 from forwarder.store.trouble import StoreUnavailable
 
 LONGEST_PAUSE = 5.0  # seconds between two beats
@@ -77,6 +78,7 @@ class Pulse:
         usual = min(self._lease.total_seconds() / 4, LONGEST_PAUSE)
         retry = min(usual, RETRY)
         pause = usual
+        telling = Telling()
         while True:
             await asyncio.sleep(pause if self.alive() else retry)
             try:
@@ -84,7 +86,8 @@ class Pulse:
                 pause = usual
             except StoreUnavailable as error:
                 pause = retry  # a store that is back before the lease is over is in time
-                log.warning("the heartbeat waits for the store", reason=str(error))
+                if news := telling.news(error):
+                    log.warning("the heartbeat waits for the store", **news)
 
     async def beat(self) -> None:
         """Live on, or learn that we were taken for dead."""

@@ -101,12 +101,8 @@ class Dialogue(Connection):
         except (Gone, Expired, Stopped, ConnectionError):
             raise
         except StoreUnavailable as trouble:
-            log.warning(
-                "a command met trouble of the store",
-                service=self._desk.name,
-                reason=str(trouble),
-                cause=repr(trouble.__cause__),
-            )
+            if news := self._desk.telling.news(trouble):
+                log.warning("a command met trouble of the store", service=self._desk.name, **news)
             return replies.STORAGE_FULL if isinstance(trouble, StoreFull) else replies.TROUBLE
         except Exception:
             log.exception("a command failed", service=self._desk.name, verb=verb.decode())

@@ -15,6 +15,7 @@ from forwarder.mail.address import Path
 from forwarder.mail.envelope import MailCommand
 from forwarder.mail.reply import Reply
 from forwarder.net.tls import ServerTls
+from forwarder.store.telling import Telling
 from forwarder.tally import CONNECTIONS, RECEIVED, REPLIES, Count, Tally
 
 COMMAND_LIMIT = 2048  # octets with CRLF; RFC 5321 4.5.3.1.4 says 512 and extensions add to it
@@ -88,6 +89,7 @@ class Desk:
     connections: Mapping[str, Count] = field(init=False)
     answers: Mapping[bytes, Mapping[int, Count]] = field(init=False)  # by the verb, and the first digit
     received: Count = field(init=False)
+    telling: Telling = field(default_factory=Telling, init=False)  # of trouble of the store
     _hellos: dict[tuple[str, ...], Reply] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:

@@ -45,6 +45,7 @@ from forwarder.outbound.strays import Strays
 from forwarder.outbound.window import Window
 from forwarder.store.queue import Queue
 from forwarder.store.records import Delivery, NewMessage
+from forwarder.store.telling import Telling
 from forwarder.store.trouble import StoreUnavailable
 from forwarder.tally import Tally
 
@@ -289,13 +290,15 @@ class Dispatcher:
 
     async def _claim_for_ever(self) -> None:
         pause = 0.1
+        telling = Telling()
         while self._open:
             wait = pause
             try:
                 wait = await self._claim()
                 pause = 0.1
             except StoreUnavailable as error:
-                _log.warning("the claims wait for the store", reason=str(error))
+                if news := telling.news(error):
+                    _log.warning("the claims wait for the store", **news)
                 pause = min(pause * 2, _LONGEST_PAUSE)
             except Exception:  # noqa: BLE001 - one bad turn must not be the last
                 _log.exception("a claim failed")

@@ -28,6 +28,7 @@ from forwarder.outbound.bounce import Bounces
 from forwarder.outbound.parcel import Parcel, Told, Verdict
 from forwarder.store.queue import Queue
 from forwarder.store.records import NewEvent, NewMessage, Outcome, Settlement
+from forwarder.store.telling import Telling
 from forwarder.store.trouble import StoreUnavailable
 from forwarder.tally import REPORTS, SETTLED, Tally
 
@@ -65,6 +66,7 @@ class Clerk:
         self._hand_over = hand_over
         self._attempts = {kind: tally.counts(SETTLED, kind.value) for kind in DeliveryKind}
         self._reports = tally.count(REPORTS)
+        self._telling = Telling()
         self.unwritten = 0  # settlements, and contents to be read, that wait for the store to come back
 
     async def settle(self, parcel: Parcel, verdicts: Sequence[Verdict], read: Read) -> None:
@@ -92,10 +94,8 @@ class Clerk:
             try:
                 return await act()
             except StoreUnavailable as error:
-                if pause == _FIRST_PAUSE:
-                    _log.warning(
-                        "the deliveries wait for the store", reason=str(error), unwritten=self.unwritten + 1
-                    )
+                if pause == _FIRST_PAUSE and (news := self._telling.news(error)):
+                    _log.warning("the deliveries wait for the store", unwritten=self.unwritten + 1, **news)
                 self.unwritten += 1
                 try:
                     await asyncio.sleep(pause)

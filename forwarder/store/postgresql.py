@@ -29,6 +29,7 @@ from forwarder.errands import unheard
 from forwarder.failpoint import reach
 from forwarder.store.faults import ended_for_certain, is_conflict, may_work_again, trouble_of
 from forwarder.store.sessions import CONNECT_LIMIT, Sessions
+from forwarder.store.telling import Telling
 from forwarder.store.trouble import CommitUnknown
 from forwarder.store.writer import Failed, Item, Writer, apply_group, halves
 from forwarder.tally import Tally
@@ -110,6 +111,7 @@ class PostgresWriter(Writer):
         self._idle = 0
         self._joining: asyncio.TimerHandle | None = None
         self._unbroken = _Unbroken()
+        self._telling = Telling()
         self._lanes = [self.loop.create_task(self._lane(), name=f"store-lane-{n}") for n in range(LANES)]
 
     def wake(self) -> None:
@@ -205,7 +207,8 @@ class PostgresWriter(Writer):
             if trouble is not error:
                 trouble.__cause__ = error
             self.failing = True
-            _log.error("a write failed", items=len(part), reason=repr(error.__cause__ or error))
+            if news := self._telling.news(trouble):
+                _log.error("a write failed", items=len(part), **news)
             return [Failed(trouble)] * len(part)
         if len(part) == 1:
             return [Failed(error)]

@@ -35,6 +35,7 @@ from forwarder.failpoint import reach
 from forwarder.store.faults import ended_for_certain, trouble_of
 from forwarder.store.room import Room
 from forwarder.store.straight import begin, begin_reading, commit, rollback
+from forwarder.store.telling import Telling
 from forwarder.store.trouble import CommitUnknown, StoreFull, StoreUnavailable
 from forwarder.store.writer import Failed, Item, Writer, apply_group, halves
 from forwarder.tally import Tally
@@ -121,6 +122,7 @@ class SqliteWriter(Writer):
         # Not an Event, whose lock and condition are Python's own: waking would take ten times as long.
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._ended = asyncio.Event()
+        self._telling = Telling()
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
@@ -179,7 +181,8 @@ class SqliteWriter(Writer):
             told = {id(item) for item, _ in done}
             failed = [item for item in group or self.waiting.take() if id(item) not in told]
             done += [(item, Failed(trouble)) for item in failed]
-            _log.error("a write failed", items=len(failed), reason=repr(error))
+            if news := self._telling.news(trouble):
+                _log.error("a write failed", items=len(failed), **news)
         self._tell(self._finish, group, done)
 
     def _with_room(self, conn: Connection, group: list[Item], done: list[tuple[Item, Any]]) -> list[Item]:

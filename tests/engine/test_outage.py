@@ -191,6 +191,11 @@ async def test_a_database_that_goes_away_is_temporary_at_every_step(town: Town) 
         # A refusal needs the store as well: nobody is called unknown, and no relay is denied, on hearsay.
         unknown = await town.send("ann@out.test", "somebody@unheard.example", MAIL)
         assert temporary(unknown), unknown
+        for _ in range(3):
+            assert temporary(await town.send("ann@out.test", "richard@example.com", MAIL))
+        said = [str(line["reason"]) for line in town.errors if line["event"] == "a write failed"]
+        assert any("[database] url" in reason for reason in said)
+        assert len(said) == len(set(said))  # what many meet is said once
         async with town.api() as api:
             assert (await api.get("/health/live")).status_code == 200
             await wait_until(lambda: _status(api, "/health/ready", 503))
