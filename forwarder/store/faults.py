@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
-from forwarder.store.trouble import SharedSessions, StoreFull, StoreUnavailable, WrongEncoding
+from forwarder.store.trouble import SharedSessions, StoreFull, StoreUnavailable, UnusableUrl, WrongEncoding
 
 _SQLITE_FULL = 13
 _SQLITE_FILE = frozenset({8, 10, 14})  # READONLY, IOERR, CANTOPEN
@@ -71,6 +71,11 @@ _ENCODING = Explained(
 _SHARED = Explained(
     text="the pooler that [database] url names gives each transaction another connection to the database; set its "
     "pool_mode to session, or name the database itself",
+    passes=False,
+)
+_URL = Explained(
+    text="[database] url names a host or a port that cannot be; mend it: "
+    "postgresql://user:password@host:port/database",
     passes=False,
 )
 _REFUSED = Explained(
@@ -165,6 +170,8 @@ def explain(trouble: BaseException) -> Explained:
             return _ENCODING
         if isinstance(error, SharedSessions):
             return _SHARED
+        if isinstance(error, UnusableUrl):
+            return _URL
         if _is_bad_option(error):
             return _OPTION
         if isinstance(error, _of_asyncpg("TargetServerAttributeNotMatched")):
@@ -207,8 +214,9 @@ def _of_system(error: OSError) -> Explained:
 
 def _file(why: str) -> Explained:
     text = (
-        f"the file of the database ([database] url; by default forwarder.db in data_dir), or one beside it, cannot be "
-        f"used ({why}); it must be there, and writable, for the user that runs this"
+        f"the file of the database ([database] url; by default forwarder.db in data_dir), or one beside it, or with "
+        f"PostgreSQL its socket or a certificate that the url names, cannot be used ({why}); it must be there, and "
+        "writable where it is not a certificate, for the user that runs this"
     )
     return Explained(text=text)
 

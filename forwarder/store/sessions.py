@@ -17,7 +17,7 @@ from contextlib import suppress
 
 import asyncpg
 
-from forwarder.store.trouble import SharedSessions
+from forwarder.store.trouble import SharedSessions, UnusableUrl
 
 CONNECT_LIMIT = 5.0  # seconds
 
@@ -49,7 +49,7 @@ class Sessions:
         self._kept = False  # a pooler has shown that it keeps a session for a connection
 
     async def begin(self) -> asyncpg.Connection:
-        """A new connection. SharedSessions, and what asyncpg raises."""
+        """A new connection. SharedSessions, UnusableUrl, and what asyncpg raises."""
         conn = await self._open()
         try:
             directly = f"SELECT 1 WHERE pg_backend_pid() = {conn.get_server_pid()}"
@@ -63,14 +63,19 @@ class Sessions:
         return conn
 
     async def _open(self) -> asyncpg.Connection:
-        return await asyncpg.connect(
-            dsn=self._url,
-            connection_class=_Connection,
-            timeout=CONNECT_LIMIT,
-            command_timeout=self._patience,
-            statement_cache_size=0,  # SQLAlchemy keeps the prepared statements
-            server_settings={"application_name": "forwarder"},  # poolers know this one
-        )
+        try:
+            return await asyncpg.connect(
+                dsn=self._url,
+                connection_class=_Connection,
+                timeout=CONNECT_LIMIT,
+                command_timeout=self._patience,
+                statement_cache_size=0,  # SQLAlchemy keeps the prepared statements
+                server_settings={"application_name": "forwarder"},  # poolers know this one
+            )
+        except (LookupError, OverflowError, ValueError) as error:
+            if isinstance(error, OSError | asyncpg.InterfaceError):  # a certificate; an option
+                raise
+            raise UnusableUrl from error  # a port above 65535, a host name that is none
 
     async def _prove(self, conn: asyncpg.Connection) -> None:
         mark = secrets.token_hex(8)

@@ -39,3 +39,10 @@ class SharedSessions(StoreUnavailable):
 
     def __init__(self) -> None:
         super().__init__("the sessions of the database are shared")
+
+
+class UnusableUrl(StoreUnavailable):
+    """The URL of the database names a host or a port that cannot be."""
+
+    def __init__(self) -> None:
+        super().__init__("the address of the database cannot be")
