@@ -23,6 +23,7 @@ from forwarder.store.trouble import SharedSessions, StoreFull, StoreUnavailable,
 _SQLITE_FULL = 13
 _SQLITE_FILE = frozenset({8, 10, 14})  # READONLY, IOERR, CANTOPEN
 _DISK_FULL = "53100"
+_CROWDED = "53300"
 _CONFLICTS = frozenset({"40001", "40P01"})  # serialization failure, deadlock: the same again may work
 _LOST = ("08", "57P")  # connection exceptions; the server is shutting down or starting
 # Of the URL, which go to the server as they are: its name, its value.
@@ -245,6 +246,11 @@ def _is_full(error: BaseException) -> bool:
 def is_conflict(error: BaseException) -> bool:
     """Whether the server ended the transaction in favour of another: a deadlock or a serialization failure."""
     return sqlstate(error) in _CONFLICTS
+
+
+def is_crowded(error: BaseException) -> bool:
+    """Whether the server, or the role, has all the connections that it may have."""
+    return sqlstate(error) == _CROWDED
 
 
 def may_work_again(error: BaseException) -> bool:

@@ -22,12 +22,13 @@ from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from forwarder.errands import unheard
 from forwarder.failpoint import reach
-from forwarder.store.faults import ended_for_certain, is_conflict, may_work_again, trouble_of
+from forwarder.store.faults import ended_for_certain, is_conflict, is_crowded, may_work_again, trouble_of
 from forwarder.store.sessions import CONNECT_LIMIT, Sessions
 from forwarder.store.telling import Telling
 from forwarder.store.trouble import CommitUnknown
@@ -39,6 +40,7 @@ JOIN_AFTER = 0.01  # seconds
 STATEMENT_LIMIT = 8.0  # seconds
 TRANSACTION_LIMIT = 10.0
 TRIES = 3
+CROWDED_PAUSE = 0.02  # seconds
 
 T = TypeVar("T")
 _log = structlog.get_logger("forwarder.store")
@@ -231,7 +233,7 @@ class PostgresWriter(Writer):
         conn: AsyncConnection | None = None
         try:
             async with asyncio.timeout(TRANSACTION_LIMIT):
-                conn = await self._engine.connect()
+                conn = await _connect(self._engine)
                 await conn.begin()
                 results = await conn.run_sync(apply_group, part)
                 reach("writer.before-commit")
@@ -246,6 +248,26 @@ class PostgresWriter(Writer):
                 raise CommitUnknown from error
             raise
         return results
+
+
+async def _connect(engine: AsyncEngine) -> AsyncConnection:
+    """A connection of the pool. Where the server takes no more, the next of ours that comes back will do.
+
+    The server is not asked again and again meanwhile: what it has free next is for whoever has none.
+    """
+    until = time.monotonic() + CONNECT_LIMIT
+    pool = engine.sync_engine.pool
+    assert isinstance(pool, AsyncAdaptedQueuePool)
+    while True:
+        try:
+            return await engine.connect()
+        except DBAPIError as error:
+            if not is_crowded(error):
+                raise
+            while not pool.checkedin():
+                if not pool.checkedout() or time.monotonic() > until:
+                    raise
+                await asyncio.sleep(CROWDED_PAUSE)
 
 
 async def discard(conn: AsyncConnection, error: BaseException) -> None:
@@ -286,7 +308,7 @@ class PostgresReaders:
         conn: AsyncConnection | None = None
         try:
             async with asyncio.timeout(TRANSACTION_LIMIT):
-                conn = await self._engine.connect()
+                conn = await _connect(self._engine)
                 result = await conn.run_sync(work)
                 await conn.close()
         except BaseException as error:

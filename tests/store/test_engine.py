@@ -491,6 +491,22 @@ async def test_a_restarted_server_is_noticed_by_nobody(own_postgres: Server, sha
     assert await names(shaky) == {"before", "after SIGINT", "after SIGQUIT"}
 
 
+async def test_where_the_server_has_one_connection_left_all_take_turns(own_postgres: Server) -> None:
+    """Others have taken what it may have; what one connection can do is done, and nobody is refused."""
+    own_postgres.sql("CREATE ROLE guest LOGIN CONNECTION LIMIT 1")
+    own_postgres.sql("GRANT ALL ON sequences TO guest")
+    database = await Database.open(own_postgres.url().replace("postgres@", "guest@"))
+    slow = text("SELECT pg_sleep(0.02)")
+    await database.write(put("first"))  # type: ignore[arg-type]
+    await asyncio.gather(
+        *(database.read(lambda conn: conn.execute(slow) and None) for _ in range(12)),
+        *(database.write(put(f"{n}")) for n in range(4)),  # type: ignore[arg-type]
+        *(database.write_aside(put(f"aside {n}")) for n in range(4)),  # type: ignore[arg-type]
+    )
+    assert len(await names(database)) == 9
+    await database.close()
+
+
 async def test_a_server_that_says_nothing_is_given_up_in_time(
     own_postgres: Server, shaky: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
