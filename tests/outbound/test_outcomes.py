@@ -306,6 +306,15 @@ async def test_the_trace_names_the_delivery_and_the_alias_but_not_the_destinatio
         )
 
 
+async def test_a_report_bears_no_trace(tmp_path: Path) -> None:
+    """Whom it goes to has forwarded nothing: where that is an alias of ours, the report would come in as a loop."""
+    async with house(tmp_path) as rooms:
+        await rooms.accept("550-at-rcpt@dest.test")
+        (report,) = await rooms.origin.wait_for(1)
+        assert report.reverse_path == ""
+        assert b"X-Forwarder-Id" not in report.content
+
+
 async def test_a_shared_copy_does_not_tell_its_readers_of_each_other(tmp_path: Path) -> None:
     async with house(tmp_path) as rooms:
         first, second = await rooms.accept("one@dest.test", "two@dest.test", recipient="list@hosted.test")
