@@ -64,10 +64,10 @@ class _Delivery:
 TWO = (MxHost(name="mx1", addresses=("1", "1b")), MxHost(name="mx2", addresses=("2",), rank=1))
 
 
-async def attempt(hosts: Hosts, known: Sequence[MxHost] = TWO) -> Sequence[Verdict]:
+async def attempt(hosts: Hosts, known: Sequence[MxHost] = TWO, *, complete: bool = True) -> Sequence[Verdict]:
     made = _Attempt(
         pool=cast(Any, hosts),
-        route=Route(site="x", hosts=tuple(known), port=25),
+        route=Route(site="x", hosts=tuple(known), port=25, complete=complete),
         reverse_path=Path.null(),
         deliveries=[cast(Delivery, _Delivery())],
         buffers=[b""],
@@ -82,6 +82,14 @@ async def test_a_closed_door_behind_a_host_that_may_take_it_later_is_not_the_end
     """A 552 to a recipient counts as 452 (RFC 5321 4.5.3.1.10)."""
     (verdict,) = await attempt(Hosts(rcpt, said(554, "5.7.1")))
     assert verdict.action is Action.RETRY_LATER
+
+
+@pytest.mark.parametrize(("complete", "action"), [(True, Action.GIVE_UP), (False, Action.RETRY_LATER)])
+async def test_a_closed_door_is_not_the_end_while_a_host_could_not_be_looked_up(
+    complete: bool, action: Action
+) -> None:
+    (verdict,) = await attempt(Hosts(said(250), said(554, "5.7.1")), TWO[1:], complete=complete)
+    assert verdict.action is action
 
 
 async def test_a_host_that_has_judged_is_not_asked_at_its_other_address() -> None:
