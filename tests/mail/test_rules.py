@@ -21,7 +21,7 @@ from forwarder.mail.pattern import (
     star_match,
     too_large_together,
 )
-from forwarder.mail.rules import Expansion, Trouble, drive, expand, refusal
+from forwarder.mail.rules import Expansion, Step, Trouble, drive, expand, refusal
 
 K = AliasKind
 
@@ -569,6 +569,23 @@ def test_a_dead_end_beside_others_is_named_and_a_waiting_one_defers_all() -> Non
     ]
     waiting = Alias.stored(2, "b", "y@y.org", False, 421)
     assert expanded("a@d.org", RuleSet("d.org", 1, 1, [*on, waiting])).trouble is Trouble.DISABLED_DEFER
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        (None, None),
+        (Trouble.DISCARD, None),
+        (Trouble.UNKNOWN, (550, "5.1.1", "no such address here")),
+        # Nobody waits for it, since the others have the message: what is said beside them is final.
+        (Trouble.UNCONFIRMED, (550, "5.7.1", str(Trouble.UNCONFIRMED))),
+    ],
+)
+def test_what_is_said_of_a_dead_end_beside_others(
+    trouble: Trouble | None, said: tuple[int, str, str] | None
+) -> None:
+    reply = Step(address=parse_address("a@d.org"), trouble=trouble).dead_end
+    assert (None if reply is None else (reply.code, reply.enhanced, reply.text)) == said
 
 
 def chain(length: int) -> RuleSet:

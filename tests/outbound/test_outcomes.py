@@ -109,6 +109,19 @@ async def test_who_was_one_too_many_is_named_to_the_same_host_at_once(tmp_path: 
         assert await rooms.reports() == []
 
 
+async def test_who_is_refused_for_now_is_named_to_the_next_host_and_not_to_the_same_again(
+    tmp_path: Path,
+) -> None:
+    async with house(tmp_path) as rooms:
+        rooms.dns.set("dest.test", "MX", [(10, "mx.dest.test"), (20, "next.dest.test")])
+        rooms.dns.set("next.dest.test", "A", [rooms.origin.host])
+        rooms.sink.play("rcpt", "450", times=1)
+        for delivery in await rooms.accept("busy@dest.test", "good@dest.test"):
+            await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
+        assert [m.recipients for m in rooms.sink.messages] == [("good@dest.test",)]
+        assert [m.recipients for m in rooms.origin.messages] == [("busy@dest.test",)]
+
+
 async def test_who_was_one_too_many_does_not_end_by_what_another_was_told(tmp_path: Path) -> None:
     async with house(tmp_path) as rooms:
         later, bad = await rooms.accept("452-at-rcpt@dest.test", "550-at-rcpt@dest.test")

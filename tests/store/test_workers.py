@@ -1,6 +1,7 @@
 """Leases of workers that died, limits and chores shared by processes."""
 
 import asyncio
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import asyncpg
@@ -87,6 +88,28 @@ async def test_whose_own_signs_do_not_come_through_takes_nobody_for_dead(stage: 
     observer.steady = True
     assert await observer.watch(28, NOON, other.id) == 0
     assert await observer.watch(6, NOON, other.id) == 1
+
+
+async def test_a_sign_of_life_that_comes_while_its_worker_is_being_buried_counts(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = await stage.worker("a"), await stage.worker("b")
+    message = stage.message(leased=True)
+    await one.queue.enqueue(message)
+    observer = Observer(other)
+    assert await observer.watch(30, NOON, other.id) == 0
+    write = other.database.write
+    beats: list[bool] = []
+
+    async def behind_a_beat(work: Callable[[Connection], int]) -> int:
+        beats.append(await workers.heartbeat(one.database, one.id, now=NOON + 40 * SECOND, alive_for=LEASE))
+        return await write(work)
+
+    monkeypatch.setattr(other.database, "write", behind_a_beat)
+    assert await observer.watch(2, NOON, other.id) == 0
+    assert beats == [True]
+    assert await one.queue.leases() == {message.deliveries[0].id: 1}
+    assert await workers.heartbeat(one.database, one.id, now=NOON + 42 * SECOND, alive_for=LEASE)
 
 
 @pytest.mark.parametrize("store_url", ["postgresql"], indirect=True)
