@@ -187,8 +187,13 @@ class Queue:
         now = self._clock()
         ended = Ended(settlement, self._ids(now), now)
         weight = len(settlement.report.content) if settlement.report else 0
-        # Written even if nobody waits any more: what a host has taken must not be sent again.
-        return self._database.writer.enlist(self._settling, ended, weight=weight, orphaned=_unheard)
+        try:
+            # Written even if nobody waits any more: what a host has taken must not be sent again.
+            return self._database.writer.enlist(self._settling, ended, weight=weight, orphaned=_unheard)
+        except StoreUnavailable as error:  # those before it stand in the line, and are waited for
+            refused: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            refused.set_exception(error)
+            return refused
 
     async def _took_before(self, settlement: Settlement) -> bool:
         if (settlement.delivery.id, settlement.delivery.attempts) not in self._unsure:

@@ -20,6 +20,7 @@ from forwarder.store.engine import Database
 from forwarder.store.records import Delivery
 from forwarder.store.tables import deliveries, domains, events, logs, messages
 from forwarder.store.trouble import CommitUnknown, StoreUnavailable
+from forwarder.store.writer import Item
 from tests.postgres import Server
 from tests.store.conftest import NOON, Stage, Worker, as_delivery, delivered, hard, machine_steps, soft, until
 
@@ -401,6 +402,29 @@ async def test_four_workers_racing_claim_each_delivery_once(stage: Stage) -> Non
     assert await sizes(racing[0].database) == (0, 0, total, 2 * total)
 
 
+async def test_what_took_counts_when_others_that_ended_with_it_are_settled_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await stage.worker()
+    message = stage.message("a@dest.example", "b@dest.example", leased=True, due=MINUTE)
+    await worker.queue.enqueue(message)
+    ends = [delivered(as_delivery(message, place)) for place in range(2)]
+    put = worker.database.writer.waiting.put
+    full = iter([False, True])
+
+    def while_there_is_room(item: Item) -> None:
+        if next(full, False):
+            raise StoreUnavailable("too many changes wait for the store")
+        put(item)
+
+    monkeypatch.setattr(worker.database.writer.waiting, "put", while_there_is_room)
+    with pytest.raises(StoreUnavailable):
+        await worker.queue.settle_all(ends)
+    assert await worker.queue.settle_all(ends) == [True, True]
+    assert await worker.queue.settle_all(ends) == [False, False]  # only the next time
+    assert await sizes(worker.database) == (0, 0, 2, 4)
+
+
 async def test_two_workers_ending_the_last_deliveries_leave_no_content(stage: Stage) -> None:
     one, two = await stage.worker("a"), await stage.worker("b")
     for _ in range(20):
@@ -672,6 +696,16 @@ async def test_while_too_much_is_in_doubt_nothing_is_taken(
     await until(partial(forgotten, worker, much_later))
     await worker.queue.enqueue(stage.message())
     assert (await sizes(worker.database))[0] == 1
+
+
+async def test_a_doubt_lasts_for_half_a_minute_at_least(stage: Stage) -> None:
+    worker = await stage.worker()
+    began = time.monotonic()
+    worker.queue._doubt(stage.message())
+    for _ in range(3):
+        assert not await forgotten(worker, began + 29.0)
+    later = time.monotonic() + 30.0
+    await until(partial(forgotten, worker, later))
 
 
 async def test_one_claim_takes_hundreds_of_deliveries(stage: Stage) -> None:
