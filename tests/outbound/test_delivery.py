@@ -7,11 +7,11 @@ from typing import Any, cast
 import pytest
 
 from forwarder.mail.address import Path
-from forwarder.mail.outcome import Action, Stage
+from forwarder.mail.outcome import Action, Fault, Stage
 from forwarder.mail.reply import Reply
 from forwarder.net.smtp_answers import Answered, SessionFault
 from forwarder.outbound.delivery import _Attempt
-from forwarder.outbound.parcel import Verdict
+from forwarder.outbound.parcel import Carried
 from forwarder.outbound.route import MxHost, Route
 from forwarder.store.records import Delivery
 
@@ -23,19 +23,21 @@ def said(code: int, enhanced: str = "") -> Reply:
 class _Session:
     host = "mx1"
 
-    def __init__(self, rcpt: Reply | BaseException) -> None:
+    def __init__(self, rcpt: Reply | Answered | BaseException) -> None:
         self._rcpt = rcpt
 
     async def send(self, *_: Any, **__: Any) -> Answered:
         if isinstance(self._rcpt, BaseException):
             raise self._rcpt
+        if isinstance(self._rcpt, Answered):
+            return self._rcpt
         return Answered(mail=said(250), recipients=(self._rcpt,))
 
 
 class Hosts:
-    """A pool of two hosts: ``mx1`` answers RCPT, ``mx2`` says something at its door."""
+    """A pool of two hosts: ``mx1`` answers RCPT, or all, ``mx2`` says something at its door."""
 
-    def __init__(self, rcpt: Reply | BaseException, door: Reply, *, kept: bool = False) -> None:
+    def __init__(self, rcpt: Reply | Answered | BaseException, door: Reply, *, kept: bool = False) -> None:
         self._rcpt, self._door, self._kept = rcpt, door, kept
         self.released = 0
         self.opened: list[tuple[str, str]] = []
@@ -64,7 +66,7 @@ class _Delivery:
 TWO = (MxHost(name="mx1", addresses=("1", "1b")), MxHost(name="mx2", addresses=("2",), rank=1))
 
 
-async def attempt(hosts: Hosts, known: Sequence[MxHost] = TWO, *, complete: bool = True) -> Sequence[Verdict]:
+async def attempt(hosts: Hosts, known: Sequence[MxHost] = TWO, *, complete: bool = True) -> Carried:
     made = _Attempt(
         pool=cast(Any, hosts),
         route=Route(site="x", hosts=tuple(known), port=25, complete=complete),
@@ -74,21 +76,45 @@ async def attempt(hosts: Hosts, known: Sequence[MxHost] = TWO, *, complete: bool
         smtputf8=False,
     )
     await made.run()
-    return made.carried().verdicts
+    return made.carried()
 
 
 @pytest.mark.parametrize("rcpt", [said(450, "4.2.1"), said(452, "4.2.2"), said(552, "5.2.2")])
 async def test_a_closed_door_behind_a_host_that_may_take_it_later_is_not_the_end(rcpt: Reply) -> None:
     """A 552 to a recipient counts as 452 (RFC 5321 4.5.3.1.10)."""
-    (verdict,) = await attempt(Hosts(rcpt, said(554, "5.7.1")))
+    (verdict,) = (await attempt(Hosts(rcpt, said(554, "5.7.1")))).verdicts
     assert verdict.action is Action.RETRY_LATER
+
+
+@pytest.mark.parametrize(
+    "answered",
+    [
+        Answered(mail=said(552, "5.3.4")),
+        Answered(mail=said(250), recipients=(said(250),), data=said(552, "5.3.4")),
+        Answered(mail=said(250), recipients=(said(250),), final=said(552, "5.3.4")),
+    ],
+)
+async def test_552_to_the_message_is_final(answered: Answered) -> None:
+    """Only where it answers RCPT it may mean that there are too many recipients."""
+    (verdict,) = (await attempt(Hosts(answered, said(450)))).verdicts
+    assert (verdict.action, verdict.reply.code) == (Action.GIVE_UP, 552)
+
+
+async def test_a_host_that_falls_silent_after_the_dot_was_reached() -> None:
+    silent = SessionFault(Stage.DOT, said(451, "4.4.2"), fault=Fault.TIMEOUT_AFTER_DOT, unknown=True)
+    hosts = Hosts(silent, said(421))
+    carried = await attempt(hosts)
+    assert [verdict.action for verdict in carried.verdicts] == [Action.RETRY_LATER]
+    assert (carried.reached, carried.trouble) == (True, None)
+    assert hosts.opened == [("mx1", "1")]
 
 
 @pytest.mark.parametrize(("complete", "action"), [(True, Action.GIVE_UP), (False, Action.RETRY_LATER)])
 async def test_a_closed_door_is_not_the_end_while_a_host_could_not_be_looked_up(
     complete: bool, action: Action
 ) -> None:
-    (verdict,) = await attempt(Hosts(said(250), said(554, "5.7.1")), TWO[1:], complete=complete)
+    carried = await attempt(Hosts(said(250), said(554, "5.7.1")), TWO[1:], complete=complete)
+    (verdict,) = carried.verdicts
     assert verdict.action is action
 
 
@@ -130,7 +156,7 @@ async def test_ten_addresses_are_tried_in_one_attempt_some_of_each_host(
         MxHost(name=f"h{n}", addresses=tuple(f"{n}.{a}" for a in range(count)))
         for n, count in enumerate(addresses)
     ]
-    (verdict,) = await attempt(hosts, known)
+    (verdict,) = (await attempt(hosts, known)).verdicts
     assert verdict.action is Action.RETRY_LATER
     assert [address for _, address in hosts.opened] == [
         f"{n}.{a}" for n, count in enumerate(dialled) for a in range(count)

@@ -319,6 +319,15 @@ async def test_the_trace_names_the_delivery_and_the_alias_but_not_the_destinatio
         )
 
 
+async def test_a_sender_too_long_for_a_rewritten_path_is_not_lent_our_address(tmp_path: Path) -> None:
+    """As it came it would pass SPF wherever its domain trusts our addresses, whoever wrote it."""
+    domain = ".".join(["d" * 61, "e" * 61, "f" * 30, "origin.test"])
+    async with house(tmp_path) as rooms:
+        await rooms.accept("bob@dest.test", "carl@dest.test", sender=f"{'a' * 64}@{domain}")
+        (message,) = await rooms.sink.wait_for(1)
+        assert message.reverse_path == ""
+
+
 async def test_a_report_bears_no_trace(tmp_path: Path) -> None:
     """Whom it goes to has forwarded nothing: where that is an alias of ours, the report would come in as a loop."""
     async with house(tmp_path) as rooms:
