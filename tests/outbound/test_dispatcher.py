@@ -428,6 +428,18 @@ async def test_what_was_committed_while_this_process_had_no_row_is_not_sent(tmp_
         assert [received.recipients for received in rooms.sink.messages] == [("ann@dest.test",)]
 
 
+async def test_what_was_being_claimed_when_this_process_lost_its_row_is_not_sent(tmp_path: Path) -> None:
+    async with house(tmp_path, queue=SlowClaims) as rooms:
+        await rooms.accept("bob@dest.test", in_memory=False)
+        await rooms.dispatched.made.wait()
+        rooms.dispatcher.forget()
+        rooms.dispatched.answered.set()
+        (after,) = await rooms.accept("ann@dest.test", in_memory=False)
+        await rooms.until_statuses(after, "QUEUED", "DELIVERED")
+        await rooms.until(lambda: not rooms.dispatcher.load().leased)
+        assert [received.recipients for received in rooms.sink.messages] == [("ann@dest.test",)]
+
+
 class Away(OtherQueue):
     """Its store goes away on command."""
 
