@@ -150,12 +150,11 @@ class Clerk:
     async def _report(
         self, parcel: Parcel, news: Sequence[Verdict], content: bytes | None
     ) -> NewMessage | None:
-        about = [verdict for verdict in news if verdict.delivery.kind is not DeliveryKind.NOTIFY]
-        if not about or not parcel.can_be_bounced:
+        if not news or not parcel.can_be_bounced:
             return None
         now = self._clock()
         due = next_attempt_at(self._policy, created_at=now, attempts=1, now=now, jitter=self._jitter())
-        return await self._bounces.report(parcel, about, content or b"", lease=self._lease, due=due)
+        return await self._bounces.report(parcel, news, content or b"", lease=self._lease, due=due)
 
     def _hard(self, verdict: Verdict, parcel: Parcel, report: NewMessage | None, told: Told) -> Settlement:
         event = self._event(Status.HARD_BOUNCE, verdict)
