@@ -339,12 +339,15 @@ async def test_a_held_delivery_waits_for_its_release(stage: Stage) -> None:
     assert await worker.queue.claim_due(NOON + DAY, 10) == []
     assert await worker.queue.next_due_at() is None
     assert await worker.database.write(lambda conn: admin.hold(conn, [message.id])) == 0
+    assert await worker.database.write(lambda conn: admin.retry(conn, [message.id], now=NOON)) == 0
     later = NOON + DAY
     assert await worker.database.write(lambda conn: admin.release(conn, [message.id], now=later)) == 1
     [claimed] = await worker.queue.claim_due(later, 10)
-    assert (
-        await worker.database.write(lambda conn: admin.hold(conn, [claimed.id])) == 0
-    )  # it is in a worker's hands
+    # It is in a worker's hands: made anybody's, or put aside, it would be sent twice.
+    for act in (admin.hold, partial(admin.release, now=later), partial(admin.retry, now=NOON)):
+        assert await worker.database.write(partial(act, ids=[claimed.id])) == 0
+    assert await worker.queue.leases() == {claimed.id: 1}
+    assert await worker.queue.settle(delivered(claimed))
 
 
 async def test_dropping_is_a_hard_bounce_without_a_dsn(stage: Stage) -> None:
