@@ -58,6 +58,12 @@ async def submit(engine, content=CONTENT, *, sender=b"ann@here.test", to=(b"b@el
         return await client.message(sender, list(to), content)
 
 
+@pytest.mark.parametrize(("hops", "said"), [(50, "250 2.0.0"), (51, "554 5.4.6")])
+async def test_a_message_that_went_in_circles_is_refused(engine, domain, hops, said):
+    answers = await submit(engine, b"Received: from a by b\r\n" * hops + CONTENT)
+    assert str(answers[-1]).startswith(said)
+
+
 async def test_a_message_is_queued_to_be_signed_by_the_domain(engine, domain):
     answers = await submit(engine)
     assert [answer.code for answer in answers] == [250, 250, 354, 250]

@@ -364,7 +364,10 @@ async def test_dropping_is_a_hard_bounce_without_a_dsn(stage: Stage) -> None:
     assert dropped == 2  # what is leased stays
     assert (await sizes(worker.database))[:2] == (1, 1)
     assert [row.id for row in await rows(worker.database, messages)] == [other.id]
-    entry = await Journal(worker.database, ids=stage.ids, clock=stage.clock).entry(held)
+    log = Journal(worker.database, ids=stage.ids, clock=stage.clock)
+    failures = await log.page(7, failures_only=True)
+    assert {each.id for each in failures} == {delivery.id for delivery in message.deliveries}
+    entry = await log.entry(held)
     assert entry is not None
     assert [event.status for event in entry.events] == ["QUEUED", "HARD-BOUNCE"]
     assert "operator" in entry.events[1].message

@@ -232,6 +232,15 @@ async def test_a_window_begins_again_and_amounts_count_whole_or_not(stage: Stage
     assert (other.allowed, other.value) == (False, 0)
 
 
+async def test_where_no_block_is_left_there_may_be_one(stage: Stage) -> None:
+    database = await stage.database()
+    hits = [
+        await counters.hit_block(database, "k", window=timedelta(hours=1), limit=6, now=NOON, wanted=wanted)
+        for wanted in (4, 4, 4, 1, 1)
+    ]
+    assert [(taken, counted.value) for taken, counted in hits] == [(4, 4), (1, 5), (1, 6), (0, 6), (0, 6)]
+
+
 async def test_what_is_hit_together_counts_whole_or_not(stage: Stage) -> None:
     database = await stage.database()
 
