@@ -600,6 +600,17 @@ async def test_a_message_that_is_not_stored_is_not_of_the_quota(engine, monkeypa
     assert codes == then
 
 
+async def test_an_account_whose_quota_is_used_up_keeps_no_mail_from_others(engine):
+    await engine.start(plans={"default": {"daily_quota": 1}})
+    await engine.host("here.test", {"info": "person@dest.test"})
+    await engine.host("there.test", {"info": "other@dest.test"}, account="other@example.org")
+    codes = [(await engine.send(b"a@sender.test", [b"info@here.test"], MESSAGE))[-1].code for _ in range(2)]
+    assert codes == [250, 452]
+    answers = await engine.send(b"a@sender.test", [b"info@here.test", b"info@there.test"], MESSAGE)
+    assert [answer.code for answer in answers] == [250, 452, 250, 354, 250]
+    assert await engine.destinations() == ["person@dest.test", "other@dest.test"]
+
+
 async def test_where_one_account_cannot_be_counted_no_other_is(engine, monkeypatch):
     await engine.start(plans={"default": {"daily_quota": 1}})
     await engine.host("here.test", {"info": "person@dest.test"})
