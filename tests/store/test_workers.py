@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 import asyncpg
 import pytest
+from sqlalchemy import Connection
 
 from forwarder.mail.event import DeliveryState
 from forwarder.store import chores, counters, workers
