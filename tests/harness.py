@@ -336,7 +336,13 @@ class EngineProcess:
                 stderr=output,
                 start_new_session=True,
             )
-        await wait_until(self._serves, what="the engine to serve")
+        try:
+            await wait_until(self._serves, what="the engine to serve")
+        except AssertionError:  # it was never entered, so nobody else ends it
+            self.process.kill()
+            await self.process.wait()
+            sys.stderr.write(self.log()[-4000:])
+            raise
         assert self.process.returncode is None, self.log()
         shown = json.loads(self.ports_file.read_text())
         self.house.ports = {

@@ -129,3 +129,18 @@ async def test_a_reload_does_not_change_the_database_below_a_running_engine(
         await house.sink.wait_for(1)
         assert "in force" not in process.log()
         assert not other.exists()
+
+
+async def test_an_engine_that_does_not_serve_in_time_is_not_left_behind(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By these tests: whoever never came in has nobody who would end it."""
+
+    async def in_vain(*_given: object, **_named: object) -> None:
+        raise AssertionError("in vain")
+
+    monkeypatch.setattr("tests.harness.wait_until", in_vain)
+    process = EngineProcess(house)
+    with pytest.raises(AssertionError, match="in vain"):
+        await process.start()
+    assert process.process.returncode is not None
