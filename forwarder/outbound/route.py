@@ -37,6 +37,7 @@ next.
 """
 
 import asyncio
+import hashlib
 import random
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -58,6 +59,7 @@ NAMES = 10  # at a time
 NAMES_IN_ALL = 30
 HOSTS = 5
 ADDRESSES = 6
+SITE = 1000  # characters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,7 +293,10 @@ def _site(groups: Sequence[Sequence[str]], hosts: Sequence[MxHost], *, verified:
     if verified:
         site += " (verified)"
     bound_hosts = sorted(host.name for host in hosts if host.tlsa is not None)
-    return f"{site} (DANE: {' '.join(bound_hosts)})" if bound_hosts else site
+    if bound_hosts:
+        site += f" (DANE: {' '.join(bound_hosts)})"
+    # Sites are remembered by the thousand, and a zone may name hundreds of hosts.
+    return site if len(site) <= SITE else f"({hashlib.sha256(site.encode()).hexdigest()})"
 
 
 def _us_first(

@@ -223,6 +223,24 @@ async def test_domains_with_the_same_hosts_are_one_site(dns: DnsServer) -> None:
     assert {route.site for route in routes if isinstance(route, Route)} == {"a.test b.test"}
 
 
+async def test_a_site_of_very_many_hosts_has_a_short_name_of_its_own(dns: DnsServer) -> None:
+    hosts = [f"h{number}.{'x' * 60}.test" for number in range(80)]
+    dns.set(hosts[0], "A", ["127.0.0.2"])
+    for domain, named in (
+        ("one.test", hosts),
+        ("other.test", hosts[::-1]),
+        ("more.test", [*hosts, "h.test"]),
+    ):
+        dns.set(domain, "MX", [(10 + (name != hosts[0]), name) for name in named])
+    it = router(dns)
+    one, other, more = [await it.route(domain) for domain in ("one.test", "other.test", "more.test")]
+    assert isinstance(one, Route)
+    assert isinstance(more, Route)
+    assert one == other
+    assert one.site != more.site
+    assert max(len(one.site), len(more.site)) < 100
+
+
 async def test_a_host_named_with_several_preferences_is_tried_once(dns: DnsServer) -> None:
     dns.set("example.test", "MX", [(10, "a.test"), (20, "b.test"), (30, "a.test")])
     dns.set("a.test", "A", ["127.0.0.1"])
