@@ -698,6 +698,23 @@ async def test_while_too_much_is_in_doubt_nothing_is_taken(
     assert (await sizes(worker.database))[0] == 1
 
 
+async def test_what_is_in_doubt_is_not_sent_by_us_though_others_gave_it_back(stage: Stage) -> None:
+    """Its client was told 451: it sends the message again."""
+    worker = await stage.worker()
+    message = stage.message("a@dest.example")
+    await worker.queue.enqueue(message)
+
+    async def anybodys() -> bool:
+        return not await worker.queue.leases()
+
+    await until(anybodys)
+    worker.queue._doubt(message)
+    assert await worker.queue.claim_due(NOON, 10) == []
+    assert await worker.queue.leases() == {}  # the claim took it, and no stray is to be made of that
+    await worker.queue.withdraw_doubtful(0.0)
+    assert await sizes(worker.database) == (0, 0, 0, 0)
+
+
 async def test_a_doubt_lasts_for_half_a_minute_at_least(stage: Stage) -> None:
     worker = await stage.worker()
     began = time.monotonic()
