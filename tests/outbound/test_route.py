@@ -374,6 +374,16 @@ async def test_a_domain_with_private_addresses_alone_is_refused(dns: DnsServer) 
     assert failure(await it.route("example.test")) == (554, "5.4.4")
 
 
+async def test_who_shares_our_preference_is_not_dialled_whatever_the_order(dns: DnsServer) -> None:
+    """RFC 5321 5.1: what is not better than we are is left out, or it might send the mail back."""
+    dns.set("us.test", "A", ["127.0.0.9"])
+    dns.set("other.test", "A", ["127.0.0.2"])
+    it = router(dns, listen="127.0.0.9:2525")
+    for number in range(12):  # hosts of one preference come in an order of chance
+        dns.set(f"d{number}.test", "MX", [(10, "other.test"), (10, "us.test")])
+        assert failure(await it.route(f"d{number}.test")) == (554, "5.4.6")
+
+
 @pytest.mark.parametrize("listen", ["0.0.0.0:2525", "127.0.0.9:2525"])
 async def test_a_host_that_is_us_under_another_name(dns: DnsServer, listen: str) -> None:
     dns.set(OWN, "A", ["127.0.0.9"])
