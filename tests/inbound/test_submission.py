@@ -415,6 +415,19 @@ async def test_a_name_under_attack_from_many_addresses(engine):
         await opened(client)  # the owner is not locked out
 
 
+async def test_of_a_name_that_ten_times_as_many_guess_at_nobody_is_heard(engine):
+    await engine.start(submission={"failures_per_account": 1})
+    domain = await engine.host("here.test", {})
+    await engine.credential(domain, "ann", PASSWORD)
+    for number in range(1, 11):
+        await fail(engine, address=f"127.0.1.{number}")
+    async with engine.client("submission", local_address="127.0.2.1") as client:
+        await client.ehlo()
+        await client.starttls()
+        await client.ehlo()
+        assert (await client.login("ann@here.test", PASSWORD)).code == 454
+
+
 @pytest.mark.parametrize(
     "sender", [b"ann@here.test", b"ANN@here.test", b"info@here.test", b"sales-eu@here.test", b""]
 )
