@@ -1,5 +1,6 @@
 """A disk that mail has filled: what is queued can be settled, and there is room for new mail afterwards."""
 
+import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncIterator
@@ -81,6 +82,13 @@ async def test_a_backlog_stops_while_what_stands_in_the_log_can_still_be_copied(
 ) -> None:
     stored = await backlog(worker)
     assert 30 < len(stored) < 48, "of 48 MiB, less what is kept and the log of the last messages"
+    assert disk.free >= disk.owed + room.RESERVE
+
+
+async def test_messages_that_come_together_are_given_room_together(worker: Worker, disk: SmallDisk) -> None:
+    coming = [worker.queue.enqueue(large(worker)) for _ in range(60)]
+    ended = await asyncio.gather(*coming, return_exceptions=True)
+    assert {type(each) for each in ended} == {type(None), StoreFull}
     assert disk.free >= disk.owed + room.RESERVE
 
 
