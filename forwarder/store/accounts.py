@@ -19,11 +19,12 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, update
 
 from forwarder.store.conflict import AlreadyExists, LimitReached, insert_new
-from forwarder.store.rows import all_values, as_value, one_value
+from forwarder.store.rows import all_values, as_value, as_values, by_dialect, columns_of, fetch, one_value
 from forwarder.store.tables import accounts, api_keys
 
 REVOKED_KEPT = 20  # keys of an account: whoever changes them every night would have thousands to look at
@@ -170,17 +171,22 @@ def revoke_key(conn: Connection, account_id: int, key_id: int, now: datetime) ->
 
 def by_key_digest(conn: Connection, digest: str) -> tuple[Account, ApiKey] | None:
     """Whose key this is; None for an unknown or revoked one."""
-    query = (
-        select(api_keys, *(column.label(f"account__{column.name}") for column in accounts.c))
-        .join(accounts, accounts.c.id == api_keys.c.account_id)
-        .where(api_keys.c.digest == digest, api_keys.c.revoked_at.is_(None))
-    )
-    row = conn.execute(query).mappings().one_or_none()
+    found = fetch(conn, _by_digest, {"digest": digest})
     # The index already compared; this keeps the answer independent of how the database compares.
-    if row is None or not hmac.compare_digest(str(row["digest"]), digest):
+    if not found or not hmac.compare_digest(str(found[0][0]), digest):
         return None
-    owner = {column.name: row[f"account__{column.name}"] for column in accounts.c}
-    return as_value(Account, owner), as_value(ApiKey, row)
+    account, key = as_values(found[0][1:], Account, ApiKey)
+    return account, key
+
+
+@by_dialect
+def _by_digest(_postgres: bool) -> Select[Any]:
+    """Of every request to the API."""
+    return (
+        select(api_keys.c.digest, *columns_of(Account, accounts), *columns_of(ApiKey, api_keys))
+        .select_from(api_keys.join(accounts))
+        .where(api_keys.c.digest == bindparam("digest"), api_keys.c.revoked_at.is_(None))
+    )
 
 
 def key_used(conn: Connection, key_id: int, now: datetime) -> None:

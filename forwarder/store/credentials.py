@@ -6,7 +6,7 @@ change of the password or the permission, so that a cache of verified log-ins ca
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +16,7 @@ from forwarder.store import accounts, changes
 from forwarder.store import domains as domain_verbs
 from forwarder.store.conflict import AlreadyExists, LimitReached, Missing, insert_new
 from forwarder.store.domains import Domain
-from forwarder.store.rows import all_values, as_value, by_dialect, fetch, one_value
+from forwarder.store.rows import all_values, as_value, as_values, by_dialect, columns_of, fetch, one_value
 from forwarder.store.tables import accounts as account_table
 from forwarder.store.tables import credentials, domains
 
@@ -92,33 +92,20 @@ def for_login(conn: Connection, username: str, domain_name: str) -> Login | None
     found = fetch(conn, _login, {"username": username.lower(), "domain": domain_name})
     if not found:
         return None
-    [(plan, locked_at, *values)] = found
-    middle = len(_CREDENTIAL)
+    [(plan, locked_at, *row)] = found
+    credential, domain = as_values(row, Credential, Domain)
     return Login(
-        credential=Credential(**dict(zip(_CREDENTIAL, values[:middle], strict=True))),
-        domain=Domain(**dict(zip(_DOMAIN, values[middle:], strict=True))),
-        account_plan=plan,
-        account_locked=locked_at is not None,
+        credential=credential, domain=domain, account_plan=plan, account_locked=locked_at is not None
     )
-
-
-_CREDENTIAL = tuple(field.name for field in fields(Credential))
-_DOMAIN = tuple(field.name for field in fields(Domain))
 
 
 @by_dialect
 def _login(_postgres: bool) -> Select[Any]:
     """Of every submitted message."""
-    of = credentials.join(domains, domains.c.id == credentials.c.domain_id).join(account_table)
-    columns = (
-        account_table.c.plan,
-        account_table.c.locked_at,
-        *(credentials.c[name].label(f"credential_{name}") for name in _CREDENTIAL),
-        *(domains.c[name].label(f"domain_{name}") for name in _DOMAIN),
-    )
+    columns = (*columns_of(Credential, credentials), *columns_of(Domain, domains))
     return (
-        select(*columns)
-        .select_from(of)
+        select(account_table.c.plan, account_table.c.locked_at, *columns)
+        .select_from(credentials.join(domains).join(account_table))
         .where(domains.c.name == bindparam("domain"), credentials.c.username == bindparam("username"))
     )
 

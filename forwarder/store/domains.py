@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, delete, func, or_, select, update
 
 from forwarder.store import accounts, changes
 from forwarder.store.conflict import AlreadyExists, LimitReached, Missing, insert_new
-from forwarder.store.rows import all_values, as_value, one_value
+from forwarder.store.rows import all_values, as_value, as_values, by_dialect, columns_of, fetch, one_value
 from forwarder.store.tables import domains
 
 _AT_ONCE = 5000  # names in one statement
@@ -88,10 +88,19 @@ def add(
 
 def get(conn: Connection, name: str, *, account_id: int | None = None) -> Domain | None:
     """By name, within one account or over all."""
-    query = select(domains).where(domains.c.name == name)
-    if account_id is not None:
-        query = query.where(domains.c.account_id == account_id)
-    return one_value(conn, Domain, query)
+    query, which = (_by_name, {}) if account_id is None else (_by_name_of_account, {"account_id": account_id})
+    found = fetch(conn, query, {"name": name, **which})
+    return next(as_values(found[0], Domain)) if found else None
+
+
+def _named() -> Select[Any]:
+    return select(*columns_of(Domain, domains)).where(domains.c.name == bindparam("name"))
+
+
+_by_name = by_dialect(lambda _postgres: _named())
+_by_name_of_account = by_dialect(
+    lambda _postgres: _named().where(domains.c.account_id == bindparam("account_id"))
+)
 
 
 def by_id(conn: Connection, domain_id: int) -> Domain | None:

@@ -10,7 +10,7 @@ same reason ``fetch`` brings a whole result of SQLite in one row of JSON.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
@@ -24,6 +24,7 @@ from sqlalchemy import (
     Connection,
     FromClause,
     Integer,
+    Label,
     LargeBinary,
     RowMapping,
     Select,
@@ -258,6 +259,20 @@ def _json_reader(kind: TypeEngine[Any]) -> Callable[[Any], Any] | None:
 def as_value(kind: type[V], row: RowMapping | Mapping[str, Any]) -> V:
     """A row as a dataclass, whose fields are named as the columns; columns without a field are left out."""
     return kind(**{name: row[name] for name in _fields(kind)})  # type: ignore[arg-type]  # a type has a hash
+
+
+def columns_of(kind: Any, table: Table) -> list[Label[Any]]:
+    """The columns of a table that are named as the fields of a dataclass, labelled to differ from those of others."""
+    return [table.c[name].label(f"{table.name}_{name}") for name in _fields(kind)]
+
+
+def as_values(row: Sequence[Any], *kinds: Any) -> Iterator[Any]:
+    """A row of ``fetch``, made of the ``columns_of`` some dataclasses one after the other, as these."""
+    start = 0
+    for kind in kinds:
+        names = _fields(kind)
+        yield kind(**dict(zip(names, row[start : start + len(names)], strict=True)))
+        start += len(names)
 
 
 def one_value(conn: Connection, kind: type[V], statement: Executable) -> V | None:
