@@ -508,7 +508,9 @@ async def test_a_certificate_that_is_gone_leaves_the_old_configuration(house: Ho
         certificate.unlink()
         file.write_text('[mx]\nsize_limit = "2 MiB"\n')
         process.process.send_signal(signal.SIGHUP)
-        refused = "the new configuration cannot be used; the old one stays"  # the certificate has a line of its own
+        refused = (
+            "the new configuration cannot be used; the old one stays"  # the certificate has a line of its own
+        )
         await wait_until(lambda: process.log().count(refused) == processes)
         assert "Traceback" not in process.log()
         assert "SIZE 1048576" in await _features(house.mx_port)
