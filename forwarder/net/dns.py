@@ -9,7 +9,8 @@ ask the same at once share one question. The cache holds a fixed number of answe
 counts as several, since what a zone says is its owner's choice (the least recently used one goes), and at most 256
 questions are under way; the others wait inside their own deadline. Of these places the owner of a name has a share, or
 the one on whose behalf it is asked for (``net.shares``): else one message to a hundred domains whose servers are silent
-would keep everybody from being asked.
+would keep everybody from being asked. What found no place is not kept, and whoever shared that question asks it in a
+share of their own: a silent domain may name the mail hosts of others among its own.
 
 ``fresh=True`` goes past the cache to the zone's own servers, for a person who has just changed a record and presses
 "check"; when these cannot be asked (private addresses are left alone, port 53 may be filtered) the ordinary servers
@@ -50,6 +51,7 @@ QUESTIONS = 256
 AUTHORITIES = 3
 PLACE = 1024  # octets of an answer
 
+_CROWDED = CannotTell(reason="too many questions are under way")
 _Key = tuple[str, dns.rdatatype.RdataType]
 
 
@@ -173,7 +175,11 @@ class Resolver:
         kept = self._kept(key)
         if kept is not None:
             return kept
-        return await self._questions.run(key, lambda: self._resolve(key, behalf))
+        shared = key in self._questions
+        answer = await self._questions.run(key, lambda: self._resolve(key, behalf))
+        if shared and answer is _CROWDED:  # perhaps in the share of somebody else
+            answer = await self._questions.run((key, behalf), lambda: self._resolve(key, behalf))
+        return answer
 
     def _kept(self, key: _Key) -> Answer[Any] | None:
         entry = self._cache.get(key)
@@ -191,7 +197,8 @@ class Resolver:
     async def _resolve(self, key: _Key, behalf: str) -> Answer[Any]:
         answer = await self._follow(*key, behalf)
         self._counts[type(answer)].add()
-        self._keep(key, answer)
+        if answer is not _CROWDED:  # it says nothing of the name
+            self._keep(key, answer)
         return answer
 
     def _keep(self, key: _Key, answer: Answer[Any]) -> None:
@@ -226,7 +233,7 @@ class Resolver:
                 async with asyncio.timeout(self._deadline.total_seconds()):
                     await self._slots.take(owner)
             except TimeoutError:
-                return CannotTell(reason="too many questions are under way")
+                return _CROWDED
             try:
                 message = await ask(
                     self._nameservers, name, kind, deadline=self._deadline, silence=self._silence

@@ -541,6 +541,24 @@ async def test_silent_domains_do_not_keep_another_from_being_asked(dns: DnsServe
         await asking
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_name_that_a_silent_domain_asks_for_in_vain_is_asked_for_others(
+    dns: DnsServer, clock: Clock, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    """Whoever is named in the MX records of a domain must not wait in its share."""
+    monkeypatch.setattr("forwarder.net.dns.QUESTIONS", 4)
+    resolver = Resolver([HostPort(dns.host, dns.port)], clock=clock, deadline=timedelta(seconds=0.4))
+    dns.set("mx.example.test", "A", ["192.0.2.1"])
+    for _ in range(2):  # all that it may have
+        await resolver._slots.take("silent.test")
+    vain = asyncio.create_task(resolver.a("mx.example.test", behalf="silent.test"))
+    await (asyncio.sleep(0) if at_once else asyncio.wait({vain}))
+    assert records(await resolver.a("mx.example.test", behalf="example.test")) == ("192.0.2.1",)
+    assert isinstance(await vain, CannotTell)
+    assert records(await resolver.a("mx.example.test", behalf="silent.test")) == ("192.0.2.1",)
+    assert dns.count() == 1
+
+
 async def test_the_cache_holds_a_fixed_number(dns: DnsServer, clock: Clock) -> None:
     resolver = Resolver([HostPort(dns.host, dns.port)], clock=clock, cache_size=2)
     for name in ("a.test", "b.test", "a.test", "c.test", "a.test", "b.test"):
