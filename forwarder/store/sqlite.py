@@ -175,7 +175,8 @@ class SqliteWriter(Writer):
             self.prove(done)
         except BaseException as error:  # noqa: BLE001 - a thread has nobody to raise to
             trouble = trouble_of(error) or StoreUnavailable()
-            trouble.__cause__ = error
+            if trouble is not error:  # else it knows its own cause
+                trouble.__cause__ = error
             self.failing = True
             self._drop_connection()
             told = {id(item) for item, _ in done}

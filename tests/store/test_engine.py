@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from forwarder.store import postgresql, sqlite, straight, writer
 from forwarder.store.engine import Database
 from forwarder.store.tables import sequences
+from forwarder.store.faults import explain
 from forwarder.store.trouble import CommitUnknown, StoreFull, StoreUnavailable
 from tests.postgres import Server
 from tests.store.conftest import until
@@ -287,9 +288,19 @@ class _BrokenAtCommit(_FullAtCommit):
     code = sqlite3.SQLITE_IOERR_FSYNC
 
 
-@pytest.mark.parametrize(("disk", "trouble"), [(_FullAtCommit, StoreFull), (_BrokenAtCommit, CommitUnknown)])
+@pytest.mark.parametrize(
+    ("disk", "trouble", "why"),
+    [
+        (_FullAtCommit, StoreFull, "the disk of the database is full"),
+        (_BrokenAtCommit, CommitUnknown, "SQLite cannot open or write it"),
+    ],
+)
 async def test_a_disk_that_is_full_at_the_commit_leaves_no_doubt(
-    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, disk: type[sqlite3.Connection], trouble: type[Exception]
+    sqlite_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    disk: type[sqlite3.Connection],
+    trouble: type[Exception],
+    why: str,
 ) -> None:
     database = await Database.open(sqlite_url)
     connect = sqlite3.connect
@@ -298,6 +309,7 @@ async def test_a_disk_that_is_full_at_the_commit_leaves_no_doubt(
         with pytest.raises(trouble) as caught:
             await database.write(put("lost"))  # type: ignore[arg-type]
     assert type(caught.value) is trouble
+    assert why in explain(caught.value).text
     await database.write(put("after"))  # type: ignore[arg-type]
     assert await names(database) == {"after"}
     await database.close()
