@@ -21,8 +21,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forwarder.store import postgresql, sqlite, straight, writer
 from forwarder.store.engine import Database
-from forwarder.store.tables import sequences
 from forwarder.store.faults import explain
+from forwarder.store.tables import sequences
 from forwarder.store.trouble import CommitUnknown, StoreFull, StoreUnavailable
 from tests.postgres import Server
 from tests.store.conftest import until
