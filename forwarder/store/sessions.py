@@ -88,6 +88,8 @@ class Sessions:
             if await other.execute(look, timeout=CONNECT_LIMIT) == _FOUND:
                 raise SharedSessions
             await self._look_again(conn, look)
+            # In the midst of a transaction the pooler would cut what this came to, and perhaps have one left to give.
+            await other.execute("ROLLBACK", timeout=CONNECT_LIMIT)
         finally:
             other.terminate()
         for _ in range(2):  # where connections are given in turn, the next is another

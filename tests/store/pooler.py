@@ -25,6 +25,7 @@ class Pooler:
         self._credentials = {"user": parts.username or "", "database": parts.path[1:]}
         self._shared = shared
         self._lenient = lenient
+        self._lost = 0  # of the shared ones
         self._free: asyncio.Queue[_Link] = asyncio.Queue()
         self._links: list[_Link] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -63,6 +64,13 @@ class Pooler:
         self._tasks.add(asyncio.create_task(link.pass_on()))
         return link
 
+    async def _next(self) -> "_Link":
+        """The connection whose turn it is; a new one in the place of a lost one only where none is free."""
+        if self._free.empty() and self._lost:
+            self._lost -= 1
+            return await self._link()
+        return await self._free.get()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -91,24 +99,22 @@ class Pooler:
             text = b"".join(b"%b\0" % part for part in (b"SFATAL", b"C08P01", b"M" + why.encode(), b""))
             writer.write(b"E" + struct.pack("!i", 4 + len(text)) + text)
             return
-        link = await (self._free.get() if self._shared else self._link())
+        link = self._links[0] if self._shared else await self._link()
         writer.write(b"R" + struct.pack("!ii", 8, 0) + link.said)
         writer.write(b"K" + struct.pack("!iii", 12, -1, 0) + b"Z" + struct.pack("!i", 5) + b"I")
         while True:
-            if self._shared:
-                self._free.put_nowait(link)
             request = await _message(reader)
             if self._shared:
-                link = await self._free.get()
+                link = await self._next()
             try:
                 await self._transact(request, link, reader, writer)
             except asyncio.IncompleteReadError:
-                if self._shared:
-                    link.client = None
-                    link.writer.write(b"Q" + struct.pack("!i", 13) + b"ROLLBACK\0")
-                    await link.ended.get()
-                    self._free.put_nowait(link)
+                if self._shared:  # left in the middle of a transaction
+                    self._lost += 1
+                    link.writer.close()
                 raise
+            if self._shared:
+                self._free.put_nowait(link)
 
     @staticmethod
     async def _transact(

@@ -39,7 +39,7 @@ async def test_behind_a_pooler_that_keeps_sessions_commits_are_durable(
         await database.close()
 
 
-@pytest.mark.parametrize("links", [1, 2])
+@pytest.mark.parametrize("links", [1, 2, 3])
 async def test_a_pooler_that_shares_sessions_ends_the_start(postgres_url: str, links: int) -> None:
     async with Pooler(postgres_url, shared=links) as pooler:
         database = await Database.open(pooler.url)
