@@ -60,7 +60,7 @@ class Process:
     def __init__(self, load: Callable[[], Settings], place: Place) -> None:
         self._load = load
         self._place = place
-        self._generation = 0
+        self._generation = 0  # of the next engine; one that does not come to serve leaves its place to another
         self._ends = asyncio.Event()
         self._reloads = asyncio.Event()
         self._grace = GRACE
@@ -81,6 +81,7 @@ class Process:
         if not await self.unless_ended(wait_for_store(begin)) and not begun:
             return
         (engine,) = begun
+        self._generation += 1
         # What was imported and built lives as long as the process: the collector need not look at it again.
         gc.freeze()
         gc.set_threshold(*COLLECT_AFTER)
@@ -128,9 +129,7 @@ class Process:
         place = self._place
         if self._generation:
             place = replace(place, worker_id="", successor_of="")
-        place = replace(place, region=place.region * 2 + self._generation % 2, regions=place.regions * 2)
-        self._generation += 1
-        return place
+        return replace(place, region=place.region * 2 + self._generation % 2, regions=place.regions * 2)
 
     async def _reload(self, engine: Engine, started: Callable[[Engine], None]) -> Engine:
         """The engine that serves from now on: another with what has changed, or the same, and then it is said why."""
@@ -163,6 +162,7 @@ class Process:
         except Exception:  # nobody foresaw it: no reason to stop serving
             log.exception("the new configuration cannot be used; the old one stays")
             return engine
+        self._generation += 1
         set_up(settings, **self._place.shown())
         started(successor)
         log.info("the new configuration is in force")

@@ -1,6 +1,7 @@
 """One serving process: told to end before its start is over, and what it tells who started it."""
 
 import asyncio
+import json
 import signal
 import socket
 import uuid
@@ -13,6 +14,7 @@ from forwarder.node import notify
 from forwarder.process import Process
 from forwarder.serve import Engine, Place
 from tests.harness import EngineProcess, House, wait_until
+from tests.peers.client import Client
 
 
 async def test_told_to_end_during_the_start_it_drains(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +131,32 @@ async def test_a_reload_does_not_change_the_database_below_a_running_engine(
         await house.sink.wait_for(1)
         assert "in force" not in process.log()
         assert not other.exists()
+
+
+async def test_who_is_connected_is_counted_by_the_engine_that_comes_after_one_that_could_not(
+    house: House,
+) -> None:
+    """Two engines count side by side, each in a place of its own; whoever comes to a place clears it."""
+    file = house.folder / "config.toml"
+    file.write_text("[mx]\nconnections_per_client = 1\n")
+    async with EngineProcess(house, environ={"FORWARDER_CONFIG": str(file)}) as process:
+        await house.host("example.com", {"info": "person@dest.test"})
+        async with house.client() as sending:
+            await sending.ehlo()
+            await sending.say(b"MAIL FROM:<ann@out.test>\r\n")
+            await sending.say(b"RCPT TO:<info@example.com>\r\n")
+            assert (await sending.say(b"DATA\r\n")).code == 354
+            file.write_text("[mx]\nconnections_per_client = 1\nrecipients = 50\n")
+            gone = house.certificate.rename(house.folder / "gone")
+            process.process.send_signal(signal.SIGHUP)
+            await wait_until(lambda: "the new configuration cannot be used" in process.log())
+            gone.rename(house.certificate)
+            process.process.send_signal(signal.SIGHUP)
+            await wait_until(lambda: "in force" in process.log())
+            listeners = json.loads(process.ports_file.read_text())["mx"]
+            async with Client("127.0.0.1", int(listeners[0].rpartition(":")[2])) as another:
+                assert str(another.greeting).startswith("421 4.7.0")
+            assert (await sending.say(b"Subject: x\r\n\r\nx\r\n.\r\n")).code == 250
 
 
 async def test_an_engine_that_does_not_serve_in_time_is_not_left_behind(
