@@ -60,7 +60,7 @@ class Process:
     def __init__(self, load: Callable[[], Settings], place: Place) -> None:
         self._load = load
         self._place = place
-        self._generation = 0  # of the next engine; one that does not come to serve leaves its place to another
+        self._generation = 0  # of the next engine; what does not come to serve has none
         self._ends = asyncio.Event()
         self._reloads = asyncio.Event()
         self._grace = GRACE
