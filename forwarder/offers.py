@@ -20,6 +20,11 @@ class Offers:
         # By digest, oldest first: what a worker may say that it obeys.
         self._standing = {source.digest: (source, settings)}
 
+    @property
+    def settings_in_force(self) -> Settings:
+        """What the configuration in force says."""
+        return self._standing[self.in_force.digest][1]
+
     def make(self, source: Source, settings: Settings) -> None:
         """The workers are about to be told of a configuration. What every one of them refuses is no offer."""
         own = self._settings

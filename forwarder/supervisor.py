@@ -243,7 +243,7 @@ class Supervisor:
         if settings is None:
             return
         set_up(settings)  # our own lines follow [logs] too
-        write_ports(settings.data_dir, self._ports.places(settings))
+        self._write_ports()
         for worker in self._workers:  # who began after the others were told, but before they obeyed
             if worker.serves and self._is_behind(worker):
                 self._tell(worker)
@@ -255,9 +255,13 @@ class Supervisor:
             self._tell(worker)
         if not self._announced and all(other.serves for other in self._workers):
             self._announced = True
-            write_ports(self._settings.data_dir, self._ports.places(self._settings))
+            self._write_ports()
             notify("READY=1")
             log.info("all workers serve", workers=len(self._workers))
+
+    def _write_ports(self) -> None:
+        if self._announced:  # who waits for the file waits until all serve
+            write_ports(self._settings.data_dir, self._ports.places(self._offers.settings_in_force))
 
     def _forget_clients(self, worker: Worker) -> None:
         for service in SERVICES:

@@ -368,6 +368,26 @@ def test_readiness_is_told_once_when_all_serve_whoever_died_before(
         assert told == ["READY=1"]
 
 
+def test_where_the_ports_are_is_said_when_all_serve_and_as_the_newest_in_force_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when one obeyed a reload before another had begun to serve."""
+    monkeypatch.setattr(supervisor.Supervisor, "_signal", lambda *_: None)
+    over = supervisor_of(2, tmp_path)
+    first, second = over._workers
+    for worker in (first, second):
+        worker.begin(over._offers.latest, over._offers.in_force)
+    begun, new = over._offers.in_force, Source(origin="config.toml", text="new")
+    values = {"hostname": "mx.test", "data_dir": str(tmp_path), "api": {"listen": "127.0.0.1:8081"}}
+    over._offers.make(new, Settings.model_validate(values))
+    file = tmp_path / "run" / "ports.json"
+    over._opened(first, begun.digest)
+    over._opened(first, new.digest)
+    assert not file.exists()
+    over._opened(second, begun.digest)
+    assert json.loads(file.read_text())["api"] == ["127.0.0.1:8081"]
+
+
 def test_a_readiness_that_nobody_hears_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
