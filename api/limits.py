@@ -4,7 +4,7 @@ The count of the current minute is shared, and a process takes blocks of it (``s
 left, one place at a time when little is left. A large body counts as several requests (``places_of``), since it takes
 as much of the time of others as these.
 
-Wrong keys are counted by client in the same way, one write each: guessing is what has to be slow.
+Wrong keys are counted by client in the same way: guessing is what has to be slow.
 """
 
 import math
