@@ -26,6 +26,10 @@ from forwarder.mail import reply as replies
 from forwarder.mail.reply import Reply
 from forwarder.tally import Count
 
+# For a TLS handshake under way when the server stops: after one that failed, some clients send in clear (Exim:
+# tls_tempfail_tryclear).
+LAST_HANDSHAKE_SECONDS = 2.0
+
 log = structlog.get_logger(__name__)
 
 
@@ -97,8 +101,12 @@ class Connection(SMTP):
     # What the server calls when it stops.
 
     def stop(self) -> None:
-        """Say 421 as soon as the session waits for a command; nothing can be said in a TLS handshake, so it ends."""
+        """Say 421 as soon as the session waits for a command; behind a TLS handshake, unless that does not end."""
         self._inlet.stop()
+        if self._in_handshake:
+            self.loop.call_later(LAST_HANDSHAKE_SECONDS, self._end_handshake)
+
+    def _end_handshake(self) -> None:
         if self._in_handshake:
             self.abort()
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from forwarder.inbound import late_bounce
+from forwarder.inbound import connection, late_bounce
 from forwarder.inbound.disk import Disk
 from forwarder.inbound.refusals import PER_CLIENT
 from forwarder.inbound.screening import Screened
@@ -779,8 +779,9 @@ async def test_sessions_that_outlast_the_grace_are_cut_off(engine):
 
 
 @pytest.mark.parametrize("said", [b"", b"\x16\x03\x01\x02\x00"], ids=["silent", "half a hello"])
-async def test_a_handshake_that_does_not_end_holds_up_nobody(engine, said):
+async def test_a_handshake_that_does_not_end_holds_up_nobody(engine, monkeypatch, said):
     """Nothing can be said to who was told to begin TLS and does not; mail in flight is not waited for there."""
+    monkeypatch.setattr(connection, "LAST_HANDSHAKE_SECONDS", 0.1)
     await hosting(engine)
     async with engine.client() as client:
         await client.ehlo()
@@ -790,6 +791,17 @@ async def test_a_handshake_that_does_not_end_holds_up_nobody(engine, said):
             await engine.servers["mx"].drain(timedelta(seconds=20))
         assert await client.closed()
         assert engine.servers["mx"].sessions == 0
+
+
+async def test_a_handshake_that_is_under_way_ends_before_the_session_does(engine):
+    """Where it fails, Exim sends in clear."""
+    await hosting(engine)
+    async with engine.client() as client:
+        await client.ehlo()
+        assert (await client.say(b"STARTTLS\r\n")).code == 220
+        engine.servers["mx"].stop_accepting()
+        await client.handshake()
+        assert str(await client.read()).startswith("421 4.3.2")
 
 
 def report(delivery_id, mark, *, action=b"failed"):
