@@ -44,14 +44,14 @@ def bound_socket(at: HostPort, *, shared: bool = True) -> socket.socket:
 
 
 def descriptors_of(listener: socket.socket) -> list[socket.socket]:
-    """The socket and its duplicates, for a loop to listen through; OSError, with none of the duplicates left open."""
-    found = [listener]
+    """The socket and its duplicates, for a loop to listen through; OSError as above, and none of them is left open."""
+    found, at = [listener], HostPort(*listener.getsockname()[:2])
     try:
         found.extend(listener.dup() for _ in range(AT_ONCE - 1))
-    except OSError:
-        for duplicate in found[1:]:
-            duplicate.close()
-        raise
+    except OSError as error:
+        for opened in found:
+            opened.close()
+        raise _named(error, at) from error
     return found
 
 

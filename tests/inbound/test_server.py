@@ -1,6 +1,8 @@
 """Listening: several addresses, several processes on one port, and what is said when an address cannot be had."""
 
 import asyncio
+import errno
+import os
 import socket
 from contextlib import ExitStack
 
@@ -55,6 +57,20 @@ async def test_a_client_of_a_full_server_is_told(serve):
             assert str(outside.greeting).startswith("421 4.3.2")
             assert await outside.closed()
         assert (await inside.say(b"NOOP\r\n")).code == 250
+
+
+async def test_the_address_is_named_that_there_are_no_descriptors_for(serve, monkeypatch):
+    left, dup = [None] * 3, socket.socket.dup
+
+    def few(listener):
+        if not left:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        left.pop()
+        return dup(listener)
+
+    monkeypatch.setattr(socket.socket, "dup", few)
+    with pytest.raises(OSError, match=r"cannot listen on 127\.0\.0\.1:[1-9][0-9]*: Too many open files"):
+        await serve()
 
 
 async def test_who_comes_does_not_wait_for_a_turn_of_the_loop_each(serve):
