@@ -9,6 +9,7 @@ do not wait for each other.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from sqlalchemy import BigInteger, Connection, Executable, Select, Text, delete, select, true
 from sqlalchemy.dialects import postgresql, sqlite
@@ -89,13 +90,22 @@ def _held(conn: Connection, ends: Mapping[str, datetime]) -> dict[str, int]:
     return dict(fetch(conn, _read, _KEYS.values(conn, [(row,) for row in ends])))  # the whole file is ours
 
 
+def _put(postgres: bool) -> Any:
+    """What inserts the given rows, and knows ``on_conflict_do_update``."""
+    given = _ROWS.source(postgres)
+    insert = postgresql.insert if postgres else sqlite.insert
+    # The condition is for SQLite's parser, which would take ON for that of a join.
+    return insert(counters).from_select(["key", "value", "expires_at"], select(*given.c).where(true()))
+
+
 @by_dialect
 def _lock(postgres: bool) -> Executable:
-    given = _ROWS.source(postgres)
-    row = postgresql.insert(counters).from_select(["key", "value", "expires_at"], select(*given.c))
-    return row.on_conflict_do_update(index_elements=["key"], set_={"value": counters.c.value}).returning(
-        counters.c.key, counters.c.value
+    kept: Executable = (
+        _put(postgres)
+        .on_conflict_do_update(index_elements=["key"], set_={"value": counters.c.value})
+        .returning(counters.c.key, counters.c.value)
     )
+    return kept
 
 
 @by_dialect
@@ -106,11 +116,11 @@ def _read(postgres: bool) -> Select[tuple[str, int]]:
 
 @by_dialect
 def _write(postgres: bool) -> Executable:
-    given = _ROWS.source(postgres)
-    insert = postgresql.insert if postgres else sqlite.insert
-    # The condition is for SQLite's parser, which would take ON for that of a join.
-    row = insert(counters).from_select(["key", "value", "expires_at"], select(*given.c).where(true()))
-    return row.on_conflict_do_update(index_elements=["key"], set_={"value": row.excluded.value})
+    row = _put(postgres)
+    written: Executable = row.on_conflict_do_update(
+        index_elements=["key"], set_={"value": row.excluded.value}
+    )
+    return written
 
 
 _HITS = _Hits()
