@@ -148,10 +148,8 @@ def _unusable(path: Path, error: OSError) -> str:
         return (
             f"{cannot}; mount it so that it can be written (the kernel's log may say why it was not: dmesg)"
         )
-    whose = (
-        "everything in data_dir must belong to the user that runs this, so give it to that user (chown -R)"
-    )
-    return f"{cannot}; {whose}"
+    mend = "everything in data_dir must belong to the user that runs this, so give it to that user (chown -R)"
+    return f"{cannot}; {mend}"
 
 
 def made_run_folder(data_dir: Path) -> Path:

@@ -66,8 +66,9 @@ class Quotas:
         last = counted[-1]
         if last.allowed:
             return places
+        _, whose = limits[len(counted) - 1]
         when = last.resets_at.strftime("%Y-%m-%d %H:%M UTC")
-        return replies.OVER_QUOTA.saying(f"the {limits[len(counted) - 1][1]} is used up until {when}")
+        return replies.OVER_QUOTA.saying(f"the {whose} is used up until {when}")
 
     async def give_back(self, places: Sequence[Hit]) -> None:
         """The message was not taken after all."""

@@ -32,9 +32,8 @@ class InboundRooms:
     ids: "IdSource"
     srs: "Srs"
     intake: "Intake"
-    trace_secrets: tuple[
-        bytes, ...
-    ]  # whose marks in X-Forwarder-Id are our own; empty: loops are not looked for
+    # Whose marks in X-Forwarder-Id are our own; empty: loops are not looked for.
+    trace_secrets: tuple[bytes, ...]
     tls: "ServerTls | None"  # None: STARTTLS is not offered, submission does not listen
     screening: "Screening | None"  # None: nothing is looked up about the client
     resolver: "Resolver"  # submission: which of a domain's records is missing

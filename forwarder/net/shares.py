@@ -15,9 +15,8 @@ class Shares:
         self._free = places
         self._reserve = places // 2
         self._held: Counter[str] = Counter()
-        self._waiting: dict[
-            str, deque[asyncio.Future[None]]
-        ] = {}  # by holder, whose turn is next comes first
+        # By holder; whose turn is next comes first.
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
     async def take(self, holder: str) -> None:
         """A place for a holder, as soon as there is one for it."""
