@@ -162,6 +162,46 @@ def test_an_alias_is_added_once_and_only_if_it_can_be_one(hosted: Cli) -> None:
     assert [a["alias"] for a in hosted.json("alias", "list", "example.com")] == ["*"]
 
 
+def test_an_alias_is_led_elsewhere_without_being_removed(hosted: Cli) -> None:
+    made = hosted.json("alias", "add", "example.com", "(sales|info)-.*", "old@dest.test")
+    named = {"id": made["id"], "domain": "example.com", "alias": "(sales|info)-.*"}
+    changed = hosted.json("alias", "change", "example.com", "(sales|info)-.*", " $1@dest.test, new@dest.test")
+    assert changed == {**named, "forward": "$1@dest.test,new@dest.test", "is_active": True}
+    assert [way["destination"] for way in hosted.json("route", "info-x@example.com")["destinations"]] == [
+        "info@dest.test",
+        "new@dest.test",
+    ]
+    off = hosted.json("alias", "change", "example.com", str(made["id"]), "--off")
+    assert off == {**changed, "is_active": False}
+    route = hosted.json("route", "info-x@example.com")
+    assert (route["accepted"], route["trouble"]) == (False, "DISABLED_REFUSE")
+    assert hosted("alias", "change", "example.com", str(made["id"]), "--off")[1].endswith(", but is off\n")
+    both = hosted.json("alias", "change", "example.com", str(made["id"]), "last@dest.test", "--on")
+    assert both == {**named, "forward": "last@dest.test", "is_active": True}
+    assert [row["forward"] for row in hosted.json("alias", "list", "example.com")] == ["last@dest.test"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        (("richard",), "say what to change"),
+        (("nobody", "x@dest.test"), "example.com has no alias nobody; forwarder alias list example.com"),
+        (("richard", "not an address"), "this forward cannot be"),
+        (("richard", "$1@dest.test"), "$1"),
+        (("richard", "richard@example.com"), "circle"),
+        (("richard", "https://127.0.0.1/"), "this forward cannot be"),
+    ],
+)
+def test_an_alias_stays_as_it_was_where_the_change_cannot_be(
+    hosted: Cli, wanted: tuple[str, ...], said: str
+) -> None:
+    hosted.json("alias", "add", "example.com", "richard", "person@dest.test")
+    assert said in hosted.fails("alias", "change", "example.com", *wanted)
+    assert [(row["forward"], row["is_active"]) for row in hosted.json("alias", "list", "example.com")] == [
+        ("person@dest.test", True)
+    ]
+
+
 def test_an_alias_that_the_api_would_not_take_is_not_added(hosted: Cli) -> None:
     """Whoever reads it there could not send it back."""
     hosted.write(more="[plans.default]\ndestinations = 1000\n")
@@ -207,7 +247,8 @@ def test_what_is_unconfirmed_is_shown(hosted: Cli, monkeypatch: pytest.MonkeyPat
     assert "nobody need confirm" in hosted.fails("alias", "ask", "example.com")
     assert "unconfirmed" not in hosted.json("alias", "list", "example.com")[0]
     monkeypatch.setenv("FORWARDER_REQUIRE_CONFIRMED_DESTINATIONS", "true")
-    hosted.json("alias", "add", "example.com", "new", "new@dest.test")
+    hosted.json("alias", "add", "example.com", "new", "former@dest.test")
+    hosted.json("alias", "change", "example.com", "new", "new@dest.test")
     listed = hosted.json("alias", "list", "example.com")
     assert [row["unconfirmed"] for row in listed] == [["old@dest.test"], ["new@dest.test"]]
     assert "new@dest.test" in hosted("alias", "list", "example.com")[1]
@@ -220,7 +261,7 @@ def test_what_is_unconfirmed_is_shown(hosted: Cli, monkeypatch: pytest.MonkeyPat
     assert route["unconfirmed"] == ["new@dest.test"]
     assert hosted.json("route", "old@example.com")["destinations"][0]["destination"] == "https://hook.test/x"
     subjects = [entry["subject"] for entry in hosted.json("logs")]
-    assert subjects == ["May mail for example.com be forwarded to you?"] * 2
+    assert subjects == ["May mail for example.com be forwarded to you?"] * 3
 
 
 def test_check_says_that_links_must_lead_somewhere(hosted: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

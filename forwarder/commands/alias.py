@@ -11,13 +11,14 @@ from forwarder.clock import utc_now
 from forwarder.commands.access import read, write
 from forwarder.commands.answer import answer, table, tell
 from forwarder.commands.frame import AsJson, Config, Failure, command
-from forwarder.commands.named import domain_named, owner_of
+from forwarder.commands.named import alias_named, domain_named, owner_of
 
 if TYPE_CHECKING:
     from rich.console import Console
     from sqlalchemy import Connection
 
     from forwarder.config import Settings
+    from forwarder.store.aliases import Alias
     from forwarder.store.domains import Domain
 
 app = typer.Typer(no_args_is_help=True, help="Aliases: where mail for a domain goes.")
@@ -34,7 +35,7 @@ def add_alias(
     """Add an alias: mail for ALIAS at DOMAIN goes to FORWARD."""
     from forwarder.commands.checked_alias import store_alias
 
-    def add(conn: "Connection", settings: "Settings") -> "tuple[Any, Domain]":
+    def add(conn: "Connection", settings: "Settings") -> "tuple[Alias, Domain]":
         hosted = domain_named(conn, domain)
         _, plan = owner_of(conn, hosted, settings)
         return store_alias(conn, hosted, pattern, forward, plan=plan, settings=settings), hosted
@@ -43,6 +44,50 @@ def add_alias(
     tell(
         {"id": made.id, "domain": hosted.name, "alias": made.pattern, "forward": made.forward},
         f"{made.pattern}@{hosted.display} leads to {made.forward}",
+        as_json=as_json,
+    )
+
+
+@command(app, "change")
+def change_alias(
+    domain: str,
+    pattern: Annotated[str, typer.Argument(metavar="ALIAS", help="The alias as listed, or its id.")],
+    forward: Annotated[
+        str | None, typer.Argument(help="Where its mail goes from now on, instead of where it went.")
+    ] = None,
+    active: Annotated[
+        bool | None,
+        typer.Option("--on/--off", help="Off: its mail is refused, or what the API set as when_disabled."),
+    ] = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Lead an alias elsewhere, or switch it on or off; no mail is refused in between."""
+    from forwarder.commands import checked_alias
+
+    if forward is None and active is None:
+        raise Failure("say what to change: the addresses it is to lead to, --on or --off")
+
+    def change(conn: "Connection", settings: "Settings") -> "tuple[Alias, Domain]":
+        hosted = domain_named(conn, domain)
+        _, plan = owner_of(conn, hosted, settings)
+        found = alias_named(conn, hosted, pattern)
+        changed = checked_alias.change_alias(
+            conn, hosted, found, forward=forward, is_active=active, plan=plan, settings=settings
+        )
+        return changed, hosted
+
+    changed, hosted = write(config, change)
+    leads = f"{changed.pattern}@{hosted.display} leads to {changed.forward}"
+    tell(
+        {
+            "id": changed.id,
+            "domain": hosted.name,
+            "alias": changed.pattern,
+            "forward": changed.forward,
+            "is_active": changed.is_active,
+        },
+        leads if changed.is_active else f"{leads}, but is off",
         as_json=as_json,
     )
 
@@ -129,9 +174,7 @@ def remove_alias(
 
     def remove(conn: "Connection", _settings: "Settings") -> "tuple[str, Domain]":
         hosted = domain_named(conn, domain)
-        found = aliases.find(conn, hosted.id, pattern)
-        if found is None:
-            raise Failure(f"{domain} has no alias {pattern}; forwarder alias list {domain} shows what it has")
+        found = alias_named(conn, hosted, pattern)
         aliases.remove(conn, hosted, found, utc_now())
         return found.pattern, hosted
 

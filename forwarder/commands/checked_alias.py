@@ -1,11 +1,12 @@
 """An alias as a person typed it, judged as the API judges it, and stored."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forwarder.clock import utc_now
 from forwarder.commands.frame import Failure
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from sqlalchemy import Connection
 
     from forwarder.config import Plan, Settings
@@ -17,27 +18,74 @@ def store_alias(
     conn: "Connection", domain: "Domain", pattern: str, forward: str, *, plan: "Plan", settings: "Settings"
 ) -> "Alias":
     """The alias, saved; or a Failure that says what to write instead, and nothing is saved."""
-    from api.asking import ask_owners
-    from api.improvmx.circles import circle
     from api.improvmx.requests import NewAlias
-    from api.validation import Bounds, validate
-    from forwarder.mail.destination import check_captures, parse_forward
-    from forwarder.mail.pattern import RuleError
     from forwarder.store import aliases
+
+    form = _judged(NewAlias, {"alias": pattern.strip(), "forward": forward}, plan=plan, settings=settings)
+    _check_fit(form.alias, form.forward)
+    made = aliases.add(conn, domain, form.alias, form.forward, utc_now(), limit=plan.aliases)
+    _check_way(conn, domain, made, settings=settings)
+    return made
+
+
+def change_alias(
+    conn: "Connection",
+    domain: "Domain",
+    alias: "Alias",
+    *,
+    forward: str | None,
+    is_active: bool | None,
+    plan: "Plan",
+    settings: "Settings",
+) -> "Alias":
+    """The alias with what is given changed, saved; or a Failure as of ``store_alias``.
+
+    One that is switched on or off by hand is not skipped any more, as the API has it: that is for rules.
+    """
+    from api.improvmx.requests import EditAlias
+    from forwarder.store import aliases
+
+    values: dict[str, Any] = {}
+    if forward is not None:
+        form = _judged(EditAlias, {"forward": forward}, plan=plan, settings=settings)
+        _check_fit(alias.pattern, form.forward)
+        values["forward"] = form.forward
+    if is_active is not None:
+        values |= {"is_active": is_active, "is_skipped": False}
+    changed = aliases.update_alias(conn, domain, alias, utc_now(), **values)
+    _check_way(conn, domain, changed, settings=settings)
+    return changed
+
+
+def _judged(form: type["BaseModel"], given: dict[str, str], *, plan: "Plan", settings: "Settings") -> Any:
+    """What was typed, in the API's form."""
+    from api.validation import Bounds, validate
 
     bounds = Bounds(
         allow_private=settings.outbound.allow_private_destinations, destinations=plan.destinations
     )
-    form = validate(NewAlias, {"alias": pattern.strip(), "forward": forward}, context=bounds)
-    if isinstance(form, dict):
-        faults = (f"this {field} cannot be: {' '.join(texts)}" for field, texts in form.items())
+    judged = validate(form, given, context=bounds)
+    if isinstance(judged, dict):
+        faults = (f"this {field} cannot be: {' '.join(texts)}" for field, texts in judged.items())
         raise Failure(" ".join(faults))
+    return judged
+
+
+def _check_fit(pattern: str, forward: str) -> None:
+    from forwarder.mail.destination import check_captures, parse_forward
+    from forwarder.mail.pattern import RuleError
+
     try:
-        check_captures(form.alias, parse_forward(form.forward, plain_http=True))
+        check_captures(pattern, parse_forward(forward, plain_http=True))
     except RuleError as error:
         raise Failure(str(error)) from None
-    made = aliases.add(conn, domain, form.alias, form.forward, utc_now(), limit=plan.aliases)
-    if (found := circle(conn, domain, [made])) is not None:
+
+
+def _check_way(conn: "Connection", domain: "Domain", saved: "Alias", *, settings: "Settings") -> None:
+    """No circle; and whoever has to agree is asked."""
+    from api.asking import ask_owners
+    from api.improvmx.circles import circle
+
+    if (found := circle(conn, domain, [saved])) is not None:
         raise Failure(found[1])
-    ask_owners(conn, settings, domain, [made], made.created_at)
-    return made
+    ask_owners(conn, settings, domain, [saved], utc_now())

@@ -1,4 +1,4 @@
-"""How commands find the account and the domain that they are told, and say so when there is none."""
+"""How commands find the account, the domain and the alias that they are told, and say so when there is none."""
 
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from forwarder.config import Plan, Settings
     from forwarder.store.accounts import Account
+    from forwarder.store.aliases import Alias
     from forwarder.store.domains import Domain
 
 
@@ -37,6 +38,17 @@ def domain_named(conn: "Connection", name: str) -> "Domain":
     found = domains.get(conn, domain_name(name))
     if found is None:
         raise Failure(f"{name} is not hosted here; forwarder domain list shows what is")
+    return found
+
+
+def alias_named(conn: "Connection", domain: "Domain", name: str) -> "Alias":
+    """The alias of the domain that has that name or id, or a Failure."""
+    from forwarder.store import aliases
+
+    found = aliases.find(conn, domain.id, name)
+    if found is None:
+        shown = domain.display
+        raise Failure(f"{shown} has no alias {name}; forwarder alias list {shown} shows what it has")
     return found
 
 
