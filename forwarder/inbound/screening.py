@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import structlog
 
 from forwarder.clock import utc_now
-from forwarder.inbound.spf import Questions, check_spf
+from forwarder.inbound.spf import Questions, Sender, check_spf, spf_at_hand
 from forwarder.mail import arc, dmarc, verification
 from forwarder.mail.address import Path
 from forwarder.mail.authentication import (
@@ -117,7 +117,9 @@ class Screening:
                 return self._unseen(content)
             small = len(content) <= SMALL_OCTETS
             brief = await self._run(small, self._brief, content)
-            answers, spf = await self._ask(brief, client_address, helo, reverse_path)
+            answers, spf = await self._ask(
+                brief, Sender(client_address, helo, reverse_path, receiver=self._authserv_id)
+            )
             small = small and len(brief.keys) <= FEW_KEYS
             results = await self._run(small, self._judge, brief, answers, spf)
             passed = passed_before(results, self._own_names)
@@ -186,9 +188,12 @@ class Screening:
         )
 
     async def _ask(
-        self, brief: _Brief, client_address: str, helo: str, reverse_path: Path
+        self, brief: _Brief, sender: Sender
     ) -> tuple[dict[str, tuple[bytes, ...]], SpfResult | None]:
-        """TXT answers by name (absent: cannot tell) and SPF, as far as they were there in time."""
+        """TXT answers by name (absent: cannot tell) and SPF, as far as they were there in time.
+
+        Where all is at hand, as of most senders it is, there is no task and no turn of the loop.
+        """
         answers: dict[str, tuple[bytes, ...]] = {}
         spf: list[SpfResult] = []
 
@@ -200,37 +205,26 @@ class Screening:
             note(name, await self._resolver.txt(name))
 
         async def key(name: str) -> None:
-            kept = self._resolver.kept_txt(name)
-            if kept is not None:
-                note(name, kept)
-                return
             async with self._questions:
                 await text(name)
 
-        async def sender() -> None:
-            spf.append(
-                await check_spf(
-                    self._resolver,
-                    client_address=client_address,
-                    helo=helo,
-                    reverse_path=reverse_path,
-                    receiver=self._authserv_id,
-                )
-            )
+        async def check() -> None:
+            spf.append(await check_spf(self._resolver, sender))
 
-        wanted: list[Coroutine[Any, Any, None]] = [text(name) for name in brief.policies]
-        wanted += [key(name) for name in brief.keys if name not in brief.policies]
+        wanted: list[Coroutine[Any, Any, None]] = []
+        for name in dict.fromkeys(brief.policies + brief.keys):
+            if (kept := self._resolver.kept(name, "TXT")) is not None:
+                note(name, kept)
+            else:
+                wanted.append(text(name) if name in brief.policies else key(name))
         if self._spf:
-            wanted.append(sender())
+            if (at_hand := spf_at_hand(self._resolver, sender)) is not None:
+                spf.append(at_hand)
+            else:
+                wanted.append(check())
         await _within(self._time_limit, wanted)
         if self._spf and not spf:
-            domain = helo if reverse_path.is_null else reverse_path.domain
-            identity = "helo" if reverse_path.is_null else "mailfrom"
-            spf.append(
-                SpfResult(
-                    result=AuthResult.TEMPERROR, domain=domain, identity=identity, reason="DNS did not answer"
-                )
-            )
+            spf.append(sender.result(AuthResult.TEMPERROR, "DNS did not answer"))
         return answers, spf[0] if spf else None
 
     def _judge(self, brief: _Brief, answers: dict[str, tuple[bytes, ...]], spf: SpfResult | None) -> Results:

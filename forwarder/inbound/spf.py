@@ -1,10 +1,11 @@
 """SPF (RFC 7208) of one client and sender: the evaluation of the ``spf`` library over our own resolver.
 
 The library asks DNS in the middle of its evaluation and waits. Here it never waits: it runs over the answers known
-so far, stops at the first one that is missing, the resolver fetches that one (for MX records, the addresses of all
-hosts at once), and it runs again. An evaluation takes a tenth of a millisecond, and RFC 7208 section 4.6.4 bounds the
-number of answers; ``MAX_ROUNDS`` bounds it whatever the library counts, and ``MAX_RECORD`` the work of each round. A
-domain without an SPF record, and one that cannot have any, costs no evaluation.
+so far and those that the resolver remembers, stops at the first one that is missing, the resolver fetches that one
+(for MX records, the addresses of all hosts at once), and it runs again. An evaluation takes a tenth of a millisecond,
+half a one where big services are included, and RFC 7208 section 4.6.4 bounds the number of answers; ``MAX_ROUNDS``
+bounds it whatever the library counts, and ``MAX_RECORD`` the work of each round. A domain without an SPF record, and
+one that cannot have any, costs no evaluation.
 
 Nothing raises but cancellation: DNS trouble is TEMPERROR, a record the library stumbles over is PERMERROR.
 The explanation (exp=) is never fetched: it is text of a stranger that we would not repeat.
@@ -14,7 +15,7 @@ import asyncio
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from forwarder.mail.address import Path
 from forwarder.mail.dmarc import SpfResult
@@ -32,6 +33,7 @@ _HOST_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})+\Z")
 _QUERY_NAME = re.compile(r"[ -~]{1,253}\Z")
 _RECORD = re.compile(rb"v=spf1(?: |\Z)", re.IGNORECASE)
 
+_AT_HAND = frozenset({"TXT", "A", "AAAA"})
 Question = tuple[str, str]  # name and type, as the library asks
 # What DNS said: records as the library wants them, [] for none, None when it could not tell.
 Known = dict[Question, list[Any] | None]
@@ -40,12 +42,36 @@ Known = dict[Question, list[Any] | None]
 class Questions(Protocol):
     """What SPF, and screening, ask of a resolver."""
 
-    def kept_txt(self, name: str) -> Answer[bytes] | None: ...
+    def kept(self, name: str, kind: str) -> Answer[Any] | None: ...
     async def txt(self, name: str) -> Answer[bytes]: ...
     async def a(self, host: str) -> Answer[str]: ...
     async def aaaa(self, host: str) -> Answer[str]: ...
     async def mx(self, domain: str) -> Answer[Mx]: ...
     async def ptr(self, address: str) -> Answer[str]: ...
+
+
+class Sender(NamedTuple):
+    """Who sent a message, as far as SPF looks."""
+
+    client_address: str
+    helo: str
+    reverse_path: Path
+    receiver: str  # our own name
+
+    @property
+    def identity(self) -> str:
+        """Whether the reverse-path is looked at or, when that is null, the HELO name (RFC 7208 2.4)."""
+        return "helo" if self.reverse_path.is_null else "mailfrom"
+
+    @property
+    def domain(self) -> str:
+        """Whose record decides."""
+        name = self.helo if self.reverse_path.is_null else self.reverse_path.domain
+        return name.lower().removesuffix(".")
+
+    def result(self, result: AuthResult, reason: str = "") -> SpfResult:
+        """What was found of this sender."""
+        return SpfResult(result=result, identity=self.identity, domain=self.domain, reason=reason)
 
 
 class _Missing(Exception):
@@ -57,7 +83,7 @@ class _Missing(Exception):
 class _Evaluation(spf.query):  # type: ignore[misc]
     """The library's evaluation, over answers that are already here."""
 
-    known: Known
+    answers: "_Answers"
 
     def dns(self, name: str, qtype: str, cnames: Any = None, ignore_void: bool = False) -> list[Any]:
         question = (str(name).lower().removesuffix("."), qtype)
@@ -65,10 +91,8 @@ class _Evaluation(spf.query):  # type: ignore[misc]
             not 0 < len(part) < 64 for part in question[0].split(".")
         ):
             records: list[Any] | None = []
-        elif question in self.known:
-            records = self.known[question]
         else:
-            raise _Missing(question)
+            records = self.answers.of(question)
         if records is None:
             raise spf.TempError("DNS cannot tell")
         if qtype == "TXT" and any(len(text) > MAX_RECORD and _RECORD.match(text) for [text] in records):
@@ -93,44 +117,93 @@ class _Evaluation(spf.query):  # type: ignore[misc]
         return None
 
 
-async def check_spf(
-    resolver: Questions, *, client_address: str, helo: str, reverse_path: Path, receiver: str
-) -> SpfResult:
-    """The result for the reverse-path, or for the HELO name when that is null (RFC 7208 2.4)."""
-    identity = "helo" if reverse_path.is_null else "mailfrom"
-    domain = (helo if reverse_path.is_null else reverse_path.domain).lower().removesuffix(".")
-    if not _HOST_NAME.match(domain) or len(domain) > 253:
-        return SpfResult(result=AuthResult.NONE, identity=identity, domain=domain)
-    texts = await resolver.txt(domain)
-    if isinstance(texts, CannotTell):
-        return SpfResult(
-            result=AuthResult.TEMPERROR, identity=identity, domain=domain, reason="DNS cannot tell"
+class _Answers:
+    """What is known of the DNS while one sender is looked at."""
+
+    def __init__(self, resolver: Questions) -> None:
+        self._resolver = resolver
+        self._known: Known = {}
+
+    def of(self, question: Question) -> list[Any] | None:
+        """Records as the library wants them, [] for none, None where DNS cannot tell; _Missing."""
+        if question not in self._known:
+            name, kind = question
+            # Not MX: the addresses of its hosts, if they have to be asked for, are asked for together.
+            kept = self._resolver.kept(name, kind) if kind in _AT_HAND else None
+            if kept is None:
+                raise _Missing(question)
+            self._known[question] = _records(kind, kept)
+        return self._known[question]
+
+    async def fetch(self, question: Question, client_address: str) -> None:
+        """Ask for one answer, and for those that will be asked for next."""
+        name, kind = question
+        records = self._known[question] = await self._asked(name, kind, client_address)
+        hosts = (
+            [host for _, host in records or ()] if kind == "MX" else records or [] if kind == "PTR" else []
         )
-    if not isinstance(texts, Found) or not any(_RECORD.match(text) for text in texts.records):
-        return SpfResult(result=AuthResult.NONE, identity=identity, domain=domain)
-    known: Known = {(domain, "TXT"): [[text] for text in texts.records]}
-    helo = helo if _HOST_NAME.match(helo.lower().removesuffix(".")) else "unknown"
-    sender = "" if reverse_path.is_null else f"{reverse_path.local}@{domain}"
+        kind = "AAAA" if ":" in client_address and not client_address.lower().startswith("::ffff:") else "A"
+        wanted = [
+            (host.lower().removesuffix("."), kind) for host in hosts[:MAX_MX] if _QUERY_NAME.match(host)
+        ]
+        new = [one for one in dict.fromkeys(wanted) if one not in self._known]
+        await asyncio.gather(*(self.fetch(one, client_address) for one in new))
+
+    async def _asked(self, name: str, kind: str, client_address: str) -> list[Any] | None:
+        match kind:
+            case "TXT":
+                return _records(kind, await self._resolver.txt(name))
+            case "A":
+                return _records(kind, await self._resolver.a(name))
+            case "AAAA":
+                return _records(kind, await self._resolver.aaaa(name))
+            case "PTR":
+                # RFC 7208 5.5: trouble with the PTR record means that nothing matches, not that nothing can be told.
+                return _records(kind, await self._resolver.ptr(client_address)) or []
+            case "MX":
+                return _records(kind, await self._resolver.mx(name))
+        return []
+
+
+async def check_spf(resolver: Questions, sender: Sender) -> SpfResult:
+    """The result for a sender, over what DNS answers."""
+    answers = _Answers(resolver)
     for _ in range(MAX_ROUNDS):
         try:
-            result = _evaluate(
-                known, client_address=client_address, sender=sender, helo=helo, receiver=receiver
-            )
+            return _judged(answers, sender)
         except _Missing as missing:
-            await _fetch(resolver, missing.question, known, client_address)
-        else:
-            return SpfResult(result=result, identity=identity, domain=domain)
-    return SpfResult(
-        result=AuthResult.PERMERROR, identity=identity, domain=domain, reason="too many look-ups"
-    )
+            await answers.fetch(missing.question, sender.client_address)
+    return sender.result(AuthResult.PERMERROR, "too many look-ups")
 
 
-def _evaluate(known: Known, *, client_address: str, sender: str, helo: str, receiver: str) -> AuthResult:
+def spf_at_hand(resolver: Questions, sender: Sender) -> SpfResult | None:
+    """The same where the resolver remembers all that it takes; None: it has to be asked."""
     try:
-        query = _Evaluation(i=client_address, s=sender, h=helo, receiver=receiver)
-        query.known = known
-        if sender:  # the library divides at the first @, which may stand in a quoted local part
-            local, _, query.o = sender.rpartition("@")
+        return _judged(_Answers(resolver), sender)
+    except _Missing:
+        return None
+
+
+def _judged(answers: _Answers, sender: Sender) -> SpfResult:
+    domain = sender.domain
+    if not _HOST_NAME.match(domain) or len(domain) > 253:
+        return sender.result(AuthResult.NONE)
+    texts = answers.of((domain, "TXT"))
+    if texts is None:
+        return sender.result(AuthResult.TEMPERROR, "DNS cannot tell")
+    if not any(_RECORD.match(text) for [text] in texts):
+        return sender.result(AuthResult.NONE)
+    return sender.result(_evaluated(answers, sender, domain))
+
+
+def _evaluated(answers: _Answers, sender: Sender, domain: str) -> AuthResult:
+    address = "" if sender.reverse_path.is_null else f"{sender.reverse_path.local}@{domain}"
+    helo = sender.helo if _HOST_NAME.match(sender.helo.lower().removesuffix(".")) else "unknown"
+    try:
+        query = _Evaluation(i=sender.client_address, s=address, h=helo, receiver=sender.receiver)
+        query.answers = answers
+        if address:  # the library divides at the first @, which may stand in a quoted local part
+            local, _, query.o = address.rpartition("@")
             query.l, query.d = local or "postmaster", query.o  # RFC 7208 4.3
         return AuthResult(query.check()[0])
     except _Missing:
@@ -139,34 +212,13 @@ def _evaluate(known: Known, *, client_address: str, sender: str, helo: str, rece
         return AuthResult.PERMERROR
 
 
-async def _fetch(resolver: Questions, question: Question, known: Known, client_address: str) -> None:
-    """Ask for one answer, and for those that will be asked for next."""
-    name, kind = question
-    match kind:
-        case "TXT":
-            known[question] = _records(await resolver.txt(name), lambda text: [text])
-        case "A":
-            known[question] = _records(await resolver.a(name))
-        case "AAAA":
-            known[question] = _records(await resolver.aaaa(name))
-        case "PTR":
-            # RFC 7208 5.5: trouble with the PTR record means that nothing matches, not that nothing can be told.
-            known[question] = _records(await resolver.ptr(client_address)) or []
-        case "MX":
-            known[question] = _records(await resolver.mx(name), lambda mx: (mx.preference, mx.host))
-        case _:
-            known[question] = []
-    records = known[question] or []
-    hosts = [host for _, host in records] if kind == "MX" else records if kind == "PTR" else []
-    kind = "AAAA" if ":" in client_address and not client_address.lower().startswith("::ffff:") else "A"
-    wanted = [(host.lower().removesuffix("."), kind) for host in hosts[:MAX_MX] if _QUERY_NAME.match(host)]
-    await asyncio.gather(
-        *(_fetch(resolver, one, known, client_address) for one in dict.fromkeys(wanted) if one not in known)
-    )
-
-
-def _records(answer: Answer[Any], shape: Any = lambda record: record) -> list[Any] | None:
+def _records(kind: str, answer: Answer[Any]) -> list[Any] | None:
     if isinstance(answer, CannotTell):
         return None
     records: Sequence[Any] = answer.records if isinstance(answer, Found) else ()
-    return [shape(record) for record in records]
+    match kind:
+        case "TXT":
+            return [[text] for text in records]
+        case "MX":
+            return [(mx.preference, mx.host) for mx in records]
+    return list(records)

@@ -111,9 +111,9 @@ class Resolver:
         """TXT records; the strings of one record are joined without a space (RFC 7208 3.3, RFC 6376 3.6.2.2)."""
         return await self._look_up(name, dns.rdatatype.TXT, fresh=fresh)
 
-    def kept_txt(self, name: str) -> Answer[bytes] | None:
-        """What is remembered of them; None: nothing, it has to be asked for."""
-        return self._kept((name.lower().rstrip("."), dns.rdatatype.TXT))
+    def kept(self, name: str, kind: str) -> Answer[Any] | None:
+        """What is remembered of a name's records of a kind, "TXT" say; None: nothing, they have to be asked for."""
+        return self._kept((name.lower().rstrip("."), dns.rdatatype.RdataType[kind]))
 
     async def ns(self, domain: str) -> Answer[str]:
         """The name servers of a zone."""

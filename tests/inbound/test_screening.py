@@ -12,13 +12,15 @@ import pytest
 from structlog.testing import capture_logs
 
 from forwarder.inbound import screening as module
+from forwarder.inbound import spf as spf_room
 from forwarder.inbound.screening import FEW_KEYS, KEYS, SMALL_OCTETS, Screened, Screening
-from forwarder.inbound.spf import check_spf
+from forwarder.inbound.spf import Sender, check_spf, spf_at_hand
 from forwarder.mail import verification
 from forwarder.mail.address import Path
 from forwarder.mail.arc import ChainStatus, seal_arc
 from forwarder.mail.authentication import own_results
 from forwarder.mail.canonical import Canonical
+from forwarder.mail.dmarc import SpfResult
 from forwarder.mail.seal import Signer, generate, load_key, sign
 from forwarder.mail.verification import AuthResult
 from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound
@@ -40,11 +42,16 @@ class Zone:
     broken: set[str] = field(default_factory=set)
     silent: set[str] = field(default_factory=set)
     asked: list[tuple[str, str]] = field(default_factory=list)
+    remembers: bool = False  # all of it
+    lost: set[tuple[str, str]] = field(default_factory=set)  # but these
 
     async def _answer(self, kind: str, name: str) -> Answer[Any]:
         self.asked.append((kind, name))
         if name in self.silent:
             await asyncio.Event().wait()
+        return self._found(kind, name)
+
+    def _found(self, kind: str, name: str) -> Answer[Any]:
         if name in self.broken:
             return CannotTell(reason="no answer")
         found = self.records.get((kind, name.lower()))
@@ -52,8 +59,8 @@ class Zone:
             return NotFound(nxdomain=True)
         return Found(records=tuple(found), ttl=timedelta(minutes=1))
 
-    def kept_txt(self, name: str) -> Answer[bytes] | None:
-        return None
+    def kept(self, name: str, kind: str) -> Answer[Any] | None:
+        return self._found(kind, name) if self.remembers and (kind, name) not in self.lost else None
 
     async def txt(self, name: str) -> Answer[bytes]:
         return await self._answer("TXT", name)
@@ -88,7 +95,7 @@ async def spf(
     broken: set[str] | None = None,
 ) -> AuthResult:
     resolver = Zone(records, broken=broken or set())
-    result = await check_spf(resolver, client_address=client, helo=helo, reverse_path=sender, receiver=OURS)
+    result = await check_spf(resolver, Sender(client, helo, sender, OURS))
     return result.result
 
 
@@ -185,9 +192,7 @@ async def test_spf_is_bounded() -> None:
         following = b"v=spf1 include:c%d.example -all" % (number + 1)
         records["TXT", f"c{number}.example"] = [following]
     resolver = Zone(records)
-    result = await check_spf(
-        resolver, client_address=CLIENT, helo="h.example", reverse_path=SENDER, receiver=OURS
-    )
+    result = await check_spf(resolver, Sender(CLIENT, "h.example", SENDER, OURS))
     assert result.result is AuthResult.PERMERROR
     assert len(resolver.asked) <= 12
 
@@ -213,8 +218,62 @@ async def test_spf_of_the_null_reverse_path_is_that_of_the_helo_name() -> None:
 
 async def test_spf_without_a_record_asks_once() -> None:
     resolver = Zone()
-    await check_spf(resolver, client_address=CLIENT, helo="h.example", reverse_path=SENDER, receiver=OURS)
+    await check_spf(resolver, Sender(CLIENT, "h.example", SENDER, OURS))
     assert resolver.asked == [("TXT", "example.org")]
+
+
+INCLUDING = {
+    TOP: [b"v=spf1 include:a.example include:b.example -all"],
+    ("TXT", "a.example"): [b"v=spf1 ip4:203.0.113.1 include:deeper.example -all"],
+    ("TXT", "deeper.example"): [b"v=spf1 a:gone.example a:host.example -all"],
+    ("A", "host.example"): ["203.0.113.2"],
+    ("TXT", "b.example"): [b"v=spf1 mx:example.net -all"],
+    ("MX", "example.net"): [Mx(preference=10, host="mx1.example"), Mx(preference=20, host="mx2.example")],
+    ("A", "mx1.example"): ["203.0.113.3"],
+    ("A", "mx2.example"): ["192.0.2.10"],
+}
+
+
+async def test_spf_that_the_resolver_remembers_is_evaluated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where big services are included each evaluation costs as much as the rest of a message's way."""
+    evaluations = []
+    check = spf_room._Evaluation.check
+    monkeypatch.setattr(spf_room._Evaluation, "check", lambda self: evaluations.append(1) or check(self))
+    resolver = Zone(INCLUDING)
+    sender = Sender(CLIENT, "mail.example.org", SENDER, OURS)
+    assert (await check_spf(resolver, sender)).result is AuthResult.PASS
+    assert len(evaluations) == 7  # for each question but that of the domain, and the hosts' at once
+    before = len(resolver.asked)
+    resolver.remembers = True
+    evaluations.clear()
+    assert (await check_spf(resolver, sender)).result is AuthResult.PASS
+    # What is remembered is not asked for; MX records are, with the addresses of all their hosts.
+    assert resolver.asked[before:] == [("MX", "example.net"), ("A", "mx1.example"), ("A", "mx2.example")]
+    assert len(evaluations) == 2
+
+
+@pytest.mark.parametrize("lost", [TOP, ("TXT", "deeper.example"), ("A", "host.example")])
+async def test_spf_is_at_hand_only_with_every_answer(lost: tuple[str, str]) -> None:
+    resolver = Zone({**INCLUDING, ("TXT", "b.example"): [b"v=spf1 ip4:192.0.2.10 -all"]}, remembers=True)
+    sender = Sender(CLIENT, "mail.example.org", SENDER, OURS)
+    assert spf_at_hand(resolver, sender) == SpfResult(
+        result=AuthResult.PASS, identity="mailfrom", domain="example.org"
+    )
+    resolver.lost.add(lost)
+    assert spf_at_hand(resolver, sender) is None
+    assert (await check_spf(resolver, sender)).result is AuthResult.PASS
+    assert resolver.asked == [lost]
+
+
+async def test_a_message_whose_answers_are_remembered_waits_for_nothing() -> None:
+    resolver = zone()
+    resolver.records["TXT", "_dmarc.example.org"] = [b"v=DMARC1; p=reject"]
+    resolver.remembers = True
+    resolver.silent = {"example.org", "_dmarc.example.org", "sel._domainkey.example.org"}
+    screened = await screen(signed(), resolver)
+    assert resolver.asked == []
+    for found in (b"spf=pass", b"dkim=pass", b"dmarc=pass"):
+        assert found in screened.headers
 
 
 async def screen(
@@ -420,7 +479,8 @@ async def test_a_key_that_is_at_hand_is_not_asked_for() -> None:
     resolver = zone()
     answer = await resolver.txt("sel._domainkey.example.org")
     resolver.asked.clear()
-    resolver.kept_txt = {"sel._domainkey.example.org": answer}.get  # type: ignore[method-assign]
+    kept = {("sel._domainkey.example.org", "TXT"): answer}
+    resolver.kept = lambda name, kind: kept.get((name, kind))  # type: ignore[method-assign]
     screened = await screen(signed(), resolver)
     assert b"dkim=pass" in screened.headers
     assert ("TXT", "sel._domainkey.example.org") not in resolver.asked
