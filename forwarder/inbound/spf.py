@@ -12,9 +12,11 @@ The explanation (exp=) is never fetched: it is text of a stranger that we would 
 """
 
 import asyncio
+import ipaddress
 import re
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from forwarder.mail.address import Path
@@ -29,6 +31,8 @@ with warnings.catch_warnings():
 MAX_ROUNDS = 40
 MAX_MX = 10  # RFC 7208 4.6.4
 MAX_RECORD = 4096  # octets; RFC 7208 3.4 wants 450, and evaluation is repeated for each answer
+NETWORKS = 8192  # that are remembered; the records of the biggest services hold some hundreds
+_NETWORK = re.compile(r"[-+?~]?ip[46]:[0-9a-f:.]{2,45}(?:/[0-9]{1,3})?\Z", re.IGNORECASE)
 _HOST_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})+\Z")
 _QUERY_NAME = re.compile(r"[ -~]{1,253}\Z")
 _RECORD = re.compile(rb"v=spf1(?: |\Z)", re.IGNORECASE)
@@ -81,9 +85,21 @@ class _Missing(Exception):
 
 
 class _Evaluation(spf.query):  # type: ignore[misc]
-    """The library's evaluation, over answers that are already here."""
+    """The library's evaluation, over answers that are already here.
+
+    The records of big services are lists of networks, and reading each takes the library as long as all the rest of
+    the evaluation. So what it makes of one is remembered.
+    """
 
     answers: "_Answers"
+
+    def validate_mechanism(self, mechanism: str) -> tuple[Any, ...]:
+        if _NETWORK.match(mechanism):
+            return _network_mechanism(mechanism)
+        return tuple(super().validate_mechanism(mechanism))
+
+    def cidrmatch(self, addresses: Sequence[str], bits: int) -> bool:
+        return any(self.ipaddr in _network(address, bits) for address in addresses)
 
     def dns(self, name: str, qtype: str, cnames: Any = None, ignore_void: bool = False) -> list[Any]:
         question = (str(name).lower().removesuffix("."), qtype)
@@ -115,6 +131,18 @@ class _Evaluation(spf.query):  # type: ignore[misc]
 
     def get_explanation(self, spec: str) -> None:
         return None
+
+
+@lru_cache(maxsize=NETWORKS)
+def _network_mechanism(mechanism: str) -> tuple[Any, ...]:
+    """As the library reads ``ip4:`` or ``ip6:``, which has nothing to do with the sender."""
+    anybody = spf.query(i="192.0.2.1", s="postmaster@localhost.test", h="localhost.test")
+    return tuple(anybody.validate_mechanism(mechanism))
+
+
+@lru_cache(maxsize=NETWORKS)
+def _network(address: str, bits: int) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    return ipaddress.ip_network(address).supernet(new_prefix=bits)
 
 
 class _Answers:

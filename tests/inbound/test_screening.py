@@ -1,6 +1,7 @@
 """SPF, and a whole message through screening, over a programmable resolver."""
 
 import asyncio
+import ipaddress
 import threading
 import time
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from forwarder.inbound import screening as module
@@ -250,6 +253,48 @@ async def test_spf_that_the_resolver_remembers_is_evaluated_once(monkeypatch: py
     # What is remembered is not asked for; MX records are, with the addresses of all their hosts.
     assert resolver.asked[before:] == [("MX", "example.net"), ("A", "mx1.example"), ("A", "mx2.example")]
     assert len(evaluations) == 2
+
+
+class Plain(spf_room.spf.query):  # type: ignore[misc]
+    """The library itself, over one record."""
+
+    record = b""
+
+    def dns(self, name: str, qtype: str, **_: Any) -> list[list[bytes]]:
+        return [[self.record]] if (name, qtype) == ("example.org", "TXT") else []
+
+
+def networks(kind: str, addresses: st.SearchStrategy[Any], longest: int) -> st.SearchStrategy[str]:
+    """Terms of a record: most are sound."""
+    return st.builds(
+        "{}{}:{}{}".format,
+        st.sampled_from(["", "+", "-", "~", "?", "!"]),
+        st.sampled_from([kind, kind.upper(), "ip5"]) | st.just(kind),
+        addresses.map(str) | st.sampled_from(["", "192.0.2", "192.0.02.10", "::g", "1:2", "a" * 50]),
+        st.just("") | st.integers(0, longest + 2).map("/{}".format) | st.sampled_from(["//64", "/x", "/"]),
+    )
+
+
+NEAR = st.integers(0, 2**9).map(lambda n: ipaddress.ip_address("192.0.2.10") + n - 256)
+NEAR_SIX = st.integers(0, 2**9).map(lambda n: ipaddress.ip_address("2001:db8::100") + n - 256)
+
+
+@given(
+    terms=st.lists(networks("ip4", NEAR, 32) | networks("ip6", NEAR_SIX, 128), max_size=4),
+    end=st.sampled_from(["", " -all", " ~all"]),
+    client=st.sampled_from([CLIENT, "2001:db8::100", "::ffff:192.0.2.10"]),
+)
+def test_networks_that_are_remembered_match_as_the_library_has_them(
+    terms: list[str], end: str, client: str
+) -> None:
+    record = " ".join(["v=spf1", *terms]).encode() + end.encode()
+    plain = Plain(i=client, s=f"{SENDER.local}@example.org", h="mail.example.org", receiver=OURS)
+    plain.record = record
+    ours = spf_at_hand(
+        Zone({TOP: [record]}, remembers=True), Sender(client, "mail.example.org", SENDER, OURS)
+    )
+    assert ours is not None
+    assert ours.result.value == plain.check()[0]
 
 
 @pytest.mark.parametrize("lost", [TOP, ("TXT", "deeper.example"), ("A", "host.example")])
