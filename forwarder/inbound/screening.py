@@ -48,8 +48,9 @@ from forwarder.net.registered import registered_domain
 
 log = structlog.get_logger(__name__)
 
-# Up to here a message is judged on the event loop: a hop to a thread and back costs more than the work.
-SMALL_OCTETS = 16 * 1024
+# Up to here a message is judged on the event loop, as most are: a hop to a thread and back costs more than the work.
+SMALL_OCTETS = 64 * 1024
+SMALL_HEAD = 16 * 1024  # octets; fields of a few octets each cost more than any body
 FEW_KEYS = 3
 KEYS = 96  # questions for keys at once, of all messages; the resolver has 256
 
@@ -115,7 +116,7 @@ class Screening:
         try:
             if not self._looks:
                 return self._unseen(content)
-            small = len(content) <= SMALL_OCTETS
+            small = len(content) <= SMALL_OCTETS and content.find(b"\r\n\r\n", 0, SMALL_HEAD) >= 0
             brief = await self._run(small, self._brief, content)
             answers, spf = await self._ask(
                 brief, Sender(client_address, helo, reverse_path, receiver=self._authserv_id)
@@ -181,7 +182,7 @@ class Screening:
         policies = dmarc.record_names(claimed, registered_domain) if self._dmarc else ()
         return _Brief(
             message=message,
-            content=remove_forged(content, self._authserv_id),
+            content=remove_forged(content, self._authserv_id, message),
             author=claimed,
             policies=policies,
             keys=tuple(dict.fromkeys(keys)),

@@ -139,12 +139,15 @@ def results_text(results: Results) -> str:
     return "; ".join(parts) or "none"
 
 
-def remove_forged(content: bytes, authserv_id: str) -> bytes:
-    """Content without the Authentication-Results headers that name us; the same object when there are none."""
+def remove_forged(content: bytes, authserv_id: str, message: Canonical | None = None) -> bytes:
+    """Content without the Authentication-Results headers that name us; the same object when there are none.
+
+    ``message``: the content as somebody has split it already.
+    """
     head_end = content.find(b"\r\n\r\n")
     if _HEADER not in (content if head_end < 0 else content[:head_end]).lower():
         return content
-    message = Canonical(content)
+    message = message or Canonical(content)
     kept = [
         raw
         for name, raw in message.fields

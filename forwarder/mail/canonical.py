@@ -1,8 +1,8 @@
 """The canonical forms that DKIM and ARC hash (RFC 6376 section 3.4), over the bytes of one message.
 
 ``Canonical(content)`` splits a message once; every signature and every verification of that message then shares
-its header fields and its body hashes. Nothing is copied for a body that is already in canonical form, which most
-are: two searches prove it, and the hash runs over a view of the content.
+its header fields, their canonical forms and its body hashes. Nothing is copied for a body that is already in canonical
+form, which most are: two searches prove it, and the hash runs over a view of the content.
 
 No input raises: a line without a colon, or a folded line before any header, becomes a nameless field that no
 signature can select. Every step is linear in the size of the message, and so is the memory it takes.
@@ -39,7 +39,7 @@ class Form(StrEnum):
 class Canonical:
     """One message, split into header fields and body, with the hashes that were asked for so far."""
 
-    __slots__ = ("_digests", "body_start", "by_name", "content", "fields")
+    __slots__ = ("_digests", "_relaxed", "body_start", "by_name", "content", "fields")
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -52,10 +52,20 @@ class Canonical:
             elif name:
                 by_name[name] = [raw]
         self._digests: dict[Form, tuple[bytes, int]] = {}
+        self._relaxed: dict[bytes, bytes] = {}
 
     def instances(self, name: bytes) -> list[bytes]:
         """The raw fields (with their final CRLF) of a lower-case name, topmost first."""
         return self.by_name.get(name, [])
+
+    def canonical(self, raw: bytes, form: Form) -> bytes:
+        """A raw field in a canonical form, without the final CRLF. Every signature covers about the same fields."""
+        if form is Form.SIMPLE:
+            return simple_field(raw)
+        known = self._relaxed.get(raw)
+        if known is None:
+            known = self._relaxed[raw] = relaxed_field(raw)
+        return known
 
     def body_hash(self, form: Form) -> bytes:
         """SHA-256 of the canonical body."""

@@ -13,9 +13,11 @@ every step is linear in the message.
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
+from typing import Any
 
 import idna
 
@@ -30,6 +32,7 @@ from forwarder.mail.tags import TagListError, blank_signature, decode_base64, pa
 Answers = Mapping[str, Sequence[bytes]]
 
 MAX_SIGNATURES = 10
+SIGNATURES_KEPT = 64  # of at most 16 KiB; a message may bring some more
 _HOST_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\Z")
 _ALGORITHMS = {"rsa-sha256", "ed25519-sha256"}
 
@@ -160,33 +163,36 @@ def _identity_domain(signature: Signature) -> str:
     return domain_name(without_white(signature.tags.get("i", "@" + signature.domain)).rpartition("@")[2])
 
 
+# Asked for when the keys are fetched, when it is judged, and in ARC when the chain is continued.
+@lru_cache(maxsize=SIGNATURES_KEPT)
 def parse_signature(raw: bytes, *, forms: str = "simple/simple") -> Signature:
     """A DKIM-Signature or an ARC-Message-Signature, checked for form; raises SignatureError.
 
     ``forms`` is what a missing ``c=`` means.
     """
-    signature = _made(raw, ("a", "b", "d", "s", "bh", "h"))
-    tags = signature.tags
+    common = _common(raw, ("a", "b", "d", "s", "bh", "h"))
+    tags = common["tags"]
     body_hash = decode_base64(tags["bh"])
     if not body_hash:
         raise SignatureError("bh= is not base64")
     head_form, body_form = _forms(tags.get("c", forms))
-    return replace(
-        signature,
+    return Signature(
+        **common,
         body_hash=body_hash,
-        names=tuple(name.strip().lower().encode("utf-8") for name in tags["h"].split(":")),
+        names=tuple(map(bytes.strip, tags["h"].lower().encode("utf-8").split(b":"))),
         head_form=head_form,
         body_form=body_form,
         length=_number(tags, "l"),
     )
 
 
+@lru_cache(maxsize=SIGNATURES_KEPT)
 def parse_seal(raw: bytes) -> Signature:
     """An ARC-Seal, which has neither headers nor a body hash, checked for form; raises SignatureError."""
-    return _made(raw, ("a", "b", "d", "s"))
+    return Signature(**_common(raw, ("a", "b", "d", "s")))
 
 
-def _made(raw: bytes, needed: tuple[str, ...]) -> Signature:
+def _common(raw: bytes, needed: tuple[str, ...]) -> dict[str, Any]:
     """By whom, and of which key: what every signature tells, in a header that has all the tags it needs."""
     try:
         tags = parse_tags(raw.partition(b":")[2])
@@ -202,14 +208,14 @@ def _made(raw: bytes, needed: tuple[str, ...]) -> Signature:
     octets = decode_base64(tags["b"])
     if not octets:
         raise SignatureError("b= is not base64")
-    return Signature(
-        raw=raw,
-        algorithm=algorithm,
-        domain=domain_name(tags["d"]),
-        selector=domain_name(tags["s"]),
-        octets=octets,
-        tags=tags,
-    )
+    return {
+        "raw": raw,
+        "algorithm": algorithm,
+        "domain": domain_name(tags["d"]),
+        "selector": domain_name(tags["s"]),
+        "octets": octets,
+        "tags": tags,
+    }
 
 
 def check_signature(message: Canonical, signature: Signature, answers: Answers) -> PublicKey:
@@ -242,7 +248,7 @@ def check_octets(signature: Signature, data: bytes, answers: Answers) -> PublicK
 
 def signed_data(message: Canonical, signature: Signature) -> bytes:
     """The canonical header fields a signature is over, its own last and without b= (RFC 6376 3.7)."""
-    canonical = relaxed_field if signature.head_form is Form.RELAXED else simple_field
+    form = signature.head_form
     left: dict[bytes, list[bytes]] = {}
     lines: list[bytes] = []
     for name in signature.names:
@@ -251,8 +257,9 @@ def signed_data(message: Canonical, signature: Signature) -> bytes:
         if instances is None:
             instances = left[name] = message.instances(name).copy()
         if instances:
-            lines.append(canonical(instances.pop()))
-    lines.append(canonical(blank_signature(signature.raw)))
+            lines.append(message.canonical(instances.pop(), form))
+    blank = blank_signature(signature.raw)
+    lines.append(relaxed_field(blank) if form is Form.RELAXED else simple_field(blank))
     return b"\r\n".join(lines)
 
 
@@ -274,9 +281,8 @@ def _check_cover(message: Canonical, signature: Signature) -> None:
         instances = message.instances(name)
         if not 0 < covered[name] < len(instances):
             continue
-        canonical = relaxed_field if signature.head_form is Form.RELAXED else simple_field
-        signed = set(map(canonical, instances[-covered[name] :]))
-        if not signed.issuperset(map(canonical, instances[: -covered[name]])):
+        said = [message.canonical(raw, signature.head_form) for raw in instances]
+        if not set(said[-covered[name] :]).issuperset(said[: -covered[name]]):
             raise SignatureError(f"a second {name.decode()} is not signed", AuthResult.POLICY)
 
 
