@@ -7,6 +7,7 @@ section 3.2, the long ones, as those with a long exponent, because they cost us 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -16,6 +17,7 @@ from forwarder.mail.tags import TagListError, decode_base64, parse_tags, without
 
 MIN_RSA_BITS = 1024
 MAX_RSA_BITS = 8192
+KEYS_KEPT = 256  # some KiB each
 MAX_EXPONENT_BITS = 64  # nearly all have 17; with as many as the key has, a check takes fifty times as long
 
 
@@ -77,6 +79,8 @@ def key_tags(record: bytes) -> dict[str, str]:
     return tags
 
 
+# Senders and those who send for them have few keys, and each makes many signatures.
+@lru_cache(maxsize=KEYS_KEPT)
 def _parse(record: bytes) -> PublicKey:
     tags = key_tags(record)
     octets = decode_base64(tags["p"])
