@@ -99,10 +99,7 @@ class _Evaluation(spf.query):  # type: ignore[misc]
         return tuple(super().validate_mechanism(mechanism))
 
     def cidrmatch(self, addresses: Sequence[str], bits: int) -> bool:
-        for address in addresses:  # nearly always one: a generator would cost as much as the comparison
-            if self.ipaddr in _network(address, bits):
-                return True
-        return False
+        return any(self.ipaddr in _network(address, bits) for address in addresses)
 
     def dns(self, name: str, qtype: str, cnames: Any = None, ignore_void: bool = False) -> list[Any]:
         question = (str(name).lower().removesuffix("."), qtype)
