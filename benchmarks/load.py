@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from benchmarks import machine
@@ -40,6 +41,8 @@ class Workload:
     reuse: bool = False
     recipients: int = 1
     recipient: str = "alias7@fwd.test"
+    sender: str = "sender@origin.test"
+    content: Path | None = None  # a file to send, instead of one made up of ``size`` octets
     others: tuple[tuple[int, int], ...] = ()  # a mix: messages and size of further sources beside the first
 
     @property
@@ -61,8 +64,9 @@ class Workload:
 
     def _source(self, port: int, messages: int, size: int) -> list[str]:
         sessions = max(1, self.sessions // (1 + len(self.others)))
-        command = ["smtp-source", "-s", str(sessions), "-m", str(messages), "-l", str(size)]
-        command += ["-f", "sender@origin.test", "-t", self.recipient]
+        command = ["smtp-source", "-s", str(sessions), "-m", str(messages)]
+        command += ["-F", str(self.content)] if self.content is not None else ["-l", str(size)]
+        command += ["-f", self.sender, "-t", self.recipient]
         if self.reuse:
             command.append("-d")
         if self.recipients > 1:
