@@ -20,7 +20,7 @@ from forwarder.mail.address import AddressError, parse_address
 from forwarder.mail.destination import identity
 from forwarder.mail.event import Status
 from forwarder.mail.reply import Reply, parse_reply
-from forwarder.mail.returned import MAX_OCTETS, ReturnedReport, read_report
+from forwarder.mail.returned import MAX_OCTETS, ReturnedRecipient, ReturnedReport, read_report
 from forwarder.mail.words import printable
 from forwarder.store.journal import Journal, LogEntry
 from forwarder.store.records import NewEvent
@@ -78,10 +78,10 @@ class LateBounces:
                 return
             entries = [await self._ours(passage) for passage in report.passages[:DELIVERIES]]
             ours = [entry for entry in entries if entry is not None]
-            # Deliveries that went in one transaction share the content; the report is about the one it names.
-            named = [entry for entry in ours if _is_named(entry, report.recipient)]
-            for entry in named or (ours if len(ours) == 1 else []):
-                await self._journal.append_event(entry.id, self._event(report))
+            # Deliveries that went in one transaction share the content; the report is about those it names.
+            named = _named(ours, (report, *report.others))
+            for entry, told in named or [(entry, report) for entry in ours if len(ours) == 1]:
+                await self._journal.append_event(entry.id, self._event(told))
         except StoreUnavailable as trouble:
             log.warning("a late bounce was not noted", reason=str(trouble))
         except Exception:  # whatever a stranger wrote into a report, the message itself is already on its way
@@ -100,10 +100,10 @@ class LateBounces:
             return None
         return entry if trace.looped(self._secrets, recipient, [passage]) else None
 
-    def _event(self, report: ReturnedReport) -> NewEvent:
-        status = report.status if report.status[:2] == "5." else "5.0.0"
-        said = Reply(code=550, enhanced=status, text=report.diagnostic)
-        quoted = parse_reply(report.diagnostic.encode())
+    def _event(self, told: ReturnedRecipient) -> NewEvent:
+        status = told.status if told.status[:2] == "5." else "5.0.0"
+        said = Reply(code=550, enhanced=status, text=told.diagnostic)
+        quoted = parse_reply(told.diagnostic.encode())
         if quoted.permanent:  # nearly all quote the reply that ended it, with its own status
             said = replace(quoted, enhanced=quoted.enhanced or status)
         text = printable(said.text or "the destination could not deliver the message", 1024)
@@ -112,7 +112,7 @@ class LateBounces:
             code=said.code,
             message=f"{said.enhanced} {text}",
             local=self._local_name,
-            recipient=printable(report.recipient, 320) or None,
+            recipient=printable(told.recipient, 320) or None,
         )
 
 
@@ -123,9 +123,21 @@ async def _read(content: bytes) -> ReturnedReport | None:
     return await asyncio.to_thread(read_report, content)
 
 
-def _is_named(entry: LogEntry, recipient: str) -> bool:
+def _named(
+    entries: Sequence[LogEntry], failed: Sequence[ReturnedRecipient]
+) -> list[tuple[LogEntry, ReturnedRecipient]]:
+    """The deliveries that a report names, each with what it says of it."""
+    said: dict[tuple[str, str] | None, ReturnedRecipient] = {}
+    for told in failed:
+        for address in (told.recipient, told.original):
+            said.setdefault(_mailbox(address), told)
+    said.pop(None, None)
+    found = ((entry, said.get(_mailbox(entry.forward_email or ""))) for entry in entries)
+    return [(entry, told) for entry, told in found if told is not None]
+
+
+def _mailbox(address: str) -> tuple[str, str] | None:
     try:
-        told, destination = parse_address(recipient), parse_address(entry.forward_email or "")
+        return identity(parse_address(address))
     except AddressError:
-        return False
-    return identity(told) == identity(destination)
+        return None

@@ -1,9 +1,9 @@
 """Reports that come back: what a DSN from another system says about a delivery of ours.
 
 ``read_report`` looks for the trace we left in the header of the original (``X-Forwarder-Id``, see ``trace``) and the
-first failed recipient. It is made for what hosts really send: reports of every age, cut short, wrongly encoded, or no
-MIME at all. A message without trace and without a delivery-status part is no report. It never raises, reads the first
-512 KiB of a message, at most 20 parts of it, and is linear.
+failed recipients, since one report tells of all that failed together. It is made for what hosts really send: reports of
+every age, cut short, wrongly encoded, or no MIME at all. A message without trace and without a delivery-status part is no report. It never raises, reads the first
+512 KiB of a message, at most 20 parts of it and 200 recipients, and is linear.
 
 Nothing in a report is proven: anybody can write one. The caller decides what it may change.
 """
@@ -18,11 +18,15 @@ from forwarder.mail.words import printable
 
 MAX_OCTETS = 512 * 1024
 MAX_PARTS = 20
+MAX_GROUPS = 200
 _BOUNDARY = re.compile(rb'boundary[ \t]*=[ \t]*(?:"([^"\r\n]{1,200})"|([^;\s"]{1,200}))', re.IGNORECASE)
 _TRACE_LINE = re.compile(rb"^[ \t>]{0,10}x-forwarder-id:([^\r\n]{0,2000})", re.IGNORECASE | re.MULTILINE)
 # A comment may follow, as in any structured field (RFC 5322 3.2.2).
 _ACTION = re.compile(rb"[a-z]*", re.IGNORECASE)
 _STATUS = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
+_EMBEDDED = re.compile(
+    r"\\x\{(10[0-9A-F]{4}|[0-9A-F]{2,5})\}", re.IGNORECASE
+)  # RFC 6533 3: EmbeddedUnicodeChar
 
 _READ = (
     trace.ID_FIELD,
@@ -39,44 +43,62 @@ _Fields = dict[bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReturnedReport:
-    """What a report says; "" for what it does not."""
+class ReturnedRecipient:
+    """What a report says of one recipient; "" for what it does not."""
 
-    passages: tuple[trace.Passage, ...] = ()  # the deliveries of ours the original had gone through
     action: str = ""  # failed, delayed, delivered, relayed, expanded
     status: str = ""  # enhanced status code
     diagnostic: str = ""  # one line, printable
     recipient: str = ""
+    original: str = ""  # as we named it, where the other system says so: it may lead on under another name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReturnedReport(ReturnedRecipient):
+    """What a report says, of the first failed recipient or else of the first."""
+
+    passages: tuple[trace.Passage, ...] = ()  # the deliveries of ours the original had gone through
+    others: tuple[ReturnedRecipient, ...] = ()  # who failed as well
 
 
 def read_report(content: bytes) -> ReturnedReport | None:
     """The report in a message, or None when it is not one."""
     content = content[:MAX_OCTETS]
-    recipient: _Fields | None = None
+    told: list[_Fields] | None = None
     original: _Fields = {}
     for fields, body in _parts(content):
         kind = fields.get(b"content-type", b"").strip().lower()
         if kind.startswith((b"message/delivery-status", b"message/global-delivery-status")):
-            recipient = recipient or _recipient(_decoded(fields, body))
+            told = told or _recipients(_decoded(fields, body))
         elif kind.startswith((b"text/rfc822-headers", b"message/rfc822", b"message/global")):
             original = original or _fields(split(_decoded(fields, body).lstrip(b"\r\n"))[0])
     found = trace.passages([original.get(trace.ID_FIELD, b"")])
     if not found:
         # Reports without MIME quote the original's header in their text.
         found = trace.passages(line[1] for line in _TRACE_LINE.finditer(bytes(split(content)[1])))
-    if recipient is None and not found:
+    if told is None and not found:
         return None
-    recipient = recipient or {}
-    status = _STATUS.search(_text(recipient, b"status"))
+    first, *others = map(_told, told or [{}])
     return ReturnedReport(
+        action=first.action,
+        status=first.status,
+        diagnostic=first.diagnostic,
+        recipient=first.recipient,
+        original=first.original,
         passages=tuple(found),
-        action=_action(recipient),
+        others=tuple(others),
+    )
+
+
+def _told(fields: _Fields) -> ReturnedRecipient:
+    status = _STATUS.search(_text(fields, b"status"))
+    original = _address(_text(fields, b"original-recipient"))
+    return ReturnedRecipient(
+        action=_action(fields),
         status=status[0] if status else "",
-        diagnostic=_after_type(_text(recipient, b"diagnostic-code")),
-        # Some write it in angle brackets, as in a command.
-        recipient=_after_type(
-            _text(recipient, b"final-recipient") or _text(recipient, b"original-recipient")
-        ).strip("<>"),
+        diagnostic=_after_type(_text(fields, b"diagnostic-code")),
+        recipient=_address(_text(fields, b"final-recipient")) or original,
+        original=original,
     )
 
 
@@ -117,12 +139,12 @@ def _decoded(fields: _Fields, body: bytes) -> bytes:
     return body
 
 
-def _recipient(body: bytes) -> _Fields:
-    """The group of the first failed recipient, else of the first recipient; {} when there is none."""
-    groups = [_fields(group + b"\r\n") for group in body.split(b"\r\n\r\n", 200)]
+def _recipients(body: bytes) -> list[_Fields]:
+    """The groups of the failed recipients, else that of the first; none when there is none."""
+    groups = [_fields(group + b"\r\n") for group in body.split(b"\r\n\r\n", MAX_GROUPS)]
     described = [group for group in groups if b"action" in group or b"final-recipient" in group]
     failed = [group for group in described if _action(group) == "failed"]
-    return (failed or described or [{}])[0]
+    return failed or described[:1]
 
 
 def _action(fields: _Fields) -> str:
@@ -139,3 +161,11 @@ def _after_type(value: str) -> str:
     """``smtp; 550 no`` is ``550 no``."""
     kind, semicolon, rest = value.partition(";")
     return rest.strip() if semicolon and kind.strip().replace("-", "").isalnum() else value
+
+
+def _address(value: str) -> str:
+    """``rfc822; a@x.org`` is ``a@x.org``; some write it in angle brackets, as in a command."""
+    bare = _after_type(value).strip("<>")
+    if value[:5].lower() != "utf-8":
+        return bare
+    return _EMBEDDED.sub(lambda found: chr(int(found[1], 16)), bare)

@@ -955,9 +955,25 @@ async def test_a_bounce_to_a_sender_who_is_hosted_here_goes_where_their_alias_le
 
 
 @pytest.mark.parametrize(
-    ("told", "failed"), [(b"a@dest.test", 0), (b"A@dest.test", 0), (b"else@dest.test", None)]
+    ("told", "failed"),
+    [
+        (b"a@dest.test", {"a@dest.test"}),
+        (b"A@dest.test", {"a@dest.test"}),
+        (b"else@dest.test", set()),
+        # It leads on there, and the next host says by which name it knew it.
+        (b"else@dest.test\r\nOriginal-Recipient: rfc822;a@dest.test", {"a@dest.test"}),
+        # One report for all who failed together.
+        (
+            b"a@dest.test\r\nAction: failed\r\nStatus: 5.1.1\r\n\r\nFinal-Recipient: rfc822; b@other.test",
+            {"a@dest.test", "b@other.test"},
+        ),
+        (
+            b"a@dest.test\r\nAction: delayed\r\nStatus: 4.4.1\r\n\r\nFinal-Recipient: rfc822; b@other.test",
+            {"b@other.test"},
+        ),
+    ],
 )
-async def test_of_deliveries_that_shared_a_content_the_bounce_is_about_the_one_it_names(engine, told, failed):
+async def test_of_deliveries_that_shared_a_content_the_bounce_is_about_those_it_names(engine, told, failed):
     domain = await hosting(engine)
     await engine.send(b"ann@sender.test", [b"two@here.test"], MESSAGE)
     rows = await engine.deliveries()
@@ -973,4 +989,4 @@ async def test_of_deliveries_that_shared_a_content_the_bounce_is_about_the_one_i
         for entry in await engine.logs(domain)
         if any(event.status is Status.HARD_BOUNCE for event in entry.events)
     }
-    assert bounced == (set() if failed is None else {"a@dest.test"})
+    assert bounced == failed

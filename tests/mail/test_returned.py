@@ -76,6 +76,45 @@ def test_a_report_with_two_recipients() -> None:
     assert returned.recipient == "full@example.com"
 
 
+def test_a_report_of_all_that_failed_together() -> None:
+    returned = read_report(POSTFIX.replace(b"Action: relayed", b"Action: failed"))
+    assert returned is not None
+    assert (returned.recipient, returned.original, returned.status) == ("fine@example.com", "", "2.0.0")
+    (other,) = returned.others
+    assert (other.recipient, other.original, other.status) == (
+        "full@example.com",
+        "full@example.com",
+        "5.2.2",
+    )
+    assert other.diagnostic == "552 5.2.2 <full@example.com>: mailbox over quota"
+
+
+def test_a_recipient_who_is_called_otherwise_beyond_the_next_hop() -> None:
+    returned = read_report(
+        POSTFIX.replace(b"Final-Recipient: rfc822; full@", b"Final-Recipient: rfc822; box7@")
+    )
+    assert returned is not None
+    assert (returned.recipient, returned.original) == ("box7@example.com", "full@example.com")
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("utf-8; jürgen@example.com", "jürgen@example.com"),
+        ("utf-8; j\\x{FC}rgen@example.com", "jürgen@example.com"),  # RFC 6533 3
+        ("UTF-8;a\\x{2B}b\\x{1F4E7}@example.com", "a+b\N{E-MAIL SYMBOL}@example.com"),
+        ("utf-8; a\\x{110000}@example.com", "a\\x{110000}@example.com"),  # no character
+        ("rfc822; a\\x{2B}b@example.com", "a\\x{2B}b@example.com"),
+    ],
+)
+def test_an_internationalised_recipient(written: str, read: str) -> None:
+    returned = read_report(
+        POSTFIX.replace(b"Final-Recipient: rfc822; full@example.com", b"Final-Recipient: " + written.encode())
+    )
+    assert returned is not None
+    assert returned.recipient == read
+
+
 @pytest.mark.parametrize("action", [b"failed (too many (hops))", b"Failed(mailbox over quota)", b"FAILED"])
 def test_a_comment_behind_the_action_is_no_part_of_it(action: bytes) -> None:
     returned = read_report(POSTFIX.replace(b"Action: failed", b"Action: " + action))
