@@ -1,9 +1,10 @@
 """Reports that come back: what a DSN from another system says about a delivery of ours.
 
-``read_report`` looks for the trace we left in the header of the original (``X-Forwarder-Id``, see ``trace``) and the
-failed recipients, since one report tells of all that failed together. It is made for what hosts really send: reports of
-every age, cut short, wrongly encoded, or no MIME at all. A message without trace and without a delivery-status part is no report. It never raises, reads the first
-512 KiB of a message, at most 20 parts of it and 200 recipients, and is linear.
+``read_report`` looks for the trace we left in the header of the original (``X-Forwarder-Id``, see ``trace``) and for
+the failed recipients, since one report tells of all who failed together. It is made for what hosts really send: reports
+of every age, cut short, wrongly encoded, or no MIME at all. A message without trace and without a delivery-status part
+is no report. It never raises, reads the first 512 KiB of a message, at most 20 parts of it and 200 recipients, and is
+linear.
 
 Nothing in a report is proven: anybody can write one. The caller decides what it may change.
 """
