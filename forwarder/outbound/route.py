@@ -27,7 +27,8 @@ none of which we can use demand TLS alone (2.2). A host whose TLSA records canno
 hold where both apply: DANE does not excuse from a policy, nor the other way round (RFC 8461 2).
 
 A smarthost takes everything and its address may be private; its trouble is ours and so temporary, whatever the DNS
-says of it. No policy of the domains is asked for then: it is the smarthost that speaks to their hosts.
+says of it, and it itself at its door. No policy of the domains is asked for then: it is the smarthost that speaks to
+their hosts.
 
 Limits: DANE needs a validating resolver; the name an MX host is an alias of is not asked for TLSA records. What a host
 says before TLS counts as its word, so a 554 at its door ends a delivery although a policy is in force. A host that is
@@ -80,7 +81,7 @@ class Route:
     site: str
     hosts: tuple[MxHost, ...]
     port: int
-    # False: another host could not be looked up just now, and may take what these refuse.
+    # False: another host could not be looked up just now, and may take what these refuse; or these may, later.
     complete: bool = True
     # The domain demands TLS with a certificate for the host's name (RFC 8461 4).
     verified: bool = False
@@ -218,7 +219,8 @@ class Router:
                 case CannotTell(reason=reason):
                     return NoRoute(reply=reply_for(Fault.DNS, f"the smarthost {smarthost.host}: {reason}"))
         host = MxHost(name=smarthost.host, addresses=addresses)
-        return Route(site=f"smarthost {smarthost}", hosts=(host,), port=smarthost.port)
+        # Not complete: it is of our own choosing, and a 554 at its door is not the end of everybody's mail.
+        return Route(site=f"smarthost {smarthost}", hosts=(host,), port=smarthost.port, complete=False)
 
     def _own_door(self) -> Route | NoRoute:
         for at in self._listen:

@@ -55,6 +55,24 @@ async def test_a_closed_door_is_not_the_last_word_while_a_better_host_cannot_be_
         await town.goes_on()
 
 
+async def test_the_closed_door_of_a_smarthost_is_our_trouble(town: Town) -> None:
+    """It says so of us, and to all mail; who wrote it is not to hear that its recipients refuse it."""
+    async with town.engine(outbound={"smarthost": f"{town.sink.host}:{town.sink.port}"}):
+        for phase, part in (("connect", "554"), ("ehlo", "550-then-close")):
+            town.sink.play(phase, part, times=1)
+            assert (await town.send("ann@out.test", f"to.{phase}@example.com", MAIL)).code == 250
+            await town.wait_for_event(f"to.{phase}@example.com", "DELIVERED")
+            statuses = [status for status, _, _ in await town.events_for(f"to.{phase}@example.com")]
+            assert statuses == ["QUEUED", "SOFT-BOUNCE", "DELIVERED"]
+            await town.sink.close()
+            await town.sink.start()  # a new session for the next
+        assert [message.recipients for message in town.sink.messages] == [
+            ("connect@dest.test",),
+            ("ehlo@dest.test",),
+        ]
+        assert town.errors == []
+
+
 async def test_hosts_of_our_own_preference_are_left_out_whatever_the_turn(town: Town) -> None:
     """RFC 5321 5.1: also when we are one of them by our address only."""
     port = town.sink.port

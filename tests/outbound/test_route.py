@@ -480,6 +480,7 @@ async def test_a_smarthost_takes_everything(dns: DnsServer) -> None:
         site="smarthost smart.test:587",
         hosts=(MxHost(name="smart.test", addresses=("127.0.0.7",)),),
         port=587,
+        complete=False,
     )
     literal = await router(dns, smarthost="127.0.0.1:26").route("example.test")
     assert isinstance(literal, Route)
