@@ -2,7 +2,8 @@
 
 ``build_report`` writes multipart/report with three parts: words a person understands, message/delivery-status, and the
 header of the original: its body stays here. The result has CRLF line ends, no line above 998 octets, and is pure ASCII
-but for a non-ASCII address in To. The caller sends it from the null reverse-path and signs it.
+but for a non-ASCII address in To, and wholly where the caller asks for it. It sends it from the null reverse-path and
+signs it.
 
 Text of strangers (a reply, the original's subject) is written on one line with everything unprintable escaped, so
 that it can neither end a field nor start one. What the sender may not know (where an alias leads) is the caller's to
@@ -14,6 +15,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from email.header import Header
 from email.utils import format_datetime
 
 from forwarder.mail.content import first, has_bare_newline, line_too_long, split
@@ -70,10 +72,11 @@ def build_report(
     boundary: str,
     now: datetime,
     others: int = 0,
+    ascii_only: bool = False,
 ) -> bytes:
     """The whole report. ``sender`` and ``to`` are addresses; ``boundary`` must be one nobody could guess.
 
-    ``others``: how many recipients more the mail could not reach.
+    ``others``: how many recipients more the mail could not reach. ``ascii_only``: nothing in it demands SMTPUTF8.
     """
     head, _ = split(original)
     mark = boundary.encode()
@@ -82,7 +85,7 @@ def build_report(
     lines = [
         f"Date: {format_datetime(now)}",
         f"From: Mail Delivery System <{sender}>",
-        f"To: <{to}>",
+        f"To: {_addressed(to, ascii_only=ascii_only)}",
         f"Subject: {SUBJECT}",
         f"Message-ID: {message_id}",
         *_thread(head),
@@ -104,6 +107,13 @@ def build_report(
     for part in parts:
         report += b"\r\n--" + mark + b"\r\n" + part
     return report + b"\r\n--" + mark + b"--\r\n"
+
+
+def _addressed(to: str, *, ascii_only: bool) -> str:
+    """An address, or where that may not be, a group without members that is called like it (RFC 6857)."""
+    if to.isascii() or not ascii_only:
+        return f"<{to}>"
+    return Header(to, "utf-8", header_name="To").encode(linesep="\r\n") + " :;"
 
 
 def _thread(head: bytes) -> list[str]:

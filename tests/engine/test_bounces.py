@@ -124,6 +124,27 @@ async def test_a_report_to_an_internationalised_sender(engine: Town) -> None:
     await engine.settled()
 
 
+async def test_a_report_to_an_internationalised_sender_of_ours_asks_nothing_of_their_host(town: Town) -> None:
+    """Their name in To alone would keep it from the mailbox they read, and nobody would hear of the failure."""
+    async with town.engine():
+        old = await town.another_sink("127.0.0.4", "old.test", smtputf8=False)
+        town.dns.set("example.com", "MX", [(10, "mx.test")])
+        await town.alias("jürgen", "juergen@old.test")
+        async with town.client() as client:
+            await client.ehlo()
+            sender, recipients = "jürgen@example.com".encode(), [b"to.550-at-rcpt@example.com"]
+            answers = await client.message(sender, recipients, MAIL, parameters=b" SMTPUTF8")
+            assert answers[-1].code == 250
+        (report,) = await old.wait_for(1)
+        assert (report.reverse_path, report.recipients) == ("", ("juergen@old.test",))
+        assert report.content.isascii()
+        parsed = email.message_from_bytes(report.content, policy=email.policy.SMTP)
+        assert str(parsed["To"]) == '"jürgen@example.com":;'
+        assert await town.verified(report) == [True, True]
+        await town.goes_on()
+        await town.settled()
+
+
 async def test_each_recipient_of_one_transaction_has_its_own_fate(engine: Town) -> None:
     await engine.alias("three", "good@dest.test, 450-at-rcpt-1x@dest.test, 550-at-rcpt@dest.test")
     assert (await engine.send("ann@out.test", "three@example.com", MAIL)).code == 250

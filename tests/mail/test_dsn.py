@@ -4,6 +4,7 @@ import email
 import email.policy
 import re
 from datetime import UTC, datetime
+from email.header import decode_header, make_header
 from email.message import EmailMessage
 
 import pytest
@@ -27,6 +28,7 @@ def report(
     *failures: FailedRecipient,
     original: bytes = ORIGINAL,
     to: str = "alice@example.org",
+    ascii_only: bool = False,
 ) -> bytes:
     return build_report(
         reporting_mta="mx1.example.net",
@@ -38,6 +40,7 @@ def report(
         message_id="<report@mx1.example.net>",
         boundary="report-019aa5b3",
         now=NOW,
+        ascii_only=ascii_only,
     )
 
 
@@ -186,6 +189,19 @@ def test_addresses_beyond_ascii() -> None:
     assert b"To: <\xc3\xa4@example.org>\r\n" in content
     _, recipient = status_groups(content)
     assert recipient["Final-Recipient"] == r"utf-8; gr\x{FC}\x{DF}e@example.net"
+
+
+@pytest.mark.parametrize(
+    "to", ["jürgen@example.org", "ü" * 32 + "@" + "d" * 60 + ".example.org", "ä b@x.org"]
+)
+def test_a_report_that_demands_nothing_of_the_hosts_on_its_way(to: str) -> None:
+    content = report(failed(), to=to, ascii_only=True)
+    assert content.isascii()
+    parsed(content)
+    written = content.partition(b"\r\nTo: ")[2].partition(b"\r\nSubject: ")[0].decode()
+    assert str(make_header(decode_header(written))) == f"{to} :;"
+    assert max(map(len, content.split(b"\r\n"))) <= 78
+    assert b"\r\nTo: <ann@example.org>\r\n" in report(failed(), to="ann@example.org", ascii_only=True)
 
 
 @pytest.mark.parametrize("letter", ["a", "\xfc", "\u3042", "\U0001f600"])
