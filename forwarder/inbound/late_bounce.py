@@ -9,7 +9,7 @@ It is done behind the reply and bounded: ``AT_ONCE`` reports at a time, more are
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import structlog
@@ -27,7 +27,6 @@ from forwarder.store.records import NewEvent
 from forwarder.store.trouble import StoreUnavailable
 
 AT_ONCE = 20
-DELIVERIES = 10  # of one report
 SMALL_OCTETS = 16 * 1024  # up to here it is read in the event loop
 
 log = structlog.get_logger(__name__)
@@ -61,10 +60,7 @@ class LateBounces:
             return False
         if report is None:
             return False
-        for passage in report.passages[:DELIVERIES]:
-            if await self._ours(passage) is not None:
-                return True
-        return False
+        return not all(map(_is_known, (await self._ours(report)).values()))
 
     async def close(self) -> None:
         """Finish what was begun."""
@@ -76,29 +72,28 @@ class LateBounces:
             report = await _read(content)
             if report is None or report.action != "failed":
                 return
-            entries = [await self._ours(passage) for passage in report.passages[:DELIVERIES]]
-            ours = [entry for entry in entries if entry is not None]
-            # Deliveries that went in one transaction share the content; the report is about those it names.
-            named = _named(ours, (report, *report.others))
-            for entry, told in named or [(entry, report) for entry in ours if len(ours) == 1]:
-                await self._journal.append_event(entry.id, self._event(told))
+            for entry, told in _meant(report, await self._ours(report)):
+                if not _is_known(entry):
+                    await self._journal.append_event(entry.id, self._event(told))
         except StoreUnavailable as trouble:
             log.warning("a late bounce was not noted", reason=str(trouble))
         except Exception:  # whatever a stranger wrote into a report, the message itself is already on its way
             log.exception("a late bounce was not understood")
 
-    async def _ours(self, passage: trace.Passage) -> LogEntry | None:
-        """The log of a delivery of ours that a report names; None: it is none, or its failure is known."""
-        entry = await self._journal.entry(passage.delivery_id)
-        if entry is None or entry.recipient_email is None:
-            return None
-        if any(event.status is Status.HARD_BOUNCE for event in entry.events):
-            return None  # whoever holds a report must not write into a log as often as he likes
+    async def _ours(self, report: ReturnedReport) -> dict[str, LogEntry]:
+        """The logs of deliveries of ours that a report names, by their ids."""
+        named = {passage.delivery_id: passage for passage in report.passages}
+        if not named:
+            return {}
+        entries = await self._journal.page(None, ids=list(named), limit=len(named))
+        return {entry.id: entry for entry in entries if self._is_ours(entry, named[entry.id])}
+
+    def _is_ours(self, entry: LogEntry, passage: trace.Passage) -> bool:
         try:
-            recipient = parse_address(entry.recipient_email)
+            recipient = parse_address(entry.recipient_email or "")
         except AddressError:
-            return None
-        return entry if trace.looped(self._secrets, recipient, [passage]) else None
+            return False
+        return trace.looped(self._secrets, recipient, [passage])
 
     def _event(self, told: ReturnedRecipient) -> NewEvent:
         status = told.status if told.status[:2] == "5." else "5.0.0"
@@ -123,17 +118,29 @@ async def _read(content: bytes) -> ReturnedReport | None:
     return await asyncio.to_thread(read_report, content)
 
 
-def _named(
-    entries: Sequence[LogEntry], failed: Sequence[ReturnedRecipient]
-) -> list[tuple[LogEntry, ReturnedRecipient]]:
-    """The deliveries that a report names, each with what it says of it."""
+def _is_known(entry: LogEntry) -> bool:
+    """Whether its failure is: whoever holds a report must not write into a log as often as he likes."""
+    return any(event.status is Status.HARD_BOUNCE for event in entry.events)
+
+
+def _meant(report: ReturnedReport, ours: Mapping[str, LogEntry]) -> list[tuple[LogEntry, ReturnedRecipient]]:
+    """The deliveries of ours that a report is about, each with what it says of it.
+
+    Those that went in one transaction share the content: it is about those whose destinations it names. Where it knows
+    none by its name, it is about the one that took the mail from us last, unless others went with it.
+    """
     said: dict[tuple[str, str] | None, ReturnedRecipient] = {}
-    for told in failed:
+    for told in (report, *report.others):
         for address in (told.recipient, told.original):
             said.setdefault(_mailbox(address), told)
     said.pop(None, None)
-    found = ((entry, said.get(_mailbox(entry.forward_email or ""))) for entry in entries)
-    return [(entry, told) for entry, told in found if told is not None]
+    found = ((entry, said.get(_mailbox(entry.forward_email or ""))) for entry in ours.values())
+    named = [(entry, told) for entry, told in found if told is not None]
+    if named:
+        return named
+    hops = ([ours[each.delivery_id] for each in hop if each.delivery_id in ours] for hop in report.hops)
+    last = next(filter(None, hops), [])
+    return [(last[0], report)] if len(last) == 1 else []
 
 
 def _mailbox(address: str) -> tuple[str, str] | None:

@@ -111,10 +111,11 @@ class Fields:
     def raw(self, name: bytes) -> bytes | None:
         """What follows the colon in the first field of this name, cut at 8 KiB; None without one."""
         starts = self._values.get(name)
-        if starts is None:
-            return None
-        bounded = self._head[starts[0] : starts[0] + MAX_VALUE]
-        return bounded[: _field_end(bounded, 0)]
+        return None if starts is None else self._cut(starts[0])
+
+    def each(self, name: bytes, limit: int) -> list[bytes]:
+        """The same of every field of this name, topmost first, ``limit`` at most."""
+        return [self._cut(start) for start in self._values.get(name, ())[:limit]]
 
     def text(self, name: bytes) -> str | None:
         """The same for people: unfolded, RFC 2047 decoded, printable, at most 1 KiB."""
@@ -124,6 +125,10 @@ class Fields:
     def count(self, name: bytes) -> int:
         """How many fields of this name the whole head has."""
         return len(self._values.get(name, ()))
+
+    def _cut(self, start: int) -> bytes:
+        bounded = self._head[start : start + MAX_VALUE]
+        return bounded[: _field_end(bounded, 0)]
 
 
 @lru_cache(maxsize=64)

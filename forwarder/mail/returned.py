@@ -11,7 +11,9 @@ Nothing in a report is proven: anybody can write one. The caller decides what it
 
 import binascii
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from forwarder.mail import trace
 from forwarder.mail.content import Fields, split
@@ -20,6 +22,7 @@ from forwarder.mail.words import printable
 MAX_OCTETS = 512 * 1024
 MAX_PARTS = 20
 MAX_GROUPS = 200
+MAX_HOPS = 50
 _BOUNDARY = re.compile(rb'boundary[ \t]*=[ \t]*(?:"([^"\r\n]{1,200})"|([^;\s"]{1,200}))', re.IGNORECASE)
 _TRACE_LINE = re.compile(rb"^[ \t>]{0,10}x-forwarder-id:([^\r\n]{0,2000})", re.IGNORECASE | re.MULTILINE)
 # A comment may follow, as in any structured field (RFC 5322 3.2.2).
@@ -30,7 +33,6 @@ _EMBEDDED = re.compile(
 )  # RFC 6533 3: EmbeddedUnicodeChar
 
 _READ = (
-    trace.ID_FIELD,
     b"content-type",
     b"content-transfer-encoding",
     b"action",
@@ -58,26 +60,34 @@ class ReturnedRecipient:
 class ReturnedReport(ReturnedRecipient):
     """What a report says, of the first failed recipient or else of the first."""
 
-    passages: tuple[trace.Passage, ...] = ()  # the deliveries of ours the original had gone through
+    # The deliveries that the original went through, ours and those of others who have this program: a transaction each,
+    # the latest first.
+    hops: tuple[tuple[trace.Passage, ...], ...] = ()
     others: tuple[ReturnedRecipient, ...] = ()  # who failed as well
+
+    @property
+    def passages(self) -> tuple[trace.Passage, ...]:
+        """Those of all hops."""
+        return tuple(passage for hop in self.hops for passage in hop)
 
 
 def read_report(content: bytes) -> ReturnedReport | None:
     """The report in a message, or None when it is not one."""
     content = content[:MAX_OCTETS]
     told: list[_Fields] | None = None
-    original: _Fields = {}
+    original = b""
     for fields, body in _parts(content):
         kind = fields.get(b"content-type", b"").strip().lower()
         if kind.startswith((b"message/delivery-status", b"message/global-delivery-status")):
             told = told or _recipients(_decoded(fields, body))
         elif kind.startswith((b"text/rfc822-headers", b"message/rfc822", b"message/global")):
-            original = original or _fields(split(_decoded(fields, body).lstrip(b"\r\n"))[0])
-    found = trace.passages([original.get(trace.ID_FIELD, b"")])
-    if not found:
+            original = original or split(_decoded(fields, body).lstrip(b"\r\n"))[0]
+    hops = _hops(Fields(original, (trace.ID_FIELD,)).each(trace.ID_FIELD, MAX_HOPS))
+    if not hops:
         # Reports without MIME quote the original's header in their text.
-        found = trace.passages(line[1] for line in _TRACE_LINE.finditer(bytes(split(content)[1])))
-    if told is None and not found:
+        lines = islice(_TRACE_LINE.finditer(bytes(split(content)[1])), MAX_HOPS)
+        hops = _hops(line[1] for line in lines)
+    if told is None and not hops:
         return None
     first, *others = map(_told, told or [{}])
     return ReturnedReport(
@@ -86,9 +96,20 @@ def read_report(content: bytes) -> ReturnedReport | None:
         diagnostic=first.diagnostic,
         recipient=first.recipient,
         original=first.original,
-        passages=tuple(found),
+        hops=hops,
         others=tuple(others),
     )
+
+
+def _hops(values: Iterable[bytes]) -> tuple[tuple[trace.Passage, ...], ...]:
+    """What each field names; as many deliveries in all as one may name."""
+    hops: list[tuple[trace.Passage, ...]] = []
+    left = trace.MOST_ENTRIES
+    for value in values:
+        named = tuple(trace.passages([value])[:left])
+        left -= len(named)
+        hops += [named] if named else []
+    return tuple(hops)
 
 
 def _told(fields: _Fields) -> ReturnedRecipient:

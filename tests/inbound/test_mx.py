@@ -984,9 +984,45 @@ async def test_of_deliveries_that_shared_a_content_the_bounce_is_about_those_it_
     content = content.replace(b"rfc822; person@dest.test", b"rfc822; " + told)
     await engine.send(b"", [returning(sender="ann@sender.test")], content)
     await engine.servers["mx"].drain(timedelta(seconds=5))
-    bounced = {
+    assert await failed_at(engine, domain) == failed
+
+
+async def test_a_bounce_that_comes_again_is_not_about_those_who_went_with_it(engine):
+    domain = await hosting(engine)
+    await engine.send(b"ann@sender.test", [b"two@here.test"], MESSAGE)
+    rows = await engine.deliveries()
+    mark = trace.mark(SECRET, parse_address("two@here.test"))
+    ids = ", ".join(f"{row.id}-{mark}" for row in rows)
+    content = report(rows[0].id, mark).replace(f"{rows[0].id}-{mark}".encode(), ids.encode())
+    content = content.replace(b"person@dest.test", b"b@other.test")
+    for _ in range(2):
+        await engine.send(b"", [returning(sender="ann@sender.test")], content)
+        async with asyncio.timeout(5):
+            while not await failed_at(engine, domain):  # noqa: ASYNC110 - the store tells nobody
+                await asyncio.sleep(0.01)
+    await engine.servers["mx"].drain(timedelta(seconds=5))
+    assert await failed_at(engine, domain) == {"b@other.test"}
+
+
+@pytest.mark.parametrize("others", [1, 12])
+async def test_a_bounce_of_what_another_forwarder_sent_on_finds_its_delivery(engine, others):
+    domain = await hosting(engine)
+    await engine.send(b"ann@sender.test", [b"info@here.test"], MESSAGE)
+    [row] = await engine.deliveries()
+    mark = trace.mark(SECRET, parse_address("info@here.test"))
+    theirs = ",\r\n\t".join(f"{number:032x}-{mark}" for number in range(others)).encode()
+    content = report(row.id, mark).replace(
+        b"X-Forwarder-Id: ", b"X-Forwarder-Id: " + theirs + b"\r\nReceived: x\r\nX-Forwarder-Id: "
+    )
+    content = content.replace(b"person@dest.test", b"someone@beyond.test")
+    await engine.send(b"", [returning(sender="ann@sender.test")], content)
+    await engine.servers["mx"].drain(timedelta(seconds=5))
+    assert await failed_at(engine, domain) == {"person@dest.test"}
+
+
+async def failed_at(engine, domain):
+    return {
         entry.forward_email
         for entry in await engine.logs(domain)
         if any(event.status is Status.HARD_BOUNCE for event in entry.events)
     }
-    assert bounced == failed

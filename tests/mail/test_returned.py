@@ -240,7 +240,7 @@ OTHER = TRACE.replace(ID.encode(), b"f" * 32)
         # Of a field given twice the first counts, and empty lines before the original are none of its.
         parts(
             status(b"Action: failed", b"Status: 5.1.1", b"Status: 5.7.1"),
-            b"Content-Type: text/rfc822-headers\r\n\r\n\r\n" + TRACE + OTHER,
+            b"Content-Type: text/rfc822-headers\r\n\r\n\r\n" + TRACE,
         ),
         # The first recipient that failed counts.
         parts(
@@ -254,6 +254,24 @@ def test_what_is_said_first_counts(content: bytes) -> None:
     assert returned is not None
     assert [passage.delivery_id for passage in returned.passages] == [ID]
     assert (returned.action, returned.status) == ("failed", "5.1.1")
+
+
+def test_every_hop_of_the_original_is_read() -> None:
+    """Where somebody else who has this program sent it on, their trace stands above ours."""
+    two = TRACE.removesuffix(b"\r\n") + b",\r\n\t" + OTHER.partition(b": ")[2]
+    original = b"Content-Type: text/rfc822-headers\r\n\r\n" + OTHER + b"Received: x\r\n" + two
+    returned = read_report(parts(status(b"Action: failed"), original))
+    assert returned is not None
+    assert [[passage.delivery_id for passage in hop] for hop in returned.hops] == [["f" * 32], [ID, "f" * 32]]
+    assert len(returned.passages) == 3
+
+
+def test_of_very_many_hops_the_latest_are_read() -> None:
+    of_many = b"X-Forwarder-Id: " + b",\r\n\t".join([TRACE.strip().partition(b": ")[2]] * 60) + b"\r\n"
+    for field, hops in ((TRACE, [1] * 50), (of_many, [60, 60, 60, 20])):
+        returned = read_report(parts(status(), b"Content-Type: message/rfc822\r\n\r\n" + field * 100))
+        assert returned is not None
+        assert [len(hop) for hop in returned.hops] == hops
 
 
 def test_what_stands_behind_the_end_is_no_part() -> None:  # RFC 2046 5.1.1
