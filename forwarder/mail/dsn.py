@@ -1,9 +1,9 @@
 """Delivery status notifications: RFC 3464 reports as bytes.
 
 ``build_report`` writes multipart/report with three parts: words a person understands, message/delivery-status, and the
-header of the original: its body stays here. The result has CRLF line ends, no line above 998 octets, and is pure ASCII
-but for a non-ASCII address in To, and wholly where the caller asks for it. It sends it from the null reverse-path and
-signs it.
+header of the original: its body stays here. The result has CRLF line ends, no line above 998 octets, and is pure ASCII:
+whoever is called in other letters may read a mailbox at a host without SMTPUTF8, to which an alias leads. The caller
+sends it from the null reverse-path and signs it.
 
 Text of strangers (a reply, the original's subject) is written on one line with everything unprintable escaped, so
 that it can neither end a field nor start one. What the sender may not know (where an alias leads) is the caller's to
@@ -72,11 +72,10 @@ def build_report(
     boundary: str,
     now: datetime,
     others: int = 0,
-    ascii_only: bool = False,
 ) -> bytes:
     """The whole report. ``sender`` and ``to`` are addresses; ``boundary`` must be one nobody could guess.
 
-    ``others``: how many recipients more the mail could not reach. ``ascii_only``: nothing in it demands SMTPUTF8.
+    ``others``: how many recipients more the mail could not reach.
     """
     head, _ = split(original)
     mark = boundary.encode()
@@ -85,7 +84,7 @@ def build_report(
     lines = [
         f"Date: {format_datetime(now)}",
         f"From: Mail Delivery System <{sender}>",
-        f"To: {_addressed(to, ascii_only=ascii_only)}",
+        f"To: {_addressed(to)}",
         f"Subject: {SUBJECT}",
         f"Message-ID: {message_id}",
         *_thread(head),
@@ -109,11 +108,9 @@ def build_report(
     return report + b"\r\n--" + mark + b"--\r\n"
 
 
-def _addressed(to: str, *, ascii_only: bool) -> str:
-    """An address, or where that may not be, a group without members that is called like it (RFC 6857)."""
-    if to.isascii() or not ascii_only:
-        return f"<{to}>"
-    return Header(to, "utf-8", header_name="To").encode(linesep="\r\n") + " :;"
+def _addressed(to: str) -> str:
+    """An address, or for one that is not ASCII a group without members that is called like it (RFC 6857)."""
+    return f"<{to}>" if to.isascii() else Header(to, "utf-8", header_name="To").encode(linesep="\r\n") + " :;"
 
 
 def _thread(head: bytes) -> list[str]:

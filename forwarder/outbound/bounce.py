@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from forwarder.mail.address import Path
 from forwarder.mail.dsn import MAX_FAILURES, SUBJECT, FailedRecipient, build_report
-from forwarder.mail.event import DeliveryKind, Transport
+from forwarder.mail.event import Transport
 from forwarder.outbound.addressees import Addressee, Addressees
 from forwarder.outbound.parcel import Parcel, Verdict
 from forwarder.store.records import NewDelivery, NewMessage
@@ -86,10 +86,6 @@ class Bounces:
             message_id=message_id,
             boundary=f"report-{identifier}",
             now=now,
-            # The mailbox that an internationalised sender of ours reads may be at a host that knows no SMTPUTF8.
-            ascii_only=any(
-                each.kind is DeliveryKind.SMTP and each.destination.isascii() for each in addressees
-            ),
         )
         return NewMessage(
             id=identifier,

@@ -116,7 +116,7 @@ async def test_a_report_to_an_internationalised_sender(engine: Town) -> None:
     (report,) = await engine.origin.wait_for(1)
     assert report.recipients == (sender,)
     assert "SMTPUTF8" in report.mail_parameters
-    assert f"\r\nTo: <{sender}>\r\n".encode() in report.content
+    assert report.content.isascii()
     _, (failed,) = fields_of(report)
     assert failed["final-recipient"] == "rfc822; to.550-at-rcpt@example.com"
     assert await engine.verified(report) == [True, True]
