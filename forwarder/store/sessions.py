@@ -8,11 +8,17 @@ told hold for others, and not for it: SharedSessions. A pooler shows by the proc
 connection. Then, once for each ``Sessions``, one connection is marked, another looks whether it finds the mark, and the
 first whether it still does.
 
-Limit: a pooler that is switched over while the engine runs is found out at the next start.
+A URL may name several hosts, and the one that died may answer nothing at all. asyncpg would wait for it until the time
+for a connection is over, so each host has a share of that time to be the first that is asked.
+
+Limits: a pooler that is switched over while the engine runs is found out at the next start. Hosts that stand after the
+``?`` of a URL are asked as asyncpg does.
 """
 
+import re
 import secrets
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import asyncpg
@@ -20,6 +26,7 @@ import asyncpg
 from forwarder.store.trouble import SharedSessions, UnusableUrl
 
 CONNECT_LIMIT = 5.0  # seconds
+SILENT = 60.0  # seconds in which a host that did not answer is not the first to be asked
 
 _MARK = "forwarder.mark"
 _FOUND = "SELECT 1"  # what the server says of a query that found one row
@@ -42,7 +49,9 @@ class Sessions:
 
     def __init__(self, url: str, *, settings: Mapping[str, str], patience: float) -> None:
         """``settings`` are ours, and hold no quote."""
-        self._url = url
+        self._urls = turns(url)
+        self._first = 0  # of them
+        self._again_at = 0.0  # monotonic: they are asked in their order again
         self._patience = patience
         told = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in settings.items())
         self._telling = f"SELECT {told}"
@@ -63,11 +72,27 @@ class Sessions:
         return conn
 
     async def _open(self) -> asyncpg.Connection:
+        if self._first and time.monotonic() >= self._again_at:
+            self._first = 0  # who is named first may be there again
+        hosts = len(self._urls)
+        *before, last = [(self._first + turn) % hosts for turn in range(hosts)]
+        for first in before:
+            with suppress(TimeoutError):
+                return await self._begin_at(first)
+        return await self._begin_at(last)
+
+    async def _begin_at(self, first: int) -> asyncpg.Connection:
+        conn = await self._connect(self._urls[first], CONNECT_LIMIT / len(self._urls))
+        if first != self._first:
+            self._first, self._again_at = first, time.monotonic() + SILENT
+        return conn
+
+    async def _connect(self, url: str, limit: float) -> asyncpg.Connection:
         try:
             return await asyncpg.connect(
-                dsn=self._url,
+                dsn=url,
                 connection_class=_Connection,
-                timeout=CONNECT_LIMIT,
+                timeout=limit,
                 command_timeout=self._patience,
                 statement_cache_size=0,  # SQLAlchemy keeps the prepared statements
                 server_settings={"application_name": "forwarder"},  # poolers know this one
@@ -100,3 +125,15 @@ class Sessions:
     async def _look_again(conn: asyncpg.Connection, look: str) -> None:
         if await conn.execute(look, timeout=CONNECT_LIMIT) != _FOUND:
             raise SharedSessions
+
+
+def turns(url: str) -> Sequence[str]:
+    """The URL with each of its hosts as the first, the others behind it in their order."""
+    scheme, separator, rest = url.partition("://")
+    [authority] = re.findall(r"\A[^/?#]*", rest)
+    login, at, named = authority.partition("@") if "@" in authority else ("", "", authority)
+    hosts = named.split(",")
+    return [
+        f"{scheme}{separator}{login}{at}{','.join(hosts[n:] + hosts[:n])}{rest[len(authority) :]}"
+        for n in range(len(hosts))
+    ]

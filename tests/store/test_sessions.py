@@ -1,10 +1,13 @@
 """What connections are told holds for them, whatever stands before the server; where it does not, the start ends."""
 
+import asyncio
+
 import pytest
 from sqlalchemy import text
 
 from forwarder.node import NodeError
 from forwarder.schema import check_schema, wait_for_store
+from forwarder.store import sessions
 from forwarder.store.engine import Database
 from forwarder.store.faults import explain
 from forwarder.store.trouble import StoreUnavailable
@@ -37,6 +40,51 @@ async def test_behind_a_pooler_that_keeps_sessions_commits_are_durable(
             )
             assert told == TOLD
         await database.close()
+
+
+async def test_a_host_that_says_nothing_is_passed_over(
+    postgres: Server, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "CONNECT_LIMIT", 3.0)
+    called: list[asyncio.StreamWriter] = []
+    dead = await asyncio.start_server(lambda _, writer: called.append(writer), "127.0.0.1", 0)
+    port = dead.sockets[0].getsockname()[1]
+    alive = f"127.0.0.1:{postgres.port}"
+    database = await Database.open(
+        postgres_url.replace(alive, f"127.0.0.1:{port},{alive}") + "?target_session_attrs=read-write"
+    )
+    await database.ready()
+    assert len(called) == 1
+    # The next connection begins with who answered, until the others have had time to come back.
+    work = [
+        database.read(lambda conn: conn.execute(text("SELECT pg_sleep(0.01)")) and None) for _ in range(3)
+    ]
+    await asyncio.gather(*work)
+    assert len(called) == 1
+    await database.close()
+    for writer in called:
+        writer.close()
+    dead.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "in_turn"),
+    [
+        ("postgresql://u:p%40w@a/d?x=a,b", ["postgresql://u:p%40w@a/d?x=a,b"]),
+        ("postgresql:///d", ["postgresql:///d"]),
+        (
+            "postgresql://u@a:1,[::1]:2,c?x=y",
+            [
+                "postgresql://u@a:1,[::1]:2,c?x=y",
+                "postgresql://u@[::1]:2,c,a:1?x=y",
+                "postgresql://u@c,a:1,[::1]:2?x=y",
+            ],
+        ),
+        ("postgresql://u:p,q@a,b/d", ["postgresql://u:p,q@a,b/d", "postgresql://u:p,q@b,a/d"]),
+    ],
+)
+def test_each_host_of_a_url_is_the_first_in_turn(url: str, in_turn: list[str]) -> None:
+    assert sessions.turns(url) == in_turn
 
 
 @pytest.mark.parametrize("links", [1, 2, 3])
