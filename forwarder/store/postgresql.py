@@ -282,11 +282,18 @@ async def discard(conn: AsyncConnection, error: BaseException) -> None:
 
 
 class PostgresReaders:
-    """Reads on connections of the pool, a statement a transaction."""
+    """Reads on connections of the pool, a statement a transaction.
+
+    They leave the lanes and the sign of life a connection each, where there are so many: all the others may wait at
+    once, as for a table that somebody has locked, and mail goes on, and this process is not taken for dead.
+    """
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._unbroken = _Unbroken()
+        pool = engine.sync_engine.pool
+        assert isinstance(pool, AsyncAdaptedQueuePool)
+        self._places = asyncio.Semaphore(max(1, pool.size() - LANES - 1))
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run ``work``; once more when the connection turned out to be lost.
@@ -306,8 +313,11 @@ class PostgresReaders:
 
     async def _run(self, work: Callable[[Connection], T]) -> T:
         conn: AsyncConnection | None = None
+        ends = asyncio.get_running_loop().time() + TRANSACTION_LIMIT
+        async with asyncio.timeout_at(ends):
+            await self._places.acquire()
         try:
-            async with asyncio.timeout(TRANSACTION_LIMIT):
+            async with asyncio.timeout_at(ends):
                 conn = await _connect(self._engine)
                 result = await conn.run_sync(work)
                 await conn.close()
@@ -315,6 +325,8 @@ class PostgresReaders:
             if conn is not None:
                 await discard(conn, error)
             raise
+        finally:
+            self._places.release()
         return result
 
     async def close(self) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from forwarder.store import postgresql
 from forwarder.store.engine import Database
 from forwarder.store.postgresql import PostgresWriter
-from forwarder.store.tables import sequences
+from forwarder.store.tables import accounts, sequences
 from forwarder.store.writer import Item
 from tests.harness import wait_until
 
@@ -41,6 +41,31 @@ async def test_what_waits_behind_a_lock_is_overtaken(postgres_url: str) -> None:
         assert not behind.done()
     await behind
     assert await names(database) == {"locked", "free"}
+    await holder.close()
+    await database.close()
+
+
+async def test_reads_that_wait_for_a_lock_hold_up_neither_changes_nor_signs_of_life(
+    postgres_url: str,
+) -> None:
+    database = await Database.open(postgres_url, pool_size=6)
+    holder = await asyncpg.connect(postgres_url)
+
+    async def three_wait() -> bool:
+        return int(await holder.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")) >= 3
+
+    async with holder.transaction():
+        await holder.execute("LOCK TABLE accounts")
+        reads = [
+            asyncio.create_task(database.read(lambda conn: conn.execute(select(accounts.c.id)).all()))
+            for _ in range(12)
+        ]
+        await wait_until(three_wait, what="reads to wait for the lock")
+        async with asyncio.timeout(4):  # less than a connection is waited for
+            await asyncio.gather(put(database, "a"), put(database, "b"))
+            await database.write_aside(lambda conn: conn.execute(sequences.delete()) and None)
+        assert not any(read.done() for read in reads)
+    assert await asyncio.gather(*reads) == [[]] * 12
     await holder.close()
     await database.close()
 
