@@ -134,7 +134,7 @@ def trouble_of(error: BaseException) -> StoreUnavailable | None:
         return StoreUnavailable()
     if isinstance(error, _of_asyncpg("PostgresError", "InterfaceError")):
         return StoreUnavailable()
-    if isinstance(error, OSError | TimeoutError):
+    if isinstance(error, OSError | TimeoutError) or _is_misread(error):
         return StoreUnavailable()
     return None
 
@@ -237,6 +237,14 @@ def _is_bad_option(error: BaseException) -> bool:
     return isinstance(error, _of_asyncpg("ClientConfigurationError"))
 
 
+def _is_misread(error: BaseException) -> bool:
+    """asyncpg's word for a row of another shape than its statement had when this connection prepared it.
+
+    Somebody has changed a column's type meanwhile. It is so until the connection is another one.
+    """
+    return isinstance(error, BufferError)
+
+
 def _is_full(error: BaseException) -> bool:
     original = error.orig if isinstance(error, DBAPIError) else error
     code: int = getattr(original, "sqlite_errorcode", 0)
@@ -258,7 +266,7 @@ def may_work_again(error: BaseException) -> bool:
     state = sqlstate(error)
     if state:
         return state in _CONFLICTS or state.startswith(_LOST)
-    return isinstance(error, DBAPIError) and error.connection_invalidated
+    return _is_misread(error) or (isinstance(error, DBAPIError) and error.connection_invalidated)
 
 
 def ended_for_certain(error: BaseException) -> bool:
