@@ -18,7 +18,14 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
-from forwarder.store.trouble import SharedSessions, StoreFull, StoreUnavailable, UnusableUrl, WrongEncoding
+from forwarder.store.trouble import (
+    CommitUnknown,
+    SharedSessions,
+    StoreFull,
+    StoreUnavailable,
+    UnusableUrl,
+    WrongEncoding,
+)
 
 _SQLITE_FULL = 13
 _SQLITE_FILE = frozenset({8, 10, 14})  # READONLY, IOERR, CANTOPEN
@@ -84,6 +91,14 @@ _REFUSED = Explained(
     "options after the ? of [database] url)"
 )
 _BUSY = Explained(text="the database does not take more connections or work now; see what else uses it")
+_HELD = Explained(
+    text="a statement takes the database too long: something else holds a lock that it waits for, or its machine has "
+    "too much to do; pg_stat_activity shows which"
+)
+_UNENDED = Explained(
+    text="the database does not end a COMMIT in time: its disk hangs, or a standby of synchronous_standby_names is "
+    "away; pg_stat_activity shows what it waits for"
+)
 _STARTING = Explained(text="the database is starting or shutting down; it has to run for the engine to serve")
 _TLS = Explained(
     text="the database and the engine do not agree on TLS; check the ssl options in [database] url, its certificate "
@@ -99,6 +114,8 @@ _BY_STATE = {
     "22023": _OPTION,
     "25006": _READ_ONLY,
     "53": _BUSY,
+    "55P03": _HELD,
+    "57014": _HELD,
     "57P": _STARTING,
     "XX001": _DAMAGED,
     "XX002": _DAMAGED,
@@ -167,6 +184,8 @@ def explain(trouble: BaseException) -> Explained:
     for error in _causes(trouble):
         if isinstance(error, StoreFull) or _is_full(error):
             return Explained(text="the disk of the database is full; make room")
+        if isinstance(error, CommitUnknown) and isinstance(error.__cause__, TimeoutError):
+            return _UNENDED
         if isinstance(error, WrongEncoding):
             return _ENCODING
         if isinstance(error, SharedSessions):

@@ -26,6 +26,7 @@ import asyncpg
 from forwarder.store.trouble import SharedSessions, UnusableUrl
 
 CONNECT_LIMIT = 5.0  # seconds
+LATER = 0.5  # seconds in which the server says itself that a statement took too long, and so that it was a statement
 SILENT = 60.0  # seconds in which a host that did not answer is not the first to be asked
 
 _MARK = "forwarder.mark"
@@ -93,7 +94,7 @@ class Sessions:
                 dsn=url,
                 connection_class=_Connection,
                 timeout=limit,
-                command_timeout=self._patience,
+                command_timeout=self._patience + LATER,
                 statement_cache_size=0,  # SQLAlchemy keeps the prepared statements
                 server_settings={"application_name": "forwarder"},  # poolers know this one
             )
