@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from forwarder.store import sqlite
 from forwarder.store.room import spare
+from forwarder.store.rows import is_postgres
 from forwarder.store.trouble import StoreUnavailable
 from forwarder.store.writer import Writer
 from forwarder.tally import Tally
@@ -53,8 +54,7 @@ def postgres_dsn(url: str) -> str:
     return scheme.partition("+")[0] + separator + rest
 
 
-# A change that reaches the disk and means nothing. SQLite does not write a row that stays as it is.
-_TOUCH = {"sqlite": "PRAGMA user_version = 0", "postgresql": "UPDATE sequences SET value = value"}
+_ROOM = 64 * 1024  # octets that a message may need
 
 
 class Database:
@@ -135,9 +135,23 @@ class Database:
     async def ready(self) -> None:
         """StoreUnavailable unless the store answers, has its tables, and can commit."""
         if self.writer.failing:  # only a commit can tell whether the cause is gone
-            touch = _TOUCH[self.dialect]
-            await self.writer.write(lambda conn: conn.exec_driver_sql(touch) and None, writes=True)
+            await self.writer.write(_touch, writes=True)
         await self.read(lambda conn: conn.execute(text("SELECT value FROM sequences LIMIT 1")).first())
+
+
+def _touch(conn: Connection) -> None:
+    """A change that reaches the disk and means nothing."""
+    if not is_postgres(conn):
+        conn.exec_driver_sql("PRAGMA user_version = 0")  # a row that stays as it is would not be written
+        return
+    # It takes the room of a message: a small row finds some in its page on a disk that is full for mail.
+    id_ = os.urandom(16).hex()
+    conn.exec_driver_sql(
+        "INSERT INTO messages (id, created_at, transport, reverse_path, smtputf8, size, content) "
+        "VALUES ($1, now(), 'report', '', false, 0, $2)",
+        (id_, os.urandom(_ROOM)),
+    )
+    conn.exec_driver_sql("DELETE FROM messages WHERE id = $1", (id_,))
 
 
 def check_access(path: str | os.PathLike[str]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import asyncpg
 import pytest
 from sqlalchemy import Connection, false, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError
@@ -42,6 +43,10 @@ def own_postgres() -> Iterator[Server]:
     """A server that a test may stop, pause and restart."""
     server = Server.start()
     server.sql("CREATE TABLE sequences (name text PRIMARY KEY, value bigint)")
+    server.sql(
+        "CREATE TABLE messages (id text PRIMARY KEY, created_at timestamptz, transport text, reverse_path text, "
+        "smtputf8 boolean, size integer, content bytea)"
+    )
     yield server
     server.remove()
 
@@ -265,6 +270,28 @@ async def test_after_trouble_only_what_was_written_makes_it_ready(database: Data
     assert database.writer.failing
     await database.ready()
     assert not database.writer.failing
+
+
+async def test_a_server_without_room_for_mail_is_not_ready(postgres_url: str) -> None:
+    """A small row finds room in its page; what has to lengthen the file of a table does not."""
+    person = await asyncpg.connect(postgres_url)
+    await person.execute(
+        """
+        CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
+            $$BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END$$;
+        CREATE TRIGGER full_disk BEFORE INSERT ON messages FOR EACH ROW EXECUTE FUNCTION full_disk();
+        """
+    )
+    database = await Database.open(postgres_url)
+    database.writer.failing = True
+    with pytest.raises(StoreFull):
+        await database.ready()
+    await person.execute("DROP TRIGGER full_disk ON messages")
+    await database.ready()
+    assert not database.writer.failing
+    assert await person.fetchval("SELECT count(*) FROM messages") == 0
+    await person.close()
+    await database.close()
 
 
 def fails(conn: Connection) -> None:
