@@ -3,21 +3,27 @@
 Functions of a connection. Each notice is a row with a number, its version; ``touch`` locks the row that counts them
 until its transaction ends, so that versions become visible in their order and ``news_since`` passes over none. Who has
 slept for so long that notices were purged meanwhile, or sees an older copy of the database, is told that the news are
-not complete.
+not complete. So is who sees another server, or one that was started anew: a standby in the place of the primary may
+lack its last changes, and have counted others by their numbers since.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, Select, delete, func, insert, literal_column, select, update
 
 from forwarder.store.rows import by_dialect, execute
 from forwarder.store.tables import changes, sequences
 
 CHANGES_AT_ONCE = 10_000
 
-_version = by_dialect(lambda _postgres: select(sequences.c.value).where(sequences.c.name == "directory"))
+
+@by_dialect
+def _standing(postgres: bool) -> Select[Any]:
+    server = func.pg_postmaster_start_time() if postgres else literal_column("0")
+    return select(sequences.c.value, server).where(sequences.c.name == "directory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +31,7 @@ class News:
     """What has changed up to a version; the domains by the versions of their changes, CHANGES_AT_ONCE at most."""
 
     version: int
+    server: object  # which one says so; equal as long as it is the same
     domains: tuple[tuple[int, str], ...]
     complete: bool  # False: some changes are not known by name any more
 
@@ -49,13 +56,13 @@ def touch_all(conn: Connection, names: Sequence[str], now: datetime) -> None:
     conn.execute(insert(changes), rows)
 
 
-def news_since(conn: Connection, position: int | None) -> News:
-    """What has changed since a version; None: since ever, of which nobody knows the names."""
-    [version] = execute(conn, _version, {}).fetchone()
-    if position is None or version < position:  # the first look; or the database is an older copy of itself
-        return News(version, (), complete=False)
+def news_since(conn: Connection, position: int | None, server: object) -> News:
+    """What has changed since a version that a server told; None: since ever, of which nobody knows the names."""
+    version, here = execute(conn, _standing, {}).fetchone()
+    if position is None or server != here or version < position:
+        return News(version, here, (), complete=False)
     if version == position:
-        return News(version, (), complete=True)
+        return News(version, here, (), complete=True)
     query = (
         select(changes.c.version, changes.c.domain)
         .where(changes.c.version > position)
@@ -64,8 +71,8 @@ def news_since(conn: Connection, position: int | None) -> News:
     )
     rows = tuple((row.version, row.domain) for row in conn.execute(query))
     if not rows or rows[0][0] != position + 1:
-        return News(version, (), complete=False)
-    return News(rows[-1][0], rows, complete=True)
+        return News(version, here, (), complete=False)
+    return News(rows[-1][0], here, rows, complete=True)
 
 
 def purge(conn: Connection, older_than: datetime) -> int:

@@ -12,7 +12,8 @@ too many to be held (``rule_sets``), where a name is a read by key until it is k
 
 Why the versions suffice: ``touch`` locks the sequence's row until its transaction ends, so versions become visible in
 their order; a rule set is loaded with the version of the same moment, and is loaded again if the cache has seen a
-newer one meanwhile. When rows of ``changes`` that we have not seen are purged, everything is loaded anew.
+newer one meanwhile. When rows of ``changes`` that we have not seen are purged, and when another server answers,
+everything is loaded anew.
 
 What is cached takes CAPACITY octets at most, as its makers weigh it, compiled expressions among it; what was used least
 recently goes first. An address is compared with very many expressions in a thread, one address of an account at a time:
@@ -81,6 +82,7 @@ class Directory:
         self._names: Bounded[str, _Names] = Bounded(capacity // 8)
         self._answers: Bounded[Path, Expansion] = Bounded(capacity // 8)
         self._position: int | None = None  # every change up to this version is in the cache
+        self._server: object = None  # that told it
         self._turn = 0  # moves when what was found before may no longer be true
         self._loads = Errands("directory")
         self._turns: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
@@ -226,7 +228,8 @@ class Directory:
             await asyncio.wait([other])
         self._looking, self._next_look = self._next_look, None
         while True:
-            news = await self._database.read(partial(news_since, position=self._position))
+            look = partial(news_since, position=self._position, server=self._server)
+            news = await self._database.read(look)
             self._apply(news)
             if len(news.domains) < CHANGES_AT_ONCE:
                 return
@@ -241,7 +244,7 @@ class Directory:
         if news.domains:
             self._turn += 1
             self._answers.clear()  # of whatever domain: they are made of several
-        self._position = news.version
+        self._position, self._server = news.version, news.server
 
     async def _load(self, address: Path) -> Known:
         if self._position is None:

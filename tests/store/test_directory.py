@@ -16,8 +16,10 @@ from forwarder.store import rule_sets
 from forwarder.store.changes import purge, touch
 from forwarder.store.directory import Directory
 from forwarder.store.engine import Database
+from forwarder.store.migrations import upgrade
 from forwarder.store.tables import accounts, aliases, domains
 from forwarder.store.trouble import StoreUnavailable
+from tests.postgres import Server
 from tests.store.conftest import NOON, Stage, until
 
 ANYBODY = parse_address("anybody@pied.example")
@@ -274,6 +276,31 @@ async def test_a_renamed_sequence_is_an_older_copy(here: tuple[Database, Directo
 
     await other.write(restore)
     assert await directory.confirmed(ANYBODY) is None
+
+
+async def test_another_server_is_another_copy_although_it_counts_the_same() -> None:
+    """A standby that was promoted may lack our last change, and have counted another by its number."""
+    server = Server.start()
+    url = server.database()
+    await asyncio.to_thread(upgrade, url)
+    database = await Database.open(url, pool_size=2)
+    directory = Directory(database)
+    await database.write(host("pied.example", "a"))
+    assert await answers(directory, "a@pied.example")
+    assert not await answers(directory, "b@pied.example", confirmed=True)
+    server.sql(
+        "INSERT INTO aliases (domain_id, pattern, forward, created_at) "
+        "SELECT id, 'b', 'someone@dest.example', now() FROM domains",
+        url.rpartition("/")[2],
+    )
+    await directory.catch_up()
+    assert not await answers(directory, "b@pied.example")
+    server.stop()
+    server.restart()
+    await directory.catch_up()
+    assert await answers(directory, "b@pied.example")
+    await database.close()
+    server.remove()
 
 
 async def test_expressions_are_compiled_in_a_thread_once_while_they_stay_the_same(
