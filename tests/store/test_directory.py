@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -278,29 +279,35 @@ async def test_a_renamed_sequence_is_an_older_copy(here: tuple[Database, Directo
     assert await directory.confirmed(ANYBODY) is None
 
 
-async def test_another_server_is_another_copy_although_it_counts_the_same() -> None:
-    """A standby that was promoted may lack our last change, and have counted another by its number."""
+@pytest.fixture
+def own_postgres() -> Iterator[Server]:
+    """A server that a test may restart."""
     server = Server.start()
-    url = server.database()
+    yield server
+    server.remove()
+
+
+async def test_another_server_is_another_copy_although_it_counts_the_same(own_postgres: Server) -> None:
+    """A standby that was promoted may lack our last change, and have counted another by its number."""
+    url = own_postgres.database()
     await asyncio.to_thread(upgrade, url)
     database = await Database.open(url, pool_size=2)
     directory = Directory(database)
     await database.write(host("pied.example", "a"))
     assert await answers(directory, "a@pied.example")
     assert not await answers(directory, "b@pied.example", confirmed=True)
-    server.sql(
+    own_postgres.sql(
         "INSERT INTO aliases (domain_id, pattern, forward, created_at) "
         "SELECT id, 'b', 'someone@dest.example', now() FROM domains",
         url.rpartition("/")[2],
     )
     await directory.catch_up()
     assert not await answers(directory, "b@pied.example")
-    server.stop()
-    server.restart()
+    own_postgres.stop()
+    own_postgres.restart()
     await directory.catch_up()
     assert await answers(directory, "b@pied.example")
     await database.close()
-    server.remove()
 
 
 async def test_expressions_are_compiled_in_a_thread_once_while_they_stay_the_same(
