@@ -326,9 +326,9 @@ class Engine:
         return Health(troubles=stopped.union(self.watchdog.troubles()), tasks=tasks)
 
     def refresh_certificates(self) -> None:
-        """Load the certificate's files again if they changed; a bad pair leaves the old one in use."""
+        """Load the certificate's files again if they changed or were bad; a bad pair leaves the old one in use."""
         if self._tls is not None:
-            self._tls.refresh()
+            self._tls.refresh(again=True)
 
     async def stop(self, *, grace: timedelta = GRACE) -> None:
         """Drain and close; bounded by ``grace`` and a few seconds."""

@@ -61,10 +61,13 @@ class ServerTls:
         self.refresh()
         return self._context
 
-    def refresh(self) -> bool:
-        """Load changed files; False when there was nothing new or the new pair is bad."""
+    def refresh(self, *, again: bool = False) -> bool:
+        """Load changed files; False when there was nothing new or the new pair is bad.
+
+        ``again``: also those that could not be used the last time, for whoever has mended what no look at them shows.
+        """
         stamp = _stamp(self.certificate, self.key)
-        if stamp == self._seen:
+        if stamp == self._seen and not (again and self.trouble):
             self._warn_when_over()
             return False
         self._seen = stamp
@@ -192,7 +195,7 @@ def _server_context(certificate: Path, key: Path) -> ssl.SSLContext:
 
 
 def _stamp(*paths: Path) -> tuple[tuple[int, int, int] | None, ...]:
-    """Changes when a file does, also when another takes its place by rename."""
+    """Changes when a file does, also when another takes its place by rename, and when its owner or mode does."""
     stamps: list[tuple[int, int, int] | None] = []
     for path in paths:
         try:
@@ -200,5 +203,6 @@ def _stamp(*paths: Path) -> tuple[tuple[int, int, int] | None, ...]:
         except OSError:
             stamps.append(None)
         else:
-            stamps.append((found.st_mtime_ns, found.st_size, found.st_ino))
+            # Not the time of the last write: a key that was copied unreadable is mended without one.
+            stamps.append((found.st_ctime_ns, found.st_size, found.st_ino))
     return tuple(stamps)

@@ -1,6 +1,7 @@
 """The certificate we serve and its renewal; what is asked of the other side."""
 
 import contextlib
+import errno
 import os
 import shutil
 import ssl
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from structlog.testing import capture_logs
 
 from forwarder.net.tls import ServerTls, TlsFilesError, client_context, self_signed
+from forwarder.net.tls import _server_context as server_context
 
 
 def handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> ssl.SSLObject:
@@ -112,6 +114,49 @@ def test_a_bad_pair_keeps_the_old_one_and_says_so(tmp_path: Path) -> None:
     self_signed(["new.test"], tmp_path)
     assert tls.refresh()
     assert (tls.trouble, served_name(tls.context())) == ("", "new.test")
+
+
+def test_a_renewed_key_is_taken_once_its_mode_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a program that renews leaves it: readable for root alone, until somebody mends that."""
+
+    def of_a_user(
+        certificate: Path, key: Path
+    ) -> ssl.SSLContext:  # the tests' own may be root, who reads all
+        if not key.stat().st_mode & stat.S_IRUSR:
+            raise TlsFilesError(f"{key} cannot be read")
+        return load(certificate, key)
+
+    load = server_context
+    monkeypatch.setattr("forwarder.net.tls._server_context", of_a_user)
+    tls = ServerTls(*self_signed(["old.test"], tmp_path))
+    self_signed(["new.test"], tmp_path)
+    tls.key.chmod(0)
+    assert served_name(tls.context()) == "old.test"
+    seen = tls.key.stat().st_ctime_ns
+    while tls.key.stat().st_ctime_ns == seen:  # on an old kernel for some milliseconds
+        tls.key.chmod(0o600)
+    assert served_name(tls.context()) == "new.test"
+
+
+def test_who_reloads_has_files_looked_at_again_that_could_not_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = ServerTls(*self_signed(["old.test"], tmp_path))
+    self_signed(["new.test"], tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("forwarder.net.tls._server_context", no_descriptor_left)
+        assert not tls.refresh()
+        assert not tls.refresh(again=True)
+    assert not tls.refresh()
+    assert tls.refresh(again=True)
+    assert (tls.trouble, served_name(tls.context())) == ("", "new.test")
+    assert not tls.refresh(again=True)
+
+
+def no_descriptor_left(certificate: Path, key: Path) -> ssl.SSLContext:
+    raise TlsFilesError(f"{certificate} cannot be read: {os.strerror(errno.EMFILE)}")
 
 
 def test_the_first_load_has_to_succeed(tmp_path: Path) -> None:
