@@ -40,7 +40,7 @@ from forwarder.errands import Errands
 from forwarder.mail.dane import Tlsa
 from forwarder.net.addresses import is_private
 from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound, merged, octets, read
-from forwarder.net.nameservers import NoAnswer, Silence, ask, system_nameservers
+from forwarder.net.nameservers import NoAnswer, Silence, SystemServers, ask
 from forwarder.net.registered import registered_domain
 from forwarder.net.shares import Shares
 from forwarder.tally import DNS, Tally
@@ -77,7 +77,8 @@ class Resolver:
         authority_port: int = 53,
         tally: Tally | None = None,
     ) -> None:
-        self._nameservers = tuple(nameservers) or system_nameservers()
+        configured = tuple(nameservers)
+        self._nameservers = (lambda: configured) if configured else SystemServers()
         self._silence = Silence()
         self._clock = clock
         self._deadline = deadline
@@ -236,7 +237,7 @@ class Resolver:
                 return _CROWDED
             try:
                 message = await ask(
-                    self._nameservers, name, kind, deadline=self._deadline, silence=self._silence
+                    self._nameservers(), name, kind, deadline=self._deadline, silence=self._silence
                 )
             except NoAnswer as exc:
                 return CannotTell(reason=str(exc), server=str(exc.server or ""))

@@ -41,6 +41,7 @@ import dns.rdatatype
 from forwarder.config import HostPort
 from forwarder.net.burden import too_great
 
+RESOLV_CONF = Path("/etc/resolv.conf")
 PAYLOAD = 1232  # octets over UDP: DNS flag day 2020; larger answers come by TCP instead of in fragments
 TRIES = 4
 IN_VAIN = 3  # questions in a row
@@ -145,7 +146,29 @@ def _trouble(error: Exception) -> str:
     return os.strerror(number) if number else type(error).__name__
 
 
-def system_nameservers(resolv_conf: Path = Path("/etc/resolv.conf")) -> tuple[HostPort, ...]:
+class SystemServers:
+    """The system's name servers as they are when asked for: whoever changes them (DHCP, say) tells nobody."""
+
+    def __init__(self, resolv_conf: Path = RESOLV_CONF) -> None:
+        self._file = resolv_conf
+        self._stamp: tuple[int, int, int] | None = None
+        self._servers = system_nameservers(resolv_conf)
+
+    def __call__(self) -> tuple[HostPort, ...]:
+        """One call of the system, and the file is read again when it has changed."""
+        try:
+            found = os.stat(self._file)
+        except OSError:
+            stamp = None
+        else:
+            stamp = found.st_ctime_ns, found.st_size, found.st_ino
+        if stamp != self._stamp:
+            self._stamp = stamp
+            self._servers = system_nameservers(self._file)
+        return self._servers
+
+
+def system_nameservers(resolv_conf: Path = RESOLV_CONF) -> tuple[HostPort, ...]:
     """The system's name servers, at most three; the local host when it names none (resolv.conf(5))."""
     try:
         lines = resolv_conf.read_text(errors="replace").splitlines()

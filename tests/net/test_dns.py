@@ -18,7 +18,7 @@ from forwarder.config import HostPort
 from forwarder.mail.dane import Tlsa
 from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound
 from forwarder.net.dns import Resolver
-from forwarder.net.nameservers import Silence, ask, system_nameservers
+from forwarder.net.nameservers import Silence, SystemServers, ask, system_nameservers
 from tests.harness import wait_until
 from tests.peers.dns_server import DnsServer
 
@@ -665,3 +665,33 @@ def test_the_servers_of_the_system(tmp_path: Path) -> None:
     conf.write_text("# x\nnameserver 192.0.2.1\nsearch a\nnameserver not-one\nnameserver 2001:db8::1\n")
     assert system_nameservers(conf) == (HostPort("192.0.2.1", 53), HostPort("2001:db8::1", 53))
     assert system_nameservers(tmp_path / "none") == (HostPort("127.0.0.1", 53),)
+
+
+def test_the_servers_of_the_system_are_those_that_it_has_now(tmp_path: Path) -> None:
+    conf = tmp_path / "resolv.conf"
+    servers = SystemServers(conf)
+    assert servers() == (HostPort("127.0.0.1", 53),)  # there is no network yet
+    conf.write_text("nameserver 192.0.2.1\n")
+    assert servers() == (HostPort("192.0.2.1", 53),)
+    renewed = tmp_path / "resolv.conf.dhclient-new"
+    renewed.write_text("nameserver 192.0.2.2\n")
+    renewed.replace(conf)
+    assert servers() == (HostPort("192.0.2.2", 53),)
+    conf.unlink()
+    assert servers() == (HostPort("127.0.0.1", 53),)
+
+
+async def test_a_question_goes_to_the_servers_that_the_system_has_by_then(
+    dns: DnsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = [HostPort(dns.host, dns.port)]
+    monkeypatch.setattr("forwarder.net.dns.SystemServers", lambda: lambda: tuple(named))
+    resolver = Resolver()
+    dns.set("one.test", "A", ["192.0.2.1"])
+    assert records(await resolver.a("one.test")) == ("192.0.2.1",)
+    async with DnsServer() as other:
+        other.set("two.test", "A", ["192.0.2.2"])
+        named[:] = [HostPort(other.host, other.port)]
+        assert records(await resolver.a("two.test")) == ("192.0.2.2",)
+    assert [query.name for query in dns.queries] == ["one.test"]
+    await resolver.close()
