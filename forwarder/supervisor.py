@@ -178,12 +178,17 @@ class Supervisor:
                 *("--origin", in_force.origin, "--text-from", str(given.fileno())),
             ]
             worker.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "forwarder.worker", *arguments),
+                # -P and the path: what lies in the folder we were started from is no module of ours.
+                *(sys.executable, "-P", "-m", "forwarder.worker", *arguments),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 pass_fds=(lock.descriptor, given.fileno()),
                 # The others keep the lease that they began with: by a shorter one they would be taken for dead.
-                env=self._environ | {"FORWARDER_WORKERS__LEASE": milliseconds(self._settings.workers.lease)},
+                env=self._environ
+                | {
+                    "FORWARDER_WORKERS__LEASE": milliseconds(self._settings.workers.lease),
+                    "PYTHONPATH": os.pathsep.join(sys.path),
+                },
                 start_new_session=True,  # Ctrl-C reaches the supervisor, which drains them in order
             )
 

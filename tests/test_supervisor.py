@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from forwarder import supervisor
-from forwarder.config import Settings, Source
+from forwarder.config import Settings, Source, parse
 from forwarder.inbound.limits import ClientTable, table_path
 from forwarder.node import NodeLock, forget_ports, notify, write_ports
 from tests.free_ports import free_port
@@ -156,6 +156,25 @@ async def test_first_workers_are_forked_and_a_successor_is_a_new_interpreter(pai
     await wait_until(lambda: name_of(successor) == "forwarder/0")
     assert "forwarder.worker" in words_of(successor)
     assert await pair.end() == 0
+
+
+async def test_a_successor_takes_no_module_from_the_folder_that_the_engine_was_started_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its supervisor did not either: a command that is found by the PATH looks beside itself."""
+    (tmp_path / "structlog.py").write_text("raise SystemExit(77)\n")
+    monkeypatch.chdir(tmp_path)
+    source = Source(origin="config.toml", text=f'hostname = "mx.test"\ndata_dir = "{tmp_path / "data"}"\n')
+    over = supervisor.Supervisor(parse(source, {}), source=source, config_path=None, count=1)
+    [worker] = over._workers
+    lock = NodeLock.take(tmp_path / "data", patience=0)
+    try:
+        await over._replace(worker, lock, dead="nobody")
+        assert isinstance(worker.process, asyncio.subprocess.Process)
+        await worker.process.communicate(b"")  # nobody says go
+        assert worker.process.returncode == 0
+    finally:
+        lock.release()
 
 
 async def test_workers_share_the_lock_and_no_pipe_and_no_socket(pair: EngineProcess) -> None:
