@@ -53,6 +53,18 @@ def test_the_password_that_the_containers_ask_for_means_itself_in_a_url() -> Non
     )
 
 
+def test_every_command_of_compose_finds_the_variables_it_asks_for() -> None:
+    """Each reads the whole file, `exec` too: what was given to `up` alone is not there any more."""
+    lines = (DEPLOY / "compose.yaml").read_text().splitlines()
+    asked = {name for line in lines if "#" not in line for name in re.findall(r"\$\{(\w+)", line)}
+    (written,) = [line for line in lines if line.endswith("> deploy/.env)")]
+    assert set(re.findall(r"([A-Z_]+)=", written)) == asked
+    shown = "\n".join([*lines, (DEPLOY.parent / "README.md").read_text()])
+    assert not re.search(r"\w=\S+ docker compose", shown)
+    for ignored in (".gitignore", ".dockerignore"):  # it holds a password
+        assert [line for line in (DEPLOY.parent / ignored).read_text().splitlines() if line.endswith(".env")]
+
+
 @pytest.mark.parametrize(("answer", "status"), [(200, 0), (503, 1)])
 def test_the_health_check_asks_the_engine_and_no_proxy(answer: int, status: int) -> None:
     class Handler(BaseHTTPRequestHandler):
