@@ -15,6 +15,7 @@ import pytest
 
 from forwarder.config import Settings
 from forwarder.node import BOOT_ID
+from forwarder.supervisor import PATIENCE
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 
@@ -88,6 +89,25 @@ def test_the_health_check_asks_the_engine_and_no_proxy(answer: int, status: int)
         server.shutdown()
         thread.join()
     assert done.returncode == status
+
+
+def test_the_unit_gives_the_engine_the_time_it_takes_to_start_and_to_end() -> None:
+    unit = (DEPLOY / "forwarder.service").read_text().splitlines()
+    assert "TimeoutStartSec=infinity" in unit  # it may wait for a database for hours
+    (to_stop,) = [line for line in unit if line.startswith("TimeoutStopSec=")]
+    assert int(re.sub(r"\D", "", to_stop)) > PATIENCE
+    (in_containers,) = re.findall(r"stop_grace_period: (\d+)s", (DEPLOY / "compose.yaml").read_text())
+    assert int(in_containers) > PATIENCE
+
+
+def test_who_installs_by_the_readme_does_what_the_unit_says() -> None:
+    """Under the umask that the steps are for, and in their order."""
+    head = (DEPLOY / "forwarder.service").read_text().partition("[Unit]")[0]
+    steps = [line.removeprefix("#   ") for line in head.splitlines() if line.startswith("#   ")]
+    readme = (DEPLOY.parent / "README.md").read_text().splitlines()
+    found = [next(at for at, line in enumerate(readme) if line.startswith(step)) for step in steps]
+    assert found == sorted(found)
+    assert steps[0] == "umask 022"
 
 
 def says(*version: int, optimised: bool = True, venv: bool = True) -> dict[str, Any]:
