@@ -179,13 +179,15 @@ class Process:
         except Exception:  # nobody foresaw it: no reason to stop serving
             log.exception("the new configuration cannot be read; the old one stays")
             return None
+        if (settings.data_dir, settings.database.url) != (now.data_dir, now.database.url):
+            log.error(
+                "data_dir and database.url cannot change while running; the old configuration stays until a restart"
+            )
+            return None
         if settings.workers != now.workers:
             # Of two engines side by side with two leases, one would take the other for dead.
             log.warning("[workers] is taken over at the next start; what it was stays")
             settings = settings.model_copy(update={"workers": now.workers})
-        if (settings.data_dir, settings.database.url) != (now.data_dir, now.database.url):
-            log.error("data_dir and database.url cannot change while running; restart for that")
-            return None
         return settings
 
 

@@ -123,12 +123,14 @@ async def test_a_reload_does_not_change_the_database_below_a_running_engine(
         house, environ={"FORWARDER_CONFIG": str(file)}, workers={"processes": processes}
     ) as process:
         await house.host("example.com", {"info": "person@dest.test"})
-        file.write_text(f'[mx]\nsize_limit = "2 MiB"\n[database]\nurl = "sqlite:///{other}"\n')
+        file.write_text(f'[workers]\nlease = "20s"\n[database]\nurl = "sqlite:///{other}"\n')
         process.process.send_signal(signal.SIGHUP)
         await wait_until(lambda: process.log().count("cannot change while running") == processes)
         answer = await house.send("ann@out.test", "info@example.com", b"Subject: x\r\n\r\nx\r\n")
         assert answer.code == 250
         await house.sink.wait_for(1)
+        assert process.log().count("the old configuration stays") == processes
+        assert "at the next start" not in process.log()  # nothing of it is taken over
         assert "in force" not in process.log()
         assert not other.exists()
 
