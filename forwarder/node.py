@@ -35,6 +35,11 @@ from forwarder.tally import Tally
 log = structlog.get_logger("node")
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# A unit with ProtectSystem=strict, as deploy/ has it, shows the engine a disk that is in order as one that is not.
+_READ_ONLY = (
+    "mount it so that it can be written (the kernel's log may say why it was not: dmesg); under systemd, a data_dir "
+    "that is not in the unit's StateDirectory has to stand in its ReadWritePaths="
+)
 LOCK_PATIENCE = 10.0  # seconds: longer than the orphans of a killed supervisor need to leave
 
 
@@ -145,9 +150,7 @@ def check_usable(data_dir: Path) -> None:
 def _unusable(path: Path, error: OSError) -> str:
     cannot = f"{path} cannot be used ({error.strerror})"
     if error.errno == errno.EROFS:
-        return (
-            f"{cannot}; mount it so that it can be written (the kernel's log may say why it was not: dmesg)"
-        )
+        return f"{cannot}; {_READ_ONLY}"
     mend = "everything in data_dir must belong to the user that runs this, so give it to that user (chown -R)"
     return f"{cannot}; {mend}"
 
@@ -159,9 +162,9 @@ def made_run_folder(data_dir: Path) -> Path:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise NodeError(
-            f"{folder} cannot be made ({error.strerror}); data_dir must be writable for the user that runs this"
-        ) from error
+        owned = "data_dir must be writable for the user that runs this"
+        mend = _READ_ONLY if error.errno == errno.EROFS else owned
+        raise NodeError(f"{folder} cannot be made ({error.strerror}); {mend}") from error
     return folder
 
 

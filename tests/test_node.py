@@ -1,5 +1,6 @@
 """A data_dir belongs to one engine at a time, and keeps its id."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -81,3 +82,24 @@ def test_another_user_s_files_end_the_start_in_a_sentence(
         NodeLock.take(tmp_path, patience=0)
     monkeypatch.undo()
     NodeLock.take(tmp_path, patience=0).release()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_that_the_unit_shuts_off_is_told_from_one_of_another_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """Under ProtectSystem=strict all is read-only to the engine but what ReadWritePaths= names."""
+    if there:
+        node_id(tmp_path)
+        was = os.statvfs(tmp_path)
+        shut = os.statvfs_result([*was[:8], was.f_flag | os.ST_RDONLY, was.f_namemax])
+        monkeypatch.setattr(os, "statvfs", lambda _path: shut)
+        monkeypatch.setattr(os, "access", lambda _path, _mode: False)
+    else:
+        monkeypatch.setattr(Path, "mkdir", read_only)
+    with pytest.raises(NodeError, match=r"\(Read-only file system\); .* ReadWritePaths="):
+        NodeLock.take(tmp_path, patience=0)
+
+
+def read_only(*_: object, **__: object) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
