@@ -275,9 +275,10 @@ def _useless(answer: dns.message.QueryMessage, *, recursion: bool) -> str:
 
 
 def _is_address(text: str) -> bool:
-    for family in (socket.AF_INET, socket.AF_INET6):
+    # A router's own address names the interface that leads to it: fe80::1%eth0 (RFC 4007 11).
+    for family, address in ((socket.AF_INET, text), (socket.AF_INET6, text.partition("%")[0])):
         try:
-            socket.inet_pton(family, text)
+            socket.inet_pton(family, address)
         except OSError:
             continue
         return True

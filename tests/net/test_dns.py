@@ -664,6 +664,10 @@ def test_the_servers_of_the_system(tmp_path: Path) -> None:
     conf = tmp_path / "resolv.conf"
     conf.write_text("# x\nnameserver 192.0.2.1\nsearch a\nnameserver not-one\nnameserver 2001:db8::1\n")
     assert system_nameservers(conf) == (HostPort("192.0.2.1", 53), HostPort("2001:db8::1", 53))
+    conf.write_text(
+        "nameserver fe80::1%eth0\nnameserver 192.0.2.1%eth0\n"
+    )  # the first as a router tells of itself
+    assert system_nameservers(conf) == (HostPort("fe80::1%eth0", 53),)
     assert system_nameservers(tmp_path / "none") == (HostPort("127.0.0.1", 53),)
 
 
