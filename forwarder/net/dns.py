@@ -78,6 +78,7 @@ class Resolver:
         tally: Tally | None = None,
     ) -> None:
         configured = tuple(nameservers)
+        self._nameservers: Callable[[], Sequence[HostPort]]
         self._nameservers = (lambda: configured) if configured else SystemServers()
         self._silence = Silence()
         self._clock = clock
