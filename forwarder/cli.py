@@ -5,7 +5,6 @@
 
 import codecs
 import io
-import os
 import sys
 
 import typer
@@ -14,7 +13,7 @@ from forwarder.commands import account, alias, credential, domain, queue
 from forwarder.commands.checking import check
 from forwarder.commands.frame import command, complain
 from forwarder.commands.logs import show_logs
-from forwarder.commands.output import OutputError, finish, give_up, plainly, take_over
+from forwarder.commands.output import OutputError, fill_closed, finish, give_up, plainly, take_over
 from forwarder.commands.routing import route
 from forwarder.commands.serving import demo, migrate, serve
 
@@ -59,8 +58,7 @@ def options(
 
 def main() -> None:
     """The console script."""
-    if sys.stdin is None:  # closed, as some that start programs leave it: nobody answers there
-        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - as long as the process
+    fill_closed()
     codecs.register_error("forwarder", plainly)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -70,6 +70,26 @@ def test_an_answer_that_nothing_buffers_is_told_of_too(hosted: Cli) -> None:
         assert led(hosted, FULL, *line.split(), PYTHONUNBUFFERED="1") == (1, f"forwarder: {said}\n")
 
 
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_command_needs_no_standard_error(hosted: Cli, more: list[str]) -> None:
+    """Some that start programs leave all but the output closed."""
+    assert led(hosted, "<&- 2>&-", "account", "create", "second@example.org", *more)[0] == 0
+    assert len(hosted.json("account", "list")) == 2
+    assert led(hosted, "<&- 2>&-", "domain", "show", "nobody.test", *more)[0] == 1
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_file_is_opened_in_the_place_of_a_stream_that_is_closed(closed: str) -> None:
+    """What a child says on standard error would be written to it, be it the database."""
+    child = "import os, sys; sys.exit(os.open(os.devnull, os.O_RDONLY) < 3)"
+    script = (
+        "import os, sys; from forwarder.commands.output import fill_closed; fill_closed(); "
+        f"os.execv(sys.executable, [sys.executable, '-c', {child!r}])"
+    )
+    done = subprocess.run(["/bin/sh", "-c", f'"$@" {closed}', "sh", sys.executable, "-c", script])
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize("whence", ["<&-", "< /dev/null"])
 def test_where_nobody_answers_a_question_is_not_agreed_to(hosted: Cli, whence: str) -> None:
     said = "forwarder: nothing was done, for nobody has said yes; where nobody can, add --yes\n"

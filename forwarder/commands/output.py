@@ -1,7 +1,7 @@
-"""Standard output: a full disk, a reader who left, none at all.
+"""The standard streams, above all output: a full disk, a reader who left, none at all.
 
-Its troubles have a type of their own, so that whichever line meets them they are told from those of other files, and
-the command ends in a sentence. A reader who left (``BrokenPipeError``) is no trouble.
+The troubles of output have a type of their own, so that whichever line meets them they are told from those of other
+files, and the command ends in a sentence. A reader who left (``BrokenPipeError``) is no trouble.
 """
 
 import io
@@ -9,6 +9,22 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+def fill_closed() -> None:
+    """Lead standard streams that are closed to nowhere; but whether there is an output to answer on stays to be seen.
+
+    Else their numbers would be those of the next files that are opened, and what a child says would land in these.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the least number that is free
+    if sys.stdin is None:  # as some that start programs leave it: nobody answers there
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 class OutputError(OSError):
