@@ -2,13 +2,15 @@
 
 import asyncio
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forwarder.mail.outcome import Fault
-from forwarder.net.smtp_wire import LINE, REPLY, Wire, WireTrouble
+from forwarder.net.smtp_wire import HELD_UP, LINE, REPLY, Wire, WireTrouble
 
 
 async def heard(octets: bytes, cuts: list[int], expecting: int = 1000) -> tuple[list[tuple[int, str]], Fault]:
@@ -103,3 +105,64 @@ async def test_a_reader_waits_on_while_the_peer_takes_what_was_written() -> None
     assert not reading.done()
     wire.data_received(b"250 ok\r\n")
     assert [reply.code for reply in await reading] == [250]
+
+
+class Loop:
+    """What a wire asks of its loop, at a time that the test tells."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.create_future = asyncio.get_running_loop().create_future
+        self._rings: list[tuple[float, Callable[[], None]]] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        self._rings.append((when, callback))
+        return asyncio.get_running_loop().call_later(3600, callback)
+
+    async def go_on(self, seconds: float) -> None:
+        """So much later: what is due rings, nothing is read before."""
+        self.now += seconds
+        due = [callback for when, callback in self._rings if when <= self.now]
+        self._rings = [ring for ring in self._rings if ring[0] > self.now]
+        for callback in due:
+            callback()
+        await asyncio.sleep(0)
+
+
+async def waiting(seconds: float) -> tuple[Wire, Loop, "asyncio.Task[list[Any]]"]:
+    wire, loop = Wire(), Loop()
+    wire._loop = loop  # type: ignore[assignment]
+    wire.connection_made(asyncio.Transport())
+    reading = asyncio.create_task(wire.read(1, seconds))
+    await asyncio.sleep(0)
+    return wire, loop, reading
+
+
+async def test_what_was_said_while_the_process_was_stopped_is_heard() -> None:
+    """It goes on long after the deadline, and timers ring first: to send again would make a second copy."""
+    wire, loop, reading = await waiting(600)
+    await loop.go_on(3600)
+    assert not reading.done()
+    wire.data_received(b"250 ok\r\n421 you are silent\r\n")
+    assert [reply.code for reply in await reading] == [250]
+
+
+async def test_silence_is_silence_after_a_stop_too() -> None:
+    _, loop, reading = await waiting(600)
+    await loop.go_on(3600)
+    await loop.go_on(HELD_UP)
+    with pytest.raises(WireTrouble) as raised:
+        await reading
+    assert raised.value.fault is Fault.TIMEOUT
+
+
+@pytest.mark.parametrize("late", [0.0, HELD_UP])
+async def test_a_deadline_that_rings_in_time_is_the_end(late: float) -> None:
+    _, loop, reading = await waiting(600)
+    await loop.go_on(600 + late)
+    with pytest.raises(WireTrouble) as raised:
+        await reading
+    assert raised.value.fault is Fault.TIMEOUT
