@@ -72,6 +72,7 @@ class Recheck:
             lambda conn: domains.due_for_check(
                 conn,
                 before=now - every,
+                beyond=now + every,
                 young_since=now - YOUNG,
                 young_before=now - YOUNG_EVERY,
                 limit=ROUND,

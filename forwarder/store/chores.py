@@ -2,6 +2,9 @@
 
 A claim lasts ``for_`` and may be renewed by its owner; a process that dies in the middle loses it with time. After
 ``done`` nobody can claim the chore until ``every`` has passed.
+
+A time that is further ahead than anybody would write was written while a clock was wrong, and holds nobody back: one
+minute in a year to come must not end the work until that year. Clocks of two machines may differ by less.
 """
 
 from datetime import datetime, timedelta
@@ -24,6 +27,8 @@ async def claim(
 ) -> bool:
     """Whether the chore is due and now the owner's to do."""
     until = now + for_
+    free = or_(chores.c.owned_until <= now, chores.c.owned_until > until + for_, chores.c.owner == owner)
+    due = or_(chores.c.done_at.is_(None), chores.c.done_at <= now - every, chores.c.done_at > now + every)
 
     def work(conn: Connection) -> bool:
         query = (
@@ -32,10 +37,7 @@ async def claim(
             .on_conflict_do_update(
                 index_elements=["name"],
                 set_={"owner": owner, "owned_until": until},
-                where=and_(
-                    or_(chores.c.owned_until <= now, chores.c.owner == owner),
-                    or_(chores.c.done_at.is_(None), chores.c.done_at <= now - every),
-                ),
+                where=and_(free, due),
             )
             .returning(chores.c.name)
         )

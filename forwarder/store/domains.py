@@ -194,21 +194,27 @@ def take_row(conn: Connection, domain: Domain) -> None:
 
 
 def due_for_check(
-    conn: Connection, *, before: datetime, young_since: datetime, young_before: datetime, limit: int
+    conn: Connection,
+    *,
+    before: datetime,
+    beyond: datetime,
+    young_since: datetime,
+    young_before: datetime,
+    limit: int,
 ) -> Sequence[Domain]:
     """The domains whose DNS is to be asked, the longest waiting first.
 
     Those not asked since ``before``; those added after ``young_since`` that are not active yet and were not asked
     since ``young_before``: their owners are just setting them up; and those found broken whose owner was not told.
+    Asked ``beyond`` that time means by a clock that was wrong, and does not count.
     """
-    young = and_(
-        domains.c.is_active.is_(False), domains.c.added_at > young_since, domains.c.checked_at < young_before
-    )
+    asked = domains.c.checked_at
+    young = and_(domains.c.is_active.is_(False), domains.c.added_at > young_since, asked < young_before)
     untold = and_(domains.c.broken_since.is_not(None), domains.c.notified_at.is_(None))
     query = (
         select(domains)
-        .where(or_(domains.c.checked_at.is_(None), domains.c.checked_at < before, young, untold))
-        .order_by(domains.c.checked_at.is_not(None), domains.c.checked_at, domains.c.id)
+        .where(or_(domains.c.checked_at.is_(None), asked < before, asked > beyond, young, untold))
+        .order_by(asked.is_not(None), asked, domains.c.id)
         .limit(limit)
     )
     return all_values(conn, Domain, query)

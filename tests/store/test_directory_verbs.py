@@ -418,7 +418,7 @@ async def test_credentials_are_found_for_a_login_with_domain_and_account(databas
 
 
 async def test_domains_due_for_a_check(database: Database) -> None:
-    names = ("never.com", "old.com", "fresh.com", "young.com", "broken.com")
+    names = ("never.com", "old.com", "fresh.com", "young.com", "broken.com", "skewed.com", "ahead.com")
     made = {name: await domain_in(database, name) for name in names}
 
     async def record(name: str, at: datetime, *, active: bool, broken: bool = False) -> None:
@@ -438,12 +438,15 @@ async def test_domains_due_for_a_check(database: Database) -> None:
     await record("fresh.com", NOW - timedelta(minutes=20), active=True)
     await record("young.com", NOW - timedelta(minutes=20), active=False)
     await record("broken.com", NOW, active=False, broken=True)
+    await record("skewed.com", NOW + timedelta(hours=12), active=True)
+    await record("ahead.com", NOW + timedelta(days=3650), active=True)  # by a clock that was wrong
 
     async def due() -> list[str]:
         rows = await database.read(
             lambda conn: domains.due_for_check(
                 conn,
                 before=NOW - timedelta(hours=12),
+                beyond=NOW + timedelta(hours=12),
                 young_since=NOW - timedelta(days=7),
                 young_before=NOW - timedelta(minutes=10),
                 limit=10,
@@ -451,9 +454,9 @@ async def test_domains_due_for_a_check(database: Database) -> None:
         )
         return [row.name for row in rows]
 
-    assert await due() == ["never.com", "old.com", "young.com", "broken.com"]
+    assert await due() == ["never.com", "old.com", "young.com", "broken.com", "ahead.com"]
     await database.write(lambda conn: domains.set_notified(conn, made["broken.com"].id, NOW))
-    assert await due() == ["never.com", "old.com", "young.com"]
+    assert await due() == ["never.com", "old.com", "young.com", "ahead.com"]
 
 
 async def test_keys_of_domains_are_sealed_and_open_only_in_their_place(database: Database) -> None:

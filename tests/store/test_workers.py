@@ -308,6 +308,18 @@ async def test_one_process_at_a_time_does_a_chore(stage: Stage) -> None:
     assert await chores.claim(two, "purge", winner, now=NOON + 4 * minute, for_=minute, every=2 * minute)
 
 
+async def test_a_clock_that_was_wrong_holds_no_chore_up(stage: Stage) -> None:
+    database = await stage.database()
+    hour, ahead = timedelta(hours=1), NOON + timedelta(days=3650)
+    assert await chores.claim(database, "purge", "a", now=ahead, for_=hour, every=hour)
+    assert await chores.claim(database, "purge", "b", now=NOON, for_=hour, every=hour)  # a has died
+    assert not await chores.claim(database, "purge", "c", now=NOON - hour, for_=hour, every=hour)
+    await chores.done(database, "purge", "b", now=ahead)
+    assert await chores.claim(database, "purge", "c", now=NOON, for_=hour, every=hour)
+    await chores.done(database, "purge", "c", now=NOON + hour)  # the clock of another machine
+    assert not await chores.claim(database, "purge", "d", now=NOON, for_=hour, every=hour)
+
+
 async def test_who_is_done_frees_a_chore_and_who_has_lost_it_does_not(stage: Stage) -> None:
     database = await stage.database()
     minute = timedelta(minutes=1)
