@@ -5,8 +5,8 @@ in the same transaction; ``confirm`` takes it. Of a token, 256 random bits, only
 for seven days, and the next one for the same address voids it.
 
 An address is asked at most once a day, and for one account at most ASKS_A_DAY addresses: nobody makes this server
-write to strangers at will. An address that was left out for that reason is asked when an alias that names it is saved
-again.
+write to strangers at will. (Asked more than a day ahead of now means by a clock that was wrong, and does not count.) An
+address that was left out for that reason is asked when an alias that names it is saved again.
 
 A confirmation is announced (``changes.touch``) for every domain with an alias that names the address, so that it is
 in force within a second in every process. It holds for whoever forwards to the address. Only addresses that a forward
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, delete, func, or_, select, update
 
 from forwarder.mail.address import Path
 from forwarder.mail.destination import Mailbox, mailbox_key, parse_forward
@@ -68,7 +68,10 @@ def ask(conn: Connection, domain: Domain, forwards: Iterable[str], now: datetime
                 index_elements=["address"],
                 set_=values,
                 where=confirmations.c.confirmed_at.is_(None)
-                & (confirmations.c.requested_at <= now - ASK_AGAIN_AFTER),
+                & or_(
+                    confirmations.c.requested_at <= now - ASK_AGAIN_AFTER,
+                    confirmations.c.requested_at > now + ASK_AGAIN_AFTER,
+                ),
             )
             .returning(confirmations.c.address)
         )
@@ -153,7 +156,7 @@ def digest(token: str) -> str:
 def _due(conn: Connection, key: str, now: datetime) -> bool:
     query = select(confirmations.c.requested_at).where(confirmations.c.address == key)
     asked_at = conn.execute(query).scalar_one_or_none()
-    return asked_at is None or asked_at <= now - ASK_AGAIN_AFTER
+    return asked_at is None or not now - ASK_AGAIN_AFTER < asked_at <= now + ASK_AGAIN_AFTER
 
 
 def _forwarding_to(conn: Connection, address: str) -> Sequence[str]:

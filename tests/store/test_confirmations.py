@@ -124,6 +124,15 @@ async def test_an_address_is_asked_once_a_day_and_not_after_it_confirmed(databas
     assert await ask(database, domain, "a@dest.example", at=NOON + 9 * DAY) == []
 
 
+async def test_an_address_that_a_wrong_clock_asked_is_asked_again(database: Database) -> None:
+    domain = await host(database, "pied.example")
+    [ahead] = await ask(database, domain, "a@dest.example", at=NOON + 3650 * DAY)
+    [again] = await ask(database, domain, "a@dest.example", at=NOON)
+    assert await confirm(database, ahead.token, NOON) is None  # the newer one voids it
+    assert await ask(database, domain, "a@dest.example", at=NOON - DAY) == []
+    assert await confirm(database, again.token, NOON)
+
+
 async def test_two_processes_ask_an_address_once(stage: Stage) -> None:
     one, other = await stage.database(), await stage.database()
     domain = await host(one, "pied.example")
