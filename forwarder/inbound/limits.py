@@ -8,7 +8,8 @@ be a count that is too high, and only when all of a client's cells collide with 
 
 Limits: two workers that admit at the same instant may both take the last place. A worker that dies without leaving
 keeps its counts until ``clear_region``, and all that die at once until ``clear_table``. A rate is counted in slots of
-ten seconds over the last minute.
+ten seconds over the last minute. Slots further ahead than that were filled before the clock was set back, and count no
+more: a client that had just reached its limit would be kept out until the clock is there again.
 """
 
 import contextlib
@@ -120,7 +121,7 @@ class ClientTable:
             start + 1 + SLOTS + _SHEET * (1 + place)
             for start in self._starts
             for place in range(SLOTS)
-            if slot - self._words[start + 1 + place] < SLOTS
+            if abs(slot - self._words[start + 1 + place]) < SLOTS
         ]
         return self._least(cells, sheets)
 

@@ -92,7 +92,7 @@ class Refusals:
     def _may(self, client: str, domain_id: int, now: float) -> bool:
         key = (client, domain_id)
         since, count = self._seen.pop(key, (now, 0))
-        if now - since >= WINDOW_SECONDS:
+        if not 0 <= now - since < WINDOW_SECONDS:  # below: the clock was set back
             since, count = now, 0
         self._seen[key] = (since, count + 1)
         if len(self._seen) > CLIENTS:

@@ -4,6 +4,9 @@ What happens often (messages of an account, requests to the API) would cost a du
 block of places from the count that all processes share (``counters.hit_block``) and gives them out: the limit is never
 passed, whatever runs in parallel. Places that a process took and did not give out are lost when the window ends. How
 many make a block is the caller's to say.
+
+A clock that is set back ends all blocks: they were of other windows, and what they say (used up, or without limit)
+would hold until the clock is there again.
 """
 
 import asyncio
@@ -37,9 +40,13 @@ class Blocks(Generic[K, B]):
         self._fresh = fresh
         self._window = window
         self._blocks: OrderedDict[K, B] = OrderedDict()
+        self._asked: datetime | None = None  # the latest time it was asked at
 
     def of(self, who: K, now: datetime) -> B:
         """The block of somebody: an empty one if there is none yet, or its time is over."""
+        if self._asked is not None and now < self._asked:
+            self._blocks.clear()
+        self._asked = now
         block = self._blocks.get(who)
         if block is None or now >= block.resets_at:
             block = self._blocks[who] = self._fresh(now + self._window)

@@ -123,6 +123,17 @@ def test_the_minute_slides(open_table, clock):
     assert keeper.enter("192.0.2.1") is Crowded.RATE
 
 
+def test_a_clock_that_is_set_back_keeps_nobody_out_until_it_is_there_again(open_table, clock):
+    keeper = doorkeeper(open_table(), clock, per_minute=10)
+    for _ in range(10):
+        keeper.leave(keeper.enter("192.0.2.1"))
+    assert keeper.enter("192.0.2.1") is Crowded.RATE
+    clock.now -= 3600
+    for _ in range(10):
+        assert not isinstance(keeper.enter("192.0.2.1"), Crowded)
+    assert keeper.enter("192.0.2.1") is Crowded.RATE  # by the clock as it is now
+
+
 def test_there_is_a_limit_in_all(open_table, clock):
     keeper = doorkeeper(open_table(), clock, in_all=3)
     places = [keeper.enter(f"192.0.2.{number}") for number in range(3)]

@@ -64,6 +64,12 @@ def test_so_many_of_one_client_at_one_domain_are_written_a_minute(door):
     assert door.refuse(PER_CLIENT + 5) == PER_CLIENT
 
 
+def test_a_clock_that_is_set_back_begins_another_minute(door):
+    door.refuse(PER_CLIENT)
+    door.now -= timedelta(hours=1)
+    assert door.refuse(PER_CLIENT + 5) == PER_CLIENT
+
+
 def test_other_clients_and_other_domains_are_counted_apart(door):
     door.refuse(PER_CLIENT)
     assert door.refuse() == 0
