@@ -2,7 +2,9 @@
 
 Ids of messages, deliveries, logs and events sort by the time they were made, so that a page of the log is a range of
 the primary key. RFC 9562 6.2 method 3: 48 bits of milliseconds, 12 bits of the fraction of a millisecond, 62 random
-bits. ``IdSource`` makes them strictly increasing within a process even when the clock stands still or steps back.
+bits. ``IdSource`` makes them strictly increasing within a process even when the clock stands still or is set back by
+less than two days. Where it is set back by more they follow it, as those of others do: a process whose clock was years
+ahead when it began would go on to date logs so, which stand before everybody's and outlive their time.
 
 A log's public id is ``YYYYMMDDHHMMSS.`` and the 32 digits: it sorts as the id does and people can read it.
 
@@ -20,6 +22,7 @@ _VARIANT = 0b10 << 62  # of the lower
 _RANDOM_MASK = (1 << 62) - 1
 _NUMBERS = struct.Struct(">64Q")  # what is drawn at once: for 64 ids
 _HEX = frozenset(string.hexdigits.lower())
+_BORROWED = 2 * 86_400_000 << 12  # ticks: two days
 _LAST_MILLISECOND = (datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
 
 
@@ -75,7 +78,7 @@ def parse_log_public_id(text: str) -> str | None:
 
 
 class IdSource:
-    """Strictly increasing ids for one process. Calling it gives the next one, made ``now`` if that is known already.
+    """The ids of one process. Calling it gives the next one, made ``now`` if that is known already.
 
     Not for several threads at once: each event loop or thread has its own.
     """
@@ -95,7 +98,8 @@ class IdSource:
         at = now or self._clock()
         if at is not self._at:
             self._at, self._ticks = at, _ticks(at)
-        self._last = max(self._ticks, self._last + 1)
+        ahead = self._last - self._ticks
+        self._last = self._last + 1 if 0 <= ahead < _BORROWED else self._ticks
         if not self._drawn:
             self._drawn = list(_NUMBERS.unpack(self._entropy(_NUMBERS.size)))
         return _compose(self._last, self._drawn.pop())

@@ -48,6 +48,16 @@ def test_a_source_goes_up_when_the_clock_does_not() -> None:
     assert id_time(made[3]) == APPENDIX + timedelta(seconds=1)
 
 
+def test_a_source_follows_a_clock_that_is_set_back_by_more() -> None:
+    right = APPENDIX - timedelta(days=3650)
+    clock = iter([APPENDIX, right, right, right - timedelta(days=1), right + timedelta(seconds=1)])
+    source = IdSource(clock=lambda: next(clock), entropy=lambda count: b"\xff" * count)
+    ahead, *made = [source() for _ in range(5)]
+    assert id_time(ahead) == APPENDIX
+    assert [id_time(identifier) for identifier in made] == [right] * 3 + [right + timedelta(seconds=1)]
+    assert made == sorted(set(made))
+
+
 def test_the_public_form() -> None:
     identifier = new_id(APPENDIX, bytes(10))
     public = "20220222192222.017f22e279b070008000000000000000"
