@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import threading
+import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +15,7 @@ import httpcore
 import pytest
 
 from forwarder.config import HostPort
-from forwarder.net import http_wire
+from forwarder.net import http, http_wire
 from forwarder.net.dns import Resolver
 from forwarder.net.http import Blocked, GuardedClient, Page, Unreachable, check_url
 from forwarder.net.tls import self_signed
@@ -276,6 +278,45 @@ async def test_a_body_goes_out_in_pieces_each_when_there_is_room() -> None:
     await writing
     assert list(map(len, slow.pieces)) == [65_536] * 4 + [3]
     assert b"".join(slow.pieces) == body
+
+
+async def test_what_was_answered_while_the_process_was_stopped_is_heard(
+    client: GuardedClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a receiver that said 200 would be posted to again."""
+    monkeypatch.setattr(http, "HELD_UP", 0.2)
+    loop, asked, stopped = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    def receive(listener: socket.socket) -> None:
+        peer, _ = listener.accept()
+        with peer:
+            peer.recv(4096)
+            loop.call_soon_threadsafe(asked.set)
+            stopped.wait(10)
+            peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        receiver = threading.Thread(target=receive, args=(listener,))
+        receiver.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        await client._client()  # which takes its time
+        posting = asyncio.create_task(client.post(url, b"{}", {}, timedelta(seconds=2)))
+        await asyncio.wait(
+            [asyncio.ensure_future(asked.wait()), posting], return_when=asyncio.FIRST_COMPLETED
+        )
+        stopped.set()
+        receiver.join()
+        time.sleep(2.3)  # noqa: ASYNC251 - nobody runs meanwhile, as after SIGSTOP
+        assert await posting == (200, "")
+
+
+@pytest.mark.parametrize("held_up", [0.0, 60.0])
+async def test_silence_is_silence_after_a_stop_too(
+    client: GuardedClient, hooks: WebhookServer, monkeypatch: pytest.MonkeyPatch, held_up: float
+) -> None:
+    monkeypatch.setattr(http, "HELD_UP", held_up)  # 0.0: every timer rings too late
+    with pytest.raises(Unreachable, match=r"did not answer within 0\.1 s"):
+        await client.post(hooks.at("/hang"), b"{}", {}, timedelta(seconds=0.1))
 
 
 async def test_receivers_that_hang_keep_no_other_from_being_asked(
