@@ -5,6 +5,8 @@
     journal      hourly: logs and events older than logs.retention go
     counters     hourly: counters whose window is over go, and requests to confirm an address that nobody answered
     changes      hourly: notices of directory changes that every cache has seen go
+    plans        hourly: deliveries that are planned further ahead than any delay leads become due; the clock was set
+                 back since, perhaps by years
     domains      every minute: the DNS of domains that are due is asked again (api.recheck)
 
 All but the take-over are guarded by a row of ``chores`` each: the process that claims it does it, and one that dies in
@@ -21,8 +23,10 @@ import structlog
 
 from forwarder.config import Settings
 from forwarder.store import changes, chores, confirmations, counters, workers
+from forwarder.store.claiming import bring_forward
 from forwarder.store.engine import Database
 from forwarder.store.journal import Journal
+from forwarder.store.queue import IF_WORKER_DIES
 from forwarder.store.telling import Telling
 from forwarder.store.trouble import StoreUnavailable
 
@@ -68,6 +72,18 @@ def chores_of(
             deleted += count
         return deleted
 
+    retry = settings.retry
+    furthest = 2 * max(
+        max(retry.delays) * (1 + retry.spread), IF_WORKER_DIES
+    )  # twice: a take-over spreads plans
+
+    async def bring_plans_forward(now: datetime) -> int:
+        brought = 0
+        bring = partial(bring_forward, beyond=now + furthest, now=now)
+        while (count := await database.write(bring)) > 0:
+            brought += count
+        return brought
+
     hour = timedelta(hours=1)
     poll = max(timedelta(seconds=1), settings.workers.lease / 10)
     takeover = workers.Takeover(database, lease=settings.workers.lease, every=poll, steady=steady)
@@ -78,6 +94,7 @@ def chores_of(
         Chore(name="journal", every=hour, patience=hour, work=purge_journal),
         Chore(name="counters", every=hour, patience=hour, work=purge_counters),
         Chore(name="changes", every=hour, patience=hour, work=purge_changes),
+        Chore(name="plans", every=hour, patience=hour, work=bring_plans_forward),
         Chore(name="domains", every=timedelta(minutes=1), patience=hour, work=recheck),
     )
 

@@ -54,6 +54,7 @@ async def test_each_has_its_turns(database: Database) -> None:
         "journal": (HOUR, HOUR),
         "counters": (HOUR, HOUR),
         "changes": (HOUR, HOUR),
+        "plans": (HOUR, HOUR),
         "domains": (60 * SECOND, HOUR),
     }
     assert [name for name, chore in chores(database).items() if chore.everybodys] == ["take-over"]
@@ -132,6 +133,35 @@ async def test_very_many_changes_go_in_parts(database: Database, monkeypatch: py
     assert written == [2, 2, 1, 0]
     left = await database.read(lambda conn: conn.execute(select(changes.c.domain)).scalars().all())
     assert left == ["b.test"]
+
+
+@pytest.mark.parametrize(
+    ("retry", "furthest"),
+    [
+        (
+            {},
+            timedelta(hours=8, minutes=48),
+        ),  # the longest of the default delays with its spread, 4 h 24, twice
+        ({"delays": ["3h", "1s"], "spread": 0}, 6 * HOUR),
+        (
+            {"delays": ["1s"]},
+            HOUR / 2,
+        ),  # what a worker dies of waits for a quarter of an hour, spread over two
+    ],
+)
+async def test_what_is_planned_beyond_any_delay_is_brought_forward(
+    database: Database, monkeypatch: pytest.MonkeyPatch, retry: dict[str, object], furthest: timedelta
+) -> None:
+    asked: list[tuple[timedelta, datetime]] = []
+    counts = iter([2, 1, 0])
+
+    def bring(_conn: Connection, *, beyond: datetime, now: datetime) -> int:
+        asked.append((beyond - now, now))
+        return next(counts)
+
+    monkeypatch.setattr(housekeeping, "bring_forward", bring)
+    assert await chores(database, retry=retry)["plans"].work(NOW) == 3
+    assert asked == [(furthest, NOW)] * 3
 
 
 async def test_domains_are_looked_at_again(database: Database) -> None:

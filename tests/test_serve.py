@@ -64,7 +64,9 @@ async def test_the_health_shows_every_task(engine: House) -> None:
 
         await wait_until(ready)
         tasks = (await api.get("/health/ready")).json()["tasks"]
-        chores = {f"chore {name}" for name in ("take-over", "journal", "counters", "changes", "domains")}
+        chores = {
+            f"chore {name}" for name in ("take-over", "journal", "counters", "changes", "plans", "domains")
+        }
         others = {"heartbeat", "directory", "queue", "memory", "dispatcher", "claims", "strays", "api"}
         assert set(tasks) == {"probe store"} | others | chores
 

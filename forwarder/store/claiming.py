@@ -41,6 +41,8 @@ from forwarder.store.records import Delivery
 from forwarder.store.rows import Rows, by_dialect, execute, fetch, is_postgres, micros
 from forwarder.store.tables import IS_QUEUED, Id, deliveries, messages
 
+BROUGHT_FORWARD = 1000  # deliveries a transaction
+
 _DOMAINS = Rows(domain=Text())
 _IDS = Rows(id=Id)
 _COLUMNS = (
@@ -110,6 +112,20 @@ def next_due(conn: Connection) -> datetime | None:
         select(deliveries.c.next_attempt_at).where(IS_QUEUED).order_by(deliveries.c.next_attempt_at).limit(1)
     )
     return conn.execute(query).scalar_one_or_none()
+
+
+def bring_forward(conn: Connection, *, beyond: datetime, now: datetime) -> int:
+    """Make due what is planned for later than ``beyond``, BROUGHT_FORWARD at most; how many there were."""
+    late = (
+        select(deliveries.c.id)
+        .where(IS_QUEUED, deliveries.c.next_attempt_at > beyond)
+        .order_by(deliveries.c.next_attempt_at)
+        .limit(BROUGHT_FORWARD)
+        .with_for_update(skip_locked=True)  # what somebody is changing just now has another turn
+        .cte("late")
+    )
+    query = update(deliveries).where(deliveries.c.id.in_(select(late.c.id))).values(next_attempt_at=now)
+    return len(conn.execute(query.returning(deliveries.c.id)).all())
 
 
 def _asked(conn: Connection, item: Claim) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import pytest
 from sqlalchemy import Connection, func, select, text
 
 from forwarder.mail.event import DeliveryState, Status
-from forwarder.store import admin, queue, sqlite, straight, workers
-from forwarder.store.claiming import Claim, Claiming
+from forwarder.store import admin, claiming, queue, sqlite, straight, workers
+from forwarder.store.claiming import Claim, Claiming, bring_forward
 from forwarder.store.engine import Database
 from forwarder.store.records import Delivery
 from forwarder.store.tables import deliveries, domains, events, logs, messages
@@ -119,6 +119,23 @@ async def test_fresh_deliveries_are_leased_to_their_worker(stage: Stage) -> None
     assert await worker.queue.settle(delivered(as_delivery(message)))
     assert await sizes(worker.database) == (0, 0, 1, 2)
     assert await statuses(worker.database, message.deliveries[0].id) == ["QUEUED", "DELIVERED"]
+
+
+async def test_what_is_planned_too_far_ahead_is_brought_forward(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claiming, "BROUGHT_FORWARD", 2)
+    worker = await stage.worker()
+    for due in (5 * MINUTE, *[timedelta(days=3650)] * 3):
+        message = stage.message(leased=True)
+        await worker.queue.enqueue(message)
+        assert await worker.queue.settle(soft(as_delivery(message), NOON + due))
+    in_hand = stage.message(leased=True, due=timedelta(days=3650))
+    await worker.queue.enqueue(in_hand)
+    bring = partial(bring_forward, beyond=NOON + 5 * MINUTE, now=NOON)
+    assert [await worker.database.write(bring) for _ in range(3)] == [2, 1, 0]
+    assert len(await worker.queue.claim_due(NOON, 10)) == 3
+    assert len(await worker.queue.claim_due(NOON + 5 * MINUTE, 10)) == 1  # what is in hand stays there
 
 
 async def test_recipients_who_share_an_address_are_claimed_together(stage: Stage) -> None:
