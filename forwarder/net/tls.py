@@ -55,6 +55,7 @@ class ServerTls:
         self._seen = _stamp(certificate, key)
         self._context = _server_context(certificate, key)
         self._ends = _end_of(certificate)
+        self._is_told = False  # that it has ended
 
     def context(self) -> ssl.SSLContext:
         """For the next session; looks first whether the files changed (two stat calls)."""
@@ -80,18 +81,25 @@ class ServerTls:
         self.trouble = ""
         _log.info("the certificate is loaded anew", certificate=str(self.certificate))
         self._ends = _end_of(self.certificate)
+        self._is_told = False
         self._warn_when_over()
         return True
 
     def _warn_when_over(self) -> None:
-        """Once for each certificate: no session with us tells why mail programs begin to refuse it."""
-        if self._ends is not None and utc_now() >= self._ends:
+        """Once for each certificate, and once more for a clock that was ahead when it was said.
+
+        No session with us tells why mail programs begin to refuse it.
+        """
+        if self._ends is None:
+            return
+        is_over = utc_now() >= self._ends
+        if is_over and not self._is_told:
             _log.warning(
                 "the certificate has ended and mail programs refuse it; renew it, no restart is needed",
                 certificate=str(self.certificate),
                 ended=self._ends.isoformat(),
             )
-            self._ends = None
+        self._is_told = is_over
 
 
 def client_context(*, verify: bool, weak: bool = True) -> ssl.SSLContext:

@@ -98,6 +98,18 @@ def test_a_certificate_that_ends_while_it_is_served_is_said(
     assert [line["log_level"] for line in logs] == ["warning"]
 
 
+def test_the_end_of_a_certificate_is_said_although_a_clock_ahead_has_said_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = ServerTls(*self_signed(["mx.test"], tmp_path, valid_for=timedelta(days=90)))
+    now = datetime.now(UTC)
+    with capture_logs() as logs:
+        for days in (3650, 3650, 0, 91, 91):
+            monkeypatch.setattr("forwarder.net.tls.utc_now", lambda days=days: now + timedelta(days=days))
+            tls.context()
+    assert [line["log_level"] for line in logs] == ["warning", "warning"]
+
+
 def test_a_bad_pair_keeps_the_old_one_and_says_so(tmp_path: Path) -> None:
     tls = ServerTls(*self_signed(["old.test"], tmp_path))
     other, _ = self_signed(["other.test"], tmp_path / "other")
