@@ -756,6 +756,38 @@ def test_follow_shows_a_burst_and_the_steps_of_mail_that_waited(
     assert [int(number) for number in output.split()] == [1000, 5, *range(1001, 1251)]
 
 
+async def test_follow_goes_on_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import fields
+    from datetime import UTC, datetime, timedelta
+    from types import SimpleNamespace
+
+    from forwarder.commands import logs
+    from forwarder.store.journal import Event, LogEntry
+
+    now = began = datetime(2026, 11, 29, 12, tzinfo=UTC)
+
+    def entry(id_: str, at: datetime) -> LogEntry:
+        event: dict[str, Any] = {field.name: None for field in fields(Event)}
+        values: dict[str, Any] = {field.name: None for field in fields(LogEntry)}
+        return LogEntry(**(values | {"id": id_, "events": (Event(**(event | {"created_at": at})),)}))
+
+    written = [entry("old", began - timedelta(hours=2))]
+
+    async def ask(**_: object) -> list[LogEntry]:
+        return written
+
+    async def read(_: object) -> dict[str, object]:
+        nonlocal now
+        now = began - timedelta(hours=1)
+        written.append(entry("new", now - timedelta(milliseconds=100)))
+        return {}
+
+    monkeypatch.setattr(logs, "POLL", 0.0)
+    monkeypatch.setattr(logs, "utc_now", lambda: now)
+    grown = logs._grown(SimpleNamespace(read=read), ask, {}, began)  # type: ignore[arg-type]
+    assert (await asyncio.wait_for(anext(grown), 5)).id == "new"
+
+
 def test_follow_passes_over_the_oldest_of_a_burst_that_is_too_large(
     hosted: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ dropped) is seen only while its entry is among the newest.
 
 import json
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +35,7 @@ PAGE = 100
 NEWEST = 20 * PAGE
 WATCHED = 1000  # in hand, and as many that are due first
 KNOWN = 100 * PAGE  # entries whose number of steps is remembered
+SET_BACK = timedelta(seconds=10)  # at most between two looks
 
 Ask = Callable[..., Awaitable["list[LogEntry]"]]
 
@@ -113,6 +114,10 @@ async def _grown(
     while True:
         await asyncio.sleep(POLL)
         # The queue before the log: whatever moved has its step written by then.
+        if (
+            now := utc_now()
+        ) < began:  # the clock was set back, and what is new has times from before we began
+            began = now - SET_BACK
         before, watched = watched, await database.read(partial(admin.moving, limit=WATCHED))
         found = {entry.id: entry for entry in await _newest(ask, steps)}
         moved = [id_ for id_, was in before.items() if watched.get(id_) != was and id_ not in found]
