@@ -72,10 +72,8 @@ def chores_of(
             deleted += count
         return deleted
 
-    retry = settings.retry
-    furthest = 2 * max(
-        max(retry.delays) * (1 + retry.spread), IF_WORKER_DIES
-    )  # twice: a take-over spreads plans
+    longest = max(settings.retry.delays) * (1 + settings.retry.spread)
+    furthest = 2 * max(longest, IF_WORKER_DIES)  # twice: a take-over spreads plans
 
     async def bring_plans_forward(now: datetime) -> int:
         brought = 0
