@@ -10,7 +10,9 @@ host's name (3.1.2): among its alternative names, or, where none of these is a h
 PKIX usages are not for SMTP (3.1.3).
 
 How it fails: ``authenticated`` says False, whatever the octets of the records and the certificates are. Both come from
-strangers: of what counts, the first ``RECORDS`` are looked at and the first ``CHAIN`` certificates.
+strangers: of what counts, the first ``RECORDS`` are looked at and the first ``CHAIN`` certificates. Authorities of one
+name and key make paths in all their orders, each step of which is a signature to check, in the event loop: none counts
+whose key makes that long, nor more than ``ISSUERS`` where each is asked for paths of its own.
 
 Limits: the host's name is the only one accepted, not the domain that the mail is for (3.2.2); a DANE-TA record that
 holds a bare key (2 1 0) finds only authorities that are shown. An authority with an Ed25519 key, or with one of RSA
@@ -24,6 +26,7 @@ from datetime import datetime
 from itertools import islice
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.verification import (
     Criticality,
     ExtensionPolicy,
@@ -33,8 +36,11 @@ from cryptography.x509.verification import (
     VerificationError,
 )
 
+from forwarder.mail.public_key import MAX_EXPONENT_BITS, MAX_RSA_BITS
+
 RECORDS = 16
 CHAIN = 10
+ISSUERS = 3  # of one certificate: an authority, and others that vouch for its key
 _DANE_TA, _DANE_EE = 2, 3
 _WHOLE, _KEY = 0, 1  # the selectors
 _EXACT, _SHA256, _SHA512 = 0, 1, 2  # the matching types
@@ -103,17 +109,18 @@ def _matches(record: Tlsa, certificate: bytes) -> bool:
 def _issued_under(records: Sequence[Tlsa], chain: Sequence[bytes], host: str, now: datetime) -> bool:
     found = [each for each in chain[1:] if any(_matches(record, each) for record in records)]
     found += [record.data for record in records if (record.selector, record.matching) == (_WHOLE, _EXACT)]
-    authorities = [each for each in map(_parsed, found) if each is not None]
+    authorities = [each for each in map(_parsed, found) if each is not None and _is_quick(each)]
     own, *others = map(_parsed, chain)
     if not authorities or own is None:
         return False
-    issuers = [each for each in others if each is not None]
+    issuers = [each for each in others if each is not None and _is_quick(each)]
     builder = PolicyBuilder().store(Store(authorities)).time(now)
     try:
         if not alternative_names(own):
-            return _bears_in_subject(own, host, now) and any(
-                _issued(own, by) and _is_trusted(builder, by, issuers) for by in (*issuers, *authorities)
-            )
+            if not _bears_in_subject(own, host, now):
+                return False
+            by = islice((each for each in (*issuers, *authorities) if _issued(own, each)), ISSUERS)
+            return any(_is_trusted(builder, each, issuers) for each in by)
         builder = builder.extension_policies(ca_policy=_of_authorities(), ee_policy=_of_hosts())
         builder.build_server_verifier(x509.DNSName(host)).verify(own, issuers)
     except Exception:  # noqa: BLE001 - what is wrong with octets of strangers comes in many kinds; all mean no
@@ -177,6 +184,17 @@ def _parsed(certificate: bytes) -> x509.Certificate | None:
         return x509.load_der_x509_certificate(certificate)
     except Exception:  # noqa: BLE001 - as above
         return None
+
+
+def _is_quick(authority: x509.Certificate) -> bool:
+    """Whether its signatures are of a kind that can count, and quickly checked."""
+    try:
+        key = authority.public_key()
+    except Exception:  # noqa: BLE001 - as above
+        return False
+    if not isinstance(key, rsa.RSAPublicKey):
+        return isinstance(key, ec.EllipticCurvePublicKey)
+    return key.key_size <= MAX_RSA_BITS and key.public_numbers().e.bit_length() <= MAX_EXPONENT_BITS
 
 
 def _of_authorities() -> ExtensionPolicy:

@@ -1,6 +1,7 @@
 """Which chains the TLSA records of a host mean. Certificates are made here; digests are taken by ``hashlib``."""
 
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -9,10 +10,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.verification import PolicyBuilder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forwarder.mail.dane import RECORDS, Tlsa, authenticated, usable
+from forwarder.mail import dane
+from forwarder.mail.dane import ISSUERS, RECORDS, Tlsa, authenticated, usable
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
@@ -309,6 +312,51 @@ def test_what_strangers_publish_and_show_costs_little() -> None:
     assert len(looked_at) <= 20
     assert means(*[ta(ROOT)] * (RECORDS - 1), ta(AUTHORITY))
     assert not means(*[ta(ROOT)] * RECORDS, ta(AUTHORITY))
+
+
+def with_long_exponent(bits: int) -> rsa.RSAPrivateKey:
+    """A key of which a signature takes as long to check as to make, without its primes."""
+    made = rsa.generate_private_key(65537, bits).private_numbers()
+    d, n = made.d, made.public_numbers.n
+    turned = rsa.RSAPrivateNumbers(
+        p=made.p,
+        q=made.q,
+        d=65537,
+        dmp1=rsa.rsa_crt_dmp1(65537, made.p),
+        dmq1=rsa.rsa_crt_dmq1(65537, made.q),
+        iqmp=made.iqmp,
+        public_numbers=rsa.RSAPublicNumbers(e=d, n=n),
+    )
+    return turned.private_key(unsafe_skip_rsa_key_validation=True)
+
+
+def test_an_authority_whose_signatures_take_long_to_check_is_none() -> None:
+    quick = made("authority", ca=True, key=rsa.generate_private_key(65537, 2048))
+    slow = made("authority", ca=True, key=with_long_exponent(2048))
+    for authority, holds in ((quick, True), (slow, False)):
+        for names in (("mx.dest.test",), ()):
+            host = made("mx.dest.test", by=authority, names=names)
+            assert means(ta(authority), chain=[host.der, authority.der]) is holds
+
+
+@pytest.mark.parametrize("names", [("mx.dest.test",), ()])
+def test_authorities_of_one_name_and_key_are_not_asked_for_all_their_paths(
+    names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each may have issued each other, so that the paths through nine of them are a hundred million."""
+    one = made("authority", ca=True)
+    alike = [made("authority", by=one, ca=True, key=one.key) for _ in range(9)]
+    host = made("mx.dest.test", by=one, names=names)
+    asked: list[x509.Certificate] = []
+
+    def noting(builder: PolicyBuilder, issuer: x509.Certificate, others: Sequence[x509.Certificate]) -> bool:
+        asked.append(issuer)
+        return is_trusted(builder, issuer, others)
+
+    is_trusted = dane._is_trusted
+    monkeypatch.setattr(dane, "_is_trusted", noting)
+    assert not means(Tlsa(2, 0, 0, ROOT.der), chain=[host.der, *(each.der for each in alike)])
+    assert len(asked) == (0 if names else ISSUERS)
 
 
 def test_a_certificate_that_cannot_be_read_is_as_if_it_were_not_shown() -> None:
