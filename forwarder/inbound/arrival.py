@@ -166,12 +166,15 @@ class Composer:
                     recipient_name=name,
                     destination=destination,
                     destination_domain=domain,
+                    shown=target.border.storage()
+                    if target is not None and target.border is not None
+                    else None,
                     leased=leased,
                     next_attempt_at=later if leased else now,
                     discard=recipient.discarded,
                 )
             for step in recipient.dead_ends:
-                key = (recipient.path.key, recipient.path.domain, step.address.storage())
+                key = (recipient.path.key, recipient.path.domain, (step.border or step.address).storage())
                 made[key] = self._dead_end(recipient, name, step, now)
         return tuple(made.values())
 
@@ -179,6 +182,7 @@ class Composer:
         """What goes nowhere, for the log of the alias that leads there."""
         way = recipient.ways[0]
         assert way is not None  # an alias leads there
+        leads_to = step.border or step.address
         return NewDelivery(
             id=self.ids(now),
             kind=DeliveryKind.SMTP,
@@ -186,8 +190,8 @@ class Composer:
             alias=way.alias,
             recipient=recipient.path,
             recipient_name=name,
-            destination=step.address.storage(),
-            destination_domain=step.address.domain,
+            destination=leads_to.storage(),
+            destination_domain=leads_to.domain,
             leased=False,
             next_attempt_at=now,
             discard=True,

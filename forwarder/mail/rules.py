@@ -83,6 +83,7 @@ class Target:
     alias: str  # the pattern that answered for the recipient itself
     domain_id: int  # of the recipient's domain
     domain: str
+    border: Path | None = None  # what the log shows instead: see ``Step.border``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,8 @@ class Step:
     label: str | None = None
     leads_to: tuple[Path | Url, ...] = ()
     trouble: Trouble | None = None
+    # Where the way came to an alias of another account than the recipient's: what is behind is that account's to know.
+    border: Path | None = None
 
     @property
     def dead_end(self) -> Reply | None:
@@ -150,14 +153,14 @@ def expand(
         step = Step(address=recipient, trouble=Trouble.NOT_HOSTED)
         return Expansion(recipient=recipient, trouble=Trouble.NOT_HOSTED, steps=(step,))
     steps: list[Step] = []
-    found: dict[tuple[str, str], Path | Url] = {}
+    found: dict[tuple[str, str], tuple[Path | Url, Path | None]] = {}
     seen = {identity(recipient)}
-    waiting: deque[tuple[int, Path, RuleSet]] = deque([(1, recipient, first_rules)])
+    waiting: deque[tuple[int, Path, RuleSet, Path | None]] = deque([(1, recipient, first_rules, None)])
     trouble: Trouble | None = None
     effort = 0
     while waiting and trouble is None:
-        depth, address, rules = waiting.popleft()
-        step = _look_up(rules, address)
+        depth, address, rules, border = waiting.popleft()
+        step = _look_up(rules, address, border)
         steps.append(step)
         effort += rules.effort(step.kind)
         for destination in step.leads_to:
@@ -170,12 +173,14 @@ def expand(
                 if hosted is not None and not hosted.answers_to(rules.account_id):
                     hosted = None
                 if rules.confirmed is not None and rules.withholds(destination, step.label, hosted):
-                    steps.append(Step(address=destination, trouble=Trouble.UNCONFIRMED))
+                    steps.append(Step(address=destination, trouble=Trouble.UNCONFIRMED, border=border))
                     continue
                 if hosted is not None:
-                    waiting.append((depth + 1, destination, hosted))
+                    theirs = hosted.account_id != first_rules.account_id
+                    crossed = border or (destination if theirs else None)
+                    waiting.append((depth + 1, destination, hosted, crossed))
                     continue
-            found[key] = destination
+            found[key] = destination, border
         lookups = len(steps) + len(waiting)
         if len(found) > MAX_TARGETS or lookups > MAX_LOOKUPS or (waiting and effort > MAX_EFFORT):
             trouble = Trouble.TOO_MANY
@@ -191,8 +196,8 @@ def expand(
     if trouble is None and alias is not None:
         domain_id, domain = first_rules.domain_id, recipient.domain
         targets = tuple(
-            Target(destination=destination, alias=alias, domain_id=domain_id, domain=domain)
-            for destination in found.values()
+            Target(destination=destination, alias=alias, domain_id=domain_id, domain=domain, border=border)
+            for destination, border in found.values()
         )
     return Expansion(
         recipient=recipient,
@@ -211,10 +216,10 @@ def _rank(trouble: Trouble) -> int:
     return 0 if trouble is Trouble.UNCONFIRMED else 2 if trouble is Trouble.DISCARD else 1
 
 
-def _look_up(rules: RuleSet, address: Path) -> Step:
+def _look_up(rules: RuleSet, address: Path, border: Path | None) -> Step:
     answer = rules.resolve(address.local)
     if isinstance(answer, Unknown):
-        return Step(address=address, trouble=Trouble.UNKNOWN)
+        return Step(address=address, trouble=Trouble.UNKNOWN, border=border)
     return Step(
         address=address,
         alias=answer.alias.pattern,
@@ -222,6 +227,7 @@ def _look_up(rules: RuleSet, address: Path) -> Step:
         label=answer.label,
         leads_to=answer.destinations,
         trouble=None if answer.alias.active else _when_disabled(answer.alias),
+        border=border,
     )
 
 

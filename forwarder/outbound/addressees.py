@@ -32,6 +32,7 @@ class Addressee:
     kind: DeliveryKind = DeliveryKind.SMTP
     domain_id: int | None = None
     alias: str | None = None
+    shown: str | None = None  # what the log shows as the destination, where the owner may not know that
 
 
 class Addressees:
@@ -69,4 +70,5 @@ def _addressee(sender: Path, target: Target) -> Addressee:
         kind=DeliveryKind.WEBHOOK if isinstance(to, Url) else DeliveryKind.SMTP,
         domain_id=target.domain_id,
         alias=target.alias,
+        shown=target.border.storage() if target.border is not None else None,
     )

@@ -115,6 +115,7 @@ class Bounces:
             recipient=to.recipient,
             destination=to.destination,
             destination_domain=to.domain,
+            shown=to.shown,
             leased=leased_until is not None,
             next_attempt_at=leased_until or now,
         )

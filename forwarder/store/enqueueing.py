@@ -162,7 +162,7 @@ def _log_rows(message: NewMessage) -> list[tuple[Any, ...]]:
             *shared,
             delivery.recipient.storage(),
             clean(delivery.recipient_name),
-            delivery.destination,
+            delivery.shown or delivery.destination,
             delivery.dead_end is not None,
         )
         for delivery in message.deliveries

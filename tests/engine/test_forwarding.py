@@ -159,6 +159,27 @@ async def test_no_other_account_gets_mail_by_saying_that_a_domain_is_theirs(engi
     await engine.goes_on()
 
 
+async def test_where_an_alias_of_another_account_leads_is_in_no_log_but_theirs(engine: Town) -> None:
+    """An alias of one's own that leads to it would else tell, of mail and of a report alike."""
+    await engine.host("theirs.test", {"boss": "secret@dest.test"}, account="other@example.org")
+    await engine.leads_here("theirs.test")
+    await engine.alias("probe", "boss@theirs.test,nobody@theirs.test")
+    await engine.alias("gone", "550-at-rcpt@well.test")
+    assert (await engine.send("ann@out.test", "probe@example.com", MAIL)).code == 250
+    await engine.sink.wait_for(1)
+    assert (await engine.send("probe@example.com", "gone@example.com", MAIL)).code == 250
+    forwarded, report = await engine.sink.wait_for(2)
+    assert forwarded.recipients == report.recipients == ("secret@dest.test",)
+    await engine.settled()
+    shown = [log.forward_email for log in await engine.logs("example.com") if log.alias == "probe"]
+    assert sorted(filter(None, shown)) == ["boss@theirs.test", "boss@theirs.test", "nobody@theirs.test"]
+    async with engine.api() as client:
+        answer = await client.get("/v3/domains/example.com/logs")
+    assert answer.status_code == 200
+    assert "secret" not in answer.text
+    await engine.goes_on()
+
+
 @pytest.mark.parametrize("sender", ["", "ann@out.test"])
 async def test_the_null_reverse_path_stays_null(engine: Town, sender: str) -> None:
     assert (await engine.send(sender, "info@example.com", MAIL)).code == 250

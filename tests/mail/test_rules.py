@@ -480,6 +480,27 @@ def test_whose_alias_leads_on_decides_not_whose_was_asked_first() -> None:
     assert ends(expanded("a@d.org", mine, shared, stranger)) == ["c@other.org"]
 
 
+def test_where_the_way_comes_to_an_alias_of_another_account_is_told() -> None:
+    """What is behind it is not for the log of the recipient's domain, though it leads back there."""
+    mine = rule_set(("a", "b@d.org,c@shared.org,me@x.org"), ("b", "b@x.org"))
+    pairs = (("c", "secret@x.org,https://h.org/key,none@shared.org,b2@d.org"),)
+    aliases = [
+        Alias.stored(number, name, forward, True, 550) for number, (name, forward) in enumerate(pairs, 1)
+    ]
+    shared = RuleSet("shared.org", 9, 1, aliases, account_id=2, is_active=True)
+    expansion = expanded("a@d.org", mine, shared)
+    assert {str(target.destination): target.border for target in expansion.targets} == {
+        "b@x.org": None,
+        "me@x.org": None,
+        "secret@x.org": parse_address("c@shared.org"),
+        "https://h.org/key": parse_address("c@shared.org"),
+        "b2@d.org": parse_address("c@shared.org"),
+    }
+    assert {str(step.address): step.border for step in expansion.dead_ends} == {
+        "none@shared.org": parse_address("c@shared.org"),
+    }
+
+
 @pytest.mark.parametrize(
     ("active", "account_id", "followed"),
     [(True, None, True), (False, None, False), (False, 2, True), (False, 3, False)],
