@@ -7,7 +7,7 @@ it says can end a comment or a line of ``Received``.
 
 import ipaddress
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from email.utils import format_datetime
 from functools import lru_cache
@@ -16,10 +16,12 @@ from forwarder.inbound.intake import Intake
 from forwarder.inbound.session import Recipient, Session, Transaction
 from forwarder.mail import content as contents
 from forwarder.mail import display, trace
+from forwarder.mail import reply as replies
 from forwarder.mail.address import Path, parse_helo
 from forwarder.mail.destination import Url, identity
 from forwarder.mail.event import DeliveryKind, Transport
-from forwarder.mail.rules import Step, Target
+from forwarder.mail.reply import Reply
+from forwarder.mail.rules import Target, Theirs, borders
 from forwarder.store.records import NewDelivery, NewMessage
 
 
@@ -156,46 +158,57 @@ class Composer:
                 key = (recipient.path.key, recipient.path.domain, destination)
                 if key in made:
                     continue
+                domain_id, alias = (sender_domain_id, sender_alias) if target is None else target.owner
                 leased = not recipient.discarded and self.intake.lease(domain)
                 made[key] = NewDelivery(
                     id=self.ids(now),
                     kind=kind,
-                    domain_id=target.domain_id if target is not None else sender_domain_id,
-                    alias=target.alias if target is not None else sender_alias,
+                    domain_id=domain_id,
+                    alias=alias,
                     recipient=recipient.path,
                     recipient_name=name,
                     destination=destination,
                     destination_domain=domain,
-                    shown=target.border.storage()
-                    if target is not None and target.border is not None
-                    else None,
                     leased=leased,
                     next_attempt_at=later if leased else now,
                     discard=recipient.discarded,
                 )
-            for step in recipient.dead_ends:
-                key = (recipient.path.key, recipient.path.domain, (step.border or step.address).storage())
-                made[key] = self._dead_end(recipient, name, step, now)
+            told = [(step.address, step.theirs, step.dead_end) for step in recipient.dead_ends]
+            told += [
+                (theirs.address, theirs.before, replies.TAKEN_ON)
+                for theirs in borders((*recipient.ways, *recipient.dead_ends))
+            ]
+            for address, theirs, said in told:
+                key = (recipient.path.key, recipient.path.domain, address.storage())
+                made[key] = self._told(recipient, name, address, theirs, said, now)
         return tuple(made.values())
 
-    def _dead_end(self, recipient: Recipient, name: str | None, step: Step, now: datetime) -> NewDelivery:
-        """What goes nowhere, for the log of the alias that leads there."""
+    def _told(
+        self,
+        recipient: Recipient,
+        name: str | None,
+        address: Path,
+        theirs: Theirs | None,
+        said: Reply | None,
+        now: datetime,
+    ) -> NewDelivery:
+        """What goes nowhere, or on behind an alias of another account, for the log of the alias that leads there."""
         way = recipient.ways[0]
         assert way is not None  # an alias leads there
-        leads_to = step.border or step.address
+        domain_id, alias = replace(way, theirs=theirs).owner
         return NewDelivery(
             id=self.ids(now),
             kind=DeliveryKind.SMTP,
-            domain_id=way.domain_id,
-            alias=way.alias,
+            domain_id=domain_id,
+            alias=alias,
             recipient=recipient.path,
             recipient_name=name,
-            destination=leads_to.storage(),
-            destination_domain=leads_to.domain,
+            destination=address.storage(),
+            destination_domain=address.domain,
             leased=False,
             next_attempt_at=now,
             discard=True,
-            dead_end=step.dead_end,
+            dead_end=said,
         )
 
     def message(

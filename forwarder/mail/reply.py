@@ -84,6 +84,7 @@ BYE = _reply(221, "2.0.0", "closing the connection")  # RFC 5321 4.1.1.10
 AUTHENTICATED = _reply(235, "2.7.0", "authentication succeeded")  # RFC 4954 6
 OK = _reply(250, "2.0.0", "ok")  # RFC 5321 4.2.3
 SENDER_OK = _reply(250, "2.1.0", "sender ok")  # RFC 3463 3.2
+TAKEN_ON = _reply(250, "2.1.5", "an alias of another account here has it")  # for the log
 RECIPIENT_OK = _reply(250, "2.1.5", "recipient ok")  # RFC 3463 3.2
 # RFC 5321 3.5.3: 252 says the same about users that exist and users that do not.
 CANNOT_VERIFY = _reply(252, "2.5.0", "cannot verify the user, but will accept mail and attempt delivery")

@@ -22,7 +22,7 @@ since nobody else would come back for it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar, assert_never
@@ -76,6 +76,17 @@ def refusal(trouble: Trouble) -> Reply | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Theirs:
+    """Where the way came to an alias of another account: what is behind it is for the log of that alias alone."""
+
+    address: Path
+    alias: str
+    domain_id: int | None
+    account_id: int
+    before: Theirs | None = None  # where it had come to yet another; None: to that of the recipient
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """A final destination of a recipient."""
 
@@ -83,7 +94,16 @@ class Target:
     alias: str  # the pattern that answered for the recipient itself
     domain_id: int  # of the recipient's domain
     domain: str
-    border: Path | None = None  # what the log shows instead: see ``Step.border``
+    theirs: Theirs | None = None
+
+    @property
+    def owner(self) -> tuple[int | None, str]:
+        """The domain and the alias whose log tells what becomes of the mail."""
+        return (
+            (self.domain_id, self.alias)
+            if self.theirs is None
+            else (self.theirs.domain_id, self.theirs.alias)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +116,7 @@ class Step:
     label: str | None = None
     leads_to: tuple[Path | Url, ...] = ()
     trouble: Trouble | None = None
-    # Where the way came to an alias of another account than the recipient's: what is behind is that account's to know.
-    border: Path | None = None
+    theirs: Theirs | None = None
 
     @property
     def dead_end(self) -> Reply | None:
@@ -153,14 +172,23 @@ def expand(
         step = Step(address=recipient, trouble=Trouble.NOT_HOSTED)
         return Expansion(recipient=recipient, trouble=Trouble.NOT_HOSTED, steps=(step,))
     steps: list[Step] = []
-    found: dict[tuple[str, str], tuple[Path | Url, Path | None]] = {}
+    found: dict[tuple[str, str], tuple[Path | Url, Theirs | None]] = {}
     seen = {identity(recipient)}
-    waiting: deque[tuple[int, Path, RuleSet, Path | None]] = deque([(1, recipient, first_rules, None)])
+    waiting: deque[tuple[int, Path, RuleSet, Theirs | None]] = deque([(1, recipient, first_rules, None)])
     trouble: Trouble | None = None
     effort = 0
     while waiting and trouble is None:
-        depth, address, rules, border = waiting.popleft()
-        step = _look_up(rules, address, border)
+        depth, address, rules, theirs = waiting.popleft()
+        step = _look_up(rules, address, theirs)
+        whose = first_rules.account_id if theirs is None else theirs.account_id
+        if step.leads_to and rules.account_id != whose:
+            theirs = Theirs(
+                address=address,
+                alias=step.alias or "",
+                domain_id=rules.domain_id or None,
+                account_id=rules.account_id,
+                before=theirs,
+            )
         steps.append(step)
         effort += rules.effort(step.kind)
         for destination in step.leads_to:
@@ -173,14 +201,12 @@ def expand(
                 if hosted is not None and not hosted.answers_to(rules.account_id):
                     hosted = None
                 if rules.confirmed is not None and rules.withholds(destination, step.label, hosted):
-                    steps.append(Step(address=destination, trouble=Trouble.UNCONFIRMED, border=border))
+                    steps.append(Step(address=destination, trouble=Trouble.UNCONFIRMED, theirs=theirs))
                     continue
                 if hosted is not None:
-                    theirs = hosted.account_id != first_rules.account_id
-                    crossed = border or (destination if theirs else None)
-                    waiting.append((depth + 1, destination, hosted, crossed))
+                    waiting.append((depth + 1, destination, hosted, theirs))
                     continue
-            found[key] = destination, border
+            found[key] = destination, theirs
         lookups = len(steps) + len(waiting)
         if len(found) > MAX_TARGETS or lookups > MAX_LOOKUPS or (waiting and effort > MAX_EFFORT):
             trouble = Trouble.TOO_MANY
@@ -196,8 +222,8 @@ def expand(
     if trouble is None and alias is not None:
         domain_id, domain = first_rules.domain_id, recipient.domain
         targets = tuple(
-            Target(destination=destination, alias=alias, domain_id=domain_id, domain=domain, border=border)
-            for destination, border in found.values()
+            Target(destination=destination, alias=alias, domain_id=domain_id, domain=domain, theirs=theirs)
+            for destination, theirs in found.values()
         )
     return Expansion(
         recipient=recipient,
@@ -211,15 +237,26 @@ def expand(
     )
 
 
+def borders(ends: Iterable[Target | Step | None]) -> Iterable[Theirs]:
+    """Where the ways to these came to other accounts, each once: whose alias led there is told no more than that."""
+    found: dict[Path, Theirs] = {}
+    for end in ends:
+        theirs = None if end is None else end.theirs
+        while theirs is not None:
+            found[theirs.address] = theirs
+            theirs = theirs.before
+    return found.values()
+
+
 def _rank(trouble: Trouble) -> int:
     """What may end well within the hour comes before what is final, and a refusal before a discard."""
     return 0 if trouble is Trouble.UNCONFIRMED else 2 if trouble is Trouble.DISCARD else 1
 
 
-def _look_up(rules: RuleSet, address: Path, border: Path | None) -> Step:
+def _look_up(rules: RuleSet, address: Path, theirs: Theirs | None) -> Step:
     answer = rules.resolve(address.local)
     if isinstance(answer, Unknown):
-        return Step(address=address, trouble=Trouble.UNKNOWN, border=border)
+        return Step(address=address, trouble=Trouble.UNKNOWN, theirs=theirs)
     return Step(
         address=address,
         alias=answer.alias.pattern,
@@ -227,7 +264,7 @@ def _look_up(rules: RuleSet, address: Path, border: Path | None) -> Step:
         label=answer.label,
         leads_to=answer.destinations,
         trouble=None if answer.alias.active else _when_disabled(answer.alias),
-        border=border,
+        theirs=theirs,
     )
 
 

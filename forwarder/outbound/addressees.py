@@ -12,13 +12,13 @@ Raises what the store raises.
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from forwarder.mail.address import Path
 from forwarder.mail.destination import Url
 from forwarder.mail.event import DeliveryKind
-from forwarder.mail.rules import Expansion, Target
+from forwarder.mail.rules import Expansion, Target, borders
 from forwarder.mail.srs import Srs
 
 
@@ -32,7 +32,7 @@ class Addressee:
     kind: DeliveryKind = DeliveryKind.SMTP
     domain_id: int | None = None
     alias: str | None = None
-    shown: str | None = None  # what the log shows as the destination, where the owner may not know that
+    taken_on: bool = False  # an alias of another account has it: this one is for the log alone
 
 
 class Addressees:
@@ -56,19 +56,35 @@ class Addressees:
         sender = origin if isinstance(origin, Path) else reverse_path
         expansion = await self._resolve(sender, behalf)
         if expansion.targets:
-            return tuple(_addressee(sender, target) for target in expansion.targets)
+            told = (
+                _taken_on(sender, replace(expansion.targets[0], theirs=theirs.before), theirs.address)
+                for theirs in borders(expansion.targets)
+            )
+            return (*(_addressee(sender, target) for target in expansion.targets), *told)
         to = expansion.recipient  # the sender; or where the postmaster of this server leads
         return (Addressee(recipient=sender, destination=to.storage(), domain=to.domain),)
 
 
 def _addressee(sender: Path, target: Target) -> Addressee:
     to = target.destination
+    domain_id, alias = target.owner
     return Addressee(
         recipient=sender,
         destination=to.url if isinstance(to, Url) else to.storage(),
         domain=to.host if isinstance(to, Url) else to.domain,
         kind=DeliveryKind.WEBHOOK if isinstance(to, Url) else DeliveryKind.SMTP,
-        domain_id=target.domain_id,
-        alias=target.alias,
-        shown=target.border.storage() if target.border is not None else None,
+        domain_id=domain_id,
+        alias=alias,
+    )
+
+
+def _taken_on(sender: Path, target: Target, address: Path) -> Addressee:
+    domain_id, alias = target.owner
+    return Addressee(
+        recipient=sender,
+        destination=address.storage(),
+        domain=address.domain,
+        domain_id=domain_id,
+        alias=alias,
+        taken_on=True,
     )

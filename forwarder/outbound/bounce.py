@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from forwarder.mail.address import Path
 from forwarder.mail.dsn import MAX_FAILURES, SUBJECT, FailedRecipient, build_report
 from forwarder.mail.event import Transport
+from forwarder.mail.reply import TAKEN_ON
 from forwarder.outbound.addressees import Addressee, Addressees
 from forwarder.outbound.parcel import Parcel, Verdict
 from forwarder.store.records import NewDelivery, NewMessage
@@ -66,12 +67,20 @@ class Bounces:
         if not parcel.can_be_bounced:
             return None
         now = self._clock()
-        identifier = self._ids()
         # A log-in was allowed its reverse-path; what came from outside, the owner of the alias has anyway.
         submitted = parcel.transport is Transport.SUBMISSION
         behalf = parcel.reverse_path if submitted else failed[0].delivery.recipient
         addressees = await self._addressees.of(parcel.reverse_path, behalf)
         to = addressees[0].recipient
+        deliveries = tuple(
+            self._delivery(
+                each,
+                leased_until=due if due and not each.taken_on and lease(each.domain) else None,
+                now=now,
+            )
+            for each in addressees
+        )
+        identifier = self._ids()  # younger than those of the deliveries, so that their events sort
         message_id = f"<{identifier}@{self._hostname}>"
         named = self._named(failed)
         hidden = _to_hide(failed)
@@ -100,10 +109,7 @@ class Bounces:
             subject=SUBJECT,
             sender_email=self._sender,
             sender_name=None,
-            deliveries=tuple(
-                self._delivery(each, leased_until=due if due and lease(each.domain) else None, now=now)
-                for each in addressees
-            ),
+            deliveries=deliveries,
         )
 
     def _delivery(self, to: Addressee, *, leased_until: datetime | None, now: datetime) -> NewDelivery:
@@ -115,9 +121,10 @@ class Bounces:
             recipient=to.recipient,
             destination=to.destination,
             destination_domain=to.domain,
-            shown=to.shown,
             leased=leased_until is not None,
             next_attempt_at=leased_until or now,
+            discard=to.taken_on,
+            dead_end=TAKEN_ON if to.taken_on else None,
         )
 
     def _named(self, failed: Sequence[Verdict]) -> Sequence[Verdict]:

@@ -2,7 +2,8 @@
 
 For each message its content, a delivery for each destination, a log and a QUEUED event for each. A destination that its
 alias says to discard leaves a log with QUEUED and DELIVERED and no delivery, one where nobody is a log with QUEUED and
-HARD-BOUNCE; a message with nothing else leaves no content either.
+HARD-BOUNCE, an alias of another account that takes it on one with DELIVERED again; a message with nothing else leaves
+no content either.
 
 A delivery is leased to this worker, attempt 1 counted, where the dispatcher had room, and otherwise due for everybody;
 but where a client waits for the COMMIT (``answers``) that, too, is leased to us, no attempt counted, until it is known
@@ -118,7 +119,8 @@ def _end(delivery: NewDelivery) -> tuple[Status, int, str]:
     reply = delivery.dead_end
     if reply is None:
         return Status.DELIVERED, 250, "Discarded, as the alias says"
-    return Status.HARD_BOUNCE, reply.code, f"{reply.enhanced} {reply.text}"
+    status = Status.DELIVERED if reply.positive else Status.HARD_BOUNCE
+    return status, reply.code, f"{reply.enhanced} {reply.text}"
 
 
 def _insert_large(conn: Connection, message: NewMessage) -> None:
@@ -162,8 +164,8 @@ def _log_rows(message: NewMessage) -> list[tuple[Any, ...]]:
             *shared,
             delivery.recipient.storage(),
             clean(delivery.recipient_name),
-            delivery.shown or delivery.destination,
-            delivery.dead_end is not None,
+            delivery.destination,
+            delivery.dead_end is not None and not delivery.dead_end.positive,
         )
         for delivery in message.deliveries
         if delivery.kind is not DeliveryKind.NOTIFY

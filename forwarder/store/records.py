@@ -45,11 +45,12 @@ class NewDelivery:
     recipient_name: str | None = None
     destination: str
     destination_domain: str
-    shown: str | None = None  # what the log shows as the destination, where the owner may not know that
     leased: bool  # attempt 1 is this worker's, from memory; next_attempt_at is then when to try if it dies
     next_attempt_at: datetime
-    discard: bool = False  # never queued; logged as DELIVERED, since the alias says so, or
-    dead_end: Reply | None = None  # as HARD-BOUNCE: the alias leads there, and nobody is there
+    discard: bool = False  # never queued; logged as DELIVERED, since the alias says so, or as this says:
+    dead_end: Reply | None = (
+        None  # HARD-BOUNCE, nobody is there; DELIVERED, the rest is in another account's log
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -171,12 +171,19 @@ async def test_where_an_alias_of_another_account_leads_is_in_no_log_but_theirs(e
     forwarded, report = await engine.sink.wait_for(2)
     assert forwarded.recipients == report.recipients == ("secret@dest.test",)
     await engine.settled()
-    shown = [log.forward_email for log in await engine.logs("example.com") if log.alias == "probe"]
-    assert sorted(filter(None, shown)) == ["boss@theirs.test", "boss@theirs.test", "nobody@theirs.test"]
+    probed = [log for log in await engine.logs("example.com") if log.alias == "probe"]
+    assert sorted((log.forward_email, log.events[-1].message) for log in probed) == [
+        ("boss@theirs.test", "2.1.5 an alias of another account here has it"),
+        ("boss@theirs.test", "2.1.5 an alias of another account here has it"),
+        ("nobody@theirs.test", "5.1.1 no such address here"),
+    ]
     async with engine.api() as client:
         answer = await client.get("/v3/domains/example.com/logs")
     assert answer.status_code == 200
     assert "secret" not in answer.text
+    theirs = [(log.alias, log.recipient_email, log.forward_email) for log in await engine.logs("theirs.test")]
+    assert theirs == [("boss", "probe@example.com", "secret@dest.test")] * 2
+    assert await engine.statuses("theirs.test") == ["QUEUED", "DELIVERED", "QUEUED", "DELIVERED"]
     await engine.goes_on()
 
 

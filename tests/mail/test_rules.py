@@ -21,7 +21,7 @@ from forwarder.mail.pattern import (
     star_match,
     too_large_together,
 )
-from forwarder.mail.rules import Expansion, Step, Trouble, drive, expand, refusal
+from forwarder.mail.rules import Expansion, Step, Trouble, borders, drive, expand, refusal
 
 K = AliasKind
 
@@ -481,24 +481,34 @@ def test_whose_alias_leads_on_decides_not_whose_was_asked_first() -> None:
 
 
 def test_where_the_way_comes_to_an_alias_of_another_account_is_told() -> None:
-    """What is behind it is not for the log of the recipient's domain, though it leads back there."""
+    """What is behind it is for the log of that alias, and for none before it."""
     mine = rule_set(("a", "b@d.org,c@shared.org,me@x.org"), ("b", "b@x.org"))
-    pairs = (("c", "secret@x.org,https://h.org/key,none@shared.org,b2@d.org"),)
-    aliases = [
-        Alias.stored(number, name, forward, True, 550) for number, (name, forward) in enumerate(pairs, 1)
-    ]
-    shared = RuleSet("shared.org", 9, 1, aliases, account_id=2, is_active=True)
-    expansion = expanded("a@d.org", mine, shared)
-    assert {str(target.destination): target.border for target in expansion.targets} == {
-        "b@x.org": None,
-        "me@x.org": None,
-        "secret@x.org": parse_address("c@shared.org"),
-        "https://h.org/key": parse_address("c@shared.org"),
-        "b2@d.org": parse_address("c@shared.org"),
+    leads_to = "secret@x.org,https://h.org/key,none@shared.org,who@third.org,no@d.org"
+    shared = RuleSet(
+        "shared.org", 9, 1, [Alias.stored(1, "c", leads_to, True, 550)], account_id=2, is_active=True
+    )
+    third = RuleSet(
+        "third.org", 10, 1, [Alias.stored(1, "*", "thief@x.org", True, 550)], account_id=3, is_active=True
+    )
+    expansion = expanded("a@d.org", mine, shared, third)
+    assert {str(target.destination): target.owner for target in expansion.targets} == {
+        "b@x.org": (7, "a"),
+        "me@x.org": (7, "a"),
+        "secret@x.org": (9, "c"),
+        "https://h.org/key": (9, "c"),
+        "no@d.org": (9, "c"),  # it is not known there whose that is
+        "thief@x.org": (10, "*"),
     }
-    assert {str(step.address): step.border for step in expansion.dead_ends} == {
-        "none@shared.org": parse_address("c@shared.org"),
+    told = {
+        str(each.address): each.before and each.before.alias
+        for each in borders((*expansion.targets, *expansion.dead_ends))
     }
+    assert told == {"c@shared.org": None, "who@third.org": "c"}
+    (nobody,) = expansion.dead_ends
+    assert nobody.theirs is not None
+    assert (str(nobody.address), nobody.theirs.domain_id) == ("none@shared.org", 9)
+    (unknown,) = expanded("x@d.org", rule_set(("x", "none@shared.org,me@x.org")), shared).dead_ends
+    assert unknown.theirs is None  # that nobody is there is told to whom leads there
 
 
 @pytest.mark.parametrize(
