@@ -8,14 +8,18 @@ under the domain's webhook key, so that a receiver can tell our posts from forge
 2xx is success. Anything else is tried three times in a row, with short pauses, and then later by the usual schedule
 until the message is too old, 4xx as well: a receiver that is being repaired answers 404 too, and nobody's mail should
 be lost for it. A URL that leads to an address we do not go to is given up at once, with the word ``blocked``.
+
+A message may be six times as large as JSON, and lies there for as long as its receivers take. So those that are not
+small share ``BODIES`` octets, of which no domain can have all; the others wait with their content alone.
 """
 
 import asyncio
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from weakref import WeakValueDictionary
 
 from forwarder import __version__
 from forwarder.mail.event import DeliveryKind
@@ -23,14 +27,26 @@ from forwarder.mail.outcome import Scope, decide
 from forwarder.mail.reply import Reply
 from forwarder.mail.words import printable
 from forwarder.net.http import Blocked, GuardedClient, Unreachable
-from forwarder.outbound.parcel import Carried, Job, Parcel, Verdict
+from forwarder.outbound.budget import Budget
+from forwarder.outbound.parcel import Carried, Job, Verdict
 from forwarder.outbound.payload import message_json
 from forwarder.store.records import Delivery
 
+BODIES = 512 * 1024 * 1024  # octets, of messages as JSON
+_GROWTH = 6  # octets that one of a message may become: those of a control character
 _EXCERPT = 300
-_AT_ONCE = 64 * 1024  # octets that are signed in the event loop
+_AT_ONCE = 64 * 1024  # octets that are signed in the event loop, and of a message that waits for no room
 
 KeyOf = Callable[[int], Awaitable[str | None]]
+
+
+@dataclass(slots=True, eq=False)
+class _Body:
+    """A message as JSON, for as long as somebody posts it."""
+
+    made: asyncio.Task[bytes]
+    room: AsyncExitStack = field(default_factory=AsyncExitStack)
+    posts: int = 0
 
 
 class Webhooks:
@@ -51,29 +67,47 @@ class Webhooks:
         self._agent = f"Forwarder/{__version__} ({hostname})"
         self._timeout = timeout
         self._clock = clock
-        # By message, for as long as somebody posts it.
-        self._bodies: WeakValueDictionary[str, asyncio.Task[bytes]] = WeakValueDictionary()
+        self._bodies: dict[str, _Body] = {}  # by message
+        self._room = Budget(BODIES)
         self._pauses = tuple(pauses)  # between the attempts in a row, so one less than these
 
     async def carry(self, job: Job, content: bytes) -> Carried:
         """Post a job; each delivery of it has a URL of its own."""
-        body = content
-        if job.kind is DeliveryKind.WEBHOOK:
-            made = self._body(job.parcel, content)
-            body = await asyncio.shield(made)
-        verdicts = [await self._post(delivery, body) for delivery in job.deliveries]
+        async with self._body(job, content) as body:
+            verdicts = [await self._post(delivery, body) for delivery in job.deliveries]
         reached = any(verdict.server is not None for verdict in verdicts)
         return Carried(verdicts=verdicts, reached=reached, trouble=None if reached else verdicts[-1].reply)
 
-    def _body(self, parcel: Parcel, content: bytes) -> asyncio.Task[bytes]:
-        """The message as JSON, made once for all who post it meanwhile: it may be six times as large as the message."""
-        made = self._bodies.get(parcel.message_id)
-        if made is None:
-            work = asyncio.to_thread(
-                message_json, content, reverse_path=parcel.reverse_path, received_at=parcel.created_at
-            )
-            made = self._bodies[parcel.message_id] = asyncio.create_task(work)
-        return made
+    @asynccontextmanager
+    async def _body(self, job: Job, content: bytes) -> AsyncIterator[bytes]:
+        """What is posted: an event as it is; a message as JSON, made once for all who post it meanwhile."""
+        if job.kind is not DeliveryKind.WEBHOOK:
+            yield content
+            return
+        message_id = job.parcel.message_id
+        known = self._bodies.get(message_id)
+        if known is None:
+            room = AsyncExitStack()
+            made = asyncio.create_task(self._made(job, content, room))
+            known = self._bodies[message_id] = _Body(made=made, room=room)
+        known.posts += 1
+        try:
+            yield await asyncio.shield(known.made)
+        finally:
+            known.posts -= 1
+            if not known.posts:
+                del self._bodies[message_id]
+                known.made.cancel()
+                await known.room.aclose()
+
+    async def _made(self, job: Job, content: bytes, room: AsyncExitStack) -> bytes:
+        if len(content) > _AT_ONCE:
+            whose = str(job.deliveries[0].domain_id)
+            await room.enter_async_context(self._room.hold(_GROWTH * len(content), whose))
+        parcel = job.parcel
+        return await asyncio.to_thread(
+            message_json, content, reverse_path=parcel.reverse_path, received_at=parcel.created_at
+        )
 
     async def _post(self, delivery: Delivery, body: bytes) -> Verdict:
         server: str | None = None

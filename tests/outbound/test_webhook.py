@@ -174,6 +174,40 @@ async def test_a_message_is_made_json_once_for_all_that_post_it_and_signed_in_a_
         assert signed[3:] == [(len(made[1]), True)]
 
 
+async def test_messages_of_one_domain_do_not_fill_the_memory_as_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = CONTENT + b"\x01\r\n" * 50_000
+    monkeypatch.setattr(webhook_room, "BODIES", 15 * len(large))  # two and a half, each six times as large
+    async with house(tmp_path) as rooms:
+        under_way: list[str] = []
+        most: list[str] = []
+        go_on = asyncio.Event()
+
+        async def post(url: str, body: bytes, *_: object) -> tuple[int, str]:
+            under_way.append(url)
+            most.append(" ".join(sorted(under_way)))
+            if "other" in url:
+                go_on.set()
+            await go_on.wait()
+            under_way.remove(url)
+            return 200, ""
+
+        rooms.client.post = post
+        waiting = []
+        for number in range(4):
+            urls = [f"https://h{number}.test/{path}" for path in "ab"]  # what is made once counts once
+            waiting += await rooms.accept(*urls, kind=DeliveryKind.WEBHOOK, domain_id=7, content=large)
+        small = await rooms.accept("https://h9.test/", kind=DeliveryKind.WEBHOOK, domain_id=7)
+        await rooms.until(lambda: len(most) == 3)
+        assert most[-1].split() == ["https://h0.test/a", "https://h0.test/b", "https://h9.test/"]
+        other = await rooms.accept(
+            "https://other.test/", kind=DeliveryKind.WEBHOOK, domain_id=8, content=large
+        )
+        for delivery in (*waiting, *small, *other):
+            await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
+
+
 async def test_a_notification_is_posted_as_it_is_and_its_failure_makes_no_report(tmp_path: Path) -> None:
     content = b'{"event": "DELIVERED"}'
     async with WebhookServer() as hooks, house(tmp_path) as rooms:
