@@ -37,6 +37,7 @@ from api.page import page
 from api.routing import by_template
 from forwarder.config import Settings
 from forwarder.net.dns import Resolver
+from forwarder.net.shares import Shares
 from forwarder.store.engine import Database
 from forwarder.store.journal import Journal
 from forwarder.store.trouble import StoreUnavailable
@@ -84,8 +85,8 @@ def build_app(
         journal=Journal(database, ids=_no_ids, clock=clock),
         gate=Gate(database, failures, clock, settings.hostname),
         rate=RateLimit(database, "api", settings.api.rate, clock),
-        heavy=asyncio.Semaphore(HEAVY_AT_ONCE),
-        searches=asyncio.Semaphore(SEARCHES_AT_ONCE),
+        heavy=Shares(HEAVY_AT_ONCE),
+        searches=Shares(SEARCHES_AT_ONCE),
     )
 
     async def otherwise(request: Request) -> Response:

@@ -30,6 +30,7 @@ from api.limits import RateLimit, places_of
 from api.validation import Bounds, validate
 from forwarder.config import Plan, Settings
 from forwarder.net.dns import Resolver
+from forwarder.net.shares import Shares
 from forwarder.store.accounts import Account
 from forwarder.store.engine import Database
 from forwarder.store.journal import Journal
@@ -52,11 +53,12 @@ class ApiRooms:
     journal: Journal
     gate: Gate
     rate: RateLimit
-    # Bounds how many keys are made and passwords hashed at once: CPU, and 64 MiB each.
-    heavy: asyncio.Semaphore
+    # Bounds how many keys are made and passwords hashed at once: CPU, and 64 MiB each. Held by account: one that asks
+    # for hundreds at once waits for itself, and nobody else for it.
+    heavy: Shares
     # Bounds how many look for a text in all aliases of a domain, which may be hundreds of megabytes: the readers of the
     # store are few, and mail needs them.
-    searches: asyncio.Semaphore
+    searches: Shares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +77,11 @@ class Call:
     def by_improvmx_cli(self) -> bool:
         """Sent by ImprovMX's own command line, which reads some times in another unit and cannot ask for it."""
         return self.agent.startswith("improvmx-cli/")
+
+    @property
+    def holder(self) -> str:
+        """As whom it holds a place among those of other accounts."""
+        return str(self.account.id)
 
     @property
     def plan(self) -> Plan:

@@ -56,7 +56,7 @@ async def list_page(call: Call) -> Json:
 async def listed(call: Call, searches: bool, **wanted: Any) -> tuple[Sequence[Alias], int]:
     """A page as ``store.aliases.list_aliases`` has it; ``searches``: all texts are read for it."""
     name = name_of(call)
-    async with call.rooms.searches if searches else nullcontext():
+    async with call.rooms.searches.place(call.holder) if searches else nullcontext():
         return await call.rooms.database.read(
             lambda conn: aliases.list_aliases(conn, domain_in(conn, call, name).id, **wanted)
         )

@@ -12,7 +12,7 @@ from api.improvmx import answers, wire
 from api.improvmx.owned import domain_in, domain_of, name_of
 from api.improvmx.requests import EditCredential, NewCredential
 from api.improvmx.wire import Json
-from api.operation import ApiRooms, Call, Operation
+from api.operation import Call, Operation
 from api.validation import REQUIRED
 from forwarder.mail.address import fold
 from forwarder.store import credentials
@@ -32,7 +32,7 @@ async def add(call: Call) -> Json:
     form: NewCredential = call.body
     name = name_of(call)
     await domain_of(call)  # before 170 ms of hashing
-    password_hash = await _hash(call.rooms, form.password)
+    password_hash = await _hash(call, form.password)
 
     def work(conn: Connection) -> tuple[Credential, bool]:
         domain = domain_in(conn, call, name)
@@ -63,7 +63,7 @@ async def edit(call: Call) -> Json:
     await domain_of(call)
     values: dict[str, object] = {}
     if form.password is not None:
-        values["password_hash"] = await _hash(call.rooms, form.password)
+        values["password_hash"] = await _hash(call, form.password)
     if form.is_limited is not None:
         values["is_limited"] = form.is_limited
     if not values:
@@ -88,8 +88,8 @@ async def remove(call: Call) -> Json:
     return {"success": True}
 
 
-async def _hash(rooms: ApiRooms, password: str) -> str:
-    async with rooms.heavy:
+async def _hash(call: Call, password: str) -> str:
+    async with call.rooms.heavy.place(call.holder):
         return await asyncio.to_thread(hash_password, password)
 
 

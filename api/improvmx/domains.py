@@ -78,7 +78,7 @@ async def add(call: Call) -> Json:
 
     # Whether it may be is decided in the transaction; looking here only spares the making of keys in vain.
     await call.rooms.database.read(foresee)
-    async with call.rooms.heavy:
+    async with call.rooms.heavy.place(call.holder):
         keys = await asyncio.to_thread(make_keys, call.rooms.vault, form.domain, selector)
 
     def work(conn: Connection) -> tuple[Domain, Alias]:

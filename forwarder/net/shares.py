@@ -6,6 +6,8 @@ hundred who hold theirs for long leave some to the next. Those who wait are serv
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 
 class Shares:
@@ -33,6 +35,15 @@ class Shares:
             else:
                 self._leave(holder, turn)
             raise
+
+    @asynccontextmanager
+    async def place(self, holder: str) -> AsyncIterator[None]:
+        """A place for a holder, for as long as the block lasts."""
+        await self.take(holder)
+        try:
+            yield
+        finally:
+            self.give_back(holder)
 
     def give_back(self, holder: str) -> None:
         """A place that a holder had is free."""

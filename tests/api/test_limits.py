@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from api.app import OPERATIONS
-from api.improvmx import domains
+from api.app import HEAVY_AT_ONCE, OPERATIONS
+from api.improvmx import credentials, domains
 from api.limits import RateLimit, Standing
 from forwarder.config import Settings
 from forwarder.store import aliases
@@ -318,3 +318,34 @@ async def test_one_looks_for_a_text_at_a_time_and_others_read_meanwhile(
         go_on.set()
         assert [answer.status_code for answer in await asyncio.gather(*searches)] == [200] * 6
         assert most == 1
+
+
+async def test_an_account_that_keeps_us_busy_keeps_no_other_waiting(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy, go_on = threading.Semaphore(0), threading.Event()
+
+    def hashed(password: str) -> str:
+        if password == "of the busy one":
+            busy.release()
+            assert go_on.wait(8)
+        return "a hash"
+
+    monkeypatch.setattr(credentials, "hash_password", hashed)
+    async with Desk(store_url) as desk:
+        await desk.domain("one.com")
+        async with desk.client(await desk.account("monica@raviga.test")) as other:
+            assert (await other.post("/domains", json={"domain": "two.com"})).status_code == 200
+            many = [
+                {"username": f"u{number}", "password": "of the busy one"}
+                for number in range(2 * HEAVY_AT_ONCE)
+            ]
+            waiting = [
+                asyncio.create_task(desk.post("/domains/one.com/credentials", fields)) for fields in many
+            ]
+            assert await asyncio.to_thread(busy.acquire, timeout=8)
+            one = {"username": "monica", "password": "of another"}
+            answer = await other.post("/domains/two.com/credentials", json=one)
+            go_on.set()
+            assert answer.status_code == 200, answer.text
+            assert [each.status_code for each in await asyncio.gather(*waiting)] == [200] * len(many)
