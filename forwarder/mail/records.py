@@ -140,9 +140,12 @@ def spf_records(texts: Iterable[str]) -> list[str]:
 
 
 def merge_spf(found: str | None, hostname: str) -> str:
-    """``found`` with our include in it, everything else kept; a fresh record when there is none."""
+    """``found`` with our include in it, everything else kept; a fresh record when there is none that can be used.
+
+    One with what does not print is none (RFC 7208 12), and would be obeyed by the terminal on which it is shown.
+    """
     ours = f"include:{hostname}"
-    if found is None:
+    if found is None or not found.isprintable():
         return f"v=spf1 {ours} ~all"
     if spf_includes(found, hostname):
         return found

@@ -28,6 +28,7 @@ KEYS = (
     ("found", "expected"),
     [
         (None, f"v=spf1 {OURS} ~all"),
+        ("v=spf1 mx \x1b]0;title\x1b\\ -all", f"v=spf1 {OURS} ~all"),
         ("v=spf1 include:someservice.org ~all", f"v=spf1 include:someservice.org {OURS} ~all"),
         ("v=spf1 -all", f"v=spf1 {OURS} -all"),
         ("v=spf1 mx a:x.org ?ALL", f"v=spf1 mx a:x.org {OURS} ?ALL"),
