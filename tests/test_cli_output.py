@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from forwarder.commands.answer import table
+from forwarder.commands.answer import console, table
 from forwarder.commands.logs import _print
 from forwarder.mail.event import Status, Transport
 from forwarder.store.journal import Event, LogEntry
@@ -258,6 +258,19 @@ def test_a_long_table_is_drawn_at_once_a_line_for_each_row() -> None:
     assert second == "中文.example           yes    a b"  # two columns for each of its first two letters
     assert len(rest) == 9_998
     assert rest[-1] == "[b]domain9999.example  no     -"
+
+
+def test_the_groups_of_an_address_are_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
+    """They would else stand in the records that people paste."""
+    console().print("AAAA 2001:db8:a:100::25", markup=False)
+    console().print("[bold]AAAA[/] 2001:db8:a:100::25")
+    table(console(), ("to",), [("[IPv6:2001:db8:a:100::25]",)], empty="none")
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "AAAA 2001:db8:a:100::25",
+        "AAAA 2001:db8:a:100::25",
+        "to",
+        "[IPv6:2001:db8:a:100::25]",
+    ]
 
 
 def test_times_say_their_zone_and_a_step_of_another_day_its_date() -> None:

@@ -27,7 +27,8 @@ def console() -> "Console":
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     at_terminal = sys.stdout.isatty()
-    return Ours(highlight=False, soft_wrap=not at_terminal, width=None if at_terminal else UNCUT)
+    # An emoji is not meant: in an IPv6 address ``:a:`` and ``:100:`` are groups.
+    return Ours(highlight=False, emoji=False, soft_wrap=not at_terminal, width=None if at_terminal else UNCUT)
 
 
 def answer(value: object, *, as_json: bool, people: Callable[["Console"], None], lost: str = "") -> None:
