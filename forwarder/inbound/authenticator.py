@@ -12,6 +12,9 @@ Guessing is bounded in three ways, counted in the store and so shared by all pro
 dialogue), per client and minute, per name and hour. A name under attack does not lock its owner out: a client that
 failed at it within the hour is told 454 unheard, any other may still be right, until ten times the limit is reached.
 
+Where more wait than can be verified, networks are served in turns: each guess from a client of its own costs as much as
+an honest log-in, and a network has clients without end.
+
 A hash made with yesterday's parameters is made anew by the log-in that shows its password, unless threads are short.
 
 How it fails: StoreUnavailable.
@@ -22,7 +25,7 @@ import hmac
 import math
 import secrets
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,7 +40,8 @@ from sqlalchemy import Connection
 
 from forwarder.config import SubmissionSection
 from forwarder.mail.address import AddressError, Path, parse_address
-from forwarder.net.addresses import client_of
+from forwarder.net.addresses import client_of, network_of
+from forwarder.net.shares import Shares
 from forwarder.store import counters, credentials, passwords
 from forwarder.store.credentials import Login
 from forwarder.store.engine import Database
@@ -45,7 +49,9 @@ from forwarder.store.trouble import StoreUnavailable
 from forwarder.tally import LOG_INS, Tally
 
 REMEMBERED = 10_000
-WAITING = 100  # log-ins that may wait for a thread
+WAITING = (
+    100  # log-ins that may wait for a thread; twice as many, where each beyond is the first of its network
+)
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 _STRICT = 10  # times the limit of a name: from there on nobody is heard
@@ -97,7 +103,9 @@ class Authenticator:
         self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
         self._threads = ThreadPoolExecutor(settings.password_checks, thread_name_prefix="argon2")
         self._nobodys = self._threads.submit(passwords.hash_password, secrets.token_hex(16))
+        self._places = Shares(settings.password_checks)
         self._waiting = 0
+        self._waiting_from: Counter[str] = Counter()  # by network
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._closed = False
         self._counts = tally.counts(LOG_INS)
@@ -138,9 +146,10 @@ class Authenticator:
             return Denied.BARRED
         if guesses.at_name >= limit * _STRICT or (attacked and guesses.of_both > 0):
             return Denied.THROTTLED
-        if self._waiting >= WAITING or self._closed:
+        network = network_of(client)
+        if self._closed or self._is_crowded(network):
             return Denied.BUSY
-        if await self._verify(login, password) and login is not None and not login.account_locked:
+        if await self._verify(login, password, network) and login is not None and not login.account_locked:
             self._remember(token, login)
             await self._renew(login, password)
             return login
@@ -169,17 +178,27 @@ class Authenticator:
             turn = self._turns[who] = asyncio.Lock()
         return turn
 
-    async def _verify(self, login: Login | None, password: str) -> bool:
+    def _is_crowded(self, network: str) -> bool:
+        if self._waiting < WAITING:
+            return False
+        return self._waiting_from[network] > 0 or self._waiting >= 2 * WAITING
+
+    async def _verify(self, login: Login | None, password: str, network: str) -> bool:
         self._waiting += 1
+        self._waiting_from[network] += 1
         try:
             if login is not None:
                 known = login.credential.password_hash
             else:
                 known = await asyncio.wrap_future(self._nobodys)
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, passwords.verify, known, password)
+            async with self._places.place(network):
+                return await loop.run_in_executor(self._threads, passwords.verify, known, password)
         finally:
             self._waiting -= 1
+            self._waiting_from[network] -= 1
+            if not self._waiting_from[network]:
+                del self._waiting_from[network]
 
     async def _renew(self, login: Login, password: str) -> None:
         if self._waiting or not passwords.outdated(login.credential.password_hash):

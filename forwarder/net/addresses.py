@@ -75,6 +75,17 @@ def client_of(address: str) -> str:
     return address
 
 
+def network_of(address: str) -> str:
+    """In what one owner may have many clients: an IPv4 network of 24 bits, an IPv6 network of 48 (RFC 6177)."""
+    client = client_of(address)
+    try:
+        if ":" in client:
+            return str(ipaddress.IPv6Network(client).supernet(new_prefix=48))
+        return str(ipaddress.IPv4Network(f"{client}/24", strict=False))
+    except ValueError:
+        return client
+
+
 def written_address(host: str) -> str | None:
     """The address a host part denotes in its usual spelling; None when it is a name.
 

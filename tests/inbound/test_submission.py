@@ -6,6 +6,7 @@ import contextlib
 import logging
 import re
 import socket
+import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -338,6 +339,34 @@ async def test_guesses_sent_at_once_do_not_all_pass_before_the_first_is_counted(
     finally:
         guesser.close()
     assert found.count("the name or the password is wrong") == len(heard) == 10
+
+
+async def test_a_network_full_of_guessing_clients_keeps_no_other_from_logging_in(engine, domain, monkeypatch):
+    from forwarder.inbound import authenticator
+
+    go_on = threading.Event()
+
+    def verify(known, given):
+        assert given == PASSWORD or go_on.wait(8)
+        return given == PASSWORD
+
+    monkeypatch.setattr(authenticator.passwords, "verify", verify)
+    monkeypatch.setattr(authenticator, "WAITING", 4)
+    guesser = Authenticator(engine.database, engine.settings().submission, clock=utc_now, tally=Tally())
+    clients = [f"2001:db8:1:{number:x}::1" for number in range(8)]
+    try:
+        guesses = [
+            asyncio.create_task(guesser.log_in("nobody@here.test", "guess", client)) for client in clients
+        ]
+        await asyncio.wait(guesses, return_when=asyncio.FIRST_COMPLETED)
+        login = await guesser.log_in("ann@here.test", PASSWORD, "192.0.2.1")
+        go_on.set()
+        found = [str(each) for each in await asyncio.gather(*guesses)]
+    finally:
+        guesser.close()
+    assert login.credential.username == "ann"
+    assert sorted(map(found.count, set(found))) == [4, 4]
+    assert set(found) == {"the name or the password is wrong", "too many log-ins wait to be verified"}
 
 
 async def test_every_way_to_write_a_name_counts_as_that_name(engine):

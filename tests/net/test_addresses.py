@@ -2,7 +2,7 @@
 
 import pytest
 
-from forwarder.net.addresses import client_of, is_private, written_address
+from forwarder.net.addresses import client_of, is_private, network_of, written_address
 
 
 @pytest.mark.parametrize(
@@ -115,3 +115,17 @@ def test_an_unusual_spelling_is_refused(host: str) -> None:
 )
 def test_who_is_one_client(address: str, client: str) -> None:
     assert client_of(address) == client
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.77", "192.0.2.0/24"),
+        ("::ffff:192.0.2.77", "192.0.2.0/24"),
+        ("2001:db8:1:ffff::7", "2001:db8:1::/48"),
+        ("fe80::1%eth0", "fe80::/48"),
+        ("", ""),
+    ],
+)
+def test_in_what_one_owner_may_have_many_clients(address: str, network: str) -> None:
+    assert network_of(address) == network
