@@ -30,6 +30,8 @@ from forwarder.tally import Count
 # tls_tempfail_tryclear).
 LAST_HANDSHAKE_SECONDS = 2.0
 
+_OF_CLIENT = (Crowded.CLIENT, Crowded.RATE)
+
 log = structlog.get_logger(__name__)
 
 
@@ -67,7 +69,7 @@ class Connection(SMTP):
             return
         place = self._place or desk.doorkeeper.enter(self.state.client)
         if isinstance(place, Crowded):
-            self._turn_away(replies.SERVER_BUSY if place is Crowded.SERVER else replies.TOO_MANY_CONNECTIONS)
+            self._turn_away(replies.TOO_MANY_CONNECTIONS if place in _OF_CLIENT else replies.SERVER_BUSY)
             return
         self._place = place
         desk.connections["taken"].add()

@@ -6,6 +6,9 @@ region counts in the manner of a count-min sketch: each client is hashed, with a
 cells, and its count is the least of them. So memory is bounded whatever the number of clients, and an error can only
 be a count that is too high, and only when all of a client's cells collide with busy ones.
 
+A network, which may have clients without end, takes no more places than are still free: one leaves half of them to
+others, two a third. It may always have as many as one client.
+
 Limits: two workers that admit at the same instant may both take the last place. A worker that dies without leaving
 keeps its counts until ``clear_region``, and all that die at once until ``clear_table``. A rate is counted in slots of
 ten seconds over the last minute. Slots further ahead than that were filled before the clock was set back, and count no
@@ -23,7 +26,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from forwarder.config import run_folder
-from forwarder.net.addresses import client_of
+from forwarder.net.addresses import client_of, network_of
 
 SERVICES = ("mx", "submission")  # each counts its clients in a table of its own
 ROWS = 4
@@ -43,6 +46,7 @@ class Crowded(StrEnum):
     SERVER = "too many connections"
     CLIENT = "too many connections from your address"
     RATE = "too many connections a minute from your address"
+    NETWORK = "too many connections, many of them from your network"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +135,10 @@ class ClientTable:
         self._add(cells, self._own + 1 + SLOTS)
         self._counted(cells, slot)
 
+    def joined(self, cells: tuple[int, ...]) -> None:
+        """What has entered counts here too, as open only."""
+        self._add(cells, self._own + 1 + SLOTS)
+
     def left(self, cells: tuple[int, ...]) -> None:
         """One less is open."""
         words, sheet = self._words, self._own + 1 + SLOTS
@@ -166,16 +174,22 @@ class Doorkeeper:
     def enter(self, address: str) -> tuple[int, ...] | Crowded:
         """A token to leave with, or why not. A refused connection counts neither as open nor for the rate."""
         table, allowance = self._table, self._allowance
-        if allowance.in_all and table.open_here >= allowance.in_all:
+        free = allowance.in_all - table.open_here
+        if allowance.in_all and free <= 0:
             return Crowded.SERVER
         cells = table.cells(client_of(address))
+        network = table.cells(f"network {network_of(address)}")
         slot = int(self._seconds()) // SLOT_SECONDS
         if allowance.per_client and table.open_of(cells) >= allowance.per_client:
             return Crowded.CLIENT
         if allowance.per_minute and table.recent_of(cells, slot) >= allowance.per_minute:
             return Crowded.RATE
+        most = max(free, allowance.per_client)
+        if allowance.in_all and allowance.per_client and table.open_of(network) >= most:
+            return Crowded.NETWORK
         table.entered(cells, slot)
-        return cells
+        table.joined(network)
+        return cells + network
 
     def leave(self, cells: tuple[int, ...]) -> None:
         """The connection that ``enter`` gave this token ended."""

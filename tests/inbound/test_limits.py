@@ -65,6 +65,31 @@ def test_two_workers_share_the_count_of_one_client(open_table, clock):
     assert first.enter("192.0.2.1") is Crowded.CLIENT
 
 
+def test_a_network_leaves_as_many_places_as_it_takes(open_table, clock):
+    """One customer's network has clients without end; half of the places are for others, and a third beside two."""
+    keeper = doorkeeper(open_table(), clock, in_all=100, per_client=2)
+
+    def enters(network):
+        places = [keeper.enter(f"2001:db8:{network:x}:{client:x}::1") for client in range(100)]
+        return [place for place in places if not isinstance(place, Crowded)]
+
+    first = enters(1)
+    assert len(first) == 50
+    assert len(enters(2)) == 25
+    assert keeper.enter("2001:db8:1:ffff::1") is Crowded.NETWORK
+    # As many as one client may have, each network may have while there is a place.
+    assert [len(enters(network)) for network in range(3, 20)] == [13, 6, 3, 2, 1, *[0] * 12]
+    for place in first:
+        keeper.leave(place)
+    assert len(enters(1)) == 25
+
+
+def test_where_clients_have_no_limit_networks_have_none(open_table, clock):
+    keeper = doorkeeper(open_table(), clock, in_all=10)
+    places = [keeper.enter("192.0.2.1") for _ in range(11)]
+    assert [isinstance(place, Crowded) for place in places] == [False] * 10 + [True]
+
+
 def test_another_process_sees_what_this_one_holds(open_table, clock, tmp_path):
     keeper = doorkeeper(open_table(0), clock)
     for _ in range(7):
