@@ -9,7 +9,7 @@ which is read from the store at every log-in, is still the one that was verified
 that stays open, which is looked up again for every message.
 
 Guessing is bounded in three ways, counted in the store and so shared by all processes: per connection (by the
-dialogue), per client and minute, per name and hour. A name under attack does not lock its owner out: a client that
+dialogue), per client and minute, per name and hour. A name under attack does not lock its owner out: a network that
 failed at it within the hour is told 454 unheard, any other may still be right, until ten times the limit is reached.
 
 Where more wait than can be verified, networks are served in turns: each guess from a client of its own costs as much as
@@ -285,4 +285,4 @@ def _name_key(name: str) -> str:
 
 
 def _pair_key(name: str, client: str) -> str:
-    return f"{_name_key(name)}@{client_of(client)}"
+    return f"{_name_key(name)}@{network_of(client)}"

@@ -369,6 +369,25 @@ async def test_a_network_full_of_guessing_clients_keeps_no_other_from_logging_in
     assert set(found) == {"the name or the password is wrong", "too many log-ins wait to be verified"}
 
 
+async def test_a_network_full_of_guessing_clients_does_not_lock_an_owner_out(engine, monkeypatch):
+    from forwarder.inbound import authenticator
+
+    await engine.start(submission={"failures_per_account": 2, "login_cache": "0s"})
+    await engine.credential(await engine.host("here.test", {}), "ann", PASSWORD)
+    monkeypatch.setattr(authenticator.passwords, "verify", lambda known, given: given == PASSWORD)
+    guesser = Authenticator(engine.database, engine.rooms.settings.submission, clock=utc_now, tally=Tally())
+    try:
+        found = [
+            await guesser.log_in("ann@here.test", "guess", f"2001:db8:1:{number:x}::1")
+            for number in range(30)
+        ]
+        login = await guesser.log_in("ann@here.test", PASSWORD, "192.0.2.1")
+    finally:
+        guesser.close()
+    assert found == ["the name or the password is wrong"] * 2 + ["too many failures for this name"] * 28
+    assert getattr(login, "credential", login).username == "ann"
+
+
 async def test_every_way_to_write_a_name_counts_as_that_name(engine):
     await engine.start(submission={"failures_per_account": 4})
     domain = await engine.host("here.test", {})
@@ -449,8 +468,8 @@ async def test_of_a_name_that_ten_times_as_many_guess_at_nobody_is_heard(engine)
     domain = await engine.host("here.test", {})
     await engine.credential(domain, "ann", PASSWORD)
     for number in range(1, 11):
-        await fail(engine, address=f"127.0.1.{number}")
-    async with engine.client("submission", local_address="127.0.2.1") as client:
+        await fail(engine, address=f"127.0.{number}.1")
+    async with engine.client("submission", local_address="127.0.99.1") as client:
         await client.ehlo()
         await client.starttls()
         await client.ehlo()
