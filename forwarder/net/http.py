@@ -41,6 +41,7 @@ from forwarder.net.addresses import is_private, written_address
 from forwarder.net.answers import CannotTell, Found, NotFound
 from forwarder.net.dns import Resolver
 from forwarder.net.smtp_wire import HELD_UP
+from forwarder.net.tls import without_dhe
 
 if TYPE_CHECKING:
     import httpx
@@ -96,7 +97,7 @@ class GuardedClient:
 
         from forwarder.net.http_wire import Backend
 
-        context = self._verify or ssl.create_default_context()
+        context = self._verify or without_dhe(ssl.create_default_context())
         transport = httpx.AsyncHTTPTransport(verify=context, trust_env=False)
         # httpx lets nobody say how connections are read.
         transport._pool = httpcore.AsyncConnectionPool(  # noqa: SLF001

@@ -11,7 +11,8 @@ ours preferred: a host that knows no better would send in the clear instead, and
 Sending: opportunistic TLS (RFC 7435) takes any certificate and also weak keys and hashes, since the alternative is
 clear text; ``verify=True`` takes only what the system's authorities vouch for, for the very name that is dialled (what
 MTA-STS demands, RFC 8461 4.2). Where certificates are judged by the host's TLSA records, ``shown`` are those to judge.
-TLS 1.2 is the least in both directions (RFC 8996).
+TLS 1.2 is the least in both directions (RFC 8996). Nowhere do we compute in a group of the other side's making
+(``without_dhe``).
 
 Limits: one certificate for all names. A renewal that writes the certificate first and the key later is seen
 as a bad pair in between: the old one is kept, and the next look finds both.
@@ -115,6 +116,17 @@ def client_context(*, verify: bool, weak: bool = True) -> ssl.SSLContext:
         if weak:
             context.set_ciphers("DEFAULT:@SECLEVEL=0")  # weak beats none: the alternative is clear text
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return without_dhe(context)
+
+
+def without_dhe(context: ssl.SSLContext) -> ssl.SSLContext:
+    """The context of a client without finite-field Diffie-Hellman, whose group the server makes up in TLS 1.2.
+
+    One of 10,000 bits takes us five seconds, in the event loop, and any host may ask for it. Whoever has nothing but
+    these and TLS 1.2 is hard to find: OpenSSL has had curves since 2010.
+    """
+    kept = [each["name"] for each in context.get_ciphers() if not each["kea"].startswith("kx-dhe")]
+    context.set_ciphers(":".join(kept))
     return context
 
 

@@ -474,3 +474,10 @@ async def test_the_environment_names_no_proxy(
     client = GuardedClient(resolver(dns), allow_private=True)
     assert (await client.post(hooks.url, b"{}", {}, SOON))[0] == 200
     await client.close()
+
+
+async def test_no_receiver_makes_us_compute_in_a_group_of_its_own(dns: DnsServer) -> None:
+    opened = GuardedClient(resolver(dns))._open()
+    context = opened._transport._pool._ssl_context  # type: ignore[attr-defined]
+    assert not [each["name"] for each in context.get_ciphers() if each["name"].startswith("DHE-")]
+    await opened.aclose()

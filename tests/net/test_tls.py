@@ -244,3 +244,14 @@ def test_old_protocols_are_not_spoken(tmp_path: Path) -> None:
     for context in (server, client_context(verify=True), client_context(verify=False)):
         assert context.minimum_version is ssl.TLSVersion.TLSv1_2
     assert client_context(verify=True).verify_mode is ssl.CERT_REQUIRED
+
+
+def test_no_host_makes_us_compute_in_a_group_of_its_own() -> None:
+    """Five seconds of work for 10,000 bits; and the level of security stays what it was."""
+    weak, strong = client_context(verify=False), client_context(verify=False, weak=False)
+    verifying = client_context(verify=True)
+    for context in (weak, strong, verifying):
+        assert [each["name"] for each in context.get_ciphers() if "DHE-RSA" in each["name"]]
+        assert not [each["name"] for each in context.get_ciphers() if each["name"].startswith("DHE-")]
+    assert (weak.security_level, strong.security_level > 0) == (0, True)
+    assert verifying.security_level == ssl.create_default_context().security_level
