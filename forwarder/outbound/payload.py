@@ -1,6 +1,7 @@
 """A message as JSON, for a webhook destination. Pure, bounded, and never raising for any bytes.
 
-The object holds ``headers`` (a string for a field that occurs once, a list for one that occurs more often), ``to``,
+The object holds ``headers`` (a string for a field that occurs once, a list for one that occurs more often; of
+``Delivered-To`` only the recipient that this post is for, which may stand nowhere in the message), ``to``,
 ``from``, ``subject``, ``message-id``, ``date``, ``return-path``, ``timestamp``, ``text``, ``html``, ``inlines`` and
 ``attachments``, the parts in base64. The walk through the MIME tree is an own one: the standard ``email`` package
 recurses on what strangers nest. It goes ``_DEPTH`` levels deep and looks at ``_PARTS`` parts; what lies beyond is
@@ -60,14 +61,16 @@ class _Parts:
     text_left: int = _TEXT
 
 
-def message_json(content: bytes, *, reverse_path: Path, received_at: datetime) -> bytes:
-    """The body to POST."""
+def message_json(
+    content: bytes, *, reverse_path: Path, received_at: datetime, recipient: Path | None = None
+) -> bytes:
+    """The body to POST; ``recipient``: whom the message came for."""
     head, _ = mail.split(content)
     parts = _Parts()
     _walk(content, 0, len(content), parts, 0, top=True)
     sender = display.mailbox(mail.first_raw(head, b"from") or b"")
     facts = {
-        "headers": _headers(head),
+        "headers": _headers(head, recipient),
         "to": [_person(found) for found in display.mailboxes(mail.first_raw(head, b"to") or b"")],
         "from": _person(sender),
         "subject": mail.first(head, b"subject"),
@@ -91,11 +94,13 @@ def message_json(content: bytes, *, reverse_path: Path, received_at: datetime) -
     )
 
 
-def _headers(head: bytes) -> dict[str, str | list[str]]:
+def _headers(head: bytes, recipient: Path | None) -> dict[str, str | list[str]]:
     found: dict[str, str | list[str]] = {}
+    if recipient is not None:
+        found["Delivered-To"] = recipient.wire()
     for header in mail.headers(head, _FIELDS):
-        if not header.name:
-            continue
+        if not header.name or (recipient is not None and header.name == b"delivered-to"):
+            continue  # by that field receivers know whom it came for: what hops before us wrote must not say
         name = printable(header.raw.partition(b":")[0].decode("ascii", "replace").strip(), 100)
         value = printable(decode_words(mail.unfolded(header.value[: mail.MAX_VALUE])), mail.MAX_VALUE)
         known = found.get(name)

@@ -110,6 +110,17 @@ def test_fields_folded_with_a_tab_are_told_with_a_space() -> None:
     assert body["headers"]["Content-Type"] == 'text/plain; charset="utf-8"'
 
 
+def test_whom_it_came_for_is_told_whatever_hops_before_wrote() -> None:
+    content = (
+        b"Delivered-To: forged@a.test\r\nTo: list@l.test\r\ndelivered-to: b@c.test\r\nSubject: s\r\n\r\nx\r\n"
+    )
+    recipient = Path(local="jörg", domain="xn--mnchen-3ya.test")
+    body = json.loads(message_json(content, reverse_path=Path.null(), received_at=AT, recipient=recipient))
+    headers = {"Delivered-To": "jörg@xn--mnchen-3ya.test", "To": "list@l.test", "Subject": "s"}
+    assert body["headers"] == headers
+    assert body["to"] == [{"name": "", "email": "list@l.test"}]
+
+
 def test_a_plain_message_has_its_text_and_nothing_else() -> None:
     body = told(b"Subject: s\r\n\r\nhello\r\n")
     assert (body["text"], body["html"], body["attachments"]) == ("hello\r\n", None, [])

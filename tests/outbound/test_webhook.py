@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from forwarder.mail.address import parse_address
 from forwarder.mail.event import DeliveryKind, Transport
 from forwarder.net.http import Blocked, Unreachable
 from forwarder.outbound import webhook as webhook_room
@@ -38,6 +40,22 @@ async def test_a_message_is_posted_as_json(tmp_path: Path) -> None:
         assert body["html"] is None
         assert body["attachments"] == body["inlines"] == []
         assert await rooms.counts() == (0, 0)
+
+
+async def test_posts_of_one_message_say_which_recipient_each_is_for(tmp_path: Path) -> None:
+    """Two aliases that lead to one URL; and nothing else in a message says whom a copy in Bcc came for."""
+    async with WebhookServer() as hooks, house(tmp_path) as rooms:
+        message = rooms.message(hooks.url, hooks.url, kind=DeliveryKind.WEBHOOK)
+        first, second = message.deliveries
+        second = replace(second, recipient=parse_address("hidden@hosted.test"))
+        message = replace(message, deliveries=(first, second))
+        await rooms.queue.enqueue(message)
+        rooms.dispatcher.hand_over(message)
+        for delivery in message.deliveries:
+            await rooms.until_statuses(delivery.id, "QUEUED", "DELIVERED")
+        told = {request.headers["x-webhook-id"]: request.json["headers"] for request in hooks.requests}
+        assert told[first.id]["Delivered-To"] == "alias@hosted.test"
+        assert told[second.id]["Delivered-To"] == "hidden@hosted.test"
 
 
 async def test_three_attempts_in_a_row_then_the_schedule(tmp_path: Path) -> None:
