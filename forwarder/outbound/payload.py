@@ -73,9 +73,10 @@ def message_json(
         "headers": _headers(head, recipient),
         "to": [_person(found) for found in display.mailboxes(mail.first_raw(head, b"to") or b"")],
         "from": _person(sender),
-        "subject": mail.first(head, b"subject"),
-        "message-id": mail.first(head, b"message-id"),
-        "date": mail.first(head, b"date"),
+        # Texts always: there are receivers that take null for a post that is not well formed, and refuse it for ever.
+        "subject": mail.first(head, b"subject") or "",
+        "message-id": mail.first(head, b"message-id") or "",
+        "date": mail.first(head, b"date") or "",
         "return-path": {"name": "", "email": reverse_path.wire()},
         "timestamp": int(received_at.timestamp()),
         "text": parts.text,

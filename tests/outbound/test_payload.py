@@ -121,6 +121,11 @@ def test_whom_it_came_for_is_told_whatever_hops_before_wrote() -> None:
     assert body["to"] == [{"name": "", "email": "list@l.test"}]
 
 
+def test_what_a_message_does_not_say_is_an_empty_text() -> None:
+    body = told(b"From: a@b.test\r\n\r\nhello\r\n")
+    assert (body["subject"], body["message-id"], body["date"]) == ("", "", "")
+
+
 def test_a_plain_message_has_its_text_and_nothing_else() -> None:
     body = told(b"Subject: s\r\n\r\nhello\r\n")
     assert (body["text"], body["html"], body["attachments"]) == ("hello\r\n", None, [])
