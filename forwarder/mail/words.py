@@ -13,20 +13,25 @@ _QUOTED_OCTET = re.compile(rb"=([0-9A-Fa-f]{2})")
 # Blanks are read from the first of them only: begun at each, a long row would be read as often as it is long.
 _AT_DOT = re.compile(r"(?<!\s)\s++\.\s*+|\.\s*+")
 
+_SIGNS = re.compile(r"[^0-9a-z]+")
+
+
+def _bare(name: str) -> str:
+    """The name of a character set without its signs, which programs write as they like: iso8859-1, euc_jp."""
+    return _SIGNS.sub("", name[:100].lower())
+
+
 # The names that are known, and Python's for each.
 _CHARSETS = {
-    name: name
+    _bare(name): name
     for name in (
         "utf-8",
-        "utf8",
         "us-ascii",
         "ascii",
         "utf-16",
         "utf-16le",
         "utf-16be",
-        "utf16",
         "latin1",
-        "latin-1",
         "koi8-r",
         "koi8-u",
         "gb2312",
@@ -55,7 +60,24 @@ _CHARSETS = {
         *(f"windows-{page}" for page in range(1250, 1259)),
         *(f"cp{page}" for page in (874, *range(1250, 1259))),
     )
-} | {"windows-874": "cp874"}  # IANA's name, and that of Thai mail
+}
+# Other names of these, as mail has them and browsers read them (https://encoding.spec.whatwg.org/#names-and-labels).
+_CHARSETS |= {
+    _bare(name): known
+    for known, names in {
+        "ascii": ("ansi_x3.4-1968",),
+        "big5": ("cn-big5", "x-x-big5"),
+        "cp874": ("windows-874", "dos-874"),
+        "cp932": ("windows-31j", "ms932", "x-sjis", "sjis", "ms_kanji"),
+        "cp949": ("windows-949", "ksc5601", "ks_c_5601-1989"),
+        "euc-jp": ("x-euc-jp",),
+        "gbk": ("cp936", "ms936", "windows-936", "x-gbk", "gb_2312-80"),
+        "iso-8859-8": ("iso-8859-8-i", "iso-8859-8-e"),
+        "macintosh": ("x-mac-roman", "mac"),
+        **{f"cp{page}": (f"win-{page}", f"x-cp{page}") for page in range(1250, 1259)},
+    }.items()
+    for name in names
+}
 
 
 def printable(text: str, limit: int = 1024) -> str:
@@ -82,7 +104,7 @@ def dots_closed(text: str) -> str:
 
 def known_charset(name: str) -> str | None:
     """The character set that a stranger names, as Python knows it; None for one that is not in the table."""
-    return _CHARSETS.get(name.strip().lower())
+    return _CHARSETS.get(_bare(name))
 
 
 def decode_words(text: str) -> str:

@@ -59,6 +59,12 @@ def test_alternatives_inlines_and_attachments_are_told_apart() -> None:
         ("tis-620", b"\xa1", "ก"),
         ("windows-874", b"\xa1", "ก"),
         ("Latin-1", b"\xfc", "ü"),
+        ("iso8859-1", b"\xfc", "ü"),
+        ("ISO_8859-15", b"\xa4", "€"),
+        ("cp-1251", b"\xff", "я"),
+        ("x-sjis", b"\x87\x40", "①"),
+        ("x-gbk", b"\xc4\xe3", "你"),
+        ("iso-8859-8-i", b"\xe0", "א"),
         ("utf-7", b"+APw-", "+APw-"),  # not in the table
     ],
 )
