@@ -36,9 +36,10 @@ _HEAD = 64 * 1024  # octets of a part's head that are looked at
 _TEXT = 16 * 1024 * 1024  # octets of text decoded, of all parts together
 _BLOCK = 64 * 1024  # octets of text decoded at once
 _PARAMETER = re.compile(
-    r';\s*([!#$%&\'*+.^_`|~0-9a-z-]{1,60})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;\s]*))', re.IGNORECASE
+    r';\s*([!#$%&\'*+.^_`|~0-9a-z-]{1,60})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;]*))', re.IGNORECASE
 )
 _ESCAPED = re.compile(r"\\(.)")
+_FILE_NAMES = ("filename", "name")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +222,9 @@ def _kind(raw: bytes | None, default: str) -> _Kind:
     word = text.partition(";")[0].strip().lower()
     parameters: dict[str, str] = {}
     for name, quoted, plain in _PARAMETER.findall(text):
-        parameters.setdefault(name.lower(), _ESCAPED.sub(r"\1", quoted) if quoted else plain)
+        # Without quotes a value ends at a blank; but scanners and scripts name files with blanks without them.
+        bare = plain.strip() if name.lower() in _FILE_NAMES else "".join(plain.split(None, 1)[:1])
+        parameters.setdefault(name.lower(), _ESCAPED.sub(r"\1", quoted) if quoted else bare)
     return _Kind(word=printable(word, 100) or default, parameters=parameters)
 
 

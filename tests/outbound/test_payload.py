@@ -116,6 +116,24 @@ def test_fields_folded_with_a_tab_are_told_with_a_space() -> None:
     assert body["headers"]["Content-Type"] == 'text/plain; charset="utf-8"'
 
 
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        (b"filename=Scan 2026 11.pdf", "Scan 2026 11.pdf"),
+        (b"filename= Scan 2026.pdf ;size=3", "Scan 2026.pdf"),
+        (b"filename==?utf-8?q?f=C3=BC?= =?utf-8?q?r_A.pdf?=", "für A.pdf"),
+        (b'filename="a;b.pdf"; x=y', "a;b.pdf"),
+    ],
+)
+def test_a_file_name_may_hold_blanks_without_quotes(written: bytes, name: str) -> None:
+    """As scanners and scripts write it, and mail programs read it; other values end at a blank."""
+    content = (
+        b"Content-Type: multipart/mixed; boundary=b (a comment)\r\n\r\n--b\r\nContent-Type: application/pdf\r\n"
+        b"Content-Disposition: attachment; " + written + b"\r\n\r\nx\r\n--b--\r\n"
+    )
+    assert [each["name"] for each in told(content)["attachments"]] == [name]
+
+
 def test_whom_it_came_for_is_told_whatever_hops_before_wrote() -> None:
     content = (
         b"Delivered-To: forged@a.test\r\nTo: list@l.test\r\ndelivered-to: b@c.test\r\nSubject: s\r\n\r\nx\r\n"
