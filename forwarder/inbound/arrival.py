@@ -36,8 +36,10 @@ class Facts:
     names: Mapping[str, str]  # of those it is written to, by their addresses in lower case
 
     def name_of(self, recipient: Path) -> str | None:
-        """What the message calls a recipient."""
-        return self.names.get(recipient.display().lower()) if self.names else None
+        """What the message calls a recipient, whichever form of the domain it is written with."""
+        if not self.names:
+            return None
+        return self.names.get(recipient.wire().lower()) or self.names.get(recipient.display().lower())
 
 
 _SHOWN = (b"from", b"to", b"cc", b"subject", b"message-id")
@@ -235,7 +237,7 @@ class Composer:
             hostname=hostname,
             message_id=seen.message_id,
             subject=seen.subject,
-            sender_email=seen.sender_email or transaction.reverse_path.display() or None,
+            sender_email=seen.sender_email or transaction.reverse_path.storage() or None,
             sender_name=seen.sender_name,
             deliveries=deliveries,
         )

@@ -106,5 +106,5 @@ class Readiness:
 
 def _missing(domain: Domain, what: str) -> Reply:
     # RFC 3463 X.7.1 would blame the person; X.7.26 (RFC 7372) is for checks by a receiver. 5.7.0 is what is left.
-    text = f"nothing can be sent as {domain.display} yet: missing or wrong in the DNS: {what}"
+    text = f"nothing can be sent as {domain.name} yet: missing or wrong in the DNS: {what}"
     return Reply(code=550, enhanced="5.7.0", text=text)

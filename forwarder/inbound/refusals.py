@@ -80,10 +80,10 @@ class Refusals:
             hostname=client,
             message_id=seen.message_id if seen else None,
             subject=seen.subject if seen else None,
-            # The address and the name of one person, as in the log of a message that is taken.
-            sender_email=(seen.sender_email if seen else None) or sender.display() or None,
+            # The address and the name of one person, in the form of the log of a message that is taken.
+            sender_email=(seen.sender_email if seen else None) or sender.storage() or None,
             sender_name=seen.sender_name if seen else None,
-            recipient_email=recipient.display(),
+            recipient_email=recipient.storage(),
             recipient_name=seen.name_of(recipient) if seen else None,
             event=event,
         )

@@ -294,8 +294,8 @@ class SubmissionReception:
                 return None
             if not credential.is_limited and await self._rooms.directory.answers(path):
                 return None
-        own = f"{credential.username}@{domain.display}"
-        allowed = own if credential.is_limited else f"{own} or another address of {domain.display}"
+        own = f"{credential.username}@{domain.name}"  # a reply is ASCII (RFC 5321 2.4), and escapes are no address
+        allowed = own if credential.is_limited else f"{own} or another address of {domain.name}"
         return replies.POLICY_REFUSAL.saying(
-            f"{path.display()} is not an address of yours; you may send as {allowed}"
+            f"{path.wire()} is not an address of yours; you may send as {allowed}"
         )

@@ -16,6 +16,7 @@ from forwarder.config import Settings
 from forwarder.inbound import mx, submission
 from forwarder.inbound.rooms import InboundRooms
 from forwarder.inbound.server import Server
+from forwarder.mail.address import display_domain
 from forwarder.mail.ids import IdSource
 from forwarder.mail.srs import Srs
 from forwarder.net.tls import ServerTls
@@ -170,7 +171,7 @@ class Engine:
 
         def work(conn: Any) -> domains.Domain:
             owner = accounts.by_email(conn, account) or accounts.create(conn, account, "default", utc_now())
-            made = domains.add(conn, owner.id, name, name, utc_now(), dkim_selector="fwd")
+            made = domains.add(conn, owner.id, name, display_domain(name), utc_now(), dkim_selector="fwd")
             for pattern, forward in forwards.items():
                 aliases.add(conn, made, pattern, forward, utc_now())
             if active:

@@ -119,6 +119,18 @@ async def test_the_log_names_the_same_people_whether_a_message_is_taken_or_refus
     assert (entry.recipient_email, entry.recipient_name) == ("info@here.test", "Desk")
 
 
+async def test_addresses_in_a_log_have_one_form_whatever_became_of_the_mail(engine):
+    """A-labels, as in the event beside them and as the mail itself has them."""
+    domain = await hosting(engine, "xn--mnchen-3ya.test")
+    content = b"To: Desk <info@xn--mnchen-3ya.test>\r\n\r\nx\r\n"
+    for name in (b"info", b"nobody"):
+        await engine.send(b"s@xn--bcher-kva.test", [name + b"@xn--mnchen-3ya.test"], content)
+    taken, refused = sorted(await engine.logs(domain), key=lambda entry: entry.id)
+    assert (taken.recipient_email, taken.recipient_name) == ("info@xn--mnchen-3ya.test", "Desk")
+    assert (refused.recipient_email, refused.recipient_name) == ("nobody@xn--mnchen-3ya.test", None)
+    assert {entry.sender_email for entry in (taken, refused)} == {"s@xn--bcher-kva.test"}
+
+
 @pytest.mark.parametrize(
     ("author", "name"),
     [(b"", None), (b"From: undisclosed\r\n", "undisclosed")],

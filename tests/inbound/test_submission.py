@@ -491,6 +491,18 @@ async def test_senders_that_are_not(engine, domain, sender):
     assert await engine.deliveries() == []
 
 
+async def test_what_may_be_sent_as_is_said_in_addresses_that_can_be_typed(engine):
+    """A reply is ASCII: what is beyond it would be shown as escapes."""
+    await engine.start()
+    await engine.credential(await engine.host("xn--mnchen-3ya.test", {}), "ann", PASSWORD)
+    login = "ann@xn--mnchen-3ya.test"
+    answer = (await submit(engine, sender=b"bob@xn--mnchen-3ya.test", login=login))[-1]
+    assert answer.text == (
+        "5.7.1 bob@xn--mnchen-3ya.test is not an address of yours; you may send as "
+        "ann@xn--mnchen-3ya.test or another address of xn--mnchen-3ya.test"
+    )
+
+
 async def test_a_limited_credential_is_its_own_address_only(engine, domain):
     await engine.credential(domain, "printer", "p4ssword", is_limited=True)
     login = {"login": "printer@here.test", "password": "p4ssword"}
