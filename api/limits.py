@@ -99,7 +99,13 @@ class RateLimit:
     async def _take(self, who: str, block: _Requests, now: datetime, least: int) -> None:
         wanted = max(least, (self._limit - block.shared) // 16)
         taken, counted = await counters.hit_block(
-            self._database, f"{self._name}:{who}", window=WINDOW, limit=self._limit, now=now, wanted=wanted
+            self._database,
+            f"{self._name}:{who}",
+            window=WINDOW,
+            limit=self._limit,
+            now=now,
+            wanted=wanted,  # of what was left when this process last saw it; there may be less by now
+            least=least,
         )
         block.shared = min(counted.value, self._limit) if taken else self._limit
         block.resets_at = counted.resets_at

@@ -140,10 +140,13 @@ async def hit(
 
 
 async def hit_block(
-    database: Database, key: str, *, window: timedelta, limit: int, now: datetime, wanted: int
+    database: Database, key: str, *, window: timedelta, limit: int, now: datetime, wanted: int, least: int = 1
 ) -> tuple[int, Counted]:
-    """Count ``wanted`` at once, or one when so many are not left; how many were counted (0: none), and the standing."""
-    for amount in dict.fromkeys((wanted, 1)):
+    """Count ``wanted`` at once; when so many are not left ``least``, or else one.
+
+    How many were counted (0: none), and the standing.
+    """
+    for amount in dict.fromkeys((wanted, least, 1)):
         counted = await hit(database, key, window=window, limit=limit, now=now, amount=amount)
         if counted.allowed:
             return amount, counted

@@ -269,6 +269,16 @@ async def test_what_is_left_here_counts_before_more_is_taken(store_url: str) -> 
         assert not (await rate.hit("ann")).allowed
 
 
+async def test_who_needs_several_places_gets_them_while_there_are_so_many(store_url: str) -> None:
+    """Fewer than a block is left, since another process took most of them."""
+    async with Desk(store_url) as desk:
+        mine, theirs = (RateLimit(desk.database, "test", 320, desk.clock) for _ in range(2))
+        assert (await mine.hit("ann")).allowed  # of twenty that were taken 19 are left
+        assert (await theirs.hit("ann", 290)).allowed
+        last = await mine.hit("ann", 25)
+        assert (last.allowed, last.remaining) == (True, 4)  # 320 - 1 - 290 - 25
+
+
 def test_who_is_refused_is_never_told_to_try_again_at_once() -> None:
     """The minute may be over by the time the answer is made."""
     now = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
