@@ -40,6 +40,7 @@ _PARAMETER = re.compile(
 )
 _ESCAPED = re.compile(r"\\(.)")
 _FILE_NAMES = ("filename", "name")
+_SHOWN_AS_ONE = ("multipart/alternative", "multipart/related", "multipart/signed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +121,19 @@ def _person(found: tuple[str | None, str | None]) -> dict[str, str]:
     return {"name": name or "", "email": email or ""}
 
 
-def _walk(content: bytes, start: int, end: int, parts: _Parts, depth: int, *, top: bool = False) -> None:
+def _walk(
+    content: bytes,
+    start: int,
+    end: int,
+    parts: _Parts,
+    depth: int,
+    *,
+    top: bool = False,
+    shows: bool = False,
+) -> None:
     """Sort the entity between two places, with its head, into what it is. Recursion ends at ``_DEPTH``.
+
+    ``shows``: it is one of the parts that make up what is shown, and so no file, whatever its name.
 
     Places and not slices: each level of a nested message would hold a copy of all that it contains.
     """
@@ -138,7 +150,7 @@ def _walk(content: bytes, start: int, end: int, parts: _Parts, depth: int, *, to
             if parts.seen >= _PARTS:
                 parts.attachments.append(_described(_UNKNOWN, content[part_start:end]))
                 return
-            _walk(content, part_start, part_end, parts, depth + 1)
+            _walk(content, part_start, part_end, parts, depth + 1, shows=kind.word in _SHOWN_AS_ONE)
         if found:
             return
         # No part of it is where its boundary says: readers show such a body as it is.
@@ -148,11 +160,13 @@ def _walk(content: bytes, start: int, end: int, parts: _Parts, depth: int, *, to
     octets = _decoded(
         content[body_start:end], (mail.first(head, b"content-transfer-encoding") or "").strip().lower()
     )
-    if disposition.word != "attachment" and _is_text(octets, kind, parts):
+    name = _name(disposition, kind)
+    is_file = disposition.word == "attachment" or (name and not top and not shows)
+    if not is_file and _is_text(octets, kind, parts):
         return
     described = {
         "type": kind.word,
-        "name": _name(disposition, kind),
+        "name": name,
         "encoding": "base64",
     }
     inline = disposition.word == "inline"
@@ -175,7 +189,7 @@ def _is_text(octets: bytes, kind: _Kind, parts: _Parts) -> bool:
         return False
     if kind.word == "text/html" and parts.html is None:
         parts.html = _characters(octets, kind)
-    elif kind.word == "text/plain" and parts.text is None and "name" not in kind.parameters:
+    elif kind.word == "text/plain" and parts.text is None:
         parts.text = _characters(octets, kind)
     else:
         return False
@@ -225,7 +239,9 @@ def _kind(raw: bytes | None, default: str) -> _Kind:
         # Without quotes a value ends at a blank; but scanners and scripts name files with blanks without them.
         bare = plain.strip() if name.lower() in _FILE_NAMES else "".join(plain.split(None, 1)[:1])
         parameters.setdefault(name.lower(), _ESCAPED.sub(r"\1", quoted) if quoted else bare)
-    return _Kind(word=printable(word, 100) or default, parameters=parameters)
+    if default and word.count("/") != 1:  # RFC 2045 5.2: what is no type is plain text
+        word = default
+    return _Kind(word=printable(word, 100), parameters=parameters)
 
 
 def _name(disposition: _Kind, kind: _Kind) -> str:

@@ -155,6 +155,42 @@ def test_a_plain_message_has_its_text_and_nothing_else() -> None:
     assert (body["text"], body["html"], body["attachments"]) == ("hello\r\n", None, [])
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "text", "html"),
+    [
+        (b"text/html", b"text/plain\r\nContent-Disposition: inline; filename=file", None, "body"),
+        (b"text/plain", b"text/html; name=file\r\nContent-Disposition: inline", "body", None),
+        (b"text/plain", b"text/plain; name=file", "body", None),
+    ],
+)
+def test_a_file_shown_inline_is_a_file_and_no_text_of_the_message(
+    first: bytes, second: bytes, text: str | None, html: str | None
+) -> None:
+    parts = (b"Content-Type: " + kind + b"\r\n\r\n" for kind in (first, second))
+    content = b"--b\r\n%bbody\r\n--b\r\n%bof a file\r\n--b--\r\n" % tuple(parts)
+    body = told(b"Content-Type: multipart/mixed; boundary=b\r\n\r\n" + content)
+    assert (body["text"], body["html"]) == (text, html)
+    [(name, octets)] = [(one["name"], one["content"]) for one in (*body["attachments"], *body["inlines"])]
+    assert (name, base64.b64decode(octets)) == ("file", b"of a file")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"Content-Type: text/plain; name=mail.txt\r\n\r\nhello\r\n",
+        b"Content-Type: text\r\n\r\nhello\r\n",  # RFC 2045 5.2
+        *(
+            b"Content-Type: multipart/" + kind + b"; boundary=b\r\n\r\n--b\r\n"
+            b"Content-Type: text/plain; name=t.txt\r\n\r\nhello\r\n\r\n--b--\r\n"
+            for kind in (b"alternative", b"related", b"signed")
+        ),
+    ],
+)
+def test_the_text_of_a_message_is_its_text_whatever_its_part_is_called(content: bytes) -> None:
+    body = told(content)
+    assert (body["text"], body["attachments"]) == ("hello\r\n", [])
+
+
 def test_a_text_file_attached_is_not_the_message_s_text() -> None:
     content = (
         b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n"
