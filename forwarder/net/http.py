@@ -117,9 +117,12 @@ class GuardedClient:
         )
 
     async def post(
-        self, url: str, body: bytes, headers: Mapping[str, str], timeout: timedelta
+        self, url: str, body: bytes | Sequence[bytes], headers: Mapping[str, str], timeout: timedelta
     ) -> tuple[int, str]:
-        """The status and the beginning of the answer; ``Blocked`` or ``Unreachable``."""
+        """The status and the beginning of the answer; ``Blocked`` or ``Unreachable``.
+
+        A ``body`` in pieces is not put together: others may hold the same large piece.
+        """
         client = await self._client()
         target = _checked(url, allow_private=self._allow_private)
         async with _bounded(target, timeout):
@@ -172,7 +175,7 @@ class GuardedClient:
         target: "httpx.URL",
         timeout: timedelta,
         headers: Mapping[str, str],
-        body: bytes | None = None,
+        body: bytes | Sequence[bytes] | None = None,
     ) -> "httpx.Response":
         """Status and header fields; the body is still to come.
 
@@ -195,21 +198,29 @@ class GuardedClient:
         method: str,
         target: "httpx.URL",
         headers: Mapping[str, str],
-        body: bytes | None,
+        body: bytes | Sequence[bytes] | None,
         *,
         connect: float | None = None,
     ) -> "httpx.Response":
         import httpx
 
+        shown = {**headers, "Host": target.netloc.decode("ascii")}
+        if body is not None and not isinstance(body, bytes):
+            shown["Content-Length"] = str(sum(map(len, body)))
         request = client.build_request(
             method,
             target.copy_with(host=address),
-            content=body,
-            headers={**headers, "Host": target.netloc.decode("ascii")},
+            content=body if body is None or isinstance(body, bytes) else _in_pieces(body),
+            headers=shown,
             extensions={"sni_hostname": target.raw_host.decode("ascii")},
             timeout=httpx.Timeout(None, connect=connect),
         )
         return await client.send(request, stream=True)
+
+
+async def _in_pieces(body: Sequence[bytes]) -> AsyncIterator[bytes]:
+    for piece in body:
+        yield piece
 
 
 @asynccontextmanager

@@ -39,6 +39,7 @@ _PARAMETER = re.compile(
     r';\s*([!#$%&\'*+.^_`|~0-9a-z-]{1,60})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;]*))', re.IGNORECASE
 )
 _ESCAPED = re.compile(r"\\(.)")
+_DELIVERED_TO = "Delivered-To"
 _FILE_NAMES = ("filename", "name")
 _SHOWN_AS_ONE = ("multipart/alternative", "multipart/related", "multipart/signed")
 
@@ -63,16 +64,26 @@ class _Parts:
     text_left: int = _TEXT
 
 
-def message_json(
-    content: bytes, *, reverse_path: Path, received_at: datetime, recipient: Path | None = None
-) -> bytes:
-    """The body to POST; ``recipient``: whom the message came for."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageJson:
+    """The bodies to POST of one message; the recipient, in which alone they differ, stands between two pieces."""
+
+    before: bytes
+    after: bytes
+
+    def to(self, recipient: Path) -> tuple[bytes, bytes]:
+        """The body for one recipient in two pieces, of which the large one is shared by all."""
+        return self.before + json.dumps(recipient.wire()).encode("ascii"), self.after
+
+
+def message_json(content: bytes, *, reverse_path: Path, received_at: datetime) -> MessageJson:
+    """The message, but for whom it came for."""
     head, _ = mail.split(content)
     parts = _Parts()
     _walk(content, 0, len(content), parts, 0, top=True)
     sender = display.mailbox(mail.first_raw(head, b"from") or b"")
     facts = {
-        "headers": _headers(head, recipient),
+        "headers": _headers(head),
         "to": [_person(found) for found in display.mailboxes(mail.first_raw(head, b"to") or b"")],
         "from": _person(sender),
         # Texts always: there are receivers that take null for a post that is not well formed, and refuse it for ever.
@@ -84,10 +95,11 @@ def message_json(
         "text": parts.text,
         "html": parts.html,
     }
+    before = json.dumps({"headers": {_DELIVERED_TO: ""}}).encode("ascii").removesuffix(b'""}}')
     # The base64 of the parts is joined in, not escaped again: it is most of the bytes.
-    return b"".join(
+    after = b"".join(
         (
-            json.dumps(facts).encode("ascii")[:-1],
+            json.dumps(facts).encode("ascii")[len(before) + len('""') : -1],
             b', "inlines": [',
             b", ".join(parts.inlines),
             b'], "attachments": [',
@@ -95,14 +107,13 @@ def message_json(
             b"]}",
         )
     )
+    return MessageJson(before=before, after=after)
 
 
-def _headers(head: bytes, recipient: Path | None) -> dict[str, str | list[str]]:
-    found: dict[str, str | list[str]] = {}
-    if recipient is not None:
-        found["Delivered-To"] = recipient.wire()
+def _headers(head: bytes) -> dict[str, str | list[str]]:
+    found: dict[str, str | list[str]] = {_DELIVERED_TO: ""}  # first: it is cut out again
     for header in mail.headers(head, _FIELDS):
-        if not header.name or (recipient is not None and header.name == b"delivered-to"):
+        if not header.name or header.name == _DELIVERED_TO.lower().encode():
             continue  # by that field receivers know whom it came for: what hops before us wrote must not say
         name = printable(header.raw.partition(b":")[0].decode("ascii", "replace").strip(), 100)
         value = printable(decode_words(mail.unfolded(header.value[: mail.MAX_VALUE])), mail.MAX_VALUE)

@@ -29,7 +29,7 @@ from forwarder.mail.words import printable
 from forwarder.net.http import Blocked, GuardedClient, Unreachable
 from forwarder.outbound.budget import Budget
 from forwarder.outbound.parcel import Carried, Job, Verdict
-from forwarder.outbound.payload import message_json
+from forwarder.outbound.payload import MessageJson, message_json
 from forwarder.store.records import Delivery
 
 BODIES = 512 * 1024 * 1024  # octets, of messages as JSON
@@ -44,7 +44,7 @@ KeyOf = Callable[[int], Awaitable[str | None]]
 class _Body:
     """A message as JSON, for as long as somebody posts it."""
 
-    made: asyncio.Task[bytes]
+    made: asyncio.Task[MessageJson]
     room: AsyncExitStack = field(default_factory=AsyncExitStack)
     posts: int = 0
 
@@ -72,18 +72,18 @@ class Webhooks:
         self._pauses = tuple(pauses)  # between the attempts in a row, so one less than these
 
     async def carry(self, job: Job, content: bytes) -> Carried:
-        """Post a job; each delivery of it has a URL of its own."""
-        async with self._body(job, content) as body:
-            verdicts = [await self._post(delivery, body) for delivery in job.deliveries]
+        """Post a job, an event as it is or a message as JSON; each delivery of it has a URL of its own."""
+        if job.kind is DeliveryKind.WEBHOOK:
+            async with self._body(job, content) as body:
+                verdicts = [await self._post(each, body.to(each.recipient)) for each in job.deliveries]
+        else:
+            verdicts = [await self._post(each, (content,)) for each in job.deliveries]
         reached = any(verdict.server is not None for verdict in verdicts)
         return Carried(verdicts=verdicts, reached=reached, trouble=None if reached else verdicts[-1].reply)
 
     @asynccontextmanager
-    async def _body(self, job: Job, content: bytes) -> AsyncIterator[bytes]:
-        """What is posted: an event as it is; a message as JSON, made once for all who post it meanwhile."""
-        if job.kind is not DeliveryKind.WEBHOOK:
-            yield content
-            return
+    async def _body(self, job: Job, content: bytes) -> AsyncIterator[MessageJson]:
+        """A message as JSON, made once for all who post it meanwhile."""
         message_id = job.parcel.message_id
         known = self._bodies.get(message_id)
         if known is None:
@@ -100,7 +100,7 @@ class Webhooks:
                 known.made.cancel()
                 await known.room.aclose()
 
-    async def _made(self, job: Job, content: bytes, room: AsyncExitStack) -> bytes:
+    async def _made(self, job: Job, content: bytes, room: AsyncExitStack) -> MessageJson:
         if len(content) > _AT_ONCE:
             whose = str(job.deliveries[0].domain_id)
             await room.enter_async_context(self._room.hold(_GROWTH * len(content), whose))
@@ -109,7 +109,7 @@ class Webhooks:
             message_json, content, reverse_path=parcel.reverse_path, received_at=parcel.created_at
         )
 
-    async def _post(self, delivery: Delivery, body: bytes) -> Verdict:
+    async def _post(self, delivery: Delivery, body: Sequence[bytes]) -> Verdict:
         server: str | None = None
         reply = Reply(code=451, enhanced="4.4.1", text="not tried")
         for pause in (*self._pauses, None):
@@ -134,25 +134,26 @@ class Webhooks:
         action = decide(Scope.MESSAGE, reply, more_hosts=False)
         return Verdict(delivery=delivery, action=action, reply=reply, server=server)
 
-    async def _headers(self, delivery: Delivery, body: bytes) -> dict[str, str]:
+    async def _headers(self, delivery: Delivery, body: Sequence[bytes]) -> dict[str, str]:
         headers = {
             "Content-Type": "application/json",
             "User-Agent": self._agent,
             "X-Webhook-Id": delivery.id,
         }
         key = await self._key_of(delivery.domain_id) if delivery.domain_id is not None else None
-        if key and len(body) > _AT_ONCE:
+        if key and sum(map(len, body)) > _AT_ONCE:
             headers["X-Webhook-Signature"] = await asyncio.to_thread(signature, key, body, self._clock())
         elif key:
             headers["X-Webhook-Signature"] = signature(key, body, self._clock())
         return headers
 
 
-def signature(key: str, body: bytes, now: datetime) -> str:
-    """The value of X-Webhook-Signature."""
+def signature(key: str, body: Sequence[bytes], now: datetime) -> str:
+    """The value of X-Webhook-Signature for a body in pieces."""
     seconds = str(int(now.timestamp()))
     digest = hmac.new(key.encode(), f"{seconds}.".encode(), hashlib.sha256)
-    digest.update(body)
+    for piece in body:
+        digest.update(piece)
     return f"t={seconds},v1={digest.hexdigest()}"
 
 

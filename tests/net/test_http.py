@@ -143,6 +143,17 @@ async def test_a_post_arrives(dns: DnsServer, hooks: WebhookServer, client: Guar
     assert request.headers["x-sign"] == "s"
 
 
+async def test_a_body_in_pieces_is_one_body_at_each_address(
+    dns: DnsServer, hooks: WebhookServer, client: GuardedClient
+) -> None:
+    dns.set("hooks.example.test", "A", ["127.0.0.2", "127.0.0.1"])  # nobody listens at the first
+    url = f"http://hooks.example.test:{hooks.port}/"
+    assert (await client.post(url, (b'{"a": ', b"1}"), {}, SOON))[0] == 200
+    (request,) = hooks.requests
+    assert (request.body, request.headers["content-length"]) == (b'{"a": 1}', "8")
+    assert "transfer-encoding" not in request.headers
+
+
 async def test_an_ipv4_address_is_tried_before_one_of_ipv6(
     dns: DnsServer, hooks: WebhookServer, client: GuardedClient
 ) -> None:

@@ -14,10 +14,12 @@ from forwarder.mail.address import Path
 from forwarder.outbound.payload import message_json
 
 AT = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+RECIPIENT = Path(local="alias", domain="hosted.test")
 
 
-def told(content: bytes) -> Any:
-    return json.loads(message_json(content, reverse_path=Path.null(), received_at=AT))
+def told(content: bytes, recipient: Path = RECIPIENT) -> Any:
+    made = message_json(content, reverse_path=Path.null(), received_at=AT)
+    return json.loads(b"".join(made.to(recipient)))
 
 
 def test_alternatives_inlines_and_attachments_are_told_apart() -> None:
@@ -138,8 +140,7 @@ def test_whom_it_came_for_is_told_whatever_hops_before_wrote() -> None:
     content = (
         b"Delivered-To: forged@a.test\r\nTo: list@l.test\r\ndelivered-to: b@c.test\r\nSubject: s\r\n\r\nx\r\n"
     )
-    recipient = Path(local="jörg", domain="xn--mnchen-3ya.test")
-    body = json.loads(message_json(content, reverse_path=Path.null(), received_at=AT, recipient=recipient))
+    body = told(content, Path(local="jörg", domain="xn--mnchen-3ya.test"))
     headers = {"Delivered-To": "jörg@xn--mnchen-3ya.test", "To": "list@l.test", "Subject": "s"}
     assert body["headers"] == headers
     assert body["to"] == [{"name": "", "email": "list@l.test"}]
@@ -251,11 +252,12 @@ def test_a_nested_message_is_not_copied_at_every_level() -> None:
         content = head + content + b"\r\n--b%d--\r\n" % level
     tracemalloc.start()
     try:
-        body = message_json(content, reverse_path=Path.null(), received_at=datetime.now(UTC))
+        made = message_json(content, reverse_path=Path.null(), received_at=datetime.now(UTC))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert len(json.loads(body)["attachments"][0]["content"]) == 2_666_668
+    body = json.loads(b"".join(made.to(Path.null())))
+    assert len(body["attachments"][0]["content"]) == 2_666_668
     assert peak < 8 * len(content)
 
 

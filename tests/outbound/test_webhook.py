@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from forwarder.mail.address import parse_address
 from forwarder.mail.event import DeliveryKind, Transport
 from forwarder.net.http import Blocked, Unreachable
 from forwarder.outbound import webhook as webhook_room
+from forwarder.outbound.payload import MessageJson
 from forwarder.outbound.webhook import signature
 from tests.free_ports import free_port
 from tests.outbound.house import CONTENT, house
@@ -151,16 +153,16 @@ async def test_a_post_for_a_domain_is_signed(tmp_path: Path) -> None:
 async def test_a_message_is_made_json_once_for_all_that_post_it_and_signed_in_a_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[bytes] = []
+    made: list[MessageJson] = []
     signed: list[tuple[int, bool]] = []
     make, sign = webhook_room.message_json, webhook_room.signature
 
-    def watched_make(content: bytes, **more: Any) -> bytes:
+    def watched_make(content: bytes, **more: Any) -> MessageJson:
         made.append(make(content, **more))
         return made[-1]
 
-    def watched_sign(key: str, body: bytes, now: datetime) -> str:
-        signed.append((len(body), threading.current_thread() is threading.main_thread()))
+    def watched_sign(key: str, body: Sequence[bytes], now: datetime) -> str:
+        signed.append((sum(map(len, body)), threading.current_thread() is threading.main_thread()))
         return sign(key, body, now)
 
     monkeypatch.setattr(webhook_room, "message_json", watched_make)
@@ -168,10 +170,10 @@ async def test_a_message_is_made_json_once_for_all_that_post_it_and_signed_in_a_
     large = CONTENT + b"x" * 990 + b"\r\n" + b"y\r\n" * 30_000
     async with house(tmp_path) as rooms:
         rooms.webhook_keys[7] = "the key of the domain"
-        posted: list[bytes] = []
+        posted: list[Sequence[bytes]] = []
         all_there = asyncio.Event()
 
-        async def post(url: str, body: bytes, *_: object) -> tuple[int, str]:
+        async def post(url: str, body: Sequence[bytes], *_: object) -> tuple[int, str]:
             posted.append(body)
             if len(posted) == 3:
                 all_there.set()
@@ -183,13 +185,13 @@ async def test_a_message_is_made_json_once_for_all_that_post_it_and_signed_in_a_
         deliveries = await rooms.accept(*urls, kind=DeliveryKind.WEBHOOK, domain_id=7, content=large)
         for delivery in deliveries:
             await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
-        (body,) = made
-        assert all(each is body for each in posted)
-        assert signed == [(len(body), False)] * 3
+        (shared,) = made
+        assert all(after is shared.after for _, after in posted)
+        assert signed == [(len(before) + len(after), False) for before, after in posted]
         (delivery,) = await rooms.accept(urls[0], kind=DeliveryKind.WEBHOOK, domain_id=7)
         await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
         assert len(made) == 2
-        assert signed[3:] == [(len(made[1]), True)]
+        assert signed[3:] == [(sum(map(len, posted[3])), True)]
 
 
 async def test_messages_of_one_domain_do_not_fill_the_memory_as_json(
@@ -261,6 +263,6 @@ async def test_mail_and_a_webhook_of_one_message_do_not_wait_for_each_other(tmp_
 def test_the_signature_is_an_hmac_over_time_and_body() -> None:
     # printf '1700000000.{}' | openssl dgst -sha256 -hmac key
     now = datetime.fromtimestamp(1_700_000_000, UTC)
-    assert signature("key", b"{}", now) == (
+    assert signature("key", (b"{", b"}"), now) == (
         "t=1700000000,v1=9d713ed406bb7076d4123f0dc2c39d2df5c654ed4b0cd56b52c8b4c940bd63ae"
     )
