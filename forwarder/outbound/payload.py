@@ -185,6 +185,8 @@ def _walk(
     if identifier:
         described["cid"] = identifier.strip("<> ")
         inline = inline or disposition.word != "attachment"
+    if inline:
+        described.setdefault("cid", "")  # those who read them expect one
     (parts.inlines if inline else parts.attachments).append(_described(described, octets))
 
 

@@ -173,6 +173,7 @@ def test_a_file_shown_inline_is_a_file_and_no_text_of_the_message(
     assert (body["text"], body["html"]) == (text, html)
     [(name, octets)] = [(one["name"], one["content"]) for one in (*body["attachments"], *body["inlines"])]
     assert (name, base64.b64decode(octets)) == ("file", b"of a file")
+    assert all(one["cid"] == "" for one in body["inlines"])
 
 
 @pytest.mark.parametrize(
