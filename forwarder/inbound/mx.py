@@ -149,13 +149,9 @@ class MxReception:
         head = contents.split(content)[0]
         fields = looked_up(head)
         seen = facts(fields)
-        refusal = self._circling(transaction, head, fields)
-        if all(recipient.reports_only for recipient in transaction.recipients) and not (
-            await self._late_bounces.is_about_ours(content)
-        ):
-            refusal = replies.NO_SUCH_USER
+        refusal = await self._no_report(transaction, content) or self._circling(transaction, head, fields)
         added = b""
-        if refusal is None and rooms.screening is not None:
+        if refusal is None:
             screened = await rooms.screening.examine(
                 client_address=session.client,
                 helo=session.helo,
@@ -197,7 +193,14 @@ class MxReception:
             self._late_bounces.look_at(content, head)
         return replies.queued_as(identifier)
 
+    async def _no_report(self, transaction: Transaction, content: bytes) -> Reply | None:
+        """The refusal of what was taken as a report about mail of ours and is none; StoreUnavailable."""
+        if not all(recipient.reports_only for recipient in transaction.recipients):
+            return None
+        return None if await self._late_bounces.is_about_ours(content) else replies.NO_SUCH_USER
+
     def _circling(self, transaction: Transaction, head: bytes, fields: contents.Fields) -> Reply | None:
+        """The refusal of a message that has been here before, or has made too many hops."""
         if fields.count(contents.RECEIVED) > self._max_hops:
             return replies.TOO_MANY_HOPS
         if not fields.count(trace.ID_FIELD):

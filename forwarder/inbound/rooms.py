@@ -35,7 +35,7 @@ class InboundRooms:
     # Whose marks in X-Forwarder-Id are our own; empty: loops are not looked for.
     trace_secrets: tuple[bytes, ...]
     tls: "ServerTls | None"  # None: STARTTLS is not offered, submission does not listen
-    screening: "Screening | None"  # None: nothing is looked up about the client
+    screening: "Screening"
     resolver: "Resolver"  # submission: which of a domain's records is missing
     clock: Callable[[], datetime]
     region: int  # this worker's place in the client table, 0 … regions - 1

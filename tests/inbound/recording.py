@@ -107,7 +107,7 @@ async def listen(
         intake=nothing,
         trace_secrets=(),
         tls=tls,
-        screening=None,
+        screening=nothing,
         resolver=nothing,
         clock=utc_now,
         region=0,
