@@ -34,6 +34,7 @@ CELLS = 2048  # of one row
 SLOT_SECONDS = 10
 SLOTS = 7  # the last minute and the slot that is being filled
 _SHEET = ROWS * CELLS  # the cells of one sketch: one for what is open, one for each slot
+_EMPTY_SHEET = memoryview(bytes(4 * _SHEET)).cast("I")
 # Of one region: how many are open, the number of each slot, the sketches.
 _WORDS = 1 + SLOTS + _SHEET * (1 + SLOTS)
 _KEY_BYTES = 32
@@ -81,7 +82,8 @@ class ClientTable:
     Whoever opens it has no client yet: its region is cleared.
     """
 
-    def __init__(self, path: Path, *, region: int = 0, regions: int = 1) -> None:
+    def __init__(self, path: Path, *, region: int, regions: int) -> None:
+        """``region``: which of so many is its own, from 0."""
         size = _HEADER + 4 * _WORDS * regions
         self._file = _shared_file(path, size)
         self._map = mmap.mmap(self._file, size)
@@ -198,9 +200,6 @@ class Doorkeeper:
     def close(self) -> None:
         """Nobody comes or leaves any more."""
         self._table.close()
-
-
-_EMPTY_SHEET = memoryview(bytes(4 * _SHEET)).cast("I")
 
 
 def _shared_file(path: Path, size: int) -> int:

@@ -28,17 +28,16 @@ async def open_session(
     port: int,
     *,
     hello: str,
-    tls: TlsMode = TlsMode.OPPORTUNISTIC,
+    timeouts: Timeouts,
+    tls: TlsMode,
     context: ssl.SSLContext | None = None,
     tlsa: Sequence[Tlsa] = (),
-    timeouts: Timeouts | None = None,
     local_address: str = "",
 ) -> ClientSession:
     """A session on which nothing was sent yet; ``SessionFault``. ``context`` is needed unless ``tls`` is off.
 
     With ``tlsa`` the host's certificate must be one that these records mean; TLS has to be demanded then.
     """
-    timeouts = timeouts or Timeouts()
     try:
         wire = await dial(address, port, local_address, timeouts.connect.total_seconds())
     except WireTrouble as trouble:

@@ -59,9 +59,10 @@ class Webhooks:
         key_of: KeyOf,
         hostname: str,
         clock: Callable[[], datetime],
-        timeout: timedelta = timedelta(seconds=30),
+        timeout: timedelta,
         pauses: Sequence[timedelta] = (timedelta(seconds=0.5), timedelta(seconds=2)),
     ) -> None:
+        """``timeout``: of one post; ``pauses``: between the posts in a row, so one less than these."""
         self._client = client
         self._key_of = key_of
         self._agent = f"Forwarder/{__version__} ({hostname})"
@@ -69,7 +70,7 @@ class Webhooks:
         self._clock = clock
         self._bodies: dict[str, _Body] = {}  # by message
         self._room = Budget(BODIES)
-        self._pauses = tuple(pauses)  # between the attempts in a row, so one less than these
+        self._pauses = tuple(pauses)
 
     async def carry(self, job: Job, content: bytes) -> Carried:
         """Post a job, an event as it is or a message as JSON; each delivery of it has a URL of its own."""

@@ -218,5 +218,5 @@ def test_a_table_that_finds_no_room_is_an_error_and_leaves_nothing(tmp_path, mon
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space"):
-        ClientTable(tmp_path / "run" / "clients")
+        ClientTable(tmp_path / "run" / "clients", region=0, regions=1)
     assert list((tmp_path / "run").iterdir()) == []

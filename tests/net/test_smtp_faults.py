@@ -207,7 +207,7 @@ async def test_nothing_listens() -> None:
     async with Sink() as sink:
         gone = sink.port
     with pytest.raises(SessionFault) as raised:
-        await open_session("x", "127.0.0.1", gone, hello="h", tls=TlsMode.OFF)
+        await open_session("x", "127.0.0.1", gone, hello="h", tls=TlsMode.OFF, timeouts=SHORT)
     assert (raised.value.stage, raised.value.fault) == (Stage.CONNECT, Fault.REFUSED)
 
 
