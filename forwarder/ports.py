@@ -2,7 +2,7 @@
 
 import ipaddress
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import chain
 
 import structlog
@@ -76,13 +76,16 @@ def has_ipv6() -> bool:
 
 def without_ipv6(settings: Settings) -> Settings:
     """Without the listeners on ``[::]`` that mail could do without."""
-    changed = {
-        name: getattr(settings, name).model_copy(
-            update={
-                key: tuple(at for at in getattr(getattr(settings, name), key) if at.host != "::")
-                for key in keys
-            }
-        )
-        for name, keys in {"mx": ("listen",), "submission": ("listen", "listen_tls")}.items()
-    }
-    return settings.model_copy(update=changed)
+
+    def kept(listeners: Sequence[HostPort]) -> tuple[HostPort, ...]:
+        return tuple(at for at in listeners if at.host != "::")
+
+    mx, submission = settings.mx, settings.submission
+    return settings.model_copy(
+        update={
+            "mx": mx.model_copy(update={"listen": kept(mx.listen)}),
+            "submission": submission.model_copy(
+                update={"listen": kept(submission.listen), "listen_tls": kept(submission.listen_tls)}
+            ),
+        }
+    )

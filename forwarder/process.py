@@ -214,7 +214,7 @@ def serve_alone(load: Callable[[], Settings], settings: Settings) -> int:
         finally:
             lock.release()
 
-    return _status(main)
+    return _run_to_its_end(main)
 
 
 def serve_as_worker(
@@ -248,7 +248,7 @@ def serve_as_worker(
         await process.run(affordable(listenable(settings)), started, keyring)
         orphaned.cancel()
 
-    return _status(main)
+    return _run_to_its_end(main)
 
 
 def take_lock(settings: Settings) -> NodeLock:
@@ -275,7 +275,8 @@ async def _when_orphaned(words: asyncio.StreamReader, process: Process) -> None:
     process.end(ORPHAN_GRACE)
 
 
-def _status(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
+def _run_to_its_end(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
+    """Run a process's whole life in an event loop of its own; the exit status."""
     import uvloop
 
     allocator.set_up()

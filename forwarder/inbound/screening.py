@@ -106,7 +106,7 @@ class Screening:
         self._time_limit = time_limit.total_seconds()
         self._looks = spf or dkim or dmarc or arc
         self._own_names = tuple(own_names)
-        self._questions = asyncio.Semaphore(KEYS)
+        self._questions_for_keys = asyncio.Semaphore(KEYS)
         self._nothing_seen = authentication_results_header(authserv_id, Results())
 
     async def examine(
@@ -143,13 +143,17 @@ class Screening:
 
     @cached_property
     def _own(self) -> frozenset[str]:
-        """Asked for when something is judged: loading the public suffix list is a tenth of a start."""
+        """The organisations in whose names this server sends, by their registered domains.
+
+        Found when something is judged: loading the public suffix list is a tenth of a start.
+        """
         return frozenset(map(registered_domain, self._own_names))
 
     def _ours(self, domain: str) -> bool:
         return registered_domain(domain) in self._own
 
     def _doubtful(self, message: Canonical, claimed: Author, spf: SpfResult | None) -> Reply | None:
+        """The refusal of mail that could pass for somebody else's because of how it is sent on, or None."""
         # Sent on under a name of ours, it might pass for our mail. Sent on under its own, it might pass for mail of a
         # domain that trusts our address.
         if obscure(message, claimed):
@@ -206,7 +210,7 @@ class Screening:
             note(name, await self._resolver.txt(name))
 
         async def key(name: str) -> None:
-            async with self._questions:
+            async with self._questions_for_keys:
                 await text(name)
 
         async def check() -> None:

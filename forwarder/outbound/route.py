@@ -56,11 +56,11 @@ from forwarder.net.listening import local_host
 from forwarder.net.ourselves import Ourselves
 from forwarder.outbound.policies import Policies
 
-NAMES = 10  # at a time
+NAMES = 10  # of mail hosts, looked up at a time
 NAMES_IN_ALL = 30
-HOSTS = 5
-ADDRESSES = 6
-SITE = 1000  # characters
+HOSTS = 5  # of a route
+ADDRESSES = 6  # of a host
+SITE = 1000  # characters of the name of a site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +161,7 @@ class Router:
         place = _places(names)
         hosts = tuple(replace(host, rank=place[host.name]) for host in hosts)
         complete = not any(isinstance(found[name], CannotTell) for name in candidates)
-        hosts, unknown = bound(hosts, await self._tlsa_of(hosts, answer, found))
+        hosts, unknown = held_to_dane(hosts, await self._tlsa_of(hosts, answer, found))
         if not hosts:
             return NoRoute(reply=reply_for(Fault.DNS, unknown))
         return Route(
@@ -270,8 +270,13 @@ def permitted(groups: Sequence[Sequence[str]], demands: StsPolicy | None) -> lis
     )
 
 
-def bound(hosts: Sequence[MxHost], answers: Mapping[str, Answer[Tlsa]]) -> tuple[tuple[MxHost, ...], str]:
-    """The hosts with what DANE demands of them, and why some are left out; "": none is."""
+def held_to_dane(
+    hosts: Sequence[MxHost], answers: Mapping[str, Answer[Tlsa]]
+) -> tuple[tuple[MxHost, ...], str]:
+    """The hosts with what DANE demands of them, and why some are left out; "": none is.
+
+    ``answers``: the TLSA records by host name, as far as they were asked for.
+    """
     kept: list[MxHost] = []
     unknown = ""
     for host in hosts:
@@ -294,9 +299,9 @@ def _site(groups: Sequence[Sequence[str]], hosts: Sequence[MxHost], *, verified:
     # Parentheses come escaped in names of the DNS, so no set of hosts is called like this.
     if verified:
         site += " (verified)"
-    bound_hosts = sorted(host.name for host in hosts if host.tlsa is not None)
-    if bound_hosts:
-        site += f" (DANE: {' '.join(bound_hosts)})"
+    held = sorted(host.name for host in hosts if host.tlsa is not None)
+    if held:
+        site += f" (DANE: {' '.join(held)})"
     # Sites are remembered by the thousand, and a zone may name hundreds of hosts.
     return site if len(site) <= SITE else f"({hashlib.sha256(site.encode()).hexdigest()})"
 

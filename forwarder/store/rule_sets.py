@@ -168,7 +168,7 @@ def _read(conn: Connection, address: Path, *, require_confirmed: bool) -> _Rows:
     apart = count > limit
     confirmed = None
     if require_confirmed:
-        confirmed = confirmed_of(conn, (row[1] for row in chain(_split(patterns), _split(lines))))
+        confirmed = confirmed_of(conn, (forward for _, forward, *_ in chain(_split(patterns), _split(lines))))
     if not apart and (count > TOGETHER or len(names) > ROOM):
         names, apart = names.only(wanted), True
     return _Rows(
