@@ -121,6 +121,7 @@ def endpoint(rooms: ApiRooms, operation: Operation) -> ASGIApp:
 
 
 async def _respond(rooms: ApiRooms, operation: Operation, request: Request) -> Response:
+    """The answer to a request, whatever becomes of it."""
     headers = dict(rooms.rate.idle(rooms.clock()).headers(rooms.clock()))
     try:
         async with asyncio.timeout(PATIENCE):
@@ -137,6 +138,10 @@ async def _respond(rooms: ApiRooms, operation: Operation, request: Request) -> R
 
 
 async def _admit(rooms: ApiRooms, operation: Operation, request: Request, headers: dict[str, str]) -> Call:
+    """The request, checked in the order that the module names, or a Refusal.
+
+    ``headers`` of the answer are told where the account stands each time it is counted, also when it is refused.
+    """
     account = await rooms.gate.account(request)
     now = rooms.clock()
 

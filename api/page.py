@@ -22,6 +22,7 @@ td,th{text-align:left;vertical-align:top;border-bottom:1px solid var(--line);pad
 nav a{margin-right:1rem}
 """
 
+# What fields of these names hold in the examples, as in ImprovMX's documentation; of others the type tells enough.
 _EXAMPLES: Mapping[str, Any] = {
     "active": False,
     "added": 1559652806000,
@@ -65,6 +66,7 @@ def page(document: Mapping[str, Any]) -> str:
 
 
 def _operation(document: Mapping[str, Any], method: str, path: str, operation: Mapping[str, Any]) -> str:
+    """A line that opens: what the operation takes, an example of its answer, and how else it may answer."""
     parts = [f"<p>{_text(operation.get('description', ''))}</p>"] if "description" in operation else []
     rows = [
         (value["name"], value["in"], "yes" if value["required"] else "", value["description"])
@@ -97,6 +99,7 @@ def _text(text: str) -> str:
 
 
 def _resolve(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema itself, where this one only refers to it."""
     reference = schema.get("$ref")
     if reference is None:
         return schema
@@ -105,6 +108,7 @@ def _resolve(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[
 
 
 def _about(value: Mapping[str, Any]) -> str:
+    """What a field of a body holds: its types, null left out, and what its model says of it."""
     kinds = value.get("anyOf", [value])
     text = value.get("description") or next(
         (kind["description"] for kind in kinds if "description" in kind), ""
@@ -116,6 +120,7 @@ def _about(value: Mapping[str, Any]) -> str:
 
 
 def _example(document: Mapping[str, Any], schema: Mapping[str, Any], name: str = "") -> Any:
+    """A value that the schema allows; ``name``: of the field that holds it, "" where none does."""
     if "examples" in schema:
         return schema["examples"][0]
     if name in _EXAMPLES and not any("$ref" in one for one in schema.get("anyOf", [schema])):

@@ -65,7 +65,7 @@ class Worker:
         self.index = index
         self.process: asyncio.subprocess.Process | Forked | None = None
         self.worker_id = ""
-        self.offered: Source | None = None
+        self.offered: Source | None = None  # what the others had been told to read when this life began
         self.told: Source | None = None  # what it was given, or told to read since
         self.serves = False
         self.has_served = False  # in this life or an earlier one

@@ -1,7 +1,7 @@
 """How many messages a day may be forwarded for an account (``daily_quota`` of its plan), over all processes.
 
 The count of the day (UTC) is shared, and a process takes blocks of it (``store.blocks``): as many places as it has
-given out before, a thousandth of the limit at most. So what is lost of them when the day ends is little.
+given out before, a thousandth of the limit at most, so that few are left over when the day, or the process, ends.
 
 A message is counted after its dot, once for each account that its recipients belong to, and refused, 452 4.2.2, when
 nothing is left; from then on recipients are refused at RCPT. How it fails: StoreUnavailable, when a block has to be

@@ -72,8 +72,8 @@ _AZURE = re.compile(r"(?:^|\.)azure-dns\.(?:com|net|org|info)$")
 class DnsRecord:
     """One record to paste; names and targets without the final dot."""
 
-    purpose: str  # mx, spf, dkim1, dkim2, dmarc
-    kind: str  # MX, TXT, CNAME
+    purpose: str  # mx, spf, dmarc; of a hosted domain dkim1 and dkim2, of the server itself dkim and address
+    kind: str  # MX, TXT, CNAME, A, AAAA
     name: str
     value: str
     priority: int | None = None  # MX only

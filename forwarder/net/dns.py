@@ -46,9 +46,9 @@ from forwarder.net.shares import Shares
 from forwarder.tally import DNS, Tally
 
 CANNOT_TELL_TTL = timedelta(seconds=3)
-ALIASES = 8
-QUESTIONS = 256
-AUTHORITIES = 3
+ALIASES = 8  # in a row
+QUESTIONS = 256  # under way at once
+AUTHORITIES = 3  # name servers of a zone that are asked by ``fresh``
 PLACE = 1024  # octets of an answer
 
 _CROWDED = CannotTell(reason="too many questions are under way")

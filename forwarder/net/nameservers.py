@@ -43,9 +43,9 @@ from forwarder.net.burden import too_great
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 PAYLOAD = 1232  # octets over UDP: DNS flag day 2020; larger answers come by TCP instead of in fragments
-TRIES = 4
-IN_VAIN = 3  # questions in a row
-ASIDE = 30.0  # seconds
+TRIES = 4  # at one question, of all servers together
+IN_VAIN = 3  # questions in a row, after which a server is silent
+ASIDE = 30.0  # seconds that it is asked last
 _USEFUL = (dns.rcode.NOERROR, dns.rcode.NXDOMAIN)
 _NO_EDNS = (dns.rcode.FORMERR, dns.rcode.NOTIMP, dns.rcode.BADVERS)
 

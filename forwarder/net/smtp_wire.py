@@ -67,13 +67,14 @@ class Wire(asyncio.Protocol):
         self._invited = False  # the latest reply was its 354
         self._rest = b""  # of a line
         self._lines: list[bytes] = []  # of a reply
-        self._size = 0
-        self._known: dict[bytes, Reply] = {}
-        self._fault: Fault | None = None
-        self._detail = ""
+        self._size = 0  # octets of that reply
+        self._known: dict[bytes, Reply] = {}  # by their octets
+        self._fault: Fault | None = None  # None: the connection is open
+        self._detail = ""  # of the fault
+        # Of the wait under way: for how many replies, seconds for each, until when for the next, until when for all.
         self._wanted = 0
-        self._deadline = 0.0
         self._patience = 0.0
+        self._deadline = 0.0
         self._end = 0.0
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None

@@ -1,8 +1,9 @@
 """The hands of one process: each takes a job from the lanes, carries it, gives its session slot back, and writes the
 outcome down.
 
-There is a hand for each session slot in use and each outcome being written, and none when there is nothing to do; one
-that is done takes the next job itself. While more than four outcomes a slot wait for the store, no new attempt begins.
+A hand is a task. There is one for each attempt under way and each outcome being written, and none when there is
+nothing to do; one that is done takes the next job itself. While more than four outcomes a slot wait for the store, no
+new attempt begins.
 
 ``stop`` lets what is under way end in the time given, then cuts it: such a delivery is settled as a temporary failure
 that says so, since the remote host may have taken it.

@@ -34,9 +34,9 @@ class Standing(IntEnum):
 # One begins, or waits, only while less than this is under way, or waits, whatever its standing.
 _SLOTS = {Standing.ANSWERED: 96, Standing.NEW: 80, Standing.DOUBTFUL: 64}  # look-ups at once
 _SHARES = {Standing.ANSWERED: 3 / 4, Standing.NEW: 1 / 2, Standing.DOUBTFUL: 1 / 4}  # of the window
-_FRESH = 10.0
-_ABSENT = 3.0  # not longer: as a rule it was a time-out, and the next message deserves a try
-_REMEMBERED = 20_000
+_FRESH = 10.0  # seconds
+_ABSENT = 3.0  # seconds, not more: as a rule it was a time-out, and the next message deserves a try
+_REMEMBERED = 20_000  # domains of either kind
 
 _log = structlog.get_logger(__name__)
 
@@ -56,8 +56,10 @@ class Lookups:
         self._found = found
         self._failed = failed
         self._shares = {standing: max(1, int(window * share)) for standing, share in _SHARES.items()}
+        # By domain: what was found, or why nothing was, and until when (monotonic) nobody is asked again.
         self._known: dict[str, tuple[Route, float]] = {}
         self._absent: dict[str, tuple[NoRoute, float]] = {}
+        # By domain: the jobs that wait for its route, and how many deliveries they make.
         self._pending: dict[str, list[Job]] = {}
         self._counts: dict[str, int] = {}
         self._line: dict[str, Standing] = {}  # of the pending, those not asked yet

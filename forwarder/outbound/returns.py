@@ -35,7 +35,7 @@ class Returns:
         self._waiting += [(job.parcel, delivery, pause) for delivery in job.deliveries]
 
     async def give_back(self, *, until: float | None) -> None:
-        """Release what is to go back; with ``until``, until that monotonic time."""
+        """Release what is to go back. ``until``: the monotonic time until which a store that is away is waited for."""
         while self._waiting:
             batch, self._waiting = self._waiting[:_TOGETHER], self._waiting[_TOGETHER:]
             now = self._clock()

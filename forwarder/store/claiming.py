@@ -223,6 +223,7 @@ def _leased() -> dict[str, Any]:
 
 
 def _delivery(row: Sequence[Any]) -> Delivery:
+    """Of a row of _COLUMNS."""
     return Delivery(
         id=row[0],
         message_id=row[1],

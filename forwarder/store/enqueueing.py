@@ -68,6 +68,7 @@ class Enqueueing:
         return [None] * len(items)
 
     def _delivery_row(self, message: NewMessage, delivery: NewDelivery) -> tuple[Any, ...]:
+        """In the order of DELIVERY_COLUMNS."""
         leased = delivery.leased or self._answers
         return (
             delivery.id,
@@ -134,6 +135,7 @@ def _insert_large(conn: Connection, message: NewMessage) -> None:
 
 
 def _message_row(message: NewMessage) -> tuple[Any, ...]:
+    """In the order of MESSAGE_COLUMNS, the content last."""
     return (
         message.id,
         message.created_at,
@@ -147,6 +149,7 @@ def _message_row(message: NewMessage) -> tuple[Any, ...]:
 
 
 def _log_rows(message: NewMessage) -> list[tuple[Any, ...]]:
+    """One for each delivery that people are shown, in the order of LOG_COLUMNS."""
     shared = (
         message.created_at,
         message.transport.value,

@@ -273,6 +273,7 @@ def _entry(row: Any, steps: tuple[Event, ...]) -> LogEntry:
 
 
 def _log_row(log: RefusedLog) -> tuple[Any, ...]:
+    """In the order of LOG_COLUMNS."""
     return (
         log.id,
         log.domain_id,

@@ -48,8 +48,7 @@ _log = structlog.get_logger("forwarder.store")
 
 def make_engine(url: str, *, pool_size: int, patience: float = STATEMENT_LIMIT) -> AsyncEngine:
     """A pool of connections to ``url``; none is opened yet. ``patience``: seconds that a statement or lock may take."""
-    limit = str(int(patience * 1000))
-
+    limit = str(int(patience * 1000))  # milliseconds
     settings = {
         "synchronous_commit": "on",
         # Who waited for a lock looks once more for what its holder did, and a snapshot would show nothing new.
@@ -110,8 +109,8 @@ class PostgresWriter(Writer):
         super().__init__(tally)
         self._engine = engine
         self._signal = asyncio.Semaphore(0)
-        self._idle = 0
-        self._joining: asyncio.TimerHandle | None = None
+        self._idle = 0  # lanes that wait for the signal
+        self._joining: asyncio.TimerHandle | None = None  # looks whether another lane is to join
         self._unbroken = _Unbroken()
         self._telling = Telling()
         self._lanes = [self.loop.create_task(self._lane(), name=f"store-lane-{n}") for n in range(LANES)]
