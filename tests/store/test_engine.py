@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -409,6 +409,48 @@ async def test_what_comes_beyond_the_bound_of_the_line_is_refused_and_all_else_w
     refused = [result for result in results if isinstance(result, StoreUnavailable)]
     assert 1 <= len(refused) <= 7
     assert len(await names(database)) == 10 - len(refused)
+
+
+class Together:
+    """A batch that notes what was written together."""
+
+    def __init__(self) -> None:
+        self.groups: list[list[int]] = []
+
+    def apply(self, _conn: Connection, items: Sequence[int]) -> Sequence[None]:
+        self.groups.append(list(items))
+        return [None] * len(items)
+
+
+async def test_what_is_written_together_is_bounded_by_its_weight(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what is heavier than the bound by itself passes it, alone."""
+    monkeypatch.setattr(writer, "GROUP_WEIGHT", 100)
+    database, batch = await Database.open(sqlite_url), Together()
+    lock = sqlite.FairLock(sqlite_url.removeprefix("sqlite:///"))
+    with lock.held():  # nothing is taken meanwhile
+        waiting = [database.writer.enlist(batch, each, weight=each) for each in (60, 40, 1, 250, 99, 1)]
+    await asyncio.gather(*waiting)
+    assert batch.groups == [[60, 40], [1], [250], [99, 1]]
+    lock.close()
+    await database.close()
+
+
+async def test_what_waits_is_bounded_by_its_weight(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "WAITING_WEIGHT", 100)
+    database, batch = await Database.open(sqlite_url), Together()
+    lock = sqlite.FairLock(sqlite_url.removeprefix("sqlite:///"))
+    for _ in range(2):  # what was written weighs nothing any more
+        with lock.held():
+            waiting = [database.writer.enlist(batch, 60, weight=60)]
+            with pytest.raises(StoreUnavailable):
+                database.writer.enlist(batch, 41, weight=41)
+            waiting.append(database.writer.enlist(batch, 40, weight=40))
+        await asyncio.gather(*waiting)
+    assert [sum(group) for group in batch.groups] == [100, 100]
+    lock.close()
+    await database.close()
 
 
 async def test_closing_writes_what_waits(store_url: str) -> None:
