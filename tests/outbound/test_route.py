@@ -310,10 +310,11 @@ async def test_the_next_mx_when_the_first_does_not_exist(dns: DnsServer) -> None
 async def test_twenty_mx_hosts_are_not_all_tried(dns: DnsServer) -> None:
     dns.set("example.test", "MX", [(number, f"h{number}.test") for number in range(20)])
     for number in range(20):
-        dns.set(f"h{number}.test", "A", [f"127.0.1.{number}"])
+        if number != 3:  # one that does not exist is no reason to look further
+            dns.set(f"h{number}.test", "A", [f"127.0.1.{number}"])
     route = await router(dns).route("example.test")
     assert isinstance(route, Route)
-    assert [host.name for host in route.hosts] == ["h0.test", "h1.test", "h2.test", "h3.test", "h4.test"]
+    assert [host.name for host in route.hosts] == ["h0.test", "h1.test", "h2.test", "h4.test", "h5.test"]
     assert len({(query.name, query.kind) for query in dns.queries}) <= 21  # a slow answer is asked for again
 
 
