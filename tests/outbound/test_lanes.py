@@ -134,6 +134,21 @@ def test_a_site_that_is_not_reached_is_suspended_longer_each_time() -> None:
     assert lengths == [15.0, 30.0, 60.0, 120.0, 240.0, 480.0, 600.0, 600.0]
 
 
+def test_sessions_that_fail_together_count_as_one_suspension() -> None:
+    """Else a site that was away for a second would wait for minutes, the longer the more mail there is for it."""
+    rooms = lanes(per_site=5)
+    lane = fill(rooms, "dead", *(f"m{number}" for number in range(10)))
+    assert len(turns(rooms)) == 5
+    for _ in range(5):
+        rooms.over(lane, reached=False, now=0.0)
+    now = lane.suspended_until
+    assert now <= 30.0
+    rooms.wake(now)
+    assert len(turns(rooms, now)) == 1
+    rooms.over(lane, reached=False, now=now)
+    assert lane.suspended_until - now <= 30.0
+
+
 def test_one_success_ends_the_mistrust() -> None:
     rooms = lanes(per_site=4)
     lane = fill(rooms, "back", *(f"m{number}" for number in range(20)))
