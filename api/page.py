@@ -123,7 +123,10 @@ def _example(document: Mapping[str, Any], schema: Mapping[str, Any], name: str =
     """A value that the schema allows; ``name``: of the field that holds it, "" where none does."""
     if "examples" in schema:
         return schema["examples"][0]
-    if name in _EXAMPLES and not any("$ref" in one for one in schema.get("anyOf", [schema])):
+    # Not for what only shares the name: the aliases that a bulk request has "added", say.
+    if name in _EXAMPLES and not any(
+        "$ref" in one or "items" in one for one in schema.get("anyOf", [schema])
+    ):
         return _EXAMPLES[name]
     schema = _resolve(document, schema)
     if "anyOf" in schema:
@@ -138,7 +141,7 @@ def _example(document: Mapping[str, Any], schema: Mapping[str, Any], name: str =
             return {one: _example(document, schema["properties"][one], one) for one in shown}
         case "array":
             return [_example(document, schema["items"])]
-        case "integer":
+        case "integer" | "number":
             return 1
         case "boolean":
             return True

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from datetime import timedelta
+from html import unescape
 from typing import Any
 
 import httpx
@@ -82,6 +83,23 @@ async def test_the_page_is_readable_without_any_outside_asset(desk: Desk) -> Non
     assert "`" not in answer.text
     assert "\\u" not in answer.text
     assert "1559652806000" in answer.text
+
+
+async def test_the_page_shows_what_an_operation_takes_and_answers(desk: Desk) -> None:
+    """Its examples are answers as the models have them, and its fields are marked as the models demand them."""
+    text = (await desk.get("http://api.test/docs")).text
+    for operation in OPERATIONS:
+        _, found, rest = text.partition(f'<details id="{operation.name}">')
+        assert found
+        part = rest.partition("</details>")[0]
+        example = re.search(r"<pre>(.*?)</pre>", part, re.DOTALL)
+        assert example is not None
+        operation.answer.model_validate(json.loads(unescape(example[1])))
+        rows = re.findall(r"<tr><td>([^<]*)</td><td>body</td><td>(yes|)</td><td>([^<]*)", part)
+        fields = operation.body.model_fields if operation.body is not None else {}
+        wanted = {field.alias or name: field.is_required() for name, field in fields.items()}
+        assert {name: required == "yes" for name, required, _ in rows} == wanted, operation.name
+        assert not any("null" in about for _, _, about in rows)
 
 
 async def test_live_and_ready(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
