@@ -3,11 +3,13 @@
 import asyncio
 import itertools
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from forwarder.mail.address import Path as MailPath
 from forwarder.mail.address import parse_address
 from forwarder.mail.event import DeliveryKind, Transport
 from forwarder.mail.outcome import Action
@@ -160,16 +162,18 @@ async def test_the_host_of_a_private_destination_is_not_named(tmp_path: Path) ->
 
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LATER = datetime(2026, 1, 1, 0, 5, tzinfo=UTC)
 SENDER = parse_address("alice@sender.test")
 
 
 class Sender(Addressees):
-    """It is the sender who is told."""
+    """It is the sender who is told; keeps on whose behalf."""
 
     def __init__(self) -> None:
-        pass
+        self.behalf: list[MailPath] = []
 
-    async def of(self, *_: object) -> tuple[Addressee, ...]:
+    async def of(self, _: MailPath, behalf: MailPath) -> tuple[Addressee, ...]:
+        self.behalf.append(behalf)
         return (Addressee(recipient=SENDER, destination="alice@sender.test", domain="sender.test"),)
 
 
@@ -198,16 +202,19 @@ def given_up(local: str, text: str, mailbox: str = "") -> Verdict:
     )
 
 
-async def report(verdicts: list[Verdict]) -> str:
-    bounces = Bounces(
+def reporting(addressees: Addressees) -> Bounces:
+    return Bounces(
         hostname="mx.test",
         sender_domain="mx.test",
         disclose_destination=False,
-        addressees=Sender(),
+        addressees=addressees,
         ids=lambda: "1",
         clock=lambda: NOW,
     )
-    made = await bounces.report(
+
+
+async def report(verdicts: list[Verdict]) -> str:
+    made = await reporting(Sender()).report(
         Parcel.of_delivery(verdicts[0].delivery),
         verdicts,
         b"Subject: x\r\n\r\n",
@@ -216,6 +223,34 @@ async def report(verdicts: list[Verdict]) -> str:
     )
     assert made is not None
     return made.content.decode()
+
+
+@pytest.mark.parametrize(
+    ("transport", "behalf"),
+    [(Transport.SMTP, "bob@hosted.test"), (Transport.SUBMISSION, "alice@sender.test")],
+)
+async def test_a_report_is_sent_for_who_can_be_trusted_with_it(transport: Transport, behalf: str) -> None:
+    """Its sender wrote himself what came from outside; only a log-in was allowed it."""
+    sender, verdict = Sender(), given_up("bob", "no")
+    parcel = replace(Parcel.of_delivery(verdict.delivery), transport=transport)
+    await reporting(sender).report(parcel, [verdict], b"", lease=lambda _: False, due=None)
+    assert [path.wire() for path in sender.behalf] == [behalf]
+
+
+@pytest.mark.parametrize(
+    ("has_room", "due", "at_once"), [(True, LATER, True), (False, LATER, False), (True, None, False)]
+)
+async def test_a_report_is_taken_along_where_there_is_room_for_it(
+    has_room: bool, due: datetime | None, at_once: bool
+) -> None:
+    """Else it is due for everybody now: nobody here would send what is leased to us and was not handed over."""
+    verdict = given_up("bob", "no")
+    made = await reporting(Sender()).report(
+        Parcel.of_delivery(verdict.delivery), [verdict], b"", lease=lambda _: has_room, due=due
+    )
+    assert made is not None
+    [delivery] = made.deliveries
+    assert (delivery.leased, delivery.next_attempt_at) == (at_once, LATER if at_once else NOW)
 
 
 async def test_a_host_that_names_a_few_recipients_is_quoted_without_them() -> None:
