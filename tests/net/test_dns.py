@@ -251,6 +251,27 @@ async def test_what_would_take_long_to_read_is_no_answer(clock: Clock) -> None:
         assert answer.reason == "the name server answers at too great a length"
 
 
+class Mistaken(DnsServer):
+    """Answers a question that nobody asked, by UDP before the right answer, and by TCP instead of it."""
+
+    def respond(self, wire: bytes, over: str) -> tuple[Sequence[bytes], float]:
+        other = make_query(from_text("other.test"), A, use_edns=False).to_wire()[12:]
+        address = b"\xc0\x0c" + struct.pack("!2HIH", A, 1, 300, 4) + b"\x06\x06\x06\x06"
+        said = wire[:2] + struct.pack("!5H", 0x8180, 1, 1, 0, 0) + other + address
+        answers, delay = super().respond(wire, over)
+        return [said, *(answers if over == "udp" else ())], delay
+
+
+async def test_an_answer_to_another_question_is_none(clock: Clock) -> None:
+    async with Mistaken() as dns:
+        dns.set("host.test", "A", ["192.0.2.1"])
+        resolver = Resolver([HostPort(dns.host, dns.port)], clock=clock)
+        assert records(await resolver.a("host.test")) == ("192.0.2.1",)
+        dns.fault("host.test", "truncate")
+        resolver.forget()
+        assert isinstance(await resolver.a("host.test"), CannotTell)
+
+
 async def test_a_server_that_stumbles_over_edns_is_asked_without(dns: DnsServer, resolver: Resolver) -> None:
     dns.set("example.test", "A", ["192.0.2.1"])
     dns.fault("example.test", "no-edns")
