@@ -70,6 +70,46 @@ async def test_reads_that_wait_for_a_lock_hold_up_neither_changes_nor_signs_of_l
     await database.close()
 
 
+async def test_while_all_lanes_are_at_work_nobody_looks_whether_one_should_join(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be looked at in each turn of the event loop, for as long as the database is slow."""
+    monkeypatch.setattr(postgresql, "JOIN_AFTER", 0.0)
+    join, looks = PostgresWriter._join, 0
+
+    def counted(self: PostgresWriter) -> None:
+        nonlocal looks
+        looks += 1
+        join(self)
+
+    monkeypatch.setattr(PostgresWriter, "_join", counted)
+    database = await Database.open(postgres_url)
+    await put(database, "locked")
+    change = sequences.update().where(sequences.c.name == "locked").values(value=1)
+    holder = await asyncpg.connect(postgres_url)
+
+    async def all_wait() -> bool:
+        waiting = await holder.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        return bool(waiting == len(behind))
+
+    async with holder.transaction():
+        await holder.execute("UPDATE sequences SET value = 2 WHERE name = 'locked'")
+        behind: list[asyncio.Task[None]] = []
+        for _ in range(postgresql.LANES):
+            behind.append(asyncio.create_task(database.write(lambda conn: conn.execute(change) and None)))
+            await wait_until(all_wait, what="a change to wait for the lock")
+        late = asyncio.create_task(put(database, "late"))
+        looks = 0
+        for _ in range(100):
+            await asyncio.sleep(0)
+        looked = looks
+    await asyncio.gather(*behind, late)
+    assert await names(database) == {"locked", "late"}
+    await holder.close()
+    await database.close()
+    assert looked <= 1  # by a timer that was set before
+
+
 async def test_while_commits_are_quick_there_is_one_at_a_time(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
