@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -415,6 +416,24 @@ async def test_credentials_are_found_for_a_login_with_domain_and_account(databas
     assert await database.read(lambda conn: credentials.list_credentials(conn, domain.id)) == [changed]
     assert await database.write(lambda conn: credentials.remove(conn, domain, "ME", NOW))
     assert not await database.write(lambda conn: credentials.remove(conn, domain, "me", NOW))
+
+
+async def test_a_password_hashed_anew_does_not_come_back_when_it_was_changed_meanwhile(
+    database: Database,
+) -> None:
+    """Whoever changes it because somebody knows it is not to be undone by that somebody's log-in under way."""
+    domain = await domain_in(database)
+    known = await database.write(lambda conn: credentials.add(conn, domain, "me", "known", NOW))
+    changed = await database.write(
+        lambda conn: credentials.update_credential(conn, domain, "me", NOW, password_hash="changed")
+    )
+    for credential, renewed in ((known, False), (changed, True)):
+        took = await database.write(
+            partial(credentials.renew_hash, credential=credential, password_hash="hashed anew")
+        )
+        stored = await database.read(lambda conn: credentials.get(conn, domain.id, "me"))
+        assert stored == replace(changed, password_hash="hashed anew" if renewed else "changed")
+        assert took is renewed
 
 
 async def test_domains_due_for_a_check(database: Database) -> None:
