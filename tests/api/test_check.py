@@ -481,6 +481,24 @@ async def test_the_owner_is_told_once_when_something_breaks_and_again_when_it_br
     assert len(bag.messages) == 2
 
 
+async def test_a_notice_that_could_not_be_queued_is_queued_the_next_time(desk: Desk, round_of: Any) -> None:
+    class Full(Bag):
+        async def enqueue(self, message: NewMessage) -> None:
+            raise StoreUnavailable
+
+    await desk.post("/domains", {"domain": NAME, "notification_email": "owner@gmail.com"})
+    await publish(desk)
+    bag = Bag()
+    await round_of(desk, bag)()
+    desk.dns.set(NAME, "MX", [(10, "mx.google.com")])
+    desk.now += timedelta(hours=13)
+    with pytest.raises(StoreUnavailable):
+        await round_of(desk, Full())()
+    desk.now += timedelta(hours=13)
+    await round_of(desk, bag)()
+    assert len(bag.messages) == 1
+
+
 async def test_a_silent_dns_is_waited_for_no_longer_than_a_request_lasts(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
