@@ -128,7 +128,9 @@ async def test_a_host_that_reads_slower_than_we_write_gets_the_message_and_answe
     )
     async with host as (address, port):
         host.narrow()
-        session = await open_session("x", address, port, hello="mx.example.net", tls=TlsMode.OFF)
+        session = await open_session(
+            "x", address, port, hello="mx.example.net", tls=TlsMode.OFF, timeouts=Timeouts()
+        )
         answer = await session.send("a@example.com", ["b@example.test"], CONTENT + b"x" * octets + b"\r\n")
         assert answer.final is not None
         assert answer.final.text == "thanks"
