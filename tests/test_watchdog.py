@@ -51,6 +51,25 @@ async def test_a_task_that_returns_by_itself_is_started_again() -> None:
     await dog.stop()
 
 
+async def test_a_task_that_is_cancelled_with_all_others_ends() -> None:
+    """As the event loop does it when the process ends by an error: it waits for all of them."""
+    dog = Watchdog()
+    begun = asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    dog.keep("worker", work)
+    await begun.wait()
+    [task] = [task for task in asyncio.all_tasks() if task.get_name() == "worker"]
+    task.cancel()
+    await asyncio.wait({task}, timeout=5)
+    ended = task.cancelled()
+    await dog.stop()
+    assert ended
+
+
 async def test_a_task_that_ends_when_ends_are_expected_is_left_alone() -> None:
     dog = Watchdog()
     told = asyncio.Event()

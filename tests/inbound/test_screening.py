@@ -126,6 +126,12 @@ async def test_spf_records(record: bytes, expected: AuthResult) -> None:
     assert await spf({TOP: [b"unrelated", record]}) is expected
 
 
+async def test_an_address_whose_name_cannot_be_looked_up_matches_no_ptr() -> None:
+    """RFC 7208 5.5: else mail from everywhere with a broken reverse zone would wait where a record has one."""
+    assert await spf({TOP: [b"v=spf1 ptr -all"]}, broken={CLIENT}) is AuthResult.FAIL
+    assert await spf({TOP: [b"v=spf1 ptr ip4:192.0.2.10 -all"]}, broken={CLIENT}) is AuthResult.PASS
+
+
 @pytest.mark.parametrize("local", ["a@b", "@", "a b@c", ""])
 async def test_spf_of_a_quoted_local_part_is_that_of_its_domain(local: str) -> None:
     sender = Path(local=local, domain="example.org")

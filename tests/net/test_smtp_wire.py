@@ -94,6 +94,51 @@ async def test_one_421_may_come_unasked_and_nothing_else() -> None:
     assert await heard(b"421 bye\r\n421 bye\r\n", [], expecting=0) == ([(421, "bye")], Fault.PROTOCOL)
 
 
+class Clock:
+    """The time of a wire, and the timers that it sets."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, ring: Callable[[], None]) -> asyncio.Handle:
+        self.timers.append((when, ring))
+        return asyncio.get_running_loop().call_soon(lambda: None)
+
+    def create_future(self) -> asyncio.Future[None]:
+        return asyncio.get_running_loop().create_future()
+
+    def come_to(self, now: float) -> None:
+        self.now = now
+        while due := [timer for timer in self.timers if timer[0] <= now]:
+            self.timers.remove(due[0])
+            due[0][1]()
+
+
+async def test_only_a_whole_reply_gives_the_peer_more_time() -> None:
+    wire, clock = Wire(), Clock()
+    wire.connection_made(asyncio.Transport())
+    wire._loop = clock  # type: ignore[assignment]
+    wire._expected = 2
+    reading = asyncio.create_task(wire.read(2, 5.0))
+    await asyncio.sleep(0)  # it waits
+    clock.come_to(4.0)
+    wire.data_received(b"250 first\r\n25")
+    for seconds in (6.0, 8.0):  # an octet now and then
+        clock.come_to(seconds)
+        assert not reading.done()
+        wire.data_received(b"0")
+    clock.come_to(9.0)
+    await asyncio.sleep(0)
+    assert reading.done()
+    with pytest.raises(WireTrouble) as raised:
+        await reading
+    assert (raised.value.fault, [reply.text for reply in raised.value.replies]) == (Fault.TIMEOUT, ["first"])
+
+
 async def test_a_reader_waits_on_while_the_peer_takes_what_was_written() -> None:
     wire = Wire()
     wire.connection_made(asyncio.Transport())
