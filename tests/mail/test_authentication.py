@@ -368,6 +368,8 @@ def test_which_policy_applies() -> None:
     assert dmarc(organisation, domain="mail.example.org", at="example.org").policy is DmarcPolicy.REJECT
     assert dmarc(organisation, domain="example.org").policy is DmarcPolicy.NONE
     assert dmarc(b"v=DMARC1; p=reject; pct=50").policy is DmarcPolicy.QUARANTINE
+    assert dmarc(b"v=DMARC1; p=reject; pct=99").policy is DmarcPolicy.QUARANTINE
+    assert dmarc(b"v=DMARC1; p=reject; pct=100").policy is DmarcPolicy.REJECT
     assert dmarc(b"v=DMARC1; p=reject; t=y").policy is DmarcPolicy.QUARANTINE
     assert dmarc(b"v=DMARC1; p=reject; pct=0; t=Y").policy is DmarcPolicy.QUARANTINE
     assert dmarc(b"v=DMARC1; p=quarantine; t=y").policy is DmarcPolicy.NONE
