@@ -114,9 +114,7 @@ async def _grown(
     while True:
         await asyncio.sleep(POLL)
         # The queue before the log: whatever moved has its step written by then.
-        if (
-            now := utc_now()
-        ) < began:  # the clock was set back, and what is new has times from before we began
+        if (now := utc_now()) < began:  # the clock was set back: what is new has times from before we began
             began = now - SET_BACK
         before, watched = watched, await database.read(partial(admin.moving, limit=WATCHED))
         found = {entry.id: entry for entry in await _newest(ask, steps)}

@@ -49,9 +49,8 @@ from forwarder.store.trouble import StoreUnavailable
 from forwarder.tally import LOG_INS, Tally
 
 REMEMBERED = 10_000
-WAITING = (
-    100  # log-ins that may wait for a thread; twice as many, where each beyond is the first of its network
-)
+# Log-ins that may wait for a thread; twice as many, where each beyond is the first of its network.
+WAITING = 100
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 _STRICT = 10  # times the limit of a name: from there on nobody is heard

@@ -180,15 +180,16 @@ class Doorkeeper:
         if allowance.in_all and free <= 0:
             return Crowded.SERVER
         cells = table.cells(client_of(address))
-        network = table.cells(f"network {network_of(address)}")
         slot = int(self._seconds()) // SLOT_SECONDS
         if allowance.per_client and table.open_of(cells) >= allowance.per_client:
             return Crowded.CLIENT
         if allowance.per_minute and table.recent_of(cells, slot) >= allowance.per_minute:
             return Crowded.RATE
-        most = max(free, allowance.per_client)
-        if allowance.in_all and allowance.per_client and table.open_of(network) >= most:
-            return Crowded.NETWORK
+        network: tuple[int, ...] = ()
+        if allowance.in_all and allowance.per_client:  # else one client may have all
+            network = table.cells(f"network {network_of(address)}")
+            if table.open_of(network) >= max(free, allowance.per_client):
+                return Crowded.NETWORK
         table.entered(cells, slot)
         table.joined(network)
         return cells + network

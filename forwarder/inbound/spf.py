@@ -167,9 +167,11 @@ class _Answers:
         """Ask for one answer, and for those that will be asked for next."""
         name, kind = question
         records = self._known[question] = await self._asked(name, kind, client_address)
-        hosts = (
-            [host for _, host in records or ()] if kind == "MX" else records or [] if kind == "PTR" else []
-        )
+        hosts: list[str] = []
+        if kind == "MX":
+            hosts = [host for _, host in records or ()]
+        elif kind == "PTR":
+            hosts = records or []
         kind = "AAAA" if ":" in client_address and not client_address.lower().startswith("::ffff:") else "A"
         wanted = [
             (host.lower().removesuffix("."), kind) for host in hosts[:MAX_MX] if _QUERY_NAME.match(host)

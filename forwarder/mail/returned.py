@@ -28,9 +28,8 @@ _TRACE_LINE = re.compile(rb"^[ \t>]{0,10}x-forwarder-id:([^\r\n]{0,2000})", re.I
 # A comment may follow, as in any structured field (RFC 5322 3.2.2).
 _ACTION = re.compile(rb"[a-z]*", re.IGNORECASE)
 _STATUS = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
-_EMBEDDED = re.compile(
-    r"\\x\{(10[0-9A-F]{4}|[0-9A-F]{2,5})\}", re.IGNORECASE
-)  # RFC 6533 3: EmbeddedUnicodeChar
+# RFC 6533 3: EmbeddedUnicodeChar
+_EMBEDDED = re.compile(r"\\x\{(10[0-9A-F]{4}|[0-9A-F]{2,5})\}", re.IGNORECASE)
 
 _READ = (
     b"content-type",

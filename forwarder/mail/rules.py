@@ -99,11 +99,9 @@ class Target:
     @property
     def owner(self) -> tuple[int | None, str]:
         """The domain and the alias whose log tells what becomes of the mail."""
-        return (
-            (self.domain_id, self.alias)
-            if self.theirs is None
-            else (self.theirs.domain_id, self.theirs.alias)
-        )
+        if self.theirs is None:
+            return self.domain_id, self.alias
+        return self.theirs.domain_id, self.theirs.alias
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

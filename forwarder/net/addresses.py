@@ -10,6 +10,7 @@ differs between Python versions.
 
 import ipaddress
 import socket
+from functools import lru_cache
 
 _NOT_PUBLIC_4 = [
     ipaddress.IPv4Network(network)
@@ -75,6 +76,7 @@ def client_of(address: str) -> str:
     return address
 
 
+@lru_cache(maxsize=4096)  # asked at each connection
 def network_of(address: str) -> str:
     """In what one owner may have many clients: an IPv4 network of 24 bits, an IPv6 network of 48 (RFC 6177)."""
     client = client_of(address)

@@ -48,9 +48,8 @@ class NewDelivery:
     leased: bool  # attempt 1 is this worker's, from memory; next_attempt_at is then when to try if it dies
     next_attempt_at: datetime
     discard: bool = False  # never queued; logged as DELIVERED, since the alias says so, or as this says:
-    dead_end: Reply | None = (
-        None  # HARD-BOUNCE, nobody is there; DELIVERED, the rest is in another account's log
-    )
+    # HARD-BOUNCE, nobody is there; or DELIVERED, the rest is in another account's log
+    dead_end: Reply | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
