@@ -99,6 +99,10 @@ _UNENDED = Explained(
     text="the database does not end a COMMIT in time: its disk hangs, or a standby of synchronous_standby_names is "
     "away; pg_stat_activity shows what it waits for"
 )
+_CHANGED = Explained(
+    text="somebody has changed a column of the database while this process was connected to it; it connects anew, and "
+    "goes on by itself"
+)
 _STARTING = Explained(text="the database is starting or shutting down; it has to run for the engine to serve")
 _TLS = Explained(
     text="the database and the engine do not agree on TLS; check the ssl options in [database] url, its certificate "
@@ -184,6 +188,8 @@ def explain(trouble: BaseException) -> Explained:
     for error in _causes(trouble):
         if isinstance(error, StoreFull) or _is_full(error):
             return Explained(text="the disk of the database is full; make room")
+        if _is_misread(error):
+            return _CHANGED
         if isinstance(error, CommitUnknown) and isinstance(error.__cause__, TimeoutError):
             return _UNENDED
         if isinstance(error, WrongEncoding):

@@ -54,6 +54,12 @@ async def test_who_waits_for_a_lock_hears_of_it(postgres_url: str) -> None:
     await engine.dispose()
 
 
+def test_a_column_that_was_changed_is_not_taken_for_a_wrong_address() -> None:
+    misread = StoreUnavailable()
+    misread.__cause__ = BufferError("unexpected trailing 4 bytes in buffer")
+    assert "somebody has changed a column" in explain(misread).text
+
+
 def test_a_commit_that_does_not_end_is_not_taken_for_a_wrong_address() -> None:
     unended = CommitUnknown()
     unended.__cause__ = TimeoutError()
