@@ -10,7 +10,8 @@ until the message is too old, 4xx as well: a receiver that is being repaired ans
 be lost for it. A URL that leads to an address we do not go to is given up at once, with the word ``blocked``.
 
 A message may be six times as large as JSON, and lies there for as long as its receivers take. So those that are not
-small share ``BODIES`` octets, of which no domain can have all; the others wait with their content alone.
+small share ``BODIES`` octets, of which no domain can have all. One that finds no room while a receiver may take is
+tried later: its content is not to lie there all the time, either.
 """
 
 import asyncio
@@ -38,6 +39,15 @@ _EXCERPT = 300
 _AT_ONCE = 64 * 1024  # octets that are signed in the event loop, and of a message that waits for no room
 
 KeyOf = Callable[[int], Awaitable[str | None]]
+
+
+_NO_ROOM = Reply(
+    code=452, enhanced="4.3.1", text="too many large messages are posted at once; tried again later"
+)
+
+
+class _NoRoom(Exception):
+    """A message cannot be made JSON now."""
 
 
 @dataclass(slots=True, eq=False)
@@ -74,13 +84,20 @@ class Webhooks:
 
     async def carry(self, job: Job, content: bytes) -> Carried:
         """Post a job, an event as it is or a message as JSON; each delivery of it has a URL of its own."""
-        if job.kind is DeliveryKind.WEBHOOK:
-            async with self._body(job, content) as body:
-                verdicts = [await self._post(each, body.to(each.recipient)) for each in job.deliveries]
-        else:
-            verdicts = [await self._post(each, (content,)) for each in job.deliveries]
+        try:
+            verdicts = await self._verdicts(job, content)
+        except _NoRoom:
+            action = decide(Scope.MESSAGE, _NO_ROOM, more_hosts=False)
+            later = [Verdict(delivery=each, action=action, reply=_NO_ROOM) for each in job.deliveries]
+            return Carried(verdicts=later, reached=True)  # which says nothing of the receiver
         reached = any(verdict.server is not None for verdict in verdicts)
         return Carried(verdicts=verdicts, reached=reached, trouble=None if reached else verdicts[-1].reply)
+
+    async def _verdicts(self, job: Job, content: bytes) -> list[Verdict]:
+        if job.kind is not DeliveryKind.WEBHOOK:
+            return [await self._post(each, (content,)) for each in job.deliveries]
+        async with self._body(job, content) as body:
+            return [await self._post(each, body.to(each.recipient)) for each in job.deliveries]
 
     @asynccontextmanager
     async def _body(self, job: Job, content: bytes) -> AsyncIterator[MessageJson]:
@@ -104,7 +121,11 @@ class Webhooks:
     async def _made(self, job: Job, content: bytes, room: AsyncExitStack) -> MessageJson:
         if len(content) > _AT_ONCE:
             whose = str(job.deliveries[0].domain_id)
-            await room.enter_async_context(self._room.hold(_GROWTH * len(content), whose))
+            try:
+                async with asyncio.timeout(self._timeout.total_seconds()):
+                    await room.enter_async_context(self._room.hold(_GROWTH * len(content), whose))
+            except TimeoutError:
+                raise _NoRoom from None
         parcel = job.parcel
         return await asyncio.to_thread(
             message_json, content, reverse_path=parcel.reverse_path, received_at=parcel.created_at

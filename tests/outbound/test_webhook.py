@@ -228,6 +228,35 @@ async def test_messages_of_one_domain_do_not_fill_the_memory_as_json(
             await rooms.until_statuses(delivery, "QUEUED", "DELIVERED")
 
 
+async def test_a_message_that_finds_no_room_as_json_is_tried_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = CONTENT + b"\x01\r\n" * 50_000
+    monkeypatch.setattr(webhook_room, "BODIES", len(large))
+    async with house(tmp_path, outbound={"webhook_timeout": "50ms"}) as rooms:
+        posted: list[str] = []
+        go_on = asyncio.Event()
+
+        async def post(url: str, body: bytes, *_: object) -> tuple[int, str]:
+            posted.append(url)
+            await go_on.wait()
+            return 200, ""
+
+        rooms.client.post = post
+        (first,) = await rooms.accept(
+            "https://h1.test/", kind=DeliveryKind.WEBHOOK, domain_id=7, content=large
+        )
+        await rooms.until(lambda: posted)
+        (second,) = await rooms.accept(
+            "https://h2.test/", kind=DeliveryKind.WEBHOOK, domain_id=7, content=large
+        )
+        events = await rooms.until_statuses(second, "QUEUED", "SOFT-BOUNCE")
+        assert (events[-1][1], events[-1][2][:5]) == (452, "4.3.1")
+        go_on.set()
+        await rooms.until_statuses(first, "QUEUED", "DELIVERED")
+        assert posted == ["https://h1.test/"]
+
+
 async def test_a_notification_is_posted_as_it_is_and_its_failure_makes_no_report(tmp_path: Path) -> None:
     content = b'{"event": "DELIVERED"}'
     async with WebhookServer() as hooks, house(tmp_path) as rooms:
