@@ -194,14 +194,15 @@ def test_a_host_that_is_named_in_the_subject_alone(
     name: str, extensions: tuple[x509.ExtensionType, ...], version: int
 ) -> None:
     """RFC 7672 3.2.3."""
-    host = made(name, by=AUTHORITY, extensions=extensions)
+    host = made(name, by=AUTHORITY, extensions=extensions, ends=timedelta(days=20))
     chain = [host.der if version == 3 else of_version_1(host, AUTHORITY), AUTHORITY.der]
     assert x509.load_der_x509_certificate(chain[0]).version == getattr(x509.Version, f"v{version}")
     assert means(ta(AUTHORITY), chain=chain)
     assert means(Tlsa(2, 0, 0, ROOT.der), chain=chain)
     assert not means(ta(AUTHORITY), chain=chain, host="mx.other.test")
     assert not means(ta(AUTHORITY), chain=chain, host="a.mx.dest.test")
-    assert not means(ta(AUTHORITY), chain=chain, now=NOW + timedelta(days=31))
+    assert means(ta(AUTHORITY), chain=chain, now=NOW + timedelta(days=19))
+    assert not means(ta(AUTHORITY), chain=chain, now=NOW + timedelta(days=21))  # its authority is in date
     assert not means(ta(AUTHORITY), chain=chain, now=NOW - timedelta(days=91))
     assert not means(ta(ROOT), chain=chain)
     customer = made("customer", by=AUTHORITY, names=("customer.test",))
