@@ -126,6 +126,12 @@ async def test_spf_records(record: bytes, expected: AuthResult) -> None:
     assert await spf({TOP: [b"unrelated", record]}) is expected
 
 
+async def test_a_long_text_that_is_no_spf_record_is_nobody_s_business() -> None:
+    texts = [b"x" * 5000, b"v=spf1 ip4:192.0.2.10 -all"]
+    assert await spf({TOP: texts}) is AuthResult.PASS
+    assert await spf({TOP: texts}, client="198.51.100.1") is AuthResult.FAIL
+
+
 async def test_an_address_whose_name_cannot_be_looked_up_matches_no_ptr() -> None:
     """RFC 7208 5.5: else mail from everywhere with a broken reverse zone would wait where a record has one."""
     assert await spf({TOP: [b"v=spf1 ptr -all"]}, broken={CLIENT}) is AuthResult.FAIL
