@@ -385,14 +385,13 @@ def weak_tls(tmp_path: Path) -> ssl.SSLContext:
     return context
 
 
-async def test_weak_tls_is_better_than_none_but_not_what_tlsa_records_ask_for(
-    weak_tls: ssl.SSLContext,
-) -> None:
+async def test_no_session_computes_in_a_group_of_the_host_s_making(weak_tls: ssl.SSLContext) -> None:
+    """It goes in clear instead, unless the host's TLSA records ask for TLS."""
     record = Tlsa(usage=3, selector=1, matching=1, data=bytes(32))
     async with Sink(starttls=weak_tls) as sink:
         pool, route = make(), route_to(sink)
         session = await opened(pool, sink)
-        assert session.tls != ""
+        assert session.tls == ""
         session.abort()
         [host] = route.hosts
         with pytest.raises(SessionFault) as caught:
