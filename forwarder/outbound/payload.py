@@ -113,9 +113,9 @@ def message_json(content: bytes, *, reverse_path: Path, received_at: datetime) -
 def _headers(head: bytes) -> dict[str, str | list[str]]:
     found: dict[str, str | list[str]] = {_DELIVERED_TO: ""}  # first: it is cut out again
     for header in mail.headers(head, _FIELDS):
-        if not header.name or header.name == _DELIVERED_TO.lower().encode():
-            continue  # by that field receivers know whom it came for: what hops before us wrote must not say
         name = printable(header.raw.partition(b":")[0].decode("ascii", "replace").strip(), 100)
+        if not header.name or name.lower() == _DELIVERED_TO.lower():
+            continue  # by that field receivers know whom it came for: what hops before us wrote must not say
         value = printable(decode_words(mail.unfolded(header.value[: mail.MAX_VALUE])), mail.MAX_VALUE)
         known = found.get(name)
         if known is None:

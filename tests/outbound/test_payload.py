@@ -146,6 +146,14 @@ def test_whom_it_came_for_is_told_whatever_hops_before_wrote() -> None:
     assert body["to"] == [{"name": "", "email": "list@l.test"}]
 
 
+@pytest.mark.parametrize("end", [b" ", b"\t", b"\x1c", b"\x1f"])
+def test_whom_it_came_for_is_told_whatever_stands_before_a_colon(end: bytes) -> None:
+    """Some of these are blanks for Python's texts alone."""
+    body = told(b"delivered-to" + end + b": a@b.test\r\nDelivered-To" + end + b": c@d.test\r\n\r\nx\r\n")
+    assert list(body["headers"]) == ["Delivered-To"]
+    assert isinstance(body["headers"]["Delivered-To"], str)
+
+
 def test_what_a_message_does_not_say_is_an_empty_text() -> None:
     body = told(b"From: a@b.test\r\n\r\nhello\r\n")
     assert (body["subject"], body["message-id"], body["date"]) == ("", "", "")
