@@ -30,6 +30,8 @@ class Budget:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self._give_back(size, site)  # it was our turn already
+            else:
+                self._let_in()  # those behind may have waited for us alone
             raise
         try:
             yield

@@ -138,6 +138,19 @@ async def test_who_is_cancelled_while_waiting_takes_nothing() -> None:
     assert taken
 
 
+async def test_who_is_cancelled_while_waiting_lets_those_behind_in() -> None:
+    budget = Budget(10)
+    async with budget.hold(6, "site"):
+        first = asyncio.create_task(budget.hold(9, "large").__aenter__())
+        await asyncio.sleep(0)
+        behind = asyncio.create_task(budget.hold(2, "small").__aenter__())
+        await asyncio.sleep(0)
+        assert not behind.done()
+        first.cancel()
+        async with asyncio.timeout(5):
+            await behind
+
+
 async def test_who_is_cancelled_when_its_turn_has_come_gives_it_back() -> None:
     budget = Budget(10)
     first = budget.hold(10, "site")
