@@ -134,7 +134,11 @@ def turns(url: str) -> Sequence[str]:
     [authority] = re.findall(r"\A[^/?#]*", rest)
     login, at, named = authority.partition("@") if "@" in authority else ("", "", authority)
     hosts = named.split(",")
-    return [
-        f"{scheme}{separator}{login}{at}{','.join(hosts[n:] + hosts[:n])}{rest[len(authority) :]}"
-        for n in range(len(hosts))
-    ]
+    if len(hosts) == 1:
+        return [url]
+    before, behind = f"{scheme}{separator}{login}{at}", rest[len(authority) :]
+    if "[" in named:
+        # urllib takes brackets only around the first host, before the last colon; behind the ? they may stand anywhere.
+        behind, _, _ = behind.partition("#")
+        before, behind = f"{before}{behind}{'&' if '?' in behind else '?'}host=", ""
+    return [f"{before}{','.join(hosts[n:] + hosts[:n])}{behind}" for n in range(len(hosts))]

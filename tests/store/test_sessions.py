@@ -42,8 +42,11 @@ async def test_behind_a_pooler_that_keeps_sessions_commits_are_durable(
         await database.close()
 
 
+@pytest.mark.parametrize(
+    ("before", "calls"), [("", 1), ("[::1]:1,", 2)], ids=["named-first", "behind-brackets"]
+)
 async def test_a_host_that_says_nothing_is_passed_over(
-    postgres: Server, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    postgres: Server, postgres_url: str, monkeypatch: pytest.MonkeyPatch, before: str, calls: int
 ) -> None:
     monkeypatch.setattr(sessions, "CONNECT_LIMIT", 3.0)
     called: list[asyncio.StreamWriter] = []
@@ -51,16 +54,16 @@ async def test_a_host_that_says_nothing_is_passed_over(
     port = dead.sockets[0].getsockname()[1]
     alive = f"127.0.0.1:{postgres.port}"
     database = await Database.open(
-        postgres_url.replace(alive, f"127.0.0.1:{port},{alive}") + "?target_session_attrs=read-write"
+        postgres_url.replace(alive, f"{before}127.0.0.1:{port},{alive}") + "?target_session_attrs=read-write"
     )
     await database.ready()
-    assert len(called) == 1
+    assert len(called) == calls
     # The next connection begins with who answered, until the others have had time to come back.
     work = [
         database.read(lambda conn: conn.execute(text("SELECT pg_sleep(0.01)")) and None) for _ in range(3)
     ]
     await asyncio.gather(*work)
-    assert len(called) == 1
+    assert len(called) == calls
     await database.close()
     for writer in called:
         writer.close()
@@ -73,13 +76,19 @@ async def test_a_host_that_says_nothing_is_passed_over(
         ("postgresql://u:p%40w@a/d?x=a,b", ["postgresql://u:p%40w@a/d?x=a,b"]),
         ("postgresql:///d", ["postgresql:///d"]),
         (
-            "postgresql://u@a:1,[::1]:2,c?x=y",
+            "postgresql://u@a:1,b:2,c?x=y",
             [
-                "postgresql://u@a:1,[::1]:2,c?x=y",
-                "postgresql://u@[::1]:2,c,a:1?x=y",
-                "postgresql://u@c,a:1,[::1]:2?x=y",
+                "postgresql://u@a:1,b:2,c?x=y",
+                "postgresql://u@b:2,c,a:1?x=y",
+                "postgresql://u@c,a:1,b:2?x=y",
             ],
         ),
+        ("postgresql://u@[::1]:2/d", ["postgresql://u@[::1]:2/d"]),
+        (
+            "postgresql://u@[::1]:2,a:1/d?x=y",
+            ["postgresql://u@/d?x=y&host=[::1]:2,a:1", "postgresql://u@/d?x=y&host=a:1,[::1]:2"],
+        ),
+        ("postgresql://a,[::1]", ["postgresql://?host=a,[::1]", "postgresql://?host=[::1],a"]),
         ("postgresql://u:p,q@a,b/d", ["postgresql://u:p,q@a,b/d", "postgresql://u:p,q@b,a/d"]),
     ],
 )
