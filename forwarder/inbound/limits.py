@@ -6,8 +6,8 @@ region counts in the manner of a count-min sketch: each client is hashed, with a
 cells, and its count is the least of them. So memory is bounded whatever the number of clients, and an error can only
 be a count that is too high, and only when all of a client's cells collide with busy ones.
 
-A network, which may have clients without end, takes no more places than are still free: one leaves half of them to
-others, two a third. It may always have as many as one client.
+A network, which may have clients without end, takes no more of a process's places than are still free: one leaves half
+of them to others, two a third. It may always have as many as one client.
 
 Limits: two workers that admit at the same instant may both take the last place. A worker that dies without leaving
 keeps its counts until ``clear_region``, and all that die at once until ``clear_table``. A rate is counted in slots of
@@ -121,6 +121,10 @@ class ClientTable:
         """Connections of one client open now, in all processes."""
         return self._least(cells, [start + 1 + SLOTS for start in self._starts])
 
+    def open_here_of(self, cells: tuple[int, ...]) -> int:
+        """Those of one client, or network, in this process."""
+        return self._least(cells, [self._own + 1 + SLOTS])
+
     def recent_of(self, cells: tuple[int, ...], slot: int) -> int:
         """Connections of one client in the last minute, in all processes."""
         sheets = [
@@ -188,7 +192,7 @@ class Doorkeeper:
         network: tuple[int, ...] = ()
         if allowance.in_all and allowance.per_client:  # else one client may have all
             network = table.cells(f"network {network_of(address)}")
-            if table.open_of(network) >= max(free, allowance.per_client):
+            if table.open_here_of(network) >= max(free, allowance.per_client):
                 return Crowded.NETWORK
         table.entered(cells, slot)
         table.joined(network)

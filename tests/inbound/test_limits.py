@@ -84,6 +84,14 @@ def test_a_network_leaves_as_many_places_as_it_takes(open_table, clock):
     assert len(enters(1)) == 25
 
 
+def test_a_network_leaves_others_half_the_places_of_each_process(open_table, clock):
+    """As many as it has in all are too many for none of them: each has places of its own."""
+    keepers = [doorkeeper(open_table(region), clock, in_all=20, per_client=2) for region in range(2)]
+    for keeper in keepers:
+        places = [keeper.enter(f"192.0.2.{client}") for client in range(20)]
+        assert [isinstance(place, Crowded) for place in places] == [False] * 10 + [True] * 10
+
+
 def test_where_clients_have_no_limit_networks_have_none(open_table, clock):
     keeper = doorkeeper(open_table(), clock, in_all=10)
     places = [keeper.enter("192.0.2.1") for _ in range(11)]
