@@ -187,6 +187,8 @@ def test_an_alias_is_led_elsewhere_without_being_removed(hosted: Cli) -> None:
         (("richard",), "say what to change"),
         (("nobody", "x@dest.test"), "example.com has no alias nobody; forwarder alias list example.com"),
         (("richard", "not an address"), "this forward cannot be"),
+        (("richard", ""), "destination is missing"),
+        (("richard", " ", "--off"), "destination is missing"),
         (("richard", "$1@dest.test"), "$1"),
         (("richard", "richard@example.com"), "circle"),
         (("richard", "https://127.0.0.1/"), "this forward cannot be"),

@@ -48,7 +48,8 @@ def change_alias(
     values: dict[str, Any] = {}
     if forward is not None:
         form = _judged(EditAlias, {"forward": forward}, plan=plan, settings=settings)
-        _check_fit(alias.pattern, form.forward)
+        # To the API an empty text is none, and leaves the alias as it is.
+        _check_fit(alias.pattern, form.forward or "")
         values["forward"] = form.forward
     if is_active is not None:
         values |= {"is_active": is_active, "is_skipped": False}
