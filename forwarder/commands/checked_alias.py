@@ -40,7 +40,7 @@ def change_alias(
 ) -> "Alias":
     """The alias with what is given changed, saved; or a Failure as of ``store_alias``.
 
-    One that is switched on or off by hand is not skipped any more, as the API has it: that is for rules.
+    One that is switched on by hand is not skipped any more, as the API has it: that is for rules.
     """
     from api.improvmx.requests import EditAlias
     from forwarder.store import aliases
@@ -52,7 +52,9 @@ def change_alias(
         _check_fit(alias.pattern, form.forward or "")
         values["forward"] = form.forward
     if is_active is not None:
-        values |= {"is_active": is_active, "is_skipped": False}
+        values["is_active"] = is_active
+    if is_active:
+        values["is_skipped"] = False
     changed = aliases.update_alias(conn, domain, alias, utc_now(), **values)
     _check_way(conn, domain, changed, settings=settings)
     return changed
