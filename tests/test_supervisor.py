@@ -282,10 +282,9 @@ async def test_a_worker_is_replaced_as_soon_as_there_is_room_again(pair: EngineP
 
 
 async def test_who_looks_after_no_worker_any_more_does_not_stay(
-    pair: EngineProcess, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As ports that cannot be told of, with whatever is wrong that nobody foresaw."""
-    del pair
     told = asyncio.Event()
 
     async def unforeseen(*_given: object) -> None:
@@ -297,9 +296,7 @@ async def test_who_looks_after_no_worker_any_more_does_not_stay(
 
     monkeypatch.setattr(supervisor, "prepare", nothing)
     monkeypatch.setattr(supervisor.Supervisor, "_keep", unforeseen)
-    settings = Settings.model_validate({"hostname": "mx.test"})
-    source = Source(origin="environment", text="")
-    lonely = supervisor.Supervisor(settings, source=source, config_path=None, count=1)
+    lonely = supervisor_of(1, tmp_path / "data")
     assert await asyncio.wait_for(lonely.run(NodeLock(-1)), 10) == 1
     assert told.is_set()
 
