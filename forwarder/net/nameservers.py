@@ -40,6 +40,7 @@ import dns.rdatatype
 
 from forwarder.config import HostPort
 from forwarder.net.burden import too_great
+from forwarder.net.stamps import stamp_of
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 PAYLOAD = 1232  # octets over UDP: DNS flag day 2020; larger answers come by TCP instead of in fragments
@@ -151,17 +152,12 @@ class SystemServers:
 
     def __init__(self, resolv_conf: Path = RESOLV_CONF) -> None:
         self._file = resolv_conf
-        self._stamp: tuple[int, int, int] | None = None
+        self._stamp = stamp_of(resolv_conf)
         self._servers = system_nameservers(resolv_conf)
 
     def __call__(self) -> tuple[HostPort, ...]:
         """One call of the system, and the file is read again when it has changed."""
-        try:
-            found = os.stat(self._file)
-        except OSError:
-            stamp = None
-        else:
-            stamp = found.st_ctime_ns, found.st_size, found.st_ino
+        stamp = stamp_of(self._file)
         if stamp != self._stamp:
             self._stamp = stamp
             self._servers = system_nameservers(self._file)

@@ -29,6 +29,7 @@ from pathlib import Path
 import structlog
 
 from forwarder.clock import utc_now
+from forwarder.net.stamps import stamp_of
 
 _log = structlog.get_logger("forwarder.net.tls")
 
@@ -53,7 +54,7 @@ class ServerTls:
         self.certificate = certificate
         self.key = key
         self.trouble = ""  # why the files on disk are not the pair in use; "" when they are
-        self._seen = _stamp(certificate, key)
+        self._seen = stamp_of(certificate), stamp_of(key)
         self._context = _server_context(certificate, key)
         self._ends = _end_of(certificate)
         self._is_told = False  # that it has ended
@@ -68,7 +69,7 @@ class ServerTls:
 
         ``again``: also those that could not be used the last time, for whoever has mended what no look at them shows.
         """
-        stamp = _stamp(self.certificate, self.key)
+        stamp = stamp_of(self.certificate), stamp_of(self.key)
         if stamp == self._seen and not (again and self.trouble):
             self._warn_when_over()
             return False
@@ -212,17 +213,3 @@ def _server_context(certificate: Path, key: Path) -> ssl.SSLContext:
         closed = [str(path) for path in (certificate, key) if path.is_dir() or not os.access(path, os.R_OK)]
         raise TlsFilesError(f"{' and '.join(closed) or certificate} cannot be read: {exc.strerror}") from exc
     return context
-
-
-def _stamp(*paths: Path) -> tuple[tuple[int, int, int] | None, ...]:
-    """Changes when a file does, also when another takes its place by rename, and when its owner or mode does."""
-    stamps: list[tuple[int, int, int] | None] = []
-    for path in paths:
-        try:
-            found = os.stat(path)
-        except OSError:
-            stamps.append(None)
-        else:
-            # Not the time of the last write: a key that was copied unreadable is mended without one.
-            stamps.append((found.st_ctime_ns, found.st_size, found.st_ino))
-    return tuple(stamps)
