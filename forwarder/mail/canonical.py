@@ -13,11 +13,11 @@ import hashlib
 import re
 from enum import StrEnum
 
+from forwarder.mail.content import FIELD_END
 from forwarder.mail.scan import literally
 
 _CRLF = b"\r\n"
 _MANY_CRLF = _CRLF * 2048
-_FIELD_END = re.compile(rb"\r\n(?![ \t])")
 _NAME = re.compile(rb"([^\s:][^:\r\n]*):")
 # Without VT, FF and bare CR or LF, at which bytes.split() splits too, although they are no white space to DKIM.
 _ORDINARY = re.compile(rb"[^\r\n\x0b\x0c]*+(?:\r\n[^\r\n\x0b\x0c]*+)*+")
@@ -59,9 +59,9 @@ class Canonical:
         return self.by_name.get(name, [])
 
     def canonical(self, raw: bytes, form: Form) -> bytes:
-        """A raw field in a canonical form, without the final CRLF. Every signature covers about the same fields."""
-        if form is Form.SIMPLE:
-            return simple_field(raw)
+        """``canonical_field`` of one of its own. Every signature covers about the same fields."""
+        if form is not Form.RELAXED:
+            return canonical_field(raw, form)
         known = self._relaxed.get(raw)
         if known is None:
             known = self._relaxed[raw] = relaxed_field(raw)
@@ -86,9 +86,14 @@ def split_fields(head: bytes) -> list[tuple[bytes, bytes]]:
     """Header fields as (lower-case name, raw bytes with final CRLF), in order, folded lines kept whole."""
     return [
         (found[1].rstrip(b" \t").lower() if (found := _NAME.match(piece)) else b"", piece + _CRLF)
-        for piece in _FIELD_END.split(head)
+        for piece in FIELD_END.split(head)
         if piece
     ]
+
+
+def canonical_field(raw: bytes, form: Form) -> bytes:
+    """A raw field in a canonical form, without the final CRLF."""
+    return relaxed_field(raw) if form is Form.RELAXED else simple_field(raw)
 
 
 def relaxed_field(raw: bytes) -> bytes:

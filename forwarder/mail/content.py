@@ -33,7 +33,7 @@ MAX_FIELDS = 2000
 MAX_VALUE = 8192  # octets of one field that are looked at
 _BLOCK = 128 * 1024  # octets
 _FIELD_START = re.compile(rb"[!-9;-~]+[ \t]*:")
-_FIELD_END = re.compile(rb"\r\n(?![ \t])")
+FIELD_END = re.compile(rb"\r\n(?![ \t])")  # RFC 5322 2.2.3
 # With a time in it, and a field in the line that follows. The first time is enough: to go back for another one would
 # read the line once more for each, and it may be as long as a message.
 _MBOX_LINES = re.compile(
@@ -88,7 +88,7 @@ def headers(head: bytes, limit: int = MAX_FIELDS) -> list[Header]:
 
 def _field_end(head: bytes, position: int) -> int:
     """Where the field that begins at ``position`` ends: after a CRLF that no blank follows (RFC 5322 2.2.3)."""
-    end = _FIELD_END.search(head, position)  # in one go: a field may be folded a hundred thousand times
+    end = FIELD_END.search(head, position)  # in one go: a field may be folded a hundred thousand times
     return len(head) if end is None else end.end()
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import idna
 
-from forwarder.mail.canonical import Canonical, Form, relaxed_field, simple_field
+from forwarder.mail.canonical import Canonical, Form, canonical_field
 from forwarder.mail.public_key import KeyRecordError, PublicKey, read_key
 from forwarder.mail.records import dkim_name
 from forwarder.mail.seal import OVERSIGNED
@@ -258,8 +258,7 @@ def signed_data(message: Canonical, signature: Signature) -> bytes:
             instances = left[name] = message.instances(name).copy()
         if instances:
             lines.append(message.canonical(instances.pop(), form))
-    blank = blank_signature(signature.raw)
-    lines.append(relaxed_field(blank) if form is Form.RELAXED else simple_field(blank))
+    lines.append(canonical_field(blank_signature(signature.raw), form))
     return b"\r\n".join(lines)
 
 
