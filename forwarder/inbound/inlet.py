@@ -121,14 +121,25 @@ class Inlet:
 
     async def line(self, limit: int, seconds: float) -> bytes:
         """The next line with its line feed, at most ``limit`` octets long with it."""
-        end = self._buffer.find(b"\n", self._searched)
-        if end < 0:
-            end = await self._line_end(limit, seconds)
-        if end >= limit:
-            self._consume(end + 1)
-            raise TooLong
-        line = bytes(self._buffer[: end + 1])
+        buffer = self._buffer
+        deadline = 0.0
+        overlong = False
+        while (end := buffer.find(b"\n", self._searched)) < 0:
+            deadline = deadline or self._loop.time() + seconds
+            if overlong or len(buffer) >= limit:
+                overlong = True
+                buffer.clear()
+                if self._loop.time() >= deadline:  # the bell finds no waiter where octets come all the time
+                    raise Expired
+            self._searched = len(buffer)
+            if self._paused:
+                self._release()
+            await self._more(deadline, stoppable=True)
+        overlong = overlong or end >= limit
+        line = b"" if overlong else bytes(buffer[: end + 1])
         self._consume(end + 1)
+        if overlong:
+            raise TooLong
         return line
 
     async def block(self, seconds: float) -> bytearray:
@@ -144,29 +155,6 @@ class Inlet:
         """Put what was read past the end of something before what comes next."""
         self._buffer[:0] = data
         self._searched = 0
-
-    async def _line_end(self, limit: int, seconds: float) -> int:
-        """Where the line ends of which the buffer holds the beginning, or nothing yet."""
-        buffer = self._buffer
-        deadline = self._loop.time() + seconds
-        overlong = False
-        while True:
-            if overlong or len(buffer) >= limit:
-                overlong = True
-                buffer.clear()
-                if self._loop.time() >= deadline:  # the bell finds no waiter where octets come all the time
-                    raise Expired
-            self._searched = len(buffer)
-            if self._paused:
-                self._release()
-            await self._more(deadline, stoppable=True)
-            end = buffer.find(b"\n", self._searched)
-            if end < 0:
-                continue
-            if overlong:
-                self._consume(end + 1)
-                raise TooLong
-            return end
 
     async def _more(self, deadline: float, *, stoppable: bool) -> None:
         if self._ended:
