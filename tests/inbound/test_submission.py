@@ -358,7 +358,9 @@ async def test_a_network_full_of_guessing_clients_keeps_no_other_from_logging_in
         guesses = [
             asyncio.create_task(guesser.log_in("nobody@here.test", "guess", client)) for client in clients
         ]
-        await asyncio.wait(guesses, return_when=asyncio.FIRST_COMPLETED)
+        heard = set(guesses)
+        while len(heard) > 4:  # the others are refused; one that is not yet may find room again later
+            _, heard = await asyncio.wait(heard, return_when=asyncio.FIRST_COMPLETED)
         login = await guesser.log_in("ann@here.test", PASSWORD, "192.0.2.1")
         go_on.set()
         found = [str(each) for each in await asyncio.gather(*guesses)]
