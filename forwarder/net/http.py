@@ -8,8 +8,8 @@ https is verified for the host's name. The status comes within the caller's time
 seconds at most, no more than 4 KiB of the answer are read: a body that stalls or breaks off changes nothing about the
 status, and a receiver that said 200 must not be posted to again. A GET is there for the body, which comes whole within
 the same timeout and the caller's limit, or counts as not come. A process that was stopped for longer than a timeout
-hears an answer that came meanwhile. What a connection brings in all is bounded, and so is what of it is parsed at once
-(``http_wire``).
+hears an answer that came meanwhile (``deadlines``). What a connection brings in all is bounded, and so is what of it is
+parsed at once (``http_wire``).
 
 How it fails: ``Blocked`` for what we do not do, whatever the hour; ``Unreachable`` for what another hour may mend.
 Any HTTP status is a result, not a failure.
@@ -39,8 +39,8 @@ import structlog
 from forwarder.errands import Errands
 from forwarder.net.addresses import is_private, written_address
 from forwarder.net.answers import CannotTell, Found, NotFound
+from forwarder.net.deadlines import within
 from forwarder.net.dns import Resolver
-from forwarder.net.smtp_wire import HELD_UP
 from forwarder.net.tls import without_dhe
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ async def _bounded(target: "httpx.URL", timeout: timedelta) -> AsyncIterator[Non
     import httpx
 
     try:
-        async with _within(timeout.total_seconds()):
+        async with within(timeout.total_seconds()):
             yield
     except TimeoutError as exc:
         raise Unreachable(f"{target.host} did not answer within {timeout.total_seconds():g} s") from exc
@@ -239,29 +239,6 @@ async def _bounded(target: "httpx.URL", timeout: timedelta) -> AsyncIterator[Non
     except (httpx.InvalidURL, ValueError) as exc:
         # httpx reads where a redirect leads although we do not follow it, and chokes on some places.
         raise Unreachable(f"{target.host} redirects to what is no URL: {str(exc)[:200]}") from exc
-
-
-@asynccontextmanager
-async def _within(seconds: float) -> AsyncIterator[None]:
-    """As ``asyncio.timeout``; but a process that was stopped reads first what the other side has said meanwhile."""
-    loop = asyncio.get_running_loop()
-    due = loop.time() + seconds
-    timer: asyncio.TimerHandle
-
-    def ring() -> None:
-        nonlocal timer
-        now = loop.time()
-        if now - due > HELD_UP:  # timers ring before sockets are read
-            timer = loop.call_at(now + HELD_UP, lambda: limit.reschedule(loop.time()))
-        else:
-            limit.reschedule(now)
-
-    async with asyncio.timeout(None) as limit:
-        timer = loop.call_at(due, ring)
-        try:
-            yield
-        finally:
-            timer.cancel()
 
 
 async def _excerpt(response: "httpx.Response") -> str:

@@ -8,8 +8,7 @@ limits whatever a peer sends.
 
 The deadline of a wait counts per reply: it starts again when a whole reply has come, never for a part of one, so that
 a banner that trickles ends on time and a thousand pipelined recipients have the time they need, up to thirty times the
-deadline of one. A process that was stopped, with its machine or alone, finds deadlines long over when it goes on: what
-the peer said meanwhile is read first. Were an answer to the content not heard, the message would be sent twice.
+deadline of one. A process that was stopped itself reads first what the peer said meanwhile (``deadlines``).
 
 Why not aiosmtplib, whose protocol class would be the natural one to extend: it holds one reply at a time and drops
 octets that arrive with it, so it cannot pipeline; it rewrites line ends in what it sends, which would break what was
@@ -27,6 +26,7 @@ from collections.abc import Sequence
 
 from forwarder.mail.outcome import Fault
 from forwarder.mail.reply import Reply, parse_reply
+from forwarder.net.deadlines import reprieve
 from forwarder.net.tls import shown
 
 LINE = 4096  # octets; RFC 5321 4.5.3.1.5 asks for 512, real servers say more
@@ -35,7 +35,6 @@ JOIN = 96 * 1024  # octets: below this one copy is cheaper than several writes
 KNOWN = 32  # replies remembered by their octets: "250 2.1.5 Ok" need not be parsed for every recipient
 PATIENCE = 30  # deadlines of one reply that a whole pipelined envelope may take
 SHUTDOWN = 2.0  # seconds for the TLS close
-HELD_UP = 1.0  # seconds: a timer that rings so late was kept from it, and so was the reader
 _LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])[^\n]*)?\r?\n")
 
 
@@ -277,8 +276,8 @@ class Wire(asyncio.Protocol):
         if self._waiter is None:
             return  # nobody waits; the next wait sets a timer
         now = self._loop.time()
-        if now >= self._deadline and now - self._rings_at > HELD_UP:
-            self._deadline = now + HELD_UP  # timers ring before sockets are read
+        if now >= self._deadline:
+            self._deadline = now + reprieve(self._rings_at, now)
         if now < self._deadline:
             self._set_timer()
         else:

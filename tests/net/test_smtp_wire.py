@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forwarder.mail.outcome import Fault
-from forwarder.net.smtp_wire import HELD_UP, LINE, REPLY, Wire, WireTrouble
+from forwarder.net.deadlines import HELD_UP
+from forwarder.net.smtp_wire import LINE, REPLY, Wire, WireTrouble
 
 
 async def heard(octets: bytes, cuts: list[int], expecting: int = 1000) -> tuple[list[tuple[int, str]], Fault]:
