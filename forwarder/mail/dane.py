@@ -36,7 +36,7 @@ from cryptography.x509.verification import (
     VerificationError,
 )
 
-from forwarder.mail.public_key import MAX_EXPONENT_BITS, MAX_RSA_BITS
+from forwarder.mail.public_key import rsa_fault
 
 RECORDS = 16
 CHAIN = 10
@@ -192,9 +192,9 @@ def _is_quick(authority: x509.Certificate) -> bool:
         key = authority.public_key()
     except Exception:  # noqa: BLE001 - as above
         return False
-    if not isinstance(key, rsa.RSAPublicKey):
-        return isinstance(key, ec.EllipticCurvePublicKey)
-    return key.key_size <= MAX_RSA_BITS and key.public_numbers().e.bit_length() <= MAX_EXPONENT_BITS
+    if isinstance(key, rsa.RSAPublicKey):
+        return not rsa_fault(key)
+    return isinstance(key, ec.EllipticCurvePublicKey)
 
 
 def _of_authorities() -> ExtensionPolicy:

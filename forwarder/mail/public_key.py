@@ -103,8 +103,15 @@ def _load(kind: str, octets: bytes) -> rsa.RSAPublicKey | ed25519.Ed25519PublicK
         raise KeyRecordError("the key cannot be read") from error
     if not isinstance(key, rsa.RSAPublicKey):
         raise KeyRecordError("unknown kind of key")
-    if not MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
-        raise KeyRecordError(f"unacceptable key of {key.key_size} bits")
-    if key.public_numbers().e.bit_length() > MAX_EXPONENT_BITS:
-        raise KeyRecordError("unacceptable key with a long exponent")
+    if fault := rsa_fault(key):
+        raise KeyRecordError(fault)
     return key
+
+
+def rsa_fault(key: rsa.RSAPublicKey) -> str:
+    """What keeps a key from being used, as a reason; "": it is strong, and its signatures are quickly checked."""
+    if not MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
+        return f"unacceptable key of {key.key_size} bits"
+    if key.public_numbers().e.bit_length() > MAX_EXPONENT_BITS:
+        return "unacceptable key with a long exponent"
+    return ""
