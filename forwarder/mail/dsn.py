@@ -124,16 +124,11 @@ def _thread(head: bytes) -> list[str]:
 def _explanation(
     reporting_mta: str, failures: Sequence[FailedRecipient], others: int, head: bytes, arrival_at: datetime
 ) -> str:
-    several = len(failures) > 1
+    addresses = "addresses" if len(failures) > 1 else "address"
     lines = [
         f"This is the mail system at {reporting_mta}.",
         "",
-        "Your message could not be delivered to "
-        + (
-            "the addresses below, and is not tried any more."
-            if several
-            else "the address below, and is not tried any more."
-        ),
+        f"Your message could not be delivered to the {addresses} below, and is not tried any more.",
         "",
     ]
     subject = first(head, b"subject")
