@@ -130,14 +130,14 @@ async def _senders(settings: "Settings", resolver: "Resolver") -> list[str]:
 
 async def _shut_out(resolver: "Resolver", domain: str, senders: Sequence[str]) -> list[str]:
     """Those of the addresses for which the SPF record of ``domain`` says anything but pass."""
-    from forwarder.inbound.spf import Sender, check_spf
+    from forwarder.inbound.spf import Sender, SpfCheck
     from forwarder.mail.address import Path
     from forwarder.mail.verification import AuthResult
 
     path, no_harm = Path(local="postmaster", domain=domain), (AuthResult.PASS, AuthResult.TEMPERROR)
     shut = []
     for address in senders:
-        found = await check_spf(resolver, Sender(address, domain, path, receiver=domain))
+        found = await SpfCheck(resolver, Sender(address, domain, path, receiver=domain)).asked()
         if found.result not in no_harm:
             shut.append(address)
     return shut

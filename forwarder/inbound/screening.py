@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import structlog
 
 from forwarder.clock import utc_now
-from forwarder.inbound.spf import Questions, Sender, check_spf, spf_at_hand
+from forwarder.inbound.spf import Questions, Sender, SpfCheck
 from forwarder.mail import arc, dmarc, verification
 from forwarder.mail.address import Path
 from forwarder.mail.authentication import (
@@ -213,9 +213,6 @@ class Screening:
             async with self._questions_for_keys:
                 await text(name)
 
-        async def check() -> None:
-            spf.append(await check_spf(self._resolver, sender))
-
         wanted: list[Coroutine[Any, Any, None]] = []
         for name in dict.fromkeys(brief.policies + brief.keys):
             if (kept := self._resolver.kept(name, "TXT")) is not None:
@@ -223,10 +220,15 @@ class Screening:
             else:
                 wanted.append(text(name) if name in brief.policies else key(name))
         if self._spf:
-            if (at_hand := spf_at_hand(self._resolver, sender)) is not None:
+            check = SpfCheck(self._resolver, sender)
+            if (at_hand := check.at_hand()) is not None:
                 spf.append(at_hand)
             else:
-                wanted.append(check())
+
+                async def ask() -> None:
+                    spf.append(await check.asked())
+
+                wanted.append(ask())
         await _within(self._time_limit, wanted)
         if self._spf and not spf:
             spf.append(sender.result(AuthResult.TEMPERROR, "DNS did not answer"))

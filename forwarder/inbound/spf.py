@@ -91,7 +91,7 @@ class _Evaluation(spf.query):  # type: ignore[misc]
     the evaluation. So what it makes of one is remembered.
     """
 
-    answers: "_Answers"
+    answers: "SpfCheck"
 
     def validate_mechanism(self, mechanism: str) -> tuple[Any, ...]:
         if _NETWORK.match(mechanism):
@@ -145,12 +145,32 @@ def _network(address: str, bits: int) -> ipaddress.IPv4Network | ipaddress.IPv6N
     return ipaddress.ip_network(address).supernet(new_prefix=bits)
 
 
-class _Answers:
-    """What is known of the DNS while one sender is looked at."""
+class SpfCheck:
+    """SPF of one sender, and what is known of the DNS while it is looked at."""
 
-    def __init__(self, resolver: Questions) -> None:
+    _missing: Question | None = None  # what the latest evaluation could not go on without
+
+    def __init__(self, resolver: Questions, sender: Sender) -> None:
         self._resolver = resolver
+        self._sender = sender
         self._known: Known = {}
+
+    def at_hand(self) -> SpfResult | None:
+        """The result where the resolver remembers all that it takes; None: it has to be ``asked``."""
+        try:
+            return self._judged()
+        except _Missing as missing:
+            self._missing = missing.question
+            return None
+
+    async def asked(self) -> SpfResult:
+        """The result, over what DNS answers."""
+        for _ in range(MAX_ROUNDS):
+            if self._missing is not None:
+                await self._fetch(self._missing)
+            if (found := self.at_hand()) is not None:
+                return found
+        return self._sender.result(AuthResult.PERMERROR, "too many look-ups")
 
     def of(self, question: Question) -> list[Any] | None:
         """Records as the library wants them, [] for none, None where DNS cannot tell; _Missing."""
@@ -163,23 +183,52 @@ class _Answers:
             self._known[question] = _records(kind, kept)
         return self._known[question]
 
-    async def fetch(self, question: Question, client_address: str) -> None:
+    def _judged(self) -> SpfResult:
+        sender = self._sender
+        domain = sender.domain
+        if not _HOST_NAME.match(domain) or len(domain) > 253:
+            return sender.result(AuthResult.NONE)
+        texts = self.of((domain, "TXT"))
+        if texts is None:
+            return sender.result(AuthResult.TEMPERROR, "DNS cannot tell")
+        if not any(_RECORD.match(text) for [text] in texts):
+            return sender.result(AuthResult.NONE)
+        return sender.result(self._evaluated(domain))
+
+    def _evaluated(self, domain: str) -> AuthResult:
+        sender = self._sender
+        address = "" if sender.reverse_path.is_null else f"{sender.reverse_path.local}@{domain}"
+        helo = sender.helo if _HOST_NAME.match(sender.helo.lower().removesuffix(".")) else "unknown"
+        try:
+            query = _Evaluation(i=sender.client_address, s=address, h=helo, receiver=sender.receiver)
+            query.answers = self
+            if address:  # the library divides at the first @, which may stand in a quoted local part
+                local, _, query.o = address.rpartition("@")
+                query.l, query.d = local or "postmaster", query.o  # RFC 7208 4.3
+            return AuthResult(query.check()[0])
+        except _Missing:
+            raise
+        except Exception:  # noqa: BLE001 - the record of a stranger broke the library: the record's fault
+            return AuthResult.PERMERROR
+
+    async def _fetch(self, question: Question) -> None:
         """Ask for one answer, and for those that will be asked for next."""
         name, kind = question
-        records = self._known[question] = await self._asked(name, kind, client_address)
+        records = self._known[question] = await self._ask(name, kind)
         hosts: list[str] = []
         if kind == "MX":
             hosts = [host for _, host in records or ()]
         elif kind == "PTR":
             hosts = records or []
-        kind = "AAAA" if ":" in client_address and not client_address.lower().startswith("::ffff:") else "A"
+        client = self._sender.client_address
+        kind = "AAAA" if ":" in client and not client.lower().startswith("::ffff:") else "A"
         wanted = [
             (host.lower().removesuffix("."), kind) for host in hosts[:MAX_MX] if _QUERY_NAME.match(host)
         ]
         new = [one for one in dict.fromkeys(wanted) if one not in self._known]
-        await asyncio.gather(*(self.fetch(one, client_address) for one in new))
+        await asyncio.gather(*map(self._fetch, new))
 
-    async def _asked(self, name: str, kind: str, client_address: str) -> list[Any] | None:
+    async def _ask(self, name: str, kind: str) -> list[Any] | None:
         match kind:
             case "TXT":
                 return _records(kind, await self._resolver.txt(name))
@@ -189,57 +238,10 @@ class _Answers:
                 return _records(kind, await self._resolver.aaaa(name))
             case "PTR":
                 # RFC 7208 5.5: trouble with the PTR record means that nothing matches, not that nothing can be told.
-                return _records(kind, await self._resolver.ptr(client_address)) or []
+                return _records(kind, await self._resolver.ptr(self._sender.client_address)) or []
             case "MX":
                 return _records(kind, await self._resolver.mx(name))
         return []
-
-
-async def check_spf(resolver: Questions, sender: Sender) -> SpfResult:
-    """The result for a sender, over what DNS answers."""
-    answers = _Answers(resolver)
-    for _ in range(MAX_ROUNDS):
-        try:
-            return _judged(answers, sender)
-        except _Missing as missing:
-            await answers.fetch(missing.question, sender.client_address)
-    return sender.result(AuthResult.PERMERROR, "too many look-ups")
-
-
-def spf_at_hand(resolver: Questions, sender: Sender) -> SpfResult | None:
-    """The same where the resolver remembers all that it takes; None: it has to be asked."""
-    try:
-        return _judged(_Answers(resolver), sender)
-    except _Missing:
-        return None
-
-
-def _judged(answers: _Answers, sender: Sender) -> SpfResult:
-    domain = sender.domain
-    if not _HOST_NAME.match(domain) or len(domain) > 253:
-        return sender.result(AuthResult.NONE)
-    texts = answers.of((domain, "TXT"))
-    if texts is None:
-        return sender.result(AuthResult.TEMPERROR, "DNS cannot tell")
-    if not any(_RECORD.match(text) for [text] in texts):
-        return sender.result(AuthResult.NONE)
-    return sender.result(_evaluated(answers, sender, domain))
-
-
-def _evaluated(answers: _Answers, sender: Sender, domain: str) -> AuthResult:
-    address = "" if sender.reverse_path.is_null else f"{sender.reverse_path.local}@{domain}"
-    helo = sender.helo if _HOST_NAME.match(sender.helo.lower().removesuffix(".")) else "unknown"
-    try:
-        query = _Evaluation(i=sender.client_address, s=address, h=helo, receiver=sender.receiver)
-        query.answers = answers
-        if address:  # the library divides at the first @, which may stand in a quoted local part
-            local, _, query.o = address.rpartition("@")
-            query.l, query.d = local or "postmaster", query.o  # RFC 7208 4.3
-        return AuthResult(query.check()[0])
-    except _Missing:
-        raise
-    except Exception:  # noqa: BLE001 - the record of a stranger broke the library: the record's fault
-        return AuthResult.PERMERROR
 
 
 def _records(kind: str, answer: Answer[Any]) -> list[Any] | None:

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from forwarder.inbound import screening as module
 from forwarder.inbound import spf as spf_room
 from forwarder.inbound.screening import FEW_KEYS, KEYS, SMALL_OCTETS, Screened, Screening
-from forwarder.inbound.spf import Sender, check_spf, spf_at_hand
+from forwarder.inbound.spf import Sender, SpfCheck
 from forwarder.mail import verification
 from forwarder.mail.address import Path
 from forwarder.mail.arc import ChainStatus, seal_arc
@@ -98,7 +98,7 @@ async def spf(
     broken: set[str] | None = None,
 ) -> AuthResult:
     resolver = Zone(records, broken=broken or set())
-    result = await check_spf(resolver, Sender(client, helo, sender, OURS))
+    result = await SpfCheck(resolver, Sender(client, helo, sender, OURS)).asked()
     return result.result
 
 
@@ -207,7 +207,7 @@ async def test_spf_is_bounded() -> None:
         following = b"v=spf1 include:c%d.example -all" % (number + 1)
         records["TXT", f"c{number}.example"] = [following]
     resolver = Zone(records)
-    result = await check_spf(resolver, Sender(CLIENT, "h.example", SENDER, OURS))
+    result = await SpfCheck(resolver, Sender(CLIENT, "h.example", SENDER, OURS)).asked()
     assert result.result is AuthResult.PERMERROR
     assert len(resolver.asked) <= 12
 
@@ -233,7 +233,7 @@ async def test_spf_of_the_null_reverse_path_is_that_of_the_helo_name() -> None:
 
 async def test_spf_without_a_record_asks_once() -> None:
     resolver = Zone()
-    await check_spf(resolver, Sender(CLIENT, "h.example", SENDER, OURS))
+    await SpfCheck(resolver, Sender(CLIENT, "h.example", SENDER, OURS)).asked()
     assert resolver.asked == [("TXT", "example.org")]
 
 
@@ -256,12 +256,12 @@ async def test_spf_that_the_resolver_remembers_is_evaluated_once(monkeypatch: py
     monkeypatch.setattr(spf_room._Evaluation, "check", lambda self: evaluations.append(1) or check(self))
     resolver = Zone(INCLUDING)
     sender = Sender(CLIENT, "mail.example.org", SENDER, OURS)
-    assert (await check_spf(resolver, sender)).result is AuthResult.PASS
+    assert (await SpfCheck(resolver, sender).asked()).result is AuthResult.PASS
     assert len(evaluations) == 7  # for each question but that of the domain, and the hosts' at once
     before = len(resolver.asked)
     resolver.remembers = True
     evaluations.clear()
-    assert (await check_spf(resolver, sender)).result is AuthResult.PASS
+    assert (await SpfCheck(resolver, sender).asked()).result is AuthResult.PASS
     # What is remembered is not asked for; MX records are, with the addresses of all their hosts.
     assert resolver.asked[before:] == [("MX", "example.net"), ("A", "mx1.example"), ("A", "mx2.example")]
     assert len(evaluations) == 2
@@ -304,24 +304,31 @@ def test_networks_that_are_remembered_match_as_the_library_has_them(
     record = " ".join(["v=spf1", *terms]).encode() + end.encode()
     plain = Plain(i=client, s=f"{SENDER.local}@example.org", h="mail.example.org", receiver=OURS)
     plain.record = record
-    ours = spf_at_hand(
+    ours = SpfCheck(
         Zone({TOP: [record]}, remembers=True), Sender(client, "mail.example.org", SENDER, OURS)
-    )
+    ).at_hand()
     assert ours is not None
     assert ours.result.value == plain.check()[0]
 
 
 @pytest.mark.parametrize("lost", [TOP, ("TXT", "deeper.example"), ("A", "host.example")])
-async def test_spf_is_at_hand_only_with_every_answer(lost: tuple[str, str]) -> None:
+async def test_spf_is_at_hand_only_with_every_answer(
+    lost: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     resolver = Zone({**INCLUDING, ("TXT", "b.example"): [b"v=spf1 ip4:192.0.2.10 -all"]}, remembers=True)
     sender = Sender(CLIENT, "mail.example.org", SENDER, OURS)
-    assert spf_at_hand(resolver, sender) == SpfResult(
+    assert SpfCheck(resolver, sender).at_hand() == SpfResult(
         result=AuthResult.PASS, identity="mailfrom", domain="example.org"
     )
     resolver.lost.add(lost)
-    assert spf_at_hand(resolver, sender) is None
-    assert (await check_spf(resolver, sender)).result is AuthResult.PASS
+    check = SpfCheck(resolver, sender)
+    assert check.at_hand() is None
+    evaluations = []
+    plain = spf_room._Evaluation.check
+    monkeypatch.setattr(spf_room._Evaluation, "check", lambda self: evaluations.append(1) or plain(self))
+    assert (await check.asked()).result is AuthResult.PASS
     assert resolver.asked == [lost]
+    assert len(evaluations) == 1  # it is known what was missing
 
 
 async def test_a_message_whose_answers_are_remembered_waits_for_nothing() -> None:
