@@ -12,7 +12,7 @@ import typer
 
 from forwarder.clock import utc_now
 from forwarder.commands.access import read, write
-from forwarder.commands.answer import answer, table, tell
+from forwarder.commands.answer import answer, listing, tell
 from forwarder.commands.frame import AsJson, Config, Failure, command
 from forwarder.commands.named import account_named
 
@@ -88,16 +88,8 @@ def list_accounts(config: Config = None, as_json: AsJson = False) -> None:
         }
         for a in found
     ]
-    answer(
-        rows,
-        as_json=as_json,
-        people=lambda out: table(
-            out,
-            ("email", "plan", "created", "locked", "why"),
-            [tuple(row.values()) for row in rows],
-            empty="No account yet: forwarder account create you@example.com",
-        ),
-    )
+    columns = ("email", "plan", "created", "locked", "why")
+    listing(rows, columns, as_json=as_json, empty="No account yet: forwarder account create you@example.com")
 
 
 @command(app, "plan")
@@ -212,16 +204,8 @@ def list_keys(email: Email, config: Config = None, as_json: AsJson = False) -> N
         }
         for key in found
     ]
-    answer(
-        rows,
-        as_json=as_json,
-        people=lambda out: table(
-            out,
-            ("id", "name", "begins with", "made", "last used", "revoked"),
-            [tuple(row.values()) for row in rows],
-            empty=f"No key yet: forwarder account key add {email}",
-        ),
-    )
+    columns = ("id", "name", "begins with", "made", "last used", "revoked")
+    listing(rows, columns, as_json=as_json, empty=f"No key yet: forwarder account key add {email}")
 
 
 @command(keys, "revoke")

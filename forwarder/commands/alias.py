@@ -9,7 +9,7 @@ import typer
 
 from forwarder.clock import utc_now
 from forwarder.commands.access import read, write
-from forwarder.commands.answer import answer, table, tell
+from forwarder.commands.answer import answer, listing, tell
 from forwarder.commands.frame import AsJson, Config, Failure, command
 from forwarder.commands.named import alias_named, domain_named, owner_of
 
@@ -113,18 +113,12 @@ def list_aliases(domain: str, config: Config = None, as_json: AsJson = False) ->
         return rows
 
     rows = read(config, ask)
-    answer(
+    columns = ("id", "alias", "forward", "active", "unconfirmed")[: len(rows[0]) if rows else 4]
+    listing(
         rows,
+        columns,
         as_json=as_json,
-        people=lambda out: table(
-            out,
-            ("id", "alias", "forward", "active", "unconfirmed")[: len(rows[0]) if rows else 4],
-            [
-                tuple(", ".join(cell) if isinstance(cell, list) else cell for cell in row.values())
-                for row in rows
-            ],
-            empty=f"No alias yet: forwarder alias add {domain} '*' you@example.com",
-        ),
+        empty=f"No alias yet: forwarder alias add {domain} '*' you@example.com",
     )
 
 

@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,14 @@ def answer(value: object, *, as_json: bool, people: Callable[["Console"], None],
 def tell(value: object, sentence: str, *, as_json: bool) -> None:
     """``answer`` in one sentence, with nothing in it taken for markup."""
     answer(value, as_json=as_json, people=lambda out: out.print(sentence, markup=False))
+
+
+def listing(
+    rows: Sequence[Mapping[str, object]], columns: Sequence[str], *, as_json: bool, empty: str
+) -> None:
+    """``answer`` of rows; people see a ``table`` of their values, in order."""
+    cells = [list(row.values()) for row in rows]
+    answer(rows, as_json=as_json, people=lambda out: table(out, columns, cells, empty=empty))
 
 
 def _plain(value: object) -> object:
@@ -107,4 +115,6 @@ def shown(value: object) -> str:
             return "yes" if value else "no"
         case datetime():
             return f"{value:%Y-%m-%d %H:%M:%S}Z"  # UTC, as all we keep; the machine's own zone is another
+        case list():
+            return ", ".join(map(shown, value))
     return str(value)

@@ -11,7 +11,7 @@ import typer
 
 from forwarder.clock import utc_now
 from forwarder.commands.access import read, write
-from forwarder.commands.answer import answer, table, tell
+from forwarder.commands.answer import answer, listing, tell
 from forwarder.commands.frame import AsJson, Config, Failure, command
 from forwarder.commands.named import domain_named, owner_of
 
@@ -77,15 +77,9 @@ def list_credentials(domain: str, config: Config = None, as_json: AsJson = False
         }
         for credential in found
     ]
-    answer(
-        rows,
-        as_json=as_json,
-        people=lambda out: table(
-            out,
-            ("username", "own address only", "messages", "made", "changed", "last used"),
-            [tuple(row.values()) for row in rows],
-            empty=f"No credential yet: forwarder credential add {domain} richard",
-        ),
+    columns = ("username", "own address only", "messages", "made", "changed", "last used")
+    listing(
+        rows, columns, as_json=as_json, empty=f"No credential yet: forwarder credential add {domain} richard"
     )
 
 
