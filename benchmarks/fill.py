@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from forwarder.mail.ids import new_id
-from forwarder.store.rows import micros
+from forwarder.store.tables import micros
 
 CHUNK = 20_000
 _HEAD = b"From: <sender@origin.test>\r\nTo: <alias1@fwd.test>\r\nSubject: of the backlog\r\n\r\n"

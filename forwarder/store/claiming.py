@@ -38,8 +38,8 @@ from sqlalchemy.sql import Executable
 from forwarder.mail.address import Path
 from forwarder.mail.event import DeliveryKind, DeliveryState, Transport
 from forwarder.store.records import Delivery
-from forwarder.store.rows import Rows, by_dialect, execute, fetch, is_postgres, micros
-from forwarder.store.tables import IS_QUEUED, Id, deliveries, messages
+from forwarder.store.rows import Rows, by_dialect, execute, fetch, is_postgres
+from forwarder.store.tables import IS_QUEUED, Id, deliveries, messages, micros
 
 BROUGHT_FORWARD = 1000  # deliveries a transaction
 

@@ -26,9 +26,9 @@ from forwarder.store.recording import (
     record_events,
 )
 from forwarder.store.records import NewDelivery, NewMessage
-from forwarder.store.rows import Insert, is_postgres, micros
+from forwarder.store.rows import Insert, is_postgres
 from forwarder.store.straight import run_text, write_blob
-from forwarder.store.tables import deliveries, logs, messages
+from forwarder.store.tables import deliveries, logs, messages, micros
 
 LARGE = 256 * 1024  # octets of content from which SQLite is given it in pieces
 

@@ -12,8 +12,7 @@ same reason ``fetch`` brings a whole result of SQLite in one row of JSON.
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from datetime import UTC, datetime, timedelta
-from functools import cache, lru_cache
+from functools import cache
 from itertools import chain
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -41,25 +40,12 @@ from sqlalchemy.types import TypeEngine
 
 from forwarder.failpoint import reach
 from forwarder.store.straight import run, run_text
-from forwarder.store.tables import UtcDateTime
+from forwarder.store.tables import UtcDateTime, at_micros, micros
 
 S = TypeVar("S", covariant=True)
 V = TypeVar("V")
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _CHUNK = 50  # rows of one INSERT on SQLite; each number of rows is a statement that stays prepared
-
-
-@lru_cache(256)
-def micros(at: datetime) -> int:
-    """How SQLite stores a time; remembered, since a message's own stands in five of its rows."""
-    return (at - _EPOCH) // _MICROSECOND
-
-
-def at_micros(value: int) -> datetime:
-    """The time that SQLite stored."""
-    return _EPOCH + timedelta(microseconds=value)
 
 
 def is_postgres(conn: Connection) -> bool:
