@@ -99,19 +99,20 @@ def list_accounts(conn: Connection) -> Sequence[Account]:
 
 def set_plan(conn: Connection, account_id: int, plan: str) -> bool:
     """Move an account to another named set of limits; False: no such account."""
-    changed = conn.execute(update(accounts).where(accounts.c.id == account_id).values(plan=plan))
-    return changed.rowcount == 1
+    return _set(conn, account_id, plan=plan)
 
 
 def set_lock(conn: Connection, account_id: int, locked_at: datetime, reason: str | None) -> bool:
     """The account only reads and nobody sends for it; ``reason`` is shown to its owner. False: no such account."""
-    values = {"locked_at": locked_at, "lock_reason": reason}
-    return conn.execute(update(accounts).where(accounts.c.id == account_id).values(values)).rowcount == 1
+    return _set(conn, account_id, locked_at=locked_at, lock_reason=reason)
 
 
 def lift_lock(conn: Connection, account_id: int) -> bool:
     """End what ``set_lock`` began; False: no such account."""
-    values = {"locked_at": None, "lock_reason": None}
+    return _set(conn, account_id, locked_at=None, lock_reason=None)
+
+
+def _set(conn: Connection, account_id: int, **values: object) -> bool:
     return conn.execute(update(accounts).where(accounts.c.id == account_id).values(values)).rowcount == 1
 
 
