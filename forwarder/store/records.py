@@ -47,9 +47,8 @@ class NewDelivery:
     destination_domain: str
     leased: bool  # attempt 1 is this worker's, from memory; next_attempt_at is then when to try if it dies
     next_attempt_at: datetime
-    discard: bool = False  # never queued; logged as DELIVERED, since the alias says so, or as this says:
-    # HARD-BOUNCE, nobody is there; or DELIVERED, the rest is in another account's log
-    dead_end: Reply | None = None
+    discard: bool = False  # only logged: as DELIVERED, since the alias says so, or as ``dead_end``
+    dead_end: Reply | None = None  # 5yz: nobody is there; 2yz: the rest is in another account's log
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
