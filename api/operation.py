@@ -172,7 +172,8 @@ async def _admit(rooms: ApiRooms, operation: Operation, request: Request, header
     if operation.body is not None:
         # Only here: clients send bodies with GET and DELETE, and nothing in them is looked at.
         fields = await read_fields(request, rooms.settings.api.body_limit, count_body)
-        judge = partial(validate, operation.body, fields, context=_bounds(rooms.settings, account))
+        bounds = Bounds.of(rooms.settings, rooms.settings.plan(account.plan))
+        judge = partial(validate, operation.body, fields, context=bounds)
         body = await aside(judge, octets_read)
         errors |= body if isinstance(body, dict) else {}
     if errors:
@@ -185,13 +186,6 @@ async def _admit(rooms: ApiRooms, operation: Operation, request: Request, header
         body=body,
         agent=request.headers.get("user-agent", ""),
         now=now,
-    )
-
-
-def _bounds(settings: Settings, account: Account) -> Bounds:
-    return Bounds(
-        allow_private=settings.outbound.allow_private_destinations,
-        destinations=settings.plan(account.plan).destinations,
     )
 
 

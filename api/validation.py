@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from forwarder.config import Plan, Settings
+
 Model = TypeVar("Model", bound=BaseModel)
 
 REQUIRED = "This field is required."
@@ -47,6 +49,11 @@ class Bounds:
 
     allow_private: bool  # webhooks may lead to private addresses
     destinations: int  # of one alias
+
+    @classmethod
+    def of(cls, settings: Settings, plan: Plan) -> "Bounds":
+        """Here, on an account with this plan."""
+        return cls(allow_private=settings.outbound.allow_private_destinations, destinations=plan.destinations)
 
 
 def validate(

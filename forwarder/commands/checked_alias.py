@@ -64,10 +64,7 @@ def _judged(form: type["BaseModel"], given: dict[str, str], *, plan: "Plan", set
     """What was typed, in the API's form."""
     from api.validation import Bounds, validate
 
-    bounds = Bounds(
-        allow_private=settings.outbound.allow_private_destinations, destinations=plan.destinations
-    )
-    judged = validate(form, given, context=bounds)
+    judged = validate(form, given, context=Bounds.of(settings, plan))
     if isinstance(judged, dict):
         faults = (f"this {field} cannot be: {' '.join(texts)}" for field, texts in judged.items())
         raise Failure(" ".join(faults))
