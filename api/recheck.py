@@ -13,10 +13,10 @@ import asyncio
 import textwrap
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Protocol
 
 import structlog
-from sqlalchemy import Connection
 
 from api.findings import Checked, look, write_down
 from api.letter import letter
@@ -94,11 +94,7 @@ class Recheck:
 
     async def check(self, domain: Domain) -> None:
         """Check one domain, write it down, and tell its owner when it broke."""
-
-        def keys_of(conn: Connection) -> list[dkim_keys.DkimKey]:
-            return list(dkim_keys.list_keys(conn, domain.id))
-
-        keys = await self._database.read(keys_of)
+        keys = await self._database.read(partial(dkim_keys.list_keys, domain_id=domain.id))
         checked = await look(self._resolver, domain.name, self._settings, keys)
         now = self._clock()
         changed = await write_down(self._database, domain, checked, now)

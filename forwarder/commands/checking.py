@@ -176,7 +176,7 @@ async def _domains(settings: "Settings", database: "Database", resolver: "Resolv
     from api.findings import look, write_down
     from forwarder.store import dkim_keys, domains
 
-    hosted = (await database.read(lambda conn: domains.list_domains(conn)))[0]
+    hosted = (await database.read(domains.list_domains))[0]
     some, done = asyncio.Semaphore(AT_ONCE), 0
 
     async def one(domain: "Domain") -> list[Finding]:

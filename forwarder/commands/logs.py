@@ -36,6 +36,7 @@ NEWEST = 20 * PAGE
 WATCHED = 1000  # in hand, and as many that are due first
 KNOWN = 100 * PAGE  # entries whose number of steps is remembered
 SET_BACK = timedelta(seconds=10)  # at most between two looks
+_STYLES = {"DELIVERED": "green", "REFUSED": "red", "SOFT-BOUNCE": "red", "HARD-BOUNCE": "red"}
 
 Ask = Callable[..., Awaitable["list[LogEntry]"]]
 
@@ -154,13 +155,7 @@ def _print(entry: "LogEntry", out: "Console", as_json: bool) -> None:
     if entry.subject:
         out.print(f"    subject: {entry.subject}", markup=False, style="dim")
     for event in entry.events:
-        style = (
-            "green"
-            if event.status == "DELIVERED"
-            else "red"
-            if "BOUNCE" in event.status or event.status == "REFUSED"
-            else ""
-        )
+        style = _STYLES.get(event.status, "")
         # A step of another day says which: mail may wait for five.
         same_day = event.created_at.date() == entry.created_at.date()
         at = f"{event.created_at:%H:%M:%S}" if same_day else shown(event.created_at)

@@ -256,17 +256,17 @@ class Resolver:
 
     async def _fresh(self, text: str, kind: dns.rdatatype.RdataType) -> Answer[Any]:
         servers = await self._authorities(text)
-        if servers:
-            try:
-                name = dns.name.from_text(text)
-                message = await ask(servers, name, kind, deadline=self._deadline, recursion=False)
-                answer = read(message, kind)
-            except (NoAnswer, dns.exception.DNSException):
-                return await self._follow(text, kind)
-            if isinstance(answer, dns.name.Name):  # the alias leads into a zone that may be someone else's
-                return await self._follow(answer.to_text(), kind)
-            return answer
-        return await self._follow(text, kind)
+        if not servers:
+            return await self._follow(text, kind)
+        try:
+            name = dns.name.from_text(text)
+            message = await ask(servers, name, kind, deadline=self._deadline, recursion=False)
+            answer = read(message, kind)
+        except (NoAnswer, dns.exception.DNSException):
+            return await self._follow(text, kind)
+        if isinstance(answer, dns.name.Name):  # the alias leads into a zone that may be someone else's
+            return await self._follow(answer.to_text(), kind)
+        return answer
 
     async def _authorities(self, text: str) -> tuple[HostPort, ...]:
         labels = text.split(".")
