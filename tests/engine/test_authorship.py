@@ -37,12 +37,7 @@ async def test_heads_that_parsers_read_differently_never_get_the_author_s_signat
 
 
 async def test_submission_refuses_heads_that_parsers_read_differently(engine: Town) -> None:
-    await engine.credential("ann@example.com", "a long password")
-    async with engine.client("submission") as client:
-        await client.ehlo()
-        await client.starttls()
-        await client.ehlo()
-        assert (await client.login("ann@example.com", "a long password")).code == 235
+    async with engine.logged_in("ann@example.com") as client:
         for name, head in HEADS.items():
             if name == "eight bits":  # the address is plain and hers; what stands beside it is only ugly
                 continue

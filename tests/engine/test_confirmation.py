@@ -97,12 +97,7 @@ async def test_the_accounts_own_address_is_asked_too(town: Town) -> None:
 
 async def test_a_submitted_message_reaches_nobody_who_has_not_confirmed(town: Town) -> None:
     async with town.engine(**ON):
-        await town.credential("ann@example.com", "a long password")
-        async with town.client("submission") as client:
-            await client.ehlo()
-            await client.starttls()
-            await client.ehlo()
-            assert (await client.login("ann@example.com", "a long password")).code == 235
+        async with town.logged_in("ann@example.com") as client:
             *_, answer = await client.message(b"ann@example.com", [b"info@example.com"], MAIL)
         assert answer.code == 450
         assert forwarded(town) == []

@@ -72,12 +72,7 @@ async def test_bare_newlines_in_the_text(town: Town, bare_newline: str) -> None:
 
 
 async def test_submitted_mail_smuggles_nothing_out_and_is_signed_as_it_leaves(engine: Town) -> None:
-    await engine.credential("ann@example.com", "a long password")
-    async with engine.client("submission") as client:
-        await client.ehlo()
-        await client.starttls()
-        await client.ehlo()
-        assert (await client.login("ann@example.com", "a long password")).code == 235
+    async with engine.logged_in("ann@example.com") as client:
         content = b"From: ann@example.com\r\nSubject: x\r\n\r\na\n.\nMAIL FROM:<x@y.test>\n.\r\nb\r.\rc\r\n"
         answers = await client.message(b"ann@example.com", [b"bob@dest.test"], content)
         assert answers[-1].code == 250

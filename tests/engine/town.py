@@ -14,7 +14,8 @@ import base64
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
@@ -28,6 +29,7 @@ from forwarder.keyring import open_keyring
 from forwarder.mail.seal import public_record
 from forwarder.store import aliases, dkim_keys, domains
 from tests.harness import House, wait_until
+from tests.peers.client import Client
 from tests.peers.sink import Received, Sink
 
 ALIASES = {
@@ -122,6 +124,17 @@ class Town(House):
         """An address whose mail goes to a person at that domain."""
         await self.alias(f"for.{domain}", f"person@{domain}")
         return f"for.{domain}@example.com"
+
+    @asynccontextmanager
+    async def logged_in(self, login: str) -> AsyncIterator[Client]:
+        """A client of the submission listener that has logged in, over TLS, with a new credential."""
+        await self.credential(login, "a long password")
+        async with self.client("submission") as client:
+            await client.ehlo()
+            await client.starttls()
+            await client.ehlo()
+            assert (await client.login(login, "a long password")).code == 235
+            yield client
 
     async def events_for(self, recipient: str) -> list[tuple[str, int, str]]:
         """(status, code, message) of the events of one alias, oldest first."""
