@@ -887,14 +887,20 @@ class Dns:
         )
 
 
-async def test_nothing_is_sent_before_the_dns_lets_it_pass(engine, monkeypatch):
-    dns = Dns()
+async def start_unpublished(engine, dns: Dns) -> str:
+    """``here.test`` with a log-in and a key that the DNS does not have yet; the key's record."""
     await engine.start(submission={"require_dns": True}, resolver=dns)
     domain = await engine.host("here.test", {})
     await engine.credential(domain, "ann", PASSWORD)
     record = "v=DKIM1; k=rsa; p=AAAA"
     key = dkim_keys.NewDkimKey(selector="fwd1", algorithm="rsa", private_key=b"sealed", public_record=record)
     await engine.database.write(lambda conn: dkim_keys.add(conn, domain, key, utc_now()))
+    return record
+
+
+async def test_nothing_is_sent_before_the_dns_lets_it_pass(engine, monkeypatch):
+    dns = Dns()
+    record = await start_unpublished(engine, dns)
 
     monkeypatch.setattr(readiness, "AGAIN_AFTER", 0.0)
     answer = (await submit(engine))[-1]
@@ -920,12 +926,7 @@ async def test_nothing_is_sent_before_the_dns_lets_it_pass(engine, monkeypatch):
 async def test_a_cname_that_leads_to_no_key_lets_nothing_pass(engine, monkeypatch):
     monkeypatch.setattr(readiness, "AGAIN_AFTER", 0.0)
     dns = Dns()
-    await engine.start(submission={"require_dns": True}, resolver=dns)
-    domain = await engine.host("here.test", {})
-    await engine.credential(domain, "ann", PASSWORD)
-    record = "v=DKIM1; k=rsa; p=AAAA"
-    key = dkim_keys.NewDkimKey(selector="fwd1", algorithm="rsa", private_key=b"sealed", public_record=record)
-    await engine.database.write(lambda conn: dkim_keys.add(conn, domain, key, utc_now()))
+    record = await start_unpublished(engine, dns)
     target = "fwd1._domainkey.here.test.mx.test"
     dns.texts["here.test"] = b"v=spf1 include:mx.test ~all"
     dns.aliases["fwd1._domainkey.here.test"] = target
