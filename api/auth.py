@@ -70,7 +70,7 @@ class Gate:
         if key.last_used_at is None or now - key.last_used_at > _NOTE_EVERY:
             try:
                 async with asyncio.timeout(_NOTE_PATIENCE):
-                    await self._database.write(lambda conn: accounts.key_used(conn, key.id, now))
+                    await self._database.change(lambda conn: accounts.key_used(conn, key.id, now))
             except (StoreUnavailable, TimeoutError) as fault:
                 # The request may well succeed without this note: reading can work while writing waits.
                 log.info("the last use of an API key was not noted", key=key.id, reason=str(fault))

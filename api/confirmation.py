@@ -96,7 +96,7 @@ class Confirmation:
 
     async def _confirmed(self, token: str) -> Response:
         now = self._clock()
-        address = await self._database.write(lambda conn: confirmations.confirm(conn, token, now))
+        address = await self._database.change(lambda conn: confirmations.confirm(conn, token, now))
         if address is None:
             return _not_valid()
         text = f"<p>Mail is now forwarded to <b>{_shown(address)}</b>. You can close this page.</p>"

@@ -121,7 +121,7 @@ async def write_down(database: Database, domain: Domain, checked: Checked, now: 
                 return changed
         return None
 
-    return await database.write(work)
+    return await database.change(work)
 
 
 def _judged(known: Domain, checked: Checked, now: datetime) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class Recheck:
             return
         sent = await self._tell(changed, checked, now)
         log.info("a domain's DNS broke", domain=changed.name, told=sent)
-        await self._database.write(lambda conn: domains.set_notified(conn, changed.id, now))
+        await self._database.change(lambda conn: domains.set_notified(conn, changed.id, now))
 
     async def _tell(self, domain: Domain, checked: Checked, now: datetime) -> bool:
         if domain.notification_email is None:

@@ -29,7 +29,7 @@ async def add_key(call: Call) -> Json:
     """A further key; the one time it is shown."""
     new = accounts.new_key()
     form: NewApiKey = call.body
-    key = await call.rooms.database.write(
+    key = await call.rooms.database.change(
         lambda conn: accounts.add_key(
             conn, call.account.id, form.name, new.digest, new.prefix, call.now, limit=call.plan.api
         )
@@ -42,7 +42,7 @@ async def revoke_key(call: Call) -> Json:
     number = call.path["key"]
     if not (number.isascii() and number.isdigit() and len(number) < 19):
         raise not_found("API key")
-    gone = await call.rooms.database.write(
+    gone = await call.rooms.database.change(
         lambda conn: accounts.revoke_key(conn, call.account.id, int(number), call.now)
     )
     if not gone:

@@ -71,7 +71,7 @@ async def add(call: Call) -> Json:
     def work(conn: Connection) -> Alias:
         return save_new(conn, call, domain_in(conn, call, name), form.alias, form.forward, **values)
 
-    return {"alias": wire.alias(await call.rooms.database.write(work)), "success": True}
+    return {"alias": wire.alias(await call.rooms.database.change(work)), "success": True}
 
 
 def save_new(conn: Connection, call: Call, domain: Domain, pattern: str, forward: str, **more: Any) -> Alias:
@@ -130,7 +130,7 @@ async def edit(call: Call) -> Json:
             raise not_found("alias")
         return save_change(conn, call, domain, found, **values)
 
-    return {"alias": wire.alias(await call.rooms.database.write(work)), "success": True}
+    return {"alias": wire.alias(await call.rooms.database.change(work)), "success": True}
 
 
 async def remove(call: Call) -> Json:
@@ -142,7 +142,7 @@ async def remove(call: Call) -> Json:
         found = aliases.find(conn, domain.id, wanted)
         return found is not None and aliases.remove(conn, domain, found, call.now)
 
-    if not await call.rooms.database.write(work):
+    if not await call.rooms.database.change(work):
         raise not_found("alias")
     return {"success": True}
 
@@ -176,7 +176,7 @@ async def bulk(call: Call) -> Json:
         ask_owners(conn, call.rooms.settings, domain, changed, call.now)
         return done
 
-    done = await call.rooms.database.write(work)
+    done = await call.rooms.database.change(work)
     return {
         "added": [wire.alias(one) for one in done.added],
         "failed": [wire.alias(one) for one in done.failed],

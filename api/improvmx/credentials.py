@@ -48,7 +48,7 @@ async def add(call: Call) -> Json:
         )
         return added, first
 
-    added, asks_for_dns = await call.rooms.database.write(work)
+    added, asks_for_dns = await call.rooms.database.change(work)
     return {
         "credential": wire.credential(added),
         "requires_new_mx_check": asks_for_dns,
@@ -73,7 +73,7 @@ async def edit(call: Call) -> Json:
         domain = domain_in(conn, call, name)
         return credentials.update_credential(conn, domain, username, call.now, **values)
 
-    return {"credential": wire.credential(await call.rooms.database.write(work)), "success": True}
+    return {"credential": wire.credential(await call.rooms.database.change(work)), "success": True}
 
 
 async def remove(call: Call) -> Json:
@@ -83,7 +83,7 @@ async def remove(call: Call) -> Json:
     def work(conn: Connection) -> bool:
         return credentials.remove(conn, domain_in(conn, call, name), username, call.now)
 
-    if not await call.rooms.database.write(work):
+    if not await call.rooms.database.change(work):
         raise not_found("credential")
     return {"success": True}
 

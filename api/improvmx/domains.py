@@ -103,7 +103,7 @@ async def add(call: Call) -> Json:
         ask_owners(conn, settings, added, [everything], call.now)
         return added, everything
 
-    added, everything = await call.rooms.database.write(work)
+    added, everything = await call.rooms.database.change(work)
     return {"domain": wire.domain(added, [everything]), "success": True}
 
 
@@ -129,14 +129,14 @@ async def edit(call: Call) -> Json:
         changed = domains.update_domain(conn, domain_in(conn, call, name), call.now, **values)
         return changed, _first(conn, [changed])[changed.id]
 
-    changed, first = await call.rooms.database.write(work)
+    changed, first = await call.rooms.database.change(work)
     return {"domain": wire.domain(changed, first), "success": True}
 
 
 async def remove(call: Call) -> Json:
     """The domain with its aliases and credentials; mail for it is refused from now on."""
     name = name_of(call)
-    gone = await call.rooms.database.write(
+    gone = await call.rooms.database.change(
         lambda conn: domains.remove(conn, domain_in(conn, call, name), call.now)
     )
     if not gone:

@@ -63,7 +63,7 @@ async def add(call: Call) -> Json:
         with _naming(form.type):
             return save_new(conn, call, domain, pattern, config.forward, **more)
 
-    return _shown(call, await call.rooms.database.write(work))
+    return _shown(call, await call.rooms.database.change(work))
 
 
 async def show(call: Call) -> Json:
@@ -85,7 +85,7 @@ async def edit(call: Call) -> Json:
         with _naming(form.type or _kind(found)):
             return save_change(conn, call, domain, found, **changes)
 
-    return _shown(call, await call.rooms.database.write(work))
+    return _shown(call, await call.rooms.database.change(work))
 
 
 async def remove(call: Call) -> Json:
@@ -95,7 +95,7 @@ async def remove(call: Call) -> Json:
     def work(conn: Connection) -> bool:
         return aliases.remove(conn, *_found(conn, call, name), call.now)
 
-    if not await call.rooms.database.write(work):
+    if not await call.rooms.database.change(work):
         raise not_found("rule")
     return {"success": True}
 
@@ -103,7 +103,7 @@ async def remove(call: Call) -> Json:
 async def remove_all(call: Call) -> Json:
     """All of the domain's rules, and so all of its aliases."""
     name = name_of(call)
-    await call.rooms.database.write(
+    await call.rooms.database.change(
         lambda conn: aliases.remove_all(conn, domain_in(conn, call, name), call.now)
     )
     return {"success": True}

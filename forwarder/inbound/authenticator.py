@@ -209,7 +209,7 @@ class Authenticator:
         finally:
             self._waiting -= 1
         try:
-            await self._database.write(
+            await self._database.change(
                 partial(credentials.renew_hash, credential=login.credential, password_hash=digest)
             )
         except StoreUnavailable as trouble:  # the log-in was right all the same; the next one tries again

@@ -57,7 +57,7 @@ class Usage:
         if not counts:
             return
         try:
-            await self._database.write(partial(_add, counts=counts, now=self._clock()))
+            await self._database.change(partial(_add, counts=counts, now=self._clock()))
         except StoreUnavailable as trouble:
             log.warning(
                 "the usage of credentials was not written", credentials=len(counts), reason=str(trouble)

@@ -114,6 +114,13 @@ class Database:
         """Run ``work`` in the next group commit; it may run again when others in the group fail."""
         return await self.writer.write(work)
 
+    async def change(self, work: Callable[[Connection], T]) -> T:
+        """As ``write``, but on PostgreSQL in a transaction of its own, one after the other: for what people change.
+
+        That may have to wait for a row that somebody has locked, and mail must not wait with it.
+        """
+        return await self.writer.change(work)
+
     async def write_aside(self, work: Callable[[Connection], T]) -> T:
         """As ``write``, but on PostgreSQL past what waits for a lock: for signs of life, which must not be late."""
         return await self.writer.write_aside(work)

@@ -9,6 +9,11 @@ end, as it does over a slow network or behind a lock: while commits are quick, t
 what a group costs is its dozen statements. A group that lost a conflict with another (deadlock, serialization) is tried
 again in halves.
 
+Connections of the pool, LEAST at least: LANES write mail, one changes the directory (``change``), one is for the sign
+of life (``write_aside``), and the others read. Each kind may have to wait for a lock, and none takes another's. A
+change of the directory would else keep the mail of its group waiting for a row that somebody has locked, and three
+such changes all mail.
+
 When a connection is lost before COMMIT was sent, the group is certain not to be in force and is tried once more on a
 new connection, so that a restarted server is noticed by nobody. When it is lost after COMMIT was sent, nobody can tell:
 CommitUnknown.
@@ -36,6 +41,8 @@ from forwarder.store.writer import Failed, Item, Writer, apply_group, halves
 from forwarder.tally import Tally
 
 LANES = 2
+BESIDE = 2  # connections: the change of the directory, the sign of life
+LEAST = LANES + BESIDE + 1
 JOIN_AFTER = 0.01  # seconds
 STATEMENT_LIMIT = 8.0  # seconds
 TRANSACTION_LIMIT = 10.0
@@ -112,6 +119,7 @@ class PostgresWriter(Writer):
         self._idle = 0  # lanes that wait for the signal
         self._joining: asyncio.TimerHandle | None = None  # looks whether another lane is to join
         self._unbroken = _Unbroken()
+        self._turn = asyncio.Semaphore()  # of changes
         self._telling = Telling()
         self._lanes = [self.loop.create_task(self._lane(), name=f"store-lane-{n}") for n in range(LANES)]
 
@@ -127,6 +135,19 @@ class PostgresWriter(Writer):
         In a task of its own: what becomes of a COMMIT under way is nothing that a cancelled caller is to be told.
         """
         return await self._unbroken.run(self._aside(work))
+
+    async def change(self, work: Callable[[Connection], T]) -> T:
+        """The same behind the change before it: all of them lock the row that counts them (``changes``)."""
+        with _said_as_trouble():
+            async with asyncio.timeout(CONNECT_LIMIT):
+                await self._turn.acquire()
+        return await self._unbroken.run(self._in_turn(work))
+
+    async def _in_turn(self, work: Callable[[Connection], T]) -> T:
+        try:
+            return await self._aside(work)
+        finally:
+            self._turn.release()
 
     async def _aside(self, work: Callable[[Connection], T]) -> T:
         item = Item(self._work, work, 0, self.loop.create_future(), None)
@@ -283,8 +304,8 @@ async def discard(conn: AsyncConnection, error: BaseException) -> None:
 class PostgresReaders:
     """Reads on connections of the pool, a statement a transaction.
 
-    They leave the lanes and the sign of life a connection each, where there are so many: all the others may wait at
-    once, as for a table that somebody has locked, and mail goes on, and this process is not taken for dead.
+    They leave those who write a connection each, where there are so many: all the others may wait at once, as for a
+    table that somebody has locked, and mail goes on, and this process is not taken for dead.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
@@ -292,7 +313,7 @@ class PostgresReaders:
         self._unbroken = _Unbroken()
         pool = engine.sync_engine.pool
         assert isinstance(pool, AsyncAdaptedQueuePool)
-        self._places = asyncio.Semaphore(max(1, pool.size() - LANES - 1))
+        self._places = asyncio.Semaphore(max(1, pool.size() - LANES - BESIDE))
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run ``work``; once more when the connection turned out to be lost.

@@ -233,6 +233,10 @@ class Writer(ABC):
         """The same past those who wait, where that can be."""
         return await self.write(work)
 
+    async def change(self, work: Callable[[Connection], T]) -> T:
+        """The same, where that can be, for what may wait for a lock, so that nothing else has to wait with it."""
+        return await self.write(work)
+
     @abstractmethod
     def wake(self) -> None:
         """There is something to take."""

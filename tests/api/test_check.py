@@ -387,7 +387,7 @@ async def test_a_store_that_is_away_ends_a_round_in_its_own_name(
         raise StoreUnavailable
 
     look = round_of(desk, Bag())
-    monkeypatch.setattr(desk.database, "write", away)
+    monkeypatch.setattr(desk.database, "change", away)
     with pytest.raises(StoreUnavailable):
         await look()
 

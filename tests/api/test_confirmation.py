@@ -88,7 +88,7 @@ async def test_trouble_of_the_store_leaves_the_link_good(
             raise StoreUnavailable("away")
 
         with monkeypatch.context() as broken:
-            broken.setattr(desk.database, "write", away)
+            broken.setattr(desk.database, "change", away)
             answer = await page(desk, "POST", path)
             assert (answer.status_code, "try again later" in answer.text) == (503, True)
         assert (await page(desk, "POST", path)).status_code == 200

@@ -119,7 +119,7 @@ async def test_a_key_whose_use_cannot_be_noted_is_as_good_as_any(
     monkeypatch.setattr(auth, "_NOTE_PATIENCE", 0.05)
     for trouble in (away, never):
         with monkeypatch.context() as patched:
-            patched.setattr(desk.database, "write", trouble)
+            patched.setattr(desk.database, "change", trouble)
             assert (await desk.get("/account")).status_code == 200
     keys = (await desk.get("/account/keys")).json()["keys"]
     assert keys[0]["last_used"] is not None

@@ -240,6 +240,37 @@ async def test_a_database_that_dies_in_the_commit_is_temporary_and_leaves_all_or
         assert copies.count("first@dest.test") == copies.count("second@dest.test") in (1, 2)
 
 
+async def test_changes_that_wait_for_a_locked_row_keep_no_mail_waiting(town: Town, postgres: Server) -> None:
+    """As it is locked by somebody who changes aliases by hand and goes to lunch before the COMMIT."""
+    url = postgres.database()
+    town.api_key = ""  # this database has an account of its own
+    async with town.engine(database={"url": url}), town.hand_on(url) as hand:
+        await town.host("example.com", ALIASES)
+        await town.goes_on()
+
+        async def one_waits() -> bool:
+            return bool(await hand.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+        async with town.api() as api:
+
+            def change() -> asyncio.Task[httpx.Response]:
+                body = {"forward": "third@dest.test"}
+                return asyncio.create_task(api.put("/v3/domains/example.com/aliases/pair", json=body))
+
+            async with hand.transaction():
+                await hand.execute("UPDATE aliases SET is_active = is_active WHERE pattern = 'pair'")
+                changes = [change()]
+                await wait_until(one_waits, what="a change to wait for the row")
+                changes += [change(), change()]
+                for _ in range(5):
+                    assert (await town.send("ann@out.test", "well@example.com", MAIL)).code == 250
+                await town.well.wait_for(6)
+                assert not any(each.done() for each in changes)
+            assert [(await each).status_code for each in changes] == [200] * 3
+        await town.goes_on()
+    postgres.drop(url)
+
+
 async def _sends(town: Town) -> bool:
     return (await town.send("ann@out.test", "pair@example.com", MAIL)).code == 250
 

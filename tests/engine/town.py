@@ -20,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
 
+import asyncpg
 import dkim
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -149,6 +150,15 @@ class Town(House):
 
         found = await wait_until(look, what=f"{status} of {recipient}")
         return found[0]
+
+    @asynccontextmanager
+    async def hand_on(self, url: str) -> AsyncIterator[Any]:
+        """A connection to PostgreSQL, as somebody has it who looks, or changes things, by hand."""
+        conn = await asyncpg.connect(url)
+        try:
+            yield conn
+        finally:
+            conn.terminate()
 
     # --- what must hold
 

@@ -217,15 +217,15 @@ async def test_what_is_used_while_usage_is_written_is_written_in_the_next_round(
 ) -> None:
     monkeypatch.setattr(usage, "DELAY", 0.0)
     noted = Usage(shop.database, clock=lambda: shop.now)
-    really, rounds = shop.database.write, []
+    really, rounds = shop.database.change, []
 
-    async def write(work: Any) -> Any:
+    async def change(work: Any) -> Any:
         rounds.append(work)
         if len(rounds) == 1:
             noted.note(shop.login.credential.id)
         return await really(work)
 
-    monkeypatch.setattr(shop.database, "write", write)
+    monkeypatch.setattr(shop.database, "change", change)
     noted.note(shop.login.credential.id)
     assert noted._writing is not None
     await noted._writing
@@ -253,7 +253,7 @@ async def test_usage_that_cannot_be_written_is_lost_and_what_follows_is_not(
         raise StoreUnavailable("away")
 
     with monkeypatch.context() as patched:
-        patched.setattr(shop.database, "write", away)
+        patched.setattr(shop.database, "change", away)
         noted.note(shop.login.credential.id)
         assert noted._writing is not None
         await noted._writing

@@ -4,11 +4,11 @@ import asyncio
 
 import asyncpg
 import pytest
-from sqlalchemy import select
+from sqlalchemy import false, select
 
 from forwarder.store import postgresql
 from forwarder.store.engine import Database
-from forwarder.store.postgresql import PostgresWriter
+from forwarder.store.postgresql import LEAST, PostgresWriter
 from forwarder.store.tables import accounts, sequences
 from forwarder.store.writer import Item
 from tests.harness import wait_until
@@ -48,7 +48,7 @@ async def test_what_waits_behind_a_lock_is_overtaken(postgres_url: str) -> None:
 async def test_reads_that_wait_for_a_lock_hold_up_neither_changes_nor_signs_of_life(
     postgres_url: str,
 ) -> None:
-    database = await Database.open(postgres_url, pool_size=6)
+    database = await Database.open(postgres_url, pool_size=LEAST + 2)
     holder = await asyncpg.connect(postgres_url)
 
     async def three_wait() -> bool:
@@ -63,9 +63,52 @@ async def test_reads_that_wait_for_a_lock_hold_up_neither_changes_nor_signs_of_l
         await wait_until(three_wait, what="reads to wait for the lock")
         async with asyncio.timeout(4):  # less than a connection is waited for
             await asyncio.gather(put(database, "a"), put(database, "b"))
+            await database.change(lambda conn: conn.execute(sequences.delete()) and None)
             await database.write_aside(lambda conn: conn.execute(sequences.delete()) and None)
         assert not any(read.done() for read in reads)
     assert await asyncio.gather(*reads) == [[]] * 12
+    await holder.close()
+    await database.close()
+
+
+async def test_a_change_that_waits_keeps_those_behind_it_waiting_and_nobody_else(
+    postgres_url: str,
+) -> None:
+    """With as few connections as there may be."""
+    database = await Database.open(postgres_url, pool_size=LEAST)
+    await put(database, "locked")
+    await put(database, "given-up")
+    holder = await asyncpg.connect(postgres_url)
+
+    def change(name: str) -> asyncio.Task[None]:
+        query = sequences.update().where(sequences.c.name == name).values(value=1)
+        return asyncio.create_task(database.change(lambda conn: conn.execute(query) and None))
+
+    async def one_waits() -> bool:
+        return bool(await holder.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+    async with holder.transaction():
+        await holder.execute("UPDATE sequences SET value = 2 WHERE name = 'locked'")
+        first = change("locked")
+        await wait_until(one_waits, what="a change to wait for the lock")
+        given_up, last = change("given-up"), change("directory")
+        await asyncio.sleep(0)
+        given_up.cancel()  # before its turn: it is not made
+        first.cancel()  # after it was sent: it is, and keeps its turn until it has ended
+        async with asyncio.timeout(4):
+            await asyncio.gather(put(database, "a"), put(database, "b"))
+            await database.write_aside(lambda conn: conn.execute(sequences.delete().where(false())) and None)
+            assert await names(database) == {"locked", "given-up", "a", "b"}
+        assert not last.done()
+    await last
+    values = await database.read(lambda conn: conn.execute(select(sequences.c.name, sequences.c.value)).all())
+    assert {row.name: row.value for row in values} == {
+        "locked": 1,
+        "given-up": 0,
+        "directory": 1,
+        "a": 0,
+        "b": 0,
+    }
     await holder.close()
     await database.close()
 
