@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from forwarder.config import ConfigError, HostPort, Settings, load
+from forwarder.config.settings import POOL_LEAST
 from forwarder.store.engine import sqlite_path
+from forwarder.store.postgresql import LEAST
 
 ROOT = Path(__file__).parent.parent
 
@@ -502,6 +504,15 @@ def test_numbers_in_the_environment_are_whole_too(tmp_path: Path) -> None:
     assert (settings.mx.recipients, settings.retry.spread) == (200, 0.2)
     ((found, reason),) = problems(tmp_path, 'hostname = "a"', FORWARDER_MX__RECIPIENTS="7.0")
     assert (found, "whole number" in reason) == ("FORWARDER_MX__RECIPIENTS", True)
+
+
+def test_a_pool_without_a_connection_for_each_who_may_wait_is_told_so(tmp_path: Path) -> None:
+    few, postgres = POOL_LEAST - 1, 'url = "postgresql://forwarder@db/forwarder"'
+    ((key, reason),) = problems(tmp_path, f'hostname = "a"\n[database]\n{postgres}\npool_size = {few}')
+    assert (key, reason.partition(":")[0]) == ("database", "pool_size must be 5 or more")
+    assert POOL_LEAST == LEAST == 5
+    for enough in (f"{postgres}\npool_size = {POOL_LEAST}", "pool_size = 1"):  # SQLite has no pool
+        load(written(tmp_path, f'hostname = "a"\n[database]\n{enough}'), {})
 
 
 @pytest.mark.parametrize("names", [("Default",), ("gold", "Gold"), ('""',), ('" "',)])

@@ -44,6 +44,10 @@ def run_folder(data_dir: Path) -> Path:
     return data_dir / "run"
 
 
+# With fewer, whoever waits for a lock keeps a sign of life waiting, and the mail in hand is sent by others, too.
+POOL_LEAST = 5
+
+
 class Section(BaseModel):
     """A part of the configuration: frozen, and a key that it does not know is an error."""
 
@@ -55,6 +59,15 @@ class DatabaseSection(Section):
 
     url: DatabaseUrl = Field(default="", repr=False)  # "": SQLite in data_dir
     pool_size: Positive = 8  # PostgreSQL connections a process
+
+    @model_validator(mode="after")
+    def _one_for_each_kind(self) -> Self:
+        if self.url.startswith("postgresql") and self.pool_size < POOL_LEAST:
+            raise ValueError(
+                f"pool_size must be {POOL_LEAST} or more: two connections write mail, one changes aliases and domains, "
+                "one is for this process's sign of life, and the others read"
+            )
+        return self
 
 
 class MxSection(Section):
