@@ -10,6 +10,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import Connection, func, select, text
 
@@ -217,6 +218,36 @@ async def test_a_claim_locks_nothing_while_what_is_written_with_it_waits(postgre
             assert [d.message_id for d in await other.queue.claim_due(NOON, 9)] == [due.id]
         assert await settle
         assert await claim == []
+
+
+async def test_what_an_operator_holds_while_it_is_claimed_is_passed_over(postgres_url: str) -> None:
+    """It shares the address of what is due, and was queued when the claiming statement began."""
+    async with AsyncExitStack() as opened:
+        stage = Stage(postgres_url, opened)
+        hand = await asyncpg.connect(postgres_url)
+        opened.push_async_callback(hand.close)
+        # The claim asks for the domains to leave out once its snapshot is taken, and before it locks a row. There it
+        # can be stopped, by whoever keeps the lock to himself.
+        await hand.execute("""
+            CREATE FUNCTION unnest(anyarray) RETURNS SETOF anyelement LANGUAGE plpgsql AS
+                'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN QUERY SELECT pg_catalog.unnest($1); END'
+        """)
+        name = await hand.fetchval("SELECT current_database()")
+        await hand.execute(f"ALTER DATABASE {name} SET search_path = public, pg_catalog")
+        worker, operator = await stage.worker(), await stage.database()
+        await worker.queue.enqueue(stage.message(*["a@dest.example"] * 2))
+        due, fellow = await worker.queue.claim_due(NOON, 9)
+        for delivery, minutes in ((due, 0), (fellow, 1)):
+            assert await worker.queue.release(delivery, next_attempt_at=NOON + minutes * MINUTE)
+        await hand.execute("SELECT pg_advisory_lock(1)")
+        claim = asyncio.create_task(worker.queue.claim_due(NOON, 9))
+        stopped = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        await until(lambda: hand.fetchval(stopped))
+        assert await operator.write(lambda conn: admin.hold(conn, [fellow.id])) == 1
+        await hand.execute("SELECT pg_advisory_unlock(1)")
+        assert [delivery.id for delivery in await claim] == [due.id]
+        left = {row.id: row.state for row in await rows(operator, deliveries)}
+        assert left == {due.id: "leased", fellow.id: "held"}
 
 
 async def test_a_claim_reads_a_message_once_however_many_of_its_addresses_are_due(sqlite_url: str) -> None:
