@@ -66,8 +66,8 @@ def _ensure(url: str) -> None:
     state = migrations.state(url)
     if state == "newer":
         raise NodeError(
-            "the database was made by a newer release of this engine; install that release, "
-            "or name another database in [database] url"
+            "the database has the schema of a newer release; install that release on this machine, too (until then, "
+            "only an engine of this one that serves already goes on), or name another database in [database] url"
         )
     if state == "old" and not url.startswith("sqlite"):
         raise NodeError(

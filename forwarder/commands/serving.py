@@ -65,7 +65,9 @@ def migrate(config: Config = None, as_json: AsJson = False) -> None:
     make_data_dir(settings)
     before = migrations.state(settings.database.url)
     if before == "newer":
-        raise Failure("the database was made by a newer release; install that release")
+        raise Failure(
+            "the database has the schema of a newer release; install that release on this machine, too"
+        )
     migrations.upgrade(settings.database.url)
     said = "was up to date already" if before == "current" else "is up to date"
     tell({"before": before, "now": "current"}, f"The database {said}.", as_json=as_json)

@@ -103,6 +103,9 @@ _CHANGED = Explained(
     text="somebody has changed a column of the database while this process was connected to it; it connects anew, and "
     "goes on by itself"
 )
+_SCHEMA = Explained(
+    text="the database lacks a table or a column that this release needs; run `forwarder migrate`, and mail goes on"
+)
 _STARTING = Explained(text="the database is starting or shutting down; it has to run for the engine to serve")
 _TLS = Explained(
     text="the database and the engine do not agree on TLS; check the ssl options in [database] url, its certificate "
@@ -114,6 +117,8 @@ _BY_STATE = {
     "28": _LOGIN,
     "3D": _ABSENT,
     "42501": _FORBIDDEN,
+    "42703": _SCHEMA,
+    "42P01": _SCHEMA,
     "42704": _OPTION,
     "22023": _OPTION,
     "25006": _READ_ONLY,

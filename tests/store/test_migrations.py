@@ -3,6 +3,7 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, insert, text
+from sqlalchemy import Connection, Executable, insert, select, text
 
 from forwarder.mail.address import parse_address
 from forwarder.mail.aliases import Match
@@ -18,8 +19,9 @@ from forwarder.store import migrations
 from forwarder.store.aliases import list_aliases
 from forwarder.store.directory import Directory
 from forwarder.store.engine import Database
+from forwarder.store.faults import explain
 from forwarder.store.sessions import LATER
-from forwarder.store.tables import accounts, aliases, domains, metadata
+from forwarder.store.tables import accounts, aliases, confirmations, domains, metadata
 from forwarder.store.trouble import StoreUnavailable
 
 really_upgrade = command.upgrade
@@ -94,6 +96,24 @@ async def test_aliases_of_an_older_schema_stay_and_act_as_before(
     assert isinstance(off := rules.resolve("off"), Match)
     assert (off.alias.active, off.alias.when_disabled) == (False, 421)
     await database.close()
+
+
+async def test_a_worker_of_a_release_whose_schema_is_still_to_come_says_what_to_do(
+    postgres_url: str,
+) -> None:
+    """It takes the place of one that died, after the release was installed and before ``forwarder migrate``."""
+    database = await Database.open(postgres_url)
+    for statement in (text("ALTER TABLE aliases DROP COLUMN is_skipped"), text("DROP TABLE confirmations")):
+        await database.write(partial(did, statement))
+    for query in (select(aliases), select(confirmations)):
+        with pytest.raises(StoreUnavailable) as caught:
+            await database.read(partial(did, query))
+        assert "run `forwarder migrate`" in explain(caught.value).text
+    await database.close()
+
+
+def did(statement: Executable, conn: Connection) -> None:
+    conn.execute(statement)
 
 
 async def test_upgrading_again_changes_nothing(database_url: str) -> None:
