@@ -11,9 +11,13 @@
 
 All but the take-over are guarded by a row of ``chores`` each: the process that claims it does it, and one that dies in
 the middle loses the claim with time. All are safe to do twice. What fails is logged and tried again at its next turn.
+
+What deletes by age for good waits until the clock has run EVENLY: one that was set far ahead, as a machine's may be
+until it hears of the time after its boot, would take everything for old.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -30,6 +34,8 @@ from forwarder.store.queue import IF_WORKER_DIES
 from forwarder.store.telling import Telling
 from forwarder.store.trouble import StoreUnavailable
 
+EVENLY = 600.0  # seconds
+STEP = timedelta(minutes=1)  # by which a clock was set; less harms nobody
 CHANGES_KEPT = timedelta(hours=1)  # a cache that slept longer than this loads everything again
 
 log = structlog.get_logger("housekeeping")
@@ -44,6 +50,7 @@ class Chore:
     patience: timedelta  # a claim older than this is another's for the taking
     work: Callable[[datetime], Awaitable[int]]  # how many rows it changed
     everybodys: bool = False  # every process does it at each turn, whoever else does
+    by_age: bool = False  # not before the clock has run EVENLY
 
 
 def chores_of(
@@ -89,21 +96,47 @@ def chores_of(
         Chore(
             name="take-over", every=poll, patience=settings.workers.lease, work=takeover.look, everybodys=True
         ),
-        Chore(name="journal", every=hour, patience=hour, work=purge_journal),
-        Chore(name="counters", every=hour, patience=hour, work=purge_counters),
+        Chore(name="journal", every=hour, patience=hour, work=purge_journal, by_age=True),
+        Chore(name="counters", every=hour, patience=hour, work=purge_counters, by_age=True),
         Chore(name="changes", every=hour, patience=hour, work=purge_changes),
         Chore(name="plans", every=hour, patience=hour, work=bring_plans_forward),
         Chore(name="domains", every=timedelta(minutes=1), patience=hour, work=recheck),
     )
 
 
-async def keep_house(chore: Chore, database: Database, *, owner: str, clock: Callable[[], datetime]) -> None:
+class Evenness:
+    """How long a wall clock and a monotonic one have gone at one pace: nobody has set the first."""
+
+    def __init__(self) -> None:
+        self._apart: datetime | None = None  # what the wall clock shows when the other is at nothing
+        self._since = 0.0
+
+    def lasts(self, now: datetime, seconds: float) -> float:
+        """Seconds, as far as who asks can know: 0 at the first time, and where it was set since the last."""
+        apart = now - timedelta(seconds=seconds)
+        if self._apart is None or abs(apart - self._apart) > STEP:
+            self._since = seconds
+        self._apart = apart
+        return seconds - self._since
+
+
+async def keep_house(
+    chore: Chore,
+    database: Database,
+    *,
+    owner: str,
+    clock: Callable[[], datetime],
+    seconds: Callable[[], float] = time.monotonic,
+) -> None:
     """A task body: do the chore at its turns, whenever this process is the one to do it."""
     telling = Telling()
+    evenness = Evenness()
     while True:
         # Asked more often than done, so that another process takes over soon when the one that did it is gone.
         await asyncio.sleep(min(chore.every.total_seconds(), 60.0))
         now = clock()
+        if evenness.lasts(now, seconds()) < EVENLY and chore.by_age:
+            continue
         try:
             if chore.everybodys:
                 changed = await chore.work(now)

@@ -27,7 +27,8 @@ from forwarder.store.trouble import StoreUnavailable
 from tests.outbound.house import open_store
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
-SECOND, HOUR, DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)
+SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
 @pytest.fixture
@@ -58,6 +59,7 @@ async def test_each_has_its_turns(database: Database) -> None:
         "domains": (60 * SECOND, HOUR),
     }
     assert [name for name, chore in chores(database).items() if chore.everybodys] == ["take-over"]
+    assert [name for name, chore in chores(database).items() if chore.by_age] == ["journal", "counters"]
     quick = chores(database, workers={"lease": "2s"})["take-over"]
     assert (quick.every, quick.patience) == (SECOND, 2 * SECOND)
 
@@ -176,11 +178,17 @@ class Processes:
     """Several on one database that have the same chore; each is given its turns."""
 
     def __init__(
-        self, database: Database, monkeypatch: pytest.MonkeyPatch, *, everybodys: bool = False
+        self,
+        database: Database,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        everybodys: bool = False,
+        by_age: bool = False,
     ) -> None:
         self._database = database
         self._monkeypatch = monkeypatch
         self._everybodys = everybodys
+        self._by_age = by_age
         self.done: list[tuple[str, timedelta]] = []  # by whom, and how long after NOW
         self.trouble: list[Exception] = []  # of the next attempts
 
@@ -199,10 +207,23 @@ class Processes:
             self.done.append((owner, now - NOW))
             return 1
 
-        chore = Chore(name="it", every=every, patience=HOUR, work=work, everybodys=self._everybodys)
+        chore = Chore(
+            name="it",
+            every=every,
+            patience=HOUR,
+            work=work,
+            everybodys=self._everybodys,
+            by_age=self._by_age,
+        )
         self._monkeypatch.setattr(housekeeping, "asyncio", SimpleNamespace(sleep=rest))
         with pytest.raises(Over):
-            await keep_house(chore, self._database, owner=owner, clock=lambda: NOW + times[len(rests) - 1])
+            await keep_house(
+                chore,
+                self._database,
+                owner=owner,
+                clock=lambda: NOW + times[len(rests) - 1],
+                seconds=lambda: sum(rests),
+            )
         return rests
 
 
@@ -252,3 +273,15 @@ async def test_what_is_everybodys_each_does_at_each_turn(
     for owner in "ab":
         assert await processes.turns(owner, 0 * SECOND, SECOND, every=1.5 * SECOND) == [1.5, 1.5]
     assert processes.done == [(owner, at) for owner in "ab" for at in (0 * SECOND, SECOND)]
+
+
+async def test_nothing_goes_for_its_age_while_the_clock_may_be_wrong(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shows a year to come for three minutes after the boot, and in the very minute in which the chore is due."""
+    processes = Processes(database, monkeypatch, by_age=True)
+    year, minutes = 365 * DAY, [turn * MINUTE for turn in range(1, 180)]
+    wrong = {at: at + year for at in minutes if at <= 3 * MINUTE or at == 74 * MINUTE}
+    await processes.turns("a", *(wrong.get(at, at) for at in minutes))
+    # It is right again in the 4th minute and in the 75th, and has run evenly for ten more; then the hour is over.
+    assert processes.done == [("a", 14 * MINUTE), ("a", 85 * MINUTE), ("a", 145 * MINUTE)]
