@@ -93,7 +93,7 @@ class LateBounces:
             recipient = parse_address(entry.recipient_email or "")
         except AddressError:
             return False
-        return trace.looped(self._secrets, recipient, [passage])
+        return trace.is_among(self._secrets, recipient, {passage.mark})
 
     def _event(self, told: ReturnedRecipient) -> NewEvent:
         status = told.status if told.status[:2] == "5." else "5.0.0"

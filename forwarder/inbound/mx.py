@@ -8,7 +8,7 @@ Promises: a refusal of a recipient was confirmed by the store; trouble of ours i
 said when the message, its deliveries and its QUEUED events are committed, or when every recipient's alias discards,
 and then the log says so. REFUSED events and late bounces are written behind the reply.
 
-Limits: a message that one of its recipients sees again (``X-Forwarder-Id``) is refused for all of them.
+Limits: a message that one of its recipients sees again (``mail.trace``) is refused for all of them.
 """
 
 import asyncio
@@ -149,7 +149,7 @@ class MxReception:
         head = contents.split(content)[0]
         fields = looked_up(head)
         seen = facts(fields)
-        refusal = await self._no_report(transaction, content) or self._circling(transaction, head, fields)
+        refusal = await self._no_report(transaction, content) or self._circling(transaction, fields)
         added = b""
         if refusal is None:
             screened = await rooms.screening.examine(
@@ -199,17 +199,15 @@ class MxReception:
             return None
         return None if await self._late_bounces.is_about_ours(content) else replies.NO_SUCH_USER
 
-    def _circling(self, transaction: Transaction, head: bytes, fields: contents.Fields) -> Reply | None:
+    def _circling(self, transaction: Transaction, fields: contents.Fields) -> Reply | None:
         """The refusal of a message that has been here before, or has made too many hops."""
         if fields.count(contents.RECEIVED) > self._max_hops:
             return replies.TOO_MANY_HOPS
         if not fields.count(trace.ID_FIELD):
             return None
-        passages = trace.passages(
-            field.value for field in contents.headers(head) if field.name == trace.ID_FIELD
-        )
+        marks = trace.certain(fields.each(trace.ID_FIELD, trace.MOST_FIELDS, trace.MOST_OCTETS))
         secrets = self._rooms.trace_secrets
-        if any(trace.looped(secrets, recipient.path, passages) for recipient in transaction.recipients):
+        if any(trace.is_among(secrets, recipient.path, marks) for recipient in transaction.recipients):
             return replies.OUR_OWN_LOOP
         return None
 

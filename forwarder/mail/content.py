@@ -110,9 +110,9 @@ class Fields:
         starts = self._values.get(name)
         return None if starts is None else self._cut(starts[0])
 
-    def each(self, name: bytes, limit: int) -> list[bytes]:
-        """The same of every field of this name, topmost first, ``limit`` at most."""
-        return [self._cut(start) for start in self._values.get(name, ())[:limit]]
+    def each(self, name: bytes, limit: int, octets: int = MAX_VALUE) -> list[bytes]:
+        """The same of every field of this name, topmost first, ``limit`` at most, each cut at ``octets``."""
+        return [self._cut(start, octets) for start in self._values.get(name, ())[:limit]]
 
     def text(self, name: bytes) -> str | None:
         """The same for people: unfolded, RFC 2047 decoded, printable, at most 1 KiB."""
@@ -123,8 +123,8 @@ class Fields:
         """How many fields of this name the whole head has."""
         return len(self._values.get(name, ()))
 
-    def _cut(self, start: int) -> bytes:
-        bounded = self._head[start : start + MAX_VALUE]
+    def _cut(self, start: int, octets: int = MAX_VALUE) -> bytes:
+        bounded = self._head[start : start + octets]
         return bounded[: _field_end(bounded, 0)]
 
 

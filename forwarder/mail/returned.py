@@ -22,7 +22,6 @@ from forwarder.mail.words import printable
 MAX_OCTETS = 512 * 1024
 MAX_PARTS = 20
 MAX_GROUPS = 200
-MAX_HOPS = 50
 _BOUNDARY = re.compile(rb'boundary[ \t]*=[ \t]*(?:"([^"\r\n]{1,200})"|([^;\s"]{1,200}))', re.IGNORECASE)
 _TRACE_LINE = re.compile(rb"^[ \t>]{0,10}x-forwarder-id:([^\r\n]{0,2000})", re.IGNORECASE | re.MULTILINE)
 # A comment may follow, as in any structured field (RFC 5322 3.2.2).
@@ -81,10 +80,11 @@ def read_report(content: bytes) -> ReturnedReport | None:
             told = told or _recipients(_decoded(fields, body))
         elif kind.startswith((b"text/rfc822-headers", b"message/rfc822", b"message/global")):
             original = original or split(_decoded(fields, body).lstrip(b"\r\n"))[0]
-    hops = _hops(Fields(original, (trace.ID_FIELD,)).each(trace.ID_FIELD, MAX_HOPS))
+    traces = Fields(original, (trace.ID_FIELD,))
+    hops = _hops(traces.each(trace.ID_FIELD, trace.MOST_FIELDS))
     if not hops:
         # Reports without MIME quote the original's header in their text.
-        lines = islice(_TRACE_LINE.finditer(bytes(split(content)[1])), MAX_HOPS)
+        lines = islice(_TRACE_LINE.finditer(bytes(split(content)[1])), trace.MOST_FIELDS)
         hops = _hops(line[1] for line in lines)
     if told is None and not hops:
         return None
@@ -105,7 +105,7 @@ def _hops(values: Iterable[bytes]) -> tuple[tuple[trace.Passage, ...], ...]:
     hops: list[tuple[trace.Passage, ...]] = []
     left = trace.MOST_ENTRIES
     for value in values:
-        named = tuple(trace.passages([value])[:left])
+        named = tuple(trace.passages(value)[:left])
         left -= len(named)
         hops += [named] if named else []
     return tuple(hops)

@@ -144,3 +144,27 @@ async def test_too_many_destinations_are_refused_at_rcpt(engine: Town) -> None:
     await wait_until(engine.queue_is_empty, deadline=30)
     arrived = [to for m in engine.sink.messages for to in m.recipients]
     assert len(arrived) == len(set(arrived)) == 1000
+
+
+async def test_what_a_list_among_the_recipients_sends_on_is_no_circle(engine: Town) -> None:
+    """One copy goes to the list and to Ann; by what it bears nobody can tell which of them a later one comes from."""
+    await engine.alias("team", "list@dest.test")
+    await engine.alias("ann", "annbox@dest.test")
+    both = ["team@example.com", "ann@example.com"]
+    assert (await engine.send("bob@out.test", both, MAIL)).code == 250
+    (copy,) = await engine.sink.wait_for(1)
+    assert copy.recipients == ("list@dest.test", "annbox@dest.test")
+    assert (await engine.send("list@dest.test", "ann@example.com", copy.content)).code == 250
+    to_ann = (await engine.sink.wait_for(2))[-1]
+    assert to_ann.recipients == ("annbox@dest.test",)
+    # She, or the list, sends it back to her alias, or both do so to both again and again: that ends.
+    answer = await engine.send("list@dest.test", "ann@example.com", to_ann.content)
+    assert str(answer).startswith("554 5.4.6")
+    assert (await engine.send("list@dest.test", both, copy.content)).code == 250
+    again = (await engine.sink.wait_for(3))[-1]
+    for recipient in both:
+        answer = await engine.send("list@dest.test", recipient, again.content)
+        assert str(answer).startswith("554 5.4.6")
+    await engine.goes_on()
+    await engine.settled()
+    assert len(engine.sink.messages) == 3
