@@ -81,7 +81,7 @@ def read_report(content: bytes) -> ReturnedReport | None:
         elif kind.startswith((b"text/rfc822-headers", b"message/rfc822", b"message/global")):
             original = original or split(_decoded(fields, body).lstrip(b"\r\n"))[0]
     traces = Fields(original, (trace.ID_FIELD,))
-    hops = _hops(traces.each(trace.ID_FIELD, trace.MOST_FIELDS))
+    hops = _hops(traces.each(trace.ID_FIELD, trace.MOST_FIELDS, trace.MOST_OCTETS))
     if not hops:
         # Reports without MIME quote the original's header in their text.
         lines = islice(_TRACE_LINE.finditer(bytes(split(content)[1])), trace.MOST_FIELDS)

@@ -3,7 +3,9 @@
 import email
 import email.policy
 
+from forwarder.mail.event import Status
 from tests.engine.town import MAIL, Town
+from tests.harness import wait_until
 from tests.peers.sink import Received
 
 
@@ -194,6 +196,31 @@ async def test_a_bounce_that_comes_back_to_us_and_fails_again_makes_nothing(engi
     await engine.settled()
     assert engine.origin.messages == []
     assert len(engine.sink.messages) == 1
+
+
+async def test_a_late_bounce_is_about_each_of_two_hundred_recipients_who_share_a_mailbox(
+    engine: Town,
+) -> None:
+    to = [f"person{number}@example.com" for number in range(200)]
+    assert (await engine.send("ann@out.test", to, MAIL)).code == 250
+    (copy,) = await engine.sink.wait_for(1)
+    assert copy.recipients == ("inbox@dest.test",)
+    report = (
+        b"Subject: undeliverable\r\nMIME-Version: 1.0\r\n"
+        b'Content-Type: multipart/report; report-type=delivery-status; boundary="=b"\r\n\r\n'
+        b"--=b\r\nContent-Type: message/delivery-status\r\n\r\nReporting-MTA: dns; mx.dest.test\r\n\r\n"
+        b"Final-Recipient: rfc822; inbox@dest.test\r\nAction: failed\r\nStatus: 5.2.2\r\n\r\n"
+        b"--=b\r\nContent-Type: message/rfc822\r\n\r\n" + copy.content + b"\r\n--=b--\r\n"
+    )
+    assert (await engine.send("", copy.reverse_path, report)).code == 250
+
+    async def bounced() -> bool:
+        logs = await engine.logs("example.com", limit=500)
+        return sum(log.events[-1].status is Status.HARD_BOUNCE for log in logs) == 200
+
+    await wait_until(bounced, what="200 late bounces")
+    await engine.goes_on()
+    await engine.settled()
 
 
 async def test_mail_too_old_comes_back_with_the_last_reply(town: Town) -> None:

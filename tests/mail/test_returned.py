@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forwarder.mail.returned import ReturnedReport, read_report
+from forwarder.mail.trace import Passage, lines
 
 ID = "019aa5b3c1d27e3f8899aabbccddeeff"
 TRACE = b"X-Forwarder-Id: " + ID.encode() + b"-0123456789abcdef\r\n"
@@ -264,6 +265,13 @@ def test_every_hop_of_the_original_is_read() -> None:
     assert returned is not None
     assert [[passage.delivery_id for passage in hop] for hop in returned.hops] == [["f" * 32], [ID, "f" * 32]]
     assert len(returned.passages) == 3
+
+
+def test_two_hundred_deliveries_of_one_transaction_are_read() -> None:
+    of_one = lines([Passage(delivery_id=f"{number:032x}", mark="0" * 16) for number in range(200)], None)
+    returned = read_report(parts(status(), b"Content-Type: text/rfc822-headers\r\n\r\n" + of_one))
+    assert returned is not None
+    assert [int(passage.delivery_id, 16) for passage in returned.passages] == list(range(200))
 
 
 def test_of_very_many_hops_the_latest_are_read() -> None:
