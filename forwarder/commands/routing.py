@@ -108,8 +108,10 @@ def _explained(recipient: "Path", own: OfThisHost | None, found: "Expansion") ->
 
     trouble = found.trouble
     steps = [str(step) for step in found.steps]
+    # Where aliases of two accounts lead to one, it gets one copy.
+    ends = dict.fromkeys((str(t.destination), t.alias, t.domain) for t in found.targets)
     targets: list[dict[str, str | None]] = [
-        {"destination": str(t.destination), "alias": t.alias, "domain": t.domain} for t in found.targets
+        {"destination": destination, "alias": alias, "domain": domain} for destination, alias, domain in ends
     ]
     if own is not None and trouble is Trouble.NOT_HOSTED:
         # Not a refusal: mail for this server's own addresses goes wherever they lead.
@@ -123,9 +125,11 @@ def _explained(recipient: "Path", own: OfThisHost | None, found: "Expansion") ->
         "accepted": bool(targets) or trouble is Trouble.DISCARD,
         "trouble": None if trouble is None else trouble.name,
         "destinations": targets,
-        "unconfirmed": [
-            step.address.display() for step in found.dead_ends if step.trouble is Trouble.UNCONFIRMED
-        ],
+        "unconfirmed": list(
+            dict.fromkeys(
+                step.address.display() for step in found.dead_ends if step.trouble is Trouble.UNCONFIRMED
+            )
+        ),
         "steps": steps,
         "why": str(trouble or "no destination"),
     }

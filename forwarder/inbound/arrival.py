@@ -16,12 +16,10 @@ from forwarder.inbound.intake import Intake
 from forwarder.inbound.session import Recipient, Session, Transaction
 from forwarder.mail import content as contents
 from forwarder.mail import display, trace
-from forwarder.mail import reply as replies
 from forwarder.mail.address import Path, parse_helo
 from forwarder.mail.destination import Url, identity
 from forwarder.mail.event import DeliveryKind, Transport
-from forwarder.mail.reply import Reply
-from forwarder.mail.rules import Target, Theirs, borders
+from forwarder.mail.rules import Step, Target
 from forwarder.store.records import NewDelivery, NewMessage
 
 
@@ -143,24 +141,25 @@ class Composer:
         sender_domain_id: int | None = None,
         sender_alias: str | None = None,
     ) -> tuple[NewDelivery, ...]:
-        """A delivery for each recipient and destination.
+        """A delivery for each recipient, destination, and alias whose log tells of it.
 
         ``sender_…`` own the deliveries that go to addresses that are not hosted here (submission).
         """
         later = now + self.first_delay
-        made: dict[tuple[str, str, str], NewDelivery] = {}
+        made: dict[tuple[str, str, str, int | None, str | None], NewDelivery] = {}
         # Owners write one mailbox as ann@ and as Ann@. Spelled alike, it is named once to its host, and gets one copy.
         spelled: dict[tuple[str, str], str] = {}
         for recipient in transaction.recipients:
             name = seen.name_of(recipient.path)
+            whom = (recipient.path.key, recipient.path.domain)
             for target in recipient.ways:
                 destination, domain, kind = _where(target, recipient)
                 if target is not None:  # what a client named itself is its own to spell (RFC 5321 2.4)
                     destination = spelled.setdefault(identity(target.destination), destination)
-                key = (recipient.path.key, recipient.path.domain, destination)
+                domain_id, alias = (sender_domain_id, sender_alias) if target is None else target.owner
+                key = (*whom, destination, domain_id, alias)
                 if key in made:
                     continue
-                domain_id, alias = (sender_domain_id, sender_alias) if target is None else target.owner
                 leased = not recipient.discarded and self.intake.lease(domain)
                 made[key] = NewDelivery(
                     id=self.ids(now),
@@ -175,29 +174,16 @@ class Composer:
                     next_attempt_at=later if leased else now,
                     discard=recipient.discarded,
                 )
-            told = [(step.address, step.theirs, step.dead_end) for step in recipient.dead_ends]
-            told += [
-                (theirs.address, theirs.before, replies.TAKEN_ON)
-                for theirs in borders((*recipient.ways, *recipient.dead_ends))
-            ]
-            for address, theirs, said in told:
-                key = (recipient.path.key, recipient.path.domain, address.storage())
-                made[key] = self._told(recipient, name, address, theirs, said, now)
+            for step in recipient.told:
+                told = self._told(recipient, name, step, now)
+                made[*whom, told.destination, told.domain_id, told.alias] = told
         return tuple(made.values())
 
-    def _told(
-        self,
-        recipient: Recipient,
-        name: str | None,
-        address: Path,
-        theirs: Theirs | None,
-        said: Reply | None,
-        now: datetime,
-    ) -> NewDelivery:
+    def _told(self, recipient: Recipient, name: str | None, step: Step, now: datetime) -> NewDelivery:
         """What goes nowhere, or on behind an alias of another account, for the log of the alias that leads there."""
         way = recipient.ways[0]
         assert way is not None  # an alias leads there
-        domain_id, alias = replace(way, theirs=theirs).owner
+        domain_id, alias = replace(way, theirs=step.theirs).owner
         return NewDelivery(
             id=self.ids(now),
             kind=DeliveryKind.SMTP,
@@ -205,12 +191,12 @@ class Composer:
             alias=alias,
             recipient=recipient.path,
             recipient_name=name,
-            destination=address.storage(),
-            destination_domain=address.domain,
+            destination=step.address.storage(),
+            destination_domain=step.address.domain,
             leased=False,
             next_attempt_at=now,
             discard=True,
-            dead_end=said,
+            dead_end=step.said,
         )
 
     def message(

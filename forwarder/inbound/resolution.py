@@ -59,7 +59,7 @@ class Resolution:
                 path=path,
                 ways=expansion.targets,
                 account_id=expansion.account_id,
-                dead_ends=expansion.dead_ends,
+                told=(*expansion.dead_ends, *expansion.handed_on),
             )
         if trouble is Trouble.NOT_HOSTED and (sender is not None or elsewhere is not None):
             return Recipient(path=path, ways=(None,), elsewhere=elsewhere or path)

@@ -17,7 +17,8 @@ class Recipient:
     elsewhere: Path | None = None
     account_id: int | None = None  # whose domain it is for, when it is hosted here
     discarded: bool = False  # the alias is disabled and its owner wants such mail swallowed
-    dead_ends: tuple[Step, ...] = ()  # where the alias leads as well, and nobody is; the log tells its owner
+    # Where the alias leads as well, and nobody is, or an alias of another account: the log tells its owner.
+    told: tuple[Step, ...] = ()
     reports_only: bool = False  # taken for reports about what this address sent, and nothing else
 
 
@@ -33,7 +34,7 @@ class Transaction:
     def add(self, recipient: Recipient) -> None:
         """Take a recipient; the deliveries it makes are counted, since an alias may make a thousand of one RCPT."""
         self.recipients.append(recipient)
-        self.ways += len(recipient.ways) + len(recipient.dead_ends)
+        self.ways += len(recipient.ways) + len(recipient.told)
 
 
 class Session:

@@ -5,10 +5,10 @@ rule sets and is given them, so that it needs no store: it yields an address and
 that can answer for it, or None when the domain is not hosted here. Each address is asked for once. ``drive`` runs it,
 and ``circles.check_cycles``, which has the same form, over a plain function.
 
-What it promises: it ends. At most 10 aliases in a row, 1,000 destinations, 2,000 look-ups, and no more of them among
-regular expressions than MAX_EFFORT allows: a look-up among all that one domain may have can take some 100 ms. An
-address is followed once: a circle adds nothing to what was found before it closed, so its branch stops there and the
-rest stands.
+What it promises: it ends. At most 10 aliases in a row, 1,000 destinations (one to which aliases of two accounts lead
+counts twice), 2,000 look-ups, and no more of them among regular expressions than MAX_EFFORT allows: a look-up among all
+that one domain may have can take some 100 ms. An address is followed once: a circle adds nothing to what was found
+before it closed, so its branch stops there and the rest stands.
 
 The parts are in rooms of their own: ``mail.pattern`` (the left side of an alias), ``mail.expressions`` (the regular
 expressions of a domain), ``mail.destination`` (the right side), ``mail.aliases`` (the alias, and the rule set that
@@ -22,8 +22,8 @@ since nobody else would come back for it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar, assert_never
 
@@ -77,13 +77,11 @@ def refusal(trouble: Trouble) -> Reply | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Theirs:
-    """Where the way came to an alias of another account: what is behind it is for the log of that alias alone."""
+    """The alias of another account by which the way goes on: what is behind it is for the log of that alias alone."""
 
-    address: Path
     alias: str
     domain_id: int | None
     account_id: int
-    before: Theirs | None = None  # where it had come to yet another; None: to that of the recipient
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,9 +115,11 @@ class Step:
     theirs: Theirs | None = None
 
     @property
-    def dead_end(self) -> Reply | None:
-        """What is said of a branch that leads nowhere beside others that do not; None: it discards, or leads on."""
-        said = None if self.trouble is None else refusal(self.trouble)
+    def said(self) -> Reply | None:
+        """What the log says of an address where a way ends beside others that do not; None: it discards."""
+        if self.trouble is None:
+            return replies.TAKEN_ON
+        said = refusal(self.trouble)
         return said if said is None or said.permanent else replies.POLICY_REFUSAL.saying(f"{self.trouble}")
 
     def __str__(self) -> str:
@@ -153,6 +153,9 @@ class Expansion:
     account_id: int | None = None  # whose domain it is
     alias: str | None = None  # the pattern that answered for the recipient, if one did
     dead_ends: tuple[Step, ...] = ()  # branches that lead nowhere
+    handed_on: tuple[
+        Step, ...
+    ] = ()  # addresses that an alias of another account has, each for whom leads there
     steps: tuple[Step, ...] = ()
 
 
@@ -169,81 +172,151 @@ def expand(
     if first_rules is None or not (at_door or first_rules.answers_to(account_id)):
         step = Step(address=recipient, trouble=Trouble.NOT_HOSTED)
         return Expansion(recipient=recipient, trouble=Trouble.NOT_HOSTED, steps=(step,))
-    steps: list[Step] = []
-    found: dict[tuple[str, str], tuple[Path | Url, Theirs | None]] = {}
-    seen = {identity(recipient)}
-    waiting: deque[tuple[int, Path, RuleSet, Theirs | None]] = deque([(1, recipient, first_rules, None)])
-    trouble: Trouble | None = None
-    effort = 0
-    while waiting and trouble is None:
-        depth, address, rules, theirs = waiting.popleft()
-        step = _look_up(rules, address, theirs)
-        whose = first_rules.account_id if theirs is None else theirs.account_id
-        if step.leads_to and rules.account_id != whose:
-            theirs = Theirs(
-                address=address,
-                alias=step.alias or "",
-                domain_id=rules.domain_id or None,
-                account_id=rules.account_id,
-                before=theirs,
-            )
-        steps.append(step)
-        effort += rules.effort(step.kind)
+    start = _Stop(identity(recipient), recipient, first_rules, None, 1)
+    search = _Search(start)
+    asked: dict[_Key, RuleSet | None] = {start.key: first_rules}
+    while search.waiting and search.trouble is None:
+        stop, step = search.look_up()
         for destination in step.leads_to:
             key = identity(destination)
-            if key in seen:
-                continue
-            seen.add(key)
-            if isinstance(destination, Path):
-                hosted = yield destination
-                if hosted is not None and not hosted.answers_to(rules.account_id):
-                    hosted = None
-                if rules.confirmed is not None and rules.withholds(destination, step.label, hosted):
-                    steps.append(Step(address=destination, trouble=Trouble.UNCONFIRMED, theirs=theirs))
-                    continue
-                if hosted is not None:
-                    waiting.append((depth + 1, destination, hosted, theirs))
-                    continue
-            found[key] = destination, theirs
-        lookups = len(steps) + len(waiting)
-        if len(found) > MAX_TARGETS or lookups > MAX_LOOKUPS or (waiting and effort > MAX_EFFORT):
-            trouble = Trouble.TOO_MANY
-        elif waiting and waiting[-1][0] > MAX_DEPTH:
-            trouble = Trouble.LOOP
+            if key not in asked:
+                asked[key] = (yield destination) if isinstance(destination, Path) else None
+            search.lead(stop, step, key, destination, asked[key])
+        search.bound(step)
+    return search.expansion()
+
+
+_Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    """An address that is looked up, and how the way comes there, or how it goes on behind it."""
+
+    key: _Key
+    address: Path
+    rules: RuleSet
+    theirs: Theirs | None
+    depth: int
+
+
+class _Search:
+    """What ``expand`` knows so far.
+
+    Ways of several accounts may come together at an address. It is followed, or gets its mail, once; of what becomes of
+    it each account sees the first way of its own.
+    """
+
+    def __init__(self, start: _Stop) -> None:
+        self.waiting = deque([start])
+        self.trouble: Trouble | None = None
+        self._recipient, self._rules = start.address, start.rules
+        self._effort = 0
+        self._steps: dict[_Key, Step] = {}
+        self._ends: list[tuple[Path | Url, Theirs | None]] = []
+        self._handed_on: list[Step] = []
+        # By aliases of which accounts; and whose are those that have their say there.
+        self._reached = {start.key: {start.rules.account_id}}
+        self._followed = {start.key: start.rules.account_id}
+        # Ways of other accounts to what is followed anyway.
+        self._again: list[tuple[_Key, Path, Theirs | None]] = []
+        self._withheld: dict[tuple[_Key, int], Step] = {}
+
+    def look_up(self) -> tuple[_Stop, Step]:
+        """The next address that waits, as its way goes on behind it, and what answers there."""
+        stop = self.waiting.popleft()
+        rules = stop.rules
+        step = self._steps[stop.key] = _look_up(rules, stop.address, stop.theirs)
+        self._effort += rules.effort(step.kind)
+        if step.leads_to and rules.account_id != self._whose(stop.theirs):
+            self._handed_on.append(Step(address=stop.address, theirs=stop.theirs))
+            theirs = Theirs(
+                alias=step.alias or "", domain_id=rules.domain_id or None, account_id=rules.account_id
+            )
+            stop = replace(stop, theirs=theirs)
+        return stop, step
+
+    def lead(
+        self, stop: _Stop, step: Step, key: _Key, destination: Path | Url, hosted: RuleSet | None
+    ) -> None:
+        """Go on to where an alias leads; ``hosted``: the rules of that domain, if there are any."""
+        whose = stop.rules.account_id
+        if isinstance(destination, Path):
+            if hosted is not None and not hosted.answers_to(whose):
+                hosted = None
+            if stop.rules.withholds(destination, step.label, hosted):
+                waits = Step(address=destination, trouble=Trouble.UNCONFIRMED, theirs=stop.theirs)
+                self._withheld.setdefault((key, whose), waits)
+                return
+        reached = self._reached.setdefault(key, set())
+        if whose in reached:
+            return
+        if isinstance(destination, Path) and key in self._followed:
+            self._again.append((key, destination, stop.theirs))
+        elif isinstance(destination, Path) and hosted is not None and not reached:
+            self._followed[key] = hosted.account_id
+            self.waiting.append(_Stop(key, destination, hosted, stop.theirs, stop.depth + 1))
+        else:
+            self._ends.append((destination, stop.theirs))
+        reached.add(whose)
+
+    def bound(self, step: Step) -> None:
+        """End it where it is too much, or where a branch is to be tried later."""
+        lookups = len(self._steps) + len(self._withheld) + len(self._again) + len(self.waiting)
+        too_costly = self.waiting and self._effort > MAX_EFFORT
+        if len(self._ends) > MAX_TARGETS or lookups > MAX_LOOKUPS or too_costly:
+            self.trouble = Trouble.TOO_MANY
+        elif self.waiting and self.waiting[-1].depth > MAX_DEPTH:
+            self.trouble = Trouble.LOOP
         elif step.trouble is Trouble.DISABLED_DEFER:
-            trouble = Trouble.DISABLED_DEFER
-    dead_ends = tuple(step for step in steps if step.trouble is not None)
-    if trouble is None and not found:
-        trouble = min((step.trouble for step in dead_ends if step.trouble), key=_rank, default=Trouble.LOOP)
-    alias = steps[0].alias
-    targets: tuple[Target, ...] = ()
-    if trouble is None and alias is not None:
-        domain_id, domain = first_rules.domain_id, recipient.domain
-        targets = tuple(
-            Target(destination=destination, alias=alias, domain_id=domain_id, domain=domain, theirs=theirs)
-            for destination, theirs in found.values()
+            self.trouble = Trouble.DISABLED_DEFER
+
+    def expansion(self) -> Expansion:
+        """What came of it."""
+        unconfirmed = [
+            step for (key, whose), step in self._withheld.items() if whose not in self._reached.get(key, ())
+        ]
+        steps = (*self._steps.values(), *unconfirmed)
+        dead_ends = [step for step in steps if step.trouble is not None]
+        trouble = self.trouble
+        if trouble is None and not self._ends:
+            trouble = min(
+                (step.trouble for step in dead_ends if step.trouble), key=_rank, default=Trouble.LOOP
+            )
+        alias = steps[0].alias
+        targets: tuple[Target, ...] = ()
+        if trouble is None and alias is not None:
+            self._note_again(dead_ends)
+            domain_id, domain = self._rules.domain_id, self._recipient.domain
+            targets = tuple(
+                Target(
+                    destination=destination, alias=alias, domain_id=domain_id, domain=domain, theirs=theirs
+                )
+                for destination, theirs in self._ends
+            )
+        return Expansion(
+            recipient=self._recipient,
+            targets=targets,
+            trouble=trouble,
+            domain_id=self._rules.domain_id,
+            account_id=self._rules.account_id,
+            alias=alias,
+            dead_ends=tuple(dead_ends),
+            handed_on=tuple(self._handed_on),
+            steps=steps,
         )
-    return Expansion(
-        recipient=recipient,
-        targets=targets,
-        trouble=trouble,
-        domain_id=first_rules.domain_id,
-        account_id=first_rules.account_id,
-        alias=alias,
-        dead_ends=dead_ends,
-        steps=tuple(steps),
-    )
 
+    def _note_again(self, dead_ends: list[Step]) -> None:
+        """What is at the end of the ways that came to an address after another account's."""
+        for key, address, theirs in self._again:
+            step = self._steps[key]
+            if step.trouble is not None:
+                dead_ends.append(replace(step, theirs=theirs))
+            elif self._followed[key] != self._whose(theirs):
+                self._handed_on.append(Step(address=address, theirs=theirs))
 
-def borders(ends: Iterable[Target | Step | None]) -> Iterable[Theirs]:
-    """Where the ways to these came to other accounts, each once: whose alias led there is told no more than that."""
-    found: dict[Path, Theirs] = {}
-    for end in ends:
-        theirs = None if end is None else end.theirs
-        while theirs is not None:
-            found[theirs.address] = theirs
-            theirs = theirs.before
-    return found.values()
+    def _whose(self, theirs: Theirs | None) -> int:
+        return self._rules.account_id if theirs is None else theirs.account_id
 
 
 def _rank(trouble: Trouble) -> int:

@@ -18,7 +18,7 @@ from datetime import datetime
 from forwarder.mail.address import Path
 from forwarder.mail.destination import Url
 from forwarder.mail.event import DeliveryKind
-from forwarder.mail.rules import Expansion, Target, borders
+from forwarder.mail.rules import Expansion, Step, Target
 from forwarder.mail.srs import Srs
 
 
@@ -56,10 +56,7 @@ class Addressees:
         sender = origin if isinstance(origin, Path) else reverse_path
         expansion = await self._resolve(sender, behalf)
         if expansion.targets:
-            told = (
-                _taken_on(sender, replace(expansion.targets[0], theirs=theirs.before), theirs.address)
-                for theirs in borders(expansion.targets)
-            )
+            told = (_taken_on(sender, expansion.targets[0], step) for step in expansion.handed_on)
             return (*(_addressee(sender, target) for target in expansion.targets), *told)
         to = expansion.recipient  # the sender; or where the postmaster of this server leads
         return (Addressee(recipient=sender, destination=to.storage(), domain=to.domain),)
@@ -78,12 +75,12 @@ def _addressee(sender: Path, target: Target) -> Addressee:
     )
 
 
-def _taken_on(sender: Path, target: Target, address: Path) -> Addressee:
-    domain_id, alias = target.owner
+def _taken_on(sender: Path, target: Target, step: Step) -> Addressee:
+    domain_id, alias = replace(target, theirs=step.theirs).owner
     return Addressee(
         recipient=sender,
-        destination=address.storage(),
-        domain=address.domain,
+        destination=step.address.storage(),
+        domain=step.address.domain,
         domain_id=domain_id,
         alias=alias,
         taken_on=True,

@@ -128,12 +128,11 @@ class Bounces:
         )
 
     def _named(self, failed: Sequence[Verdict]) -> Sequence[Verdict]:
-        """One failure of each recipient; all, where the destinations are named as well."""
-        if self._disclose:
-            return failed
-        of_each: dict[Path, Verdict] = {}
+        """One failure of each recipient; of each of its destinations, where these are named as well."""
+        of_each: dict[tuple[Path, str], Verdict] = {}
         for verdict in failed:
-            of_each.setdefault(verdict.delivery.recipient, verdict)
+            named = verdict.delivery.destination if self._disclose else ""
+            of_each.setdefault((verdict.delivery.recipient, named), verdict)
         return list(of_each.values())
 
     def _failure(self, verdict: Verdict, hidden: Mapping[str, Path], now: datetime) -> FailedRecipient:

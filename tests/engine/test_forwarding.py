@@ -187,6 +187,47 @@ async def test_where_an_alias_of_another_account_leads_is_in_no_log_but_theirs(e
     await engine.goes_on()
 
 
+async def test_where_the_ways_of_two_accounts_come_together_there_is_one_copy_and_a_log_for_each(
+    engine: Town,
+) -> None:
+    await engine.host(
+        "theirs.test", {"boss": "shared@dest.test,secret@dest.test"}, account="other@example.org"
+    )
+    await engine.leads_here("theirs.test")
+    await engine.alias("both", "boss@theirs.test,mine@example.com")
+    await engine.alias("mine", "shared@dest.test")
+    engine.sink.play("rcpt", "450", times=2)  # once for each of the two mailboxes
+    assert (await engine.send("both@example.com", "both@example.com", MAIL)).code == 250
+    await engine.settled()
+    (message,) = engine.sink.messages
+    assert sorted(message.recipients) == ["secret@dest.test", "shared@dest.test"]
+    ends = {
+        (domain, log.alias, log.forward_email, log.events[-1].status.value)
+        for domain in ("example.com", "theirs.test")
+        for log in await engine.logs(domain)
+    }
+    assert ends == {
+        ("example.com", "both", "boss@theirs.test", "DELIVERED"),
+        ("example.com", "both", "shared@dest.test", "DELIVERED"),
+        ("theirs.test", "boss", "secret@dest.test", "DELIVERED"),
+        ("theirs.test", "boss", "shared@dest.test", "DELIVERED"),
+    }
+    # A report goes both ways as well, and there is one for the one recipient.
+    engine.well.play("rcpt", "550")
+    assert (await engine.send("both@example.com", "well@example.com", MAIL)).code == 250
+    await engine.settled()
+    assert sorted(to for report in engine.sink.messages[1:] for to in report.recipients) == [
+        "secret@dest.test",
+        "shared@dest.test",
+    ]
+    assert len(await engine.logs("theirs.test")) == 4
+    engine.sink.play("rcpt", "550")
+    assert (await engine.send("ann@out.test", "both@example.com", MAIL)).code == 250
+    await engine.settled()
+    (report,) = engine.origin.messages
+    assert report.content.count(b"\r\nFinal-Recipient: ") == 1
+
+
 @pytest.mark.parametrize("sender", ["", "ann@out.test"])
 async def test_the_null_reverse_path_stays_null(engine: Town, sender: str) -> None:
     assert (await engine.send(sender, "info@example.com", MAIL)).code == 250

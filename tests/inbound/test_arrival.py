@@ -1,5 +1,6 @@
 """The Received field and the deliveries of a message, without a socket."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,7 +10,7 @@ from forwarder.inbound.session import Recipient, Session, Transaction
 from forwarder.mail.address import Path, parse_address
 from forwarder.mail.destination import Url
 from forwarder.mail.event import DeliveryKind, Transport
-from forwarder.mail.rules import Step, Target, Trouble
+from forwarder.mail.rules import Step, Target, Theirs, Trouble
 
 NOW = datetime(2026, 11, 21, 1, 2, 3, 456789, tzinfo=UTC)
 ID = "0" * 32
@@ -168,7 +169,7 @@ def test_each_destination_of_each_recipient_once():
 def test_what_leads_nowhere_is_for_the_log_of_the_recipient():
     nowhere = Step(address=parse_address("gone@there.test"), trouble=Trouble.UNKNOWN)
     made = composer(Intake("there.test")).deliveries(
-        transaction(to("info@here.test", target("a@dest.test", "info"), dead_ends=(nowhere,))),
+        transaction(to("info@here.test", target("a@dest.test", "info"), told=(nowhere,))),
         facts(shown(b"To: Desk <info@here.test>\r\n\r\n")),
         now=NOW,
     )
@@ -177,6 +178,20 @@ def test_what_leads_nowhere_is_for_the_log_of_the_recipient():
         ("info", "gone@there.test", False, True, "Desk"),
     ]
     assert [None if d.dead_end is None else d.dead_end.code for d in made] == [None, 550]
+
+
+def test_what_leads_nowhere_one_way_and_on_another_has_both_logs():
+    """Its owner has confirmed to one account that mail may be forwarded, and not to another."""
+    theirs = Theirs(alias="boss", domain_id=9, account_id=2)
+    waiting = Step(address=parse_address("a@dest.test"), trouble=Trouble.UNCONFIRMED)
+    way = replace(target("a@dest.test", "info"), theirs=theirs)
+    made = composer(Intake()).deliveries(
+        transaction(*[to("info@here.test", way, told=(waiting,))] * 2), facts(shown(b"")), now=NOW
+    )
+    assert [(d.domain_id, d.alias, d.destination, d.discard) for d in made] == [
+        (9, "boss", "a@dest.test", False),
+        (7, "info", "a@dest.test", True),
+    ]
 
 
 def test_one_mailbox_that_aliases_spell_differently_is_spelled_alike():

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ from forwarder.mail.pattern import (
     star_match,
     too_large_together,
 )
-from forwarder.mail.rules import Expansion, Step, Trouble, borders, drive, expand, refusal
+from forwarder.mail.rules import Expansion, Step, Trouble, drive, expand, refusal
 
 K = AliasKind
 
@@ -499,16 +500,57 @@ def test_where_the_way_comes_to_an_alias_of_another_account_is_told() -> None:
         "no@d.org": (9, "c"),  # it is not known there whose that is
         "thief@x.org": (10, "*"),
     }
-    told = {
-        str(each.address): each.before and each.before.alias
-        for each in borders((*expansion.targets, *expansion.dead_ends))
-    }
+    told = {str(each.address): each.theirs and each.theirs.alias for each in expansion.handed_on}
     assert told == {"c@shared.org": None, "who@third.org": "c"}
     (nobody,) = expansion.dead_ends
     assert nobody.theirs is not None
     assert (str(nobody.address), nobody.theirs.domain_id) == ("none@shared.org", 9)
     (unknown,) = expanded("x@d.org", rule_set(("x", "none@shared.org,me@x.org")), shared).dead_ends
     assert unknown.theirs is None  # that nobody is there is told to whom leads there
+
+
+def told(expansion: Expansion) -> set[tuple[str, int | None, str]]:
+    """Each destination, and what the logs say of addresses beside them, with the domain and alias of that log."""
+    ends = [(str(end.destination), *end.owner) for end in expansion.targets]
+    for step in (*expansion.dead_ends, *expansion.handed_on):
+        end = replace(expansion.targets[0], theirs=step.theirs)
+        ends.append((f"{step.address} {step.said.enhanced if step.said else None}", *end.owner))
+    assert len(set(ends)) == len(ends)
+    return set(ends)
+
+
+def rules_of(
+    name: str,
+    domain_id: int,
+    account_id: int,
+    *pairs: tuple[str, str],
+    confirmed: tuple[str, ...] | None = None,
+) -> RuleSet:
+    """Of a domain whose records lead here."""
+    aliases = [Alias.stored(number, *pair, True, 550) for number, pair in enumerate(pairs)]
+    known = None if confirmed is None else frozenset(confirmed)
+    return RuleSet(name, domain_id, 1, aliases, account_id=account_id, confirmed=known, is_active=True)
+
+
+@pytest.mark.parametrize("forward", ["b@d.org,c@shared.org", "c@shared.org,b@d.org"])
+def test_where_the_ways_of_two_accounts_come_together_each_sees_its_own(forward: str) -> None:
+    b = "me@x.org,https://h.org/,none@d.org,on@d.org"
+    mine = rules_of("d.org", 7, 1, ("a", forward), ("b", b), ("on", "o@x.org"))
+    c = "Me@x.org,https://h.org/,secret@x.org,none@d.org,on@d.org"
+    expansion = expanded("a@d.org", mine, rules_of("shared.org", 9, 2, ("c", c)))
+    assert told(expansion) == {
+        ("c@shared.org 2.1.5", 7, "a"),
+        ("me@x.org", 7, "a"),
+        ("https://h.org/", 7, "a"),
+        ("none@d.org 5.1.1", 7, "a"),
+        ("Me@x.org", 9, "c"),
+        ("https://h.org/", 9, "c"),
+        ("secret@x.org", 9, "c"),
+        ("none@d.org 5.1.1", 9, "c"),
+        ("on@d.org 2.1.5", 9, "c"),
+        # Where their way came first, it is an alias of mine by which it goes on.
+        ("o@x.org", 7, "a" if forward.startswith("b") else "on"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -605,17 +647,17 @@ def test_a_dead_end_beside_others_is_named_and_a_waiting_one_defers_all() -> Non
 @pytest.mark.parametrize(
     ("trouble", "said"),
     [
-        (None, None),
+        (None, (250, "2.1.5", "an alias of another account here has it")),
         (Trouble.DISCARD, None),
         (Trouble.UNKNOWN, (550, "5.1.1", "no such address here")),
         # Nobody waits for it, since the others have the message: what is said beside them is final.
         (Trouble.UNCONFIRMED, (550, "5.7.1", str(Trouble.UNCONFIRMED))),
     ],
 )
-def test_what_is_said_of_a_dead_end_beside_others(
+def test_what_is_said_of_where_a_way_ends_beside_others(
     trouble: Trouble | None, said: tuple[int, str, str] | None
 ) -> None:
-    reply = Step(address=parse_address("a@d.org"), trouble=trouble).dead_end
+    reply = Step(address=parse_address("a@d.org"), trouble=trouble).said
     assert (None if reply is None else (reply.code, reply.enhanced, reply.text)) == said
 
 
@@ -761,6 +803,40 @@ def test_an_address_confirmed_with_its_label_needs_no_other_leave() -> None:
     rules = RuleSet("d.org", 7, 1, [], confirmed=frozenset({"me+news@gmail.com"}))
     assert not rules.withholds(parse_address("me+news@gmail.com"), "news", None)
     assert rules.withholds(parse_address("me+other@gmail.com"), "other", None)
+
+
+@pytest.mark.parametrize("forward", ["$1@x.org,b@e.org", "b@e.org,$1@x.org"])
+def test_a_way_that_is_not_confirmed_hides_none_that_is(forward: str) -> None:
+    """What a capture makes is confirmed where an alias of its domain names it whole: as one of another domain does."""
+    capturing = rules_of("d.org", 7, 1, ("(me)", forward), confirmed=())
+    naming = rules_of("e.org", 8, 1, ("b", "me@x.org"), confirmed=("me@x.org",))
+    expansion = expanded("me@d.org", capturing, naming)
+    assert told(expansion) == {("me@x.org", 7, "(me)")}
+    assert [str(step.address) for step in expansion.steps] == ["me@d.org", "b@e.org"]
+
+
+@pytest.mark.parametrize("forward", ["c@shared.org,b@d.org", "b@d.org,c@shared.org"])
+def test_of_a_way_that_is_not_confirmed_its_own_log_tells(forward: str) -> None:
+    mine = rules_of("d.org", 7, 1, ("a", forward), ("b", "me@x.org"), confirmed=("c@shared.org",))
+    theirs = rules_of("shared.org", 9, 2, ("c", "me@x.org"), confirmed=("me@x.org",))
+    assert told(expanded("a@d.org", mine, theirs)) == {
+        ("c@shared.org 2.1.5", 7, "a"),
+        ("me@x.org", 9, "c"),
+        ("me@x.org 5.7.1", 7, "a"),
+    }
+
+
+def test_two_ways_to_what_is_not_confirmed_are_told_once() -> None:
+    rules = rules_of("d.org", 7, 1, ("a", "me@x.org,b@d.org"), ("b", "ME@x.org"), confirmed=())
+    (waiting,) = expanded("a@d.org", rules).dead_ends
+    assert (str(waiting.address), waiting.trouble) == ("me@x.org", Trouble.UNCONFIRMED)
+
+
+def test_too_many_ways_of_accounts_to_one_address_are_refused() -> None:
+    """Each has a log of its own."""
+    many = ",".join(f"me{number}@x.org" for number in range(501))
+    mine = rules_of("d.org", 7, 1, ("a", f"{many},c@shared.org"))
+    assert expanded("a@d.org", mine, rules_of("shared.org", 9, 2, ("c", many))).trouble is Trouble.TOO_MANY
 
 
 def test_what_waits_for_a_confirmation_comes_before_what_is_dead() -> None:
