@@ -18,7 +18,7 @@ from forwarder.mail import reply as replies
 from forwarder.mail.address import Path
 from forwarder.mail.postmaster import Postmaster
 from forwarder.mail.reply import Reply
-from forwarder.mail.rules import Target, Trouble, refusal
+from forwarder.mail.rules import Step, Target, Theirs, Trouble, refusal
 from forwarder.mail.srs import SrsFault
 from forwarder.store import credentials
 from forwarder.store.credentials import Login
@@ -54,12 +54,15 @@ class Resolution:
             account_id = sender.domain.account_id if sender is not None else None
             expansion = await self._directory.resolve_ours(elsewhere or path, account_id=account_id)
         trouble = expansion.trouble
+        told = (*expansion.dead_ends, *expansion.handed_on) if trouble is None else ()
+        if sender is not None and sender.domain.account_id != expansion.account_id:
+            told = (*told, _of_sender(sender, path))
         if trouble is None:
             return Recipient(
                 path=path,
                 ways=expansion.targets,
                 account_id=expansion.account_id,
-                told=(*expansion.dead_ends, *expansion.handed_on),
+                told=told,
             )
         if trouble is Trouble.NOT_HOSTED and (sender is not None or elsewhere is not None):
             return Recipient(path=path, ways=(None,), elsewhere=elsewhere or path)
@@ -70,7 +73,7 @@ class Resolution:
         swallowed = Target(
             destination=path, alias=expansion.alias or "", domain_id=expansion.domain_id, domain=path.domain
         )
-        return Recipient(path=path, ways=(swallowed,), discarded=True)
+        return Recipient(path=path, ways=(swallowed,), discarded=True, told=told)
 
     async def sender_of_ours(self, path: Path) -> Recipient | None:
         """The address of a credential that no alias answers for: reports about what it sent come back to it.
@@ -98,3 +101,11 @@ class Resolution:
         if self._postmaster is not None and self._postmaster.is_at(path):
             return self._postmaster.leads_to
         return None if path.domain else replies.NO_SUCH_USER
+
+
+def _of_sender(sender: Login, path: Path) -> Step:
+    """For the log of who sends to a domain of another account, where the rest is told."""
+    credential = Theirs(
+        alias=sender.credential.username, domain_id=sender.domain.id, account_id=sender.domain.account_id
+    )
+    return Step(address=path, theirs=credential)

@@ -228,6 +228,36 @@ async def test_where_the_ways_of_two_accounts_come_together_there_is_one_copy_an
     assert report.content.count(b"\r\nFinal-Recipient: ") == 1
 
 
+async def test_who_sends_to_an_alias_of_another_account_has_a_log_of_it(engine: Town) -> None:
+    await engine.host("theirs.test", {"boss": "secret@dest.test"}, account="other@example.org")
+    await engine.leads_here("theirs.test")
+    await engine.alias("off", "x@dest.test", domain="theirs.test", when_disabled=250)
+    await engine.credential("well@example.com", "a good password")
+    sent = MAIL.replace(b"ann@out.test", b"well@example.com")
+    async with engine.client("submission") as client:
+        await client.ehlo()
+        await client.starttls()
+        await client.ehlo()
+        await client.login("well@example.com", "a good password")
+        to = [b"boss@theirs.test", b"off@theirs.test", b"pair@example.com"]
+        assert (await client.message(b"well@example.com", to, sent))[-1].code == 250
+    await engine.settled()
+    logs = [
+        (log.alias, log.forward_email, log.events[-1].message) for log in await engine.logs("example.com")
+    ]
+    assert sorted((alias, to) for alias, to, _ in logs) == [
+        ("pair", "first@dest.test"),
+        ("pair", "second@dest.test"),
+        ("well", "boss@theirs.test"),
+        ("well", "off@theirs.test"),
+    ]
+    assert {said for alias, _, said in logs if alias == "well"} == {
+        "2.1.5 an alias of another account here has it"
+    }
+    assert len(await engine.logs("theirs.test")) == 2
+    await engine.goes_on()
+
+
 @pytest.mark.parametrize("sender", ["", "ann@out.test"])
 async def test_the_null_reverse_path_stays_null(engine: Town, sender: str) -> None:
     assert (await engine.send(sender, "info@example.com", MAIL)).code == 250
