@@ -95,6 +95,27 @@ async def test_the_accounts_own_address_is_asked_too(town: Town) -> None:
         assert forwarded(town) == [ACCOUNT]
 
 
+async def test_an_address_that_a_capture_makes_gets_its_mail_by_the_way_that_is_confirmed(town: Town) -> None:
+    async with town.engine(**ON):
+        await town.host("own.test", {})
+        async with town.api() as api:
+            body = {"alias": "boss", "forward": "me@dest.test"}
+            assert (await api.post("/v3/domains/own.test/aliases", json=body)).status_code == 200
+            assert (await api.post(await link_for(town, "me@dest.test"))).status_code == 200
+        await town.alias("(me|you)", "$1@dest.test,boss@own.test")
+        for recipient in ("me@example.com", "you@example.com"):
+            assert (await town.send("ann@out.test", recipient, MAIL)).code == 250
+        await town.settled()
+        assert forwarded(town) == ["me@dest.test", "me@dest.test"]
+        assert await town.refused_events() == []
+        logs = await town.logs("example.com")
+        assert sorted((log.recipient_email, log.forward_email, log.events[-1].code) for log in logs) == [
+            ("me@example.com", "me@dest.test", 250),
+            ("you@example.com", "me@dest.test", 250),
+            ("you@example.com", "you@dest.test", 550),
+        ]
+
+
 async def test_a_submitted_message_reaches_nobody_who_has_not_confirmed(town: Town) -> None:
     async with town.engine(**ON):
         async with town.logged_in("ann@example.com") as client:
