@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -830,6 +831,42 @@ def test_two_ways_to_what_is_not_confirmed_are_told_once() -> None:
     rules = rules_of("d.org", 7, 1, ("a", "me@x.org,b@d.org"), ("b", "ME@x.org"), confirmed=())
     (waiting,) = expanded("a@d.org", rules).dead_ends
     assert (str(waiting.address), waiting.trouble) == ("me@x.org", Trouble.UNCONFIRMED)
+
+
+@given(st.randoms(use_true_random=False))
+def test_each_account_is_told_of_all_that_its_aliases_lead_to_and_of_nothing_else(chance: Random) -> None:
+    domains = {"d1.org": (1, 1), "d2.org": (2, 1), "e.org": (3, 2), "f.org": (4, 3)}
+    places = [f"{name}@{domain}" for name in "pqr" for domain in domains]
+    ends = ["x@x.org", "X@x.org", "y@y.org", "https://h.org/"]
+
+    def made(domain: str, domain_id: int, account_id: int) -> RuleSet:
+        pairs = [
+            (
+                name,
+                ",".join(
+                    dict.fromkeys(chance.choice([*places, *ends * 3]) for _ in range(chance.randint(1, 4)))
+                ),
+            )
+            for name in "pqr"
+        ]
+        named = ",".join(forward for _, forward in pairs).lower().split(",")
+        confirmed = chance.choice([None, tuple(chance.sample(named, len(named) // 2))])
+        return rules_of(domain, domain_id, account_id, *pairs, confirmed=confirmed)
+
+    hosted = {domain: made(domain, *ids) for domain, ids in domains.items()}
+    expansion = drive(expand(parse_address("p@d1.org")), lambda address: hosted.get(address.domain))
+    if expansion.trouble is not None:
+        return
+    accounts = dict(domains.values())
+    ends_of: dict[int, set[str]] = {1: set(), 2: set(), 3: set()}
+    for end, domain_id, _ in told(expansion):
+        assert domain_id is not None
+        ends_of[accounts[domain_id]].add(end.partition(" ")[0].lower())
+    followed = {str(step.address): step for step in expansion.steps if step.alias is not None}
+    for account_id, seen in ends_of.items():
+        own = [step for step in followed.values() if hosted[step.address.domain].account_id == account_id]
+        leads_to = {str(destination).lower() for step in own for destination in step.leads_to}
+        assert seen == leads_to - {str(step.address) for step in own}
 
 
 def test_too_many_ways_of_accounts_to_one_address_are_refused() -> None:
