@@ -7,7 +7,8 @@ record that is missing.
 A look takes at most ``_ALL_QUESTIONS`` seconds; what can be is asked at once. Nothing raises for what the DNS answers.
 
 By what is written down (``write_down``) a domain is active when its MX is right, and may send when SPF and both DKIM
-records are. Trouble with the DNS makes nothing inactive that was active.
+records are. Trouble with the DNS makes nothing inactive that was active. Keys that wait for their records sign from
+then on, when all of these are found.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound, texts
 from forwarder.net.dns import Resolver
 from forwarder.net.ourselves import Machines, Ourselves
 from forwarder.net.registered import registered_domain
-from forwarder.store import domains
+from forwarder.store import dkim_keys, domains
 from forwarder.store.dkim_keys import DkimKey
 from forwarder.store.domains import Domain
 from forwarder.store.engine import Database
@@ -70,8 +71,10 @@ class Checked:
     provider: str | None
     mx: CheckedRecord
     spf: CheckedRecord
-    dkim: tuple[CheckedRecord, ...]
+    dkim: tuple[CheckedRecord, ...]  # of the keys that sign, or will when this is written down
     dmarc: CheckedRecord
+    waiting: tuple[CheckedRecord, ...] = ()  # of keys that wait on, since not all of these are found
+    found: tuple[DkimKey, ...] = ()  # the keys that waited, when all of their records are
 
     @property
     def sending(self) -> bool | None:
@@ -86,24 +89,29 @@ class Checked:
 
 
 async def look(resolver: Resolver, domain: str, settings: Settings, keys: Sequence[DkimKey]) -> Checked:
-    """Ask the DNS everything at once; never raises for what it answers."""
+    """Ask the DNS everything at once, for keys that sign and keys that wait; never raises for what it answers."""
     until = asyncio.get_running_loop().time() + _ALL_QUESTIONS
     ask = partial(_ask, resolver, until)
     ourselves = Ourselves(resolver, settings)
+    signing, waiting = ([key for key in keys if key.is_waiting is waits] for waits in (False, True))
     mx, spf, dmarc, name_servers, *dkim = await asyncio.gather(
         _mx(ask, domain, ourselves, until),
         _spf(ask, domain, ourselves, until),
         _ask_dmarc(ask, domain),
         ask(domain, Kind.NS),
-        *(_dkim(ask, domain, settings.hostname, key) for key in keys),
+        *(_dkim(ask, domain, settings.hostname, key) for key in (*signing, *waiting)),
     )
+    now, later = tuple(dkim[: len(signing)]), tuple(dkim[len(signing) :])
+    complete = bool(later) and all(record.valid for record in later)
     servers = name_servers.records if isinstance(name_servers, Found) else ()
     return Checked(
         provider=records.provider(servers),
         mx=mx,
         spf=spf,
-        dkim=tuple(dkim),
+        dkim=later if complete else now,
         dmarc=_dmarc(dmarc, domain),
+        waiting=() if complete else later,
+        found=tuple(waiting) if complete else (),
     )
 
 
@@ -115,6 +123,8 @@ async def write_down(database: Database, domain: Domain, checked: Checked, now: 
     """
 
     def work(conn: Connection) -> Domain | None:
+        if checked.found:
+            dkim_keys.adopt(conn, domain, checked.found, now, published=True)
         while (known := domains.by_id(conn, domain.id)) is not None:
             changed = domains.record_check(conn, known, now, **_judged(known, checked, now))
             if changed is not None:

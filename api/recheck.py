@@ -94,10 +94,12 @@ class Recheck:
 
     async def check(self, domain: Domain) -> None:
         """Check one domain, write it down, and tell its owner when it broke."""
-        keys = await self._database.read(partial(dkim_keys.list_keys, domain_id=domain.id))
+        keys = await self._database.read(partial(dkim_keys.live_keys, domain_id=domain.id))
         checked = await look(self._resolver, domain.name, self._settings, keys)
         now = self._clock()
         changed = await write_down(self._database, domain, checked, now)
+        if checked.found:
+            log.info("a domain's new DKIM keys sign", domain=domain.name)
         if changed is None or changed.broken_since is None or changed.notified_at is not None:
             return
         sent = await self._tell(changed, checked, now)

@@ -14,6 +14,7 @@ from forwarder.commands.checking import check
 from forwarder.commands.frame import command, complain
 from forwarder.commands.logs import show_logs
 from forwarder.commands.output import OutputError, fill_closed, finish, give_up, plainly, take_over
+from forwarder.commands.rotation import rotate
 from forwarder.commands.routing import route
 from forwarder.commands.serving import demo, migrate, serve
 
@@ -31,6 +32,7 @@ command(app, "check")(check)
 command(app, "migrate")(migrate)
 command(app, "route")(route)
 command(app, "logs")(show_logs)
+command(domain.app, "rotate")(rotate)
 
 app.add_typer(account.app, name="account")
 app.add_typer(domain.app, name="domain")

@@ -1,4 +1,7 @@
-"""``forwarder domain``: which names may be hosted."""
+"""``forwarder domain``: which names may be hosted, and new keys for those that are."""
+
+import re
+from datetime import UTC, datetime, timedelta
 
 from tests.commandline import Cli
 
@@ -19,3 +22,56 @@ def test_the_servers_own_names_are_nobodys_to_host(hosted: Cli) -> None:
 def test_a_domain_has_two_parts(hosted: Cli) -> None:
     assert "two parts" in hosted.fails("domain", "add", "localhost", "--account", "you@example.org")
     assert len(hosted.json("domain", "list")) == 1
+
+
+def test_a_domain_gets_new_keys_that_wait_until_their_records_are_found(hosted: Cli) -> None:
+    old = ["fwd1._domainkey.example.com", "fwd2._domainkey.example.com"]
+    begun = hosted.json("domain", "rotate", "example.com")
+    first, second = (record["name"] for record in begun["next"])
+    assert re.fullmatch(r"fwd-\d{8}a1\._domainkey\.example\.com", first)
+    assert second == first.replace("a1.", "a2.")
+    assert begun["next"][0]["value"].startswith("v=DKIM1; k=rsa; p=")
+    assert begun["next"][1]["value"].startswith("v=DKIM1; k=ed25519; p=")
+    assert (begun["domain"], begun["signs_with"]) == ("example.com", ["fwd1", "fwd2"])
+    assert (begun["missing"], begun["retired"], begun["next_key_zone"]) == ([], [], [])
+    again = hosted.json("domain", "rotate", "example.com")  # nobody answers for the DNS in this test
+    assert (again["next"], again["signs_with"], len(again["missing"])) == (
+        begun["next"],
+        ["fwd1", "fwd2"],
+        2,
+    )
+    shown = hosted.json("domain", "dns", "example.com")
+    assert [record["name"] for record in shown["records"] if "dkim" in record["purpose"]] == old
+    assert shown["next"] == begun["next"]
+    aliased = hosted.json("domain", "dns", "example.com", "--cname")
+    assert [record["type"] for record in aliased["next"]] == ["CNAME", "CNAME"]
+    assert aliased["next"][0]["value"] == aliased["next_key_zone"][0]["name"]
+    assert aliased["next_key_zone"][0]["value"] == begun["next"][0]["value"]
+    status, output, _ = hosted("domain", "rotate", "example.com")
+    assert status == 0
+    assert output.startswith("example.com signs with fwd1, fwd2.\n")
+    assert f"{first}.  IN TXT" in output
+    assert "Then: forwarder domain rotate example.com, which looks for them" in output
+    assert f"{first}.  IN TXT" in hosted("domain", "dns", "example.com")[1]
+
+
+def test_keys_that_leaked_are_replaced_at_once(hosted: Cli) -> None:
+    turned = hosted.json("domain", "rotate", "example.com", "--now")
+    assert [re.sub(r"\d{8}", "…", name) for name in turned["signs_with"]] == ["fwd-…a1", "fwd-…a2"]
+    assert turned["next"] == []
+    names = [former["name"] for former in turned["retired"]]
+    assert names == ["fwd1._domainkey.example.com", "fwd2._domainkey.example.com"]
+    kept = datetime.fromisoformat(turned["retired"][0]["keep_until"]) - datetime.now(UTC)
+    assert timedelta(days=6, hours=23) < kept <= timedelta(days=7)
+    # Who asks what has become of it begins nothing; who says so again does, on the same day too.
+    assert hosted.json("domain", "rotate", "example.com") == turned
+    listed = hosted.json("domain", "dns", "example.com")["records"]
+    assert [r["name"].partition(".")[0] for r in listed if "dkim" in r["purpose"]] == turned["signs_with"]
+    assert "to be removed not before" in hosted("domain", "rotate", "example.com")[1]
+    once_more = hosted.json("domain", "rotate", "example.com", "--now")
+    assert once_more["signs_with"] == [name.replace("a", "b") for name in turned["signs_with"]]
+    assert len(once_more["retired"]) == 4
+
+
+def test_keys_of_a_domain_that_is_not_hosted_are_not_made(hosted: Cli) -> None:
+    assert "is not hosted here" in hosted.fails("domain", "rotate", "elsewhere.test")

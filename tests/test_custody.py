@@ -3,7 +3,7 @@
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -378,3 +378,60 @@ async def test_the_webhook_of_a_domain_that_is_gone_has_no_key(installation: Ins
     keys = DomainKeys(installation.database, Vault(open_store_key(installation.settings)))
     assert await keys.webhook_key(made.id) == made.webhook_key
     assert await keys.webhook_key(made.id + 1) is None
+
+
+async def test_what_signs_is_what_was_adopted_and_what_is_retired_need_not_open(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await check_keys(installation.database, installation.settings)
+    made = await installation.host("one.test")
+    vault = Vault(open_store_key(installation.settings))
+    clock = 0.0
+    monkeypatch.setattr(domain_keys, "monotonic", lambda: clock)
+    keys = DomainKeys(installation.database, vault)
+
+    async def signs_with() -> list[str]:
+        nonlocal clock
+        clock += 5.0
+        return [signer.selector for signer in await keys.signers("one.test", made.added_at)]
+
+    async def adopt(waiting: Sequence[DkimKey], days: int, *, published: bool) -> bool:
+        now = NOW + timedelta(days=days)
+        return await installation.database.write(
+            lambda conn: dkim_keys.adopt(conn, made, waiting, now, published=published)
+        )
+
+    async def retired() -> list[str]:
+        found = await installation.database.read(lambda conn: dkim_keys.retired_keys(conn, made.id))
+        return [key.selector for key in found]
+
+    async def propose(selector: str) -> Sequence[DkimKey]:
+        key = make_key(vault, "one.test", selector, "ed25519")
+        return await installation.database.write(lambda conn: dkim_keys.propose(conn, made, [key], NOW))
+
+    first = await propose("b1")
+    assert await signs_with() == ["fwd2"]
+    assert await adopt(first, 0, published=True)
+    assert not await adopt(first, 0, published=True)  # another look found them, too
+    assert (await signs_with(), await retired()) == (["b1"], ["fwd2"])
+    await check_keys(installation.database, installation.settings, thorough=True)
+    assert (await installation.domain("one.test")).sending_checked_at == NOW
+    assert await adopt(await propose("c1"), 7, published=False)
+    assert (await signs_with(), await retired()) == (["c1"], ["b1", "fwd2"])
+    assert (await installation.domain("one.test")).sending_checked_at is None
+    assert await adopt(await propose("d1"), 8, published=True)
+    assert (await signs_with(), await retired()) == (["d1"], ["b1", "c1"])
+
+
+async def test_a_key_that_waits_and_does_not_open_is_made_anew_and_waits(installation: Installation) -> None:
+    await check_keys(installation.database, installation.settings)
+    made = await installation.host("one.test")
+    foreign = make_key(Vault(b"x" * 32), "one.test", "next1", "ed25519")
+    await installation.database.write(lambda conn: dkim_keys.propose(conn, made, [foreign], NOW))
+    (installation.settings.data_dir / "make-new-keys").touch()
+    await check_keys(installation.database, installation.settings, may_renew=True)
+    (waiting,) = await installation.database.read(lambda conn: dkim_keys.waiting_keys(conn, made.id))
+    assert waiting.selector == "next1"
+    assert waiting.public_record != foreign.public_record
+    assert (await installation.key_of("one.test")).selector == "fwd2"
+    assert (await installation.domain("one.test")).sending_checked_at == NOW

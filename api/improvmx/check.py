@@ -21,7 +21,7 @@ async def check(call: Call) -> Json:
 
     def read(conn: Connection) -> tuple[Domain, Sequence[DkimKey], int]:
         found = domain_in(conn, call, name)
-        return found, dkim_keys.list_keys(conn, found.id), credentials.count(conn, found.id)
+        return found, dkim_keys.live_keys(conn, found.id), credentials.count(conn, found.id)
 
     domain, keys, senders = await rooms.database.read(read)
     checked = await look(rooms.resolver, name, rooms.settings, keys)

@@ -182,7 +182,7 @@ async def _domains(settings: "Settings", database: "Database", resolver: "Resolv
     async def one(domain: "Domain") -> list[Finding]:
         nonlocal done
         async with some:
-            keys = await database.read(partial(dkim_keys.list_keys, domain_id=domain.id))
+            keys = await database.read(partial(dkim_keys.live_keys, domain_id=domain.id))
             checked = await look(resolver, domain.name, settings, keys)
             await write_down(database, domain, checked, utc_now())
         done += 1
@@ -197,6 +197,7 @@ def _domain(domain: "Domain", checked: "Checked") -> list[Finding]:
     """MX, SPF, DKIM and DMARC of one hosted domain; only a wrong MX keeps mail away."""
     named = [("MX", checked.mx), ("SPF", checked.spf), ("DMARC", checked.dmarc)]
     named += [(f"DKIM {number}", key) for number, key in enumerate(checked.dkim, start=1)]
+    named += [(f"new DKIM {number}", key) for number, key in enumerate(checked.waiting, start=1)]
     found: list[Finding] = []
     for what, seen in named:
         about = f"{domain.display} {what}"

@@ -10,13 +10,13 @@ from forwarder.commands.answer import answer, table, tell
 from forwarder.commands.frame import AsJson, Config, Failure, command, confirm
 from forwarder.commands.named import account_named, domain_name, domain_named, owner_of
 from forwarder.commands.server_dns import server_records
+from forwarder.commands.zone import KeysShown, key_records, other_keys, plain_record, print_records
 
 if TYPE_CHECKING:
     from rich.console import Console
     from sqlalchemy import Connection
 
     from forwarder.config import Settings
-    from forwarder.mail.records import DnsRecord
     from forwarder.store.domains import Domain
 
 app = typer.Typer(no_args_is_help=True, help="Domains: add, list, show, the DNS records to paste, remove.")
@@ -135,40 +135,40 @@ def show_records(
 ) -> None:
     """Print the DNS records to paste: MX, SPF, DKIM, DMARC, and what the server itself needs."""
     from forwarder.keyring import open_keyring
-    from forwarder.mail.records import KeyRecord, records_to_publish, zone_of_keys
+    from forwarder.mail.records import records_to_publish, zone_of_keys
     from forwarder.store import dkim_keys
 
-    def ask(conn: "Connection", settings: "Settings") -> tuple[Any, Any]:
+    settings = settings_of(config)
+
+    def ask(conn: "Connection", settings: "Settings") -> tuple[Any, Any, KeysShown]:
         domain = domain_named(conn, name)
-        keys = [
-            KeyRecord(selector=key.selector, public_record=key.public_record)
-            for key in dkim_keys.list_keys(conn, domain.id)
-        ]
+        keys = key_records(dkim_keys.list_keys(conn, domain.id))
         records = records_to_publish(
             domain.name, settings.hostname, keys, as_txt=not cname, spf_of=settings.srs.domain
         )
-        return records, zone_of_keys(domain.name, settings.hostname, keys) if cname else ()
+        ours = zone_of_keys(domain.name, settings.hostname, keys) if cname else ()
+        return records, ours, other_keys(conn, domain, settings, cname=cname)
 
-    records, ours = read(config, ask)
-    settings = settings_of(config)
+    records, ours, others = read(config, ask)
     own = server_records(settings, open_keyring(settings).service)
 
     def people(out: "Console") -> None:
-        _print_records(out, f"In the zone of {name}", records)
+        print_records(out, f"In the zone of {name}", records)
         if ours:
-            _print_records(out, "In the zone of this server, where those CNAMEs lead", ours)
-        _print_records(out, "Once for this server, whatever it hosts", own)
+            print_records(out, "In the zone of this server, where those CNAMEs lead", ours)
+        others.print(out)
+        print_records(out, "Once for this server, whatever it hosts", own)
         out.print("And the reverse name (PTR) of each of its addresses, set where the addresses come from:")
         out.print(f"  {settings.hostname}\n")
         out.print("Another SPF record is there already? Keep it, and put the include into it before its all.")
         out.print("Then: forwarder check")
 
     value = {
-        "records": [_record(r) for r in records],
-        "key_zone": [_record(r) for r in ours],
-        "server": [_record(r) for r in own],
+        "records": [plain_record(r) for r in records],
+        "key_zone": [plain_record(r) for r in ours],
+        "server": [plain_record(r) for r in own],
     }
-    answer(value, as_json=as_json, people=people)
+    answer(value | others.plain(), as_json=as_json, people=people)
 
 
 @command(app, "remove")
@@ -193,30 +193,6 @@ def remove_domain(
 
     removed = write(config, remove)
     tell({"removed": removed}, f"{removed} is removed", as_json=as_json)
-
-
-def _print_records(out: "Console", title: str, records: "list[DnsRecord]") -> None:
-    from forwarder.mail.seal import zone_text
-
-    out.print(f"[bold]{title}[/]\n")
-    for record in records:
-        value = zone_text(record.value) if record.kind == "TXT" else record.value
-        if record.kind in ("MX", "CNAME"):
-            value += "."
-        priority = f"{record.priority} " if record.priority is not None else ""
-        # One line a record, as a zone file has it: a table would wrap the keys and spoil the pasting.
-        out.print(f"{record.name}.  IN {record.kind}  {priority}{value}", markup=False, soft_wrap=True)
-    out.print()
-
-
-def _record(record: "DnsRecord") -> dict[str, Any]:
-    return {
-        "purpose": record.purpose,
-        "type": record.kind,
-        "name": record.name,
-        "value": record.value,
-        "priority": record.priority,
-    }
 
 
 def _plain(domain: "Domain") -> dict[str, Any]:

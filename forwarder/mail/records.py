@@ -109,11 +109,20 @@ def records_to_publish(
         DnsRecord(purpose="mx", kind="MX", name=domain, value=hostname, priority=10),
         DnsRecord(purpose="spf", kind="TXT", name=domain, value=merge_spf(None, spf_of or hostname)),
     ]
+    records += keys_to_publish(domain, hostname, keys, as_txt=as_txt)
+    records.append(DnsRecord(purpose="dmarc", kind="TXT", name=f"_dmarc.{domain}", value=DMARC))
+    return tuple(records)
+
+
+def keys_to_publish(
+    domain: str, hostname: str, keys: Sequence[KeyRecord], *, as_txt: bool
+) -> tuple[DnsRecord, ...]:
+    """Of what ``records_to_publish`` says, the keys."""
+    records = []
     for number, key in enumerate(keys, start=1):
         name, target = dkim_name(domain, key.selector), dkim_target(domain, key.selector, hostname)
         kind, value = ("TXT", key.public_record) if as_txt or target is None else ("CNAME", target)
         records.append(DnsRecord(purpose=f"dkim{number}", kind=kind, name=name, value=value))
-    records.append(DnsRecord(purpose="dmarc", kind="TXT", name=f"_dmarc.{domain}", value=DMARC))
     return tuple(records)
 
 

@@ -222,6 +222,9 @@ dkim_keys = Table(
     Column("private_key", LargeBinary, nullable=False),
     Column("public_record", Text, nullable=False),  # the TXT value: v=DKIM1; k=…; p=…
     Column("created_at", UtcDateTime, nullable=False),
+    # Signs nothing until its record is found in the DNS.
+    Column("is_waiting", Boolean, nullable=False, server_default=text("false")),
+    Column("retired_at", UtcDateTime),  # signs nothing any more; its record stays for mail under way
     UniqueConstraint("domain_id", "selector"),
     CheckConstraint("algorithm IN ('rsa', 'ed25519')", name="algorithm"),
     sqlite_autoincrement=True,

@@ -12,8 +12,10 @@ from api.improvmx import check
 from api.recheck import Recheck
 from forwarder.mail.ids import IdSource
 from forwarder.store import dkim_keys, domains
+from forwarder.store.dkim_keys import NewDkimKey
 from forwarder.store.records import NewMessage
 from forwarder.store.trouble import StoreUnavailable
+from forwarder.store.vault import Vault, make_keys
 from tests.api.desk import Desk
 
 NAME = "piedpiper.com"
@@ -164,6 +166,77 @@ async def test_a_domain_without_one_of_its_records_is_not_valid(
     await desk.post(f"/domains/{NAME}/credentials", {"username": "a", "password": "abc123"})
     body = await checked(desk)
     assert (body["valid"], body["records"]["valid"], body["success"]) == (False, False, kind != "MX")
+
+
+async def waiting_of(desk: Desk, *made: NewDkimKey) -> list[dkim_keys.DkimKey]:
+    """The keys that wait; those that are ``made`` are told to."""
+
+    def work(conn: Any) -> list[dkim_keys.DkimKey]:
+        domain = domains.get(conn, NAME)
+        assert domain is not None
+        found = dkim_keys.propose(conn, domain, made, desk.now) if made else ()
+        return list(found or dkim_keys.waiting_keys(conn, domain.id))
+
+    return await desk.database.write(work)
+
+
+@pytest.mark.parametrize("by", ["check", "background"])
+async def test_new_keys_sign_once_all_of_their_records_are_found(desk: Desk, round_of: Any, by: str) -> None:
+    bag = Bag()
+    in_the_background = round_of(desk, bag)
+
+    async def look() -> None:
+        if by == "check":
+            await checked(desk)
+        else:
+            desk.now += timedelta(hours=13)
+            assert await in_the_background() == 1
+
+    await desk.domain(NAME)
+    await publish(desk)
+    await look()
+    old = await keys_of(desk)
+    vault = Vault(bytes(32))
+    new = await waiting_of(desk, *make_keys(vault, NAME, "fwd-20261129a"))
+    # A second rotation that begins meanwhile finds the first.
+    assert await waiting_of(desk, *make_keys(vault, NAME, "fwd-20261129b")) == new
+    names = [f"{key.selector}._domainkey.{NAME}" for key in new]
+    desk.dns.set(names[0], "TXT", [new[0].public_record])
+    await look()
+    assert (await keys_of(desk), await waiting_of(desk)) == (old, new)
+    desk.dns.set(names[1], "TXT", [new[0].public_record])  # another key
+    await look()
+    assert (await keys_of(desk), await waiting_of(desk)) == (old, new)
+    desk.dns.set(names[1], "TXT", [new[1].public_record])
+    await look()
+    assert [key.selector for key in await keys_of(desk)] == ["fwd-20261129a1", "fwd-20261129a2"]
+    assert await waiting_of(desk) == []
+    domain = await desk.database.read(lambda conn: domains.get(conn, NAME))
+    assert domain is not None
+    assert (domain.dkim_selector, domain.sending_checked_at) == ("fwd-20261129a", desk.now)
+    retired = await desk.database.read(lambda conn: dkim_keys.retired_keys(conn, domain.id))
+    assert [(key.selector, key.retired_at, key.private_key) for key in retired] == [
+        ("fwd1", desk.now, b""),
+        ("fwd2", desk.now, b""),
+    ]
+    assert (await desk.get(f"/domains/{NAME}")).json()["domain"]["dkim_selector"] == "fwd-20261129a"
+    desk.dns.remove(f"fwd1._domainkey.{NAME}", "CNAME")  # nobody looks for it any more
+    records = (await checked(desk))["records"]
+    assert (records["dkim1"]["valid"], records["dkim1"]["values"]) == (True, new[0].public_record)
+    assert bag.messages == []
+
+
+async def test_who_replaces_the_records_instead_of_adding_them_may_send_on(desk: Desk) -> None:
+    await desk.domain(NAME)
+    await publish(desk)
+    new = await waiting_of(desk, *make_keys(Vault(bytes(32)), NAME, "next"))
+    for key, old in zip(new, await keys_of(desk), strict=True):
+        desk.dns.remove(f"{old.selector}._domainkey.{NAME}", "CNAME")
+        desk.dns.set(f"{key.selector}._domainkey.{NAME}", "TXT", [key.public_record])
+    await checked(desk)
+    domain = await desk.database.read(lambda conn: domains.get(conn, NAME))
+    assert domain is not None
+    assert domain.sending_checked_at == desk.now
 
 
 async def test_two_spf_records_are_an_error_that_is_explained(desk: Desk) -> None:
