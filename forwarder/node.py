@@ -121,10 +121,10 @@ def open_listeners(data_dir: Path) -> dict[str, list[str]] | None:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         try:
-            said: dict[str, list[str]] = json.loads((folder / "ports.json").read_text(encoding="utf-8"))
+            said = json.loads((folder / "ports.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):  # it is starting, or its disk is full
             return {}
-        return said
+        return {name: found for name, found in said.items() if name != "pid"}
     finally:
         os.close(descriptor)
     return None

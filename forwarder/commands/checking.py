@@ -8,17 +8,18 @@ far it is.
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from forwarder.clock import utc_now
 from forwarder.commands import server_dns
 from forwarder.commands.access import not_as_root, settings_of
-from forwarder.commands.answer import answer
+from forwarder.commands.answer import answer, tell
 from forwarder.commands.finding import Finding, Grade
 from forwarder.commands.frame import AsJson, Config, Failure, store_trouble
 from forwarder.commands.listeners import check_listeners
+from forwarder.commands.reloading import check_reload
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,11 +33,21 @@ if TYPE_CHECKING:
 AT_ONCE = 20  # domains: a look asks some ten questions, each of which may stay without an answer for seconds
 
 
-def check(config: Config = None, as_json: AsJson = False) -> None:
+def check(
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Only whether the engine that runs would take the configuration.")
+    ] = False,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
     """Look whether this server can do its work, and say what to do where it cannot."""
     import asyncio
 
     settings = settings_of(config)
+    if reload:
+        check_reload(settings)
+        tell({"ok": True, "findings": []}, "The engine would take this configuration.", as_json=as_json)
+        return
     found = [Finding.fine("configuration", f"is valid; this is {settings.hostname}")]
     found += [*_postmaster(settings), *check_listeners(settings), *_confirmation(settings), *_arc(settings)]
     found += asyncio.run(_keys_database_and_dns(settings))
