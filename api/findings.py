@@ -12,18 +12,20 @@ then on, when all of these are found.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection
 
+from api.spf_way import obstacle
 from forwarder.config import Settings
 from forwarder.mail import records
 from forwarder.mail.dmarc import parse_record
+from forwarder.mail.spf_record import fault_of, without_faults
 from forwarder.net.answers import Answer, CannotTell, Found, Mx, NotFound, texts_of
 from forwarder.net.dns import Resolver
 from forwarder.net.ourselves import Machines, Ourselves
@@ -47,7 +49,12 @@ class Kind(Enum):
 
 
 _T = TypeVar("_T")
-Ask = Callable[[str, Kind], Awaitable[Answer[Any]]]
+
+
+class Ask(Protocol):
+    """Asks the DNS for records of a kind."""
+
+    async def __call__(self, name: str, kind: Kind) -> Answer[Any]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,10 +240,24 @@ async def _spf(ask: Ask, domain: str, ourselves: Ourselves, until: float) -> Che
         # RFC 7208 4.5: with more than one record, receivers use none.
         advice = f"{domain} has {len(found)} SPF records; keep one only: {expected}"
         return CheckedRecord(expected=expected, values=" ".join(found), valid=False, advice=advice)
+    if values is not None and (fault := fault_of(values)):
+        # RFC 7208 4.6: what is broken anywhere counts nowhere.
+        expected = records.merge_spf(without_faults(values), shared)
+        advice = (
+            f"In the SPF record of {domain} {fault}, so that receivers use none of it; mend it: {expected}"
+        )
+        return CheckedRecord(expected=expected, values=values, valid=False, advice=advice)
     if values is not None:
         machines = await _by(until, ourselves.machines()) or Machines(names=frozenset(), complete=False)
-        if any(records.spf_includes(values, name) for name in (shared, *machines.names)):
-            return CheckedRecord(expected=values, values=values, valid=True)
+        names = [name for name in (shared, *machines.names) if records.spf_includes(values, name)]
+        if names:
+            text = partial(ask, kind=Kind.TXT)
+            way = await _by(until, obstacle(values, names, text))
+            if not way:
+                return CheckedRecord(expected=values, values=values, valid=True)
+            expected = records.spf_with_ours_first(values, names[0])
+            advice = f"Receivers do not come to ours in the SPF record of {domain}: {way}; put it first: {expected}"
+            return CheckedRecord(expected=expected, values=values, valid=False, advice=advice)
         if not machines.complete:
             advice = _silence(f"the MX of {shared}")
             return CheckedRecord(expected=expected, values=values, valid=None, advice=advice)

@@ -16,6 +16,7 @@ from forwarder.config import Settings
 from forwarder.mail import records
 from forwarder.mail import reply as replies
 from forwarder.mail.reply import Reply
+from forwarder.mail.spf_record import fault_of
 from forwarder.net.answers import CannotTell, Found, texts_of
 from forwarder.net.dns import Resolver
 from forwarder.net.ourselves import Ourselves
@@ -83,6 +84,8 @@ class Readiness:
         found = records.spf_records(texts_of(answer))
         ourselves = Ourselves(self._resolver, self._settings)
         shared = ourselves.shared_name
+        if len(found) == 1 and (fault := fault_of(found[0])):
+            return f"the SPF record (TXT {domain.name}), in which {fault}"
         if len(found) == 1:
             machines = await ourselves.machines()
             if any(records.spf_includes(found[0], name) for name in (shared, *machines.names)):

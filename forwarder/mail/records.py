@@ -11,8 +11,8 @@ Pure: what the DNS answered is an argument. The names of ours:
 
 Each hosted domain has keys of its own, therefore each has names of its own below the host name.
 
-Limits: an SPF record is judged by its text; nested includes are not followed here. A name beyond 253 octets cannot be
-a CNAME target; such a domain publishes TXT records.
+Limits: an SPF record is judged by its text; nested includes are followed by ``api.spf_way``. A name beyond 253 octets
+cannot be a CNAME target; such a domain publishes TXT records.
 """
 
 import re
@@ -173,6 +173,13 @@ def merge_spf(found: str | None, hostname: str) -> str:
         len(terms),
     )
     return " ".join([*terms[:at], ours, *terms[at:]])
+
+
+def spf_with_ours_first(found: str, hostname: str) -> str:
+    """``found`` with our include before all else: the look-ups of what follows are none of ours."""
+    ours = f"include:{hostname}"
+    version, *terms = found.split()
+    return " ".join([version, ours, *(term for term in terms if _unqualified(term) != ours.lower())])
 
 
 def spf_includes(record: str, hostname: str) -> bool:

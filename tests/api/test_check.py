@@ -247,6 +247,97 @@ async def test_two_spf_records_are_an_error_that_is_explained(desk: Desk) -> Non
     assert "keep one" in records["error"]
 
 
+OURS = f"include:{HOST}"
+
+
+@pytest.mark.parametrize(
+    ("record", "expected", "said"),
+    [
+        (
+            f"v=spf1 includ:x.example {OURS} ~all",
+            f"v=spf1 {OURS} ~all",
+            'In the SPF record of piedpiper.com "includ:x.example" is no term of SPF, so that receivers use none of '
+            f"it; mend it: v=spf1 {OURS} ~all",
+        ),
+        (f"v=spf1 {OURS} ip4:192.0.2 ~all", f"v=spf1 {OURS} ~all", "mend it"),
+        ("v=spf1 includ:x.example ~all", f"v=spf1 {OURS} ~all", "mend it"),
+        (f"v=spf1 a:\x1b[2J {OURS} ~all", f"v=spf1 {OURS} ~all", "a term is none of SPF"),
+        (
+            f"v=spf1 {' '.join(f'a:h{n}.example' for n in range(10))} {OURS} ~all",
+            f"v=spf1 {OURS} {' '.join(f'a:h{n}.example' for n in range(10))} ~all",
+            "it takes more than 10 look-ups to come to ours; put it first: ",
+        ),
+        (
+            f"v=spf1 mx include:deep.example {OURS} ~all",  # mx, deep, its eight, and ours
+            f"v=spf1 {OURS} mx include:deep.example ~all",
+            "more than 10 look-ups",
+        ),
+        (
+            f"v=spf1 redirect=deep.example mx include:turned.example {OURS}",
+            f"v=spf1 {OURS} redirect=deep.example mx include:turned.example",
+            "more than 10 look-ups",
+        ),
+        (
+            f"v=spf1 include:none.example {OURS} ~all",
+            f"v=spf1 {OURS} include:none.example ~all",
+            "none.example, which it includes before ours, has no SPF records",
+        ),
+        (
+            f"v=spf1 include:broken.example +{OURS} ~all",
+            f"v=spf1 {OURS} include:broken.example ~all",
+            '"-al" is no term of SPF, in that of broken.example, which it includes before ours',
+        ),
+        (f"v=spf1 include:circle.example {OURS} ~all", None, "more than 10 look-ups"),
+    ],
+)
+async def test_an_spf_record_that_receivers_cannot_use_is_not_valid(
+    desk: Desk, record: str, expected: str | None, said: str
+) -> None:
+    await desk.domain(NAME)
+    await publish(desk)
+    await publish_includes(desk)
+    desk.dns.set(NAME, "TXT", [record])
+    records = (await checked(desk))["records"]
+    assert (records["spf"]["valid"], records["spf"]["values"], records["valid"]) == (False, record, False)
+    assert said in records["error"]
+    assert len(records["error"].splitlines()) == 1
+    if expected is not None:
+        assert records["spf"]["expected"] == expected
+        desk.dns.set(NAME, "TXT", [expected])
+        assert (await checked(desk))["records"]["spf"]["valid"] is True
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        f"v=spf1 {OURS} {' '.join(f'a:h{n}.example' for n in range(10))} ~all",  # none before ours
+        f"v=spf1 {' '.join(f'a:h{n}.example' for n in range(9))} {OURS} ~all",
+        f"v=spf1 include:deep.example {OURS} ~all",  # ten with ours
+        f"v=spf1 mx {OURS} ~all include:none.example",  # what follows all is never looked at
+        f"v=spf1 {OURS} redirect=none.example",
+        f"v=spf1 include:silent.example include:%{{d}}.x.example {OURS} ~all",
+        f"v=spf1 ra=postmaster ip4:192.0.2.0/24 ip6:2001:db8::/32 {OURS} -all",
+    ],
+)
+async def test_an_spf_record_in_which_receivers_come_to_ours_is_valid(desk: Desk, record: str) -> None:
+    await desk.domain(NAME)
+    await publish(desk)
+    await publish_includes(desk)
+    desk.dns.set(NAME, "TXT", [record])
+    assert (await checked(desk))["records"]["spf"] == {"expected": record, "values": record, "valid": True}
+
+
+async def publish_includes(desk: Desk) -> None:
+    """SPF records that others include."""
+    eight = " ".join(f"a:h{n}.example" for n in range(8))
+    desk.dns.set("deep.example", "TXT", [f"v=spf1 ip4:192.0.2.1 {eight} ~all a:h9.example"])
+    desk.dns.set("turned.example", "TXT", ["v=spf1 redirect=deep.example"])
+    desk.dns.set("broken.example", "TXT", ["v=spf1 a -al"])
+    desk.dns.set("circle.example", "TXT", ["v=spf1 include:circle.example -all"])
+    desk.dns.set("none.example", "TXT", ["no SPF"])
+    desk.dns.fault("silent.example", "servfail")
+
+
 async def test_a_subdomain_inherits_dmarc_from_its_organisation(desk: Desk) -> None:
     await desk.domain("mail.piedpiper.co.uk")
     desk.dns.set("_dmarc.piedpiper.co.uk", "TXT", ["v=DMARC1; p=reject"])

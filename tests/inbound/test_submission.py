@@ -908,6 +908,8 @@ async def test_nothing_is_sent_before_the_dns_lets_it_pass(engine, monkeypatch):
     assert "TXT here.test" in answer.text
     assert "include:mx.test" in answer.text
     assert "fwd1._domainkey.here.test" in answer.text
+    dns.texts["here.test"] = b"v=spf1 includ:other.test include:mx.test ~all"  # a permerror
+    assert '"includ:other.test" is no term of SPF' in (await submit(engine))[-1].text
     dns.texts["here.test"] = b"v=spf1 include:mx.test ~all"
     answer = (await submit(engine))[-1]
     assert answer.code == 550
