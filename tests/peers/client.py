@@ -143,6 +143,11 @@ class Client:
         async with asyncio.timeout(self.timeout):
             await self._writer.start_tls(context or any_certificate(), server_hostname="server.test")
 
+    def shown_certificate(self) -> bytes:
+        """What the server showed in the handshake, in DER."""
+        shown: bytes = self._writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        return shown
+
     async def login(self, username: str, password: str) -> Answer:
         """AUTH PLAIN."""
         secret = base64.b64encode(f"\0{username}\0{password}".encode())
