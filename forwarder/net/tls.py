@@ -124,10 +124,18 @@ def without_dhe(context: ssl.SSLContext) -> ssl.SSLContext:
     """The context of a client without finite-field Diffie-Hellman, whose group the server makes up in TLS 1.2.
 
     One of 10,000 bits takes us five seconds, in the event loop, and any host may ask for it. Whoever has nothing but
-    these and TLS 1.2 is hard to find: OpenSSL has had curves since 2010.
+    these and TLS 1.2 is hard to find: OpenSSL has had curves since 2010. Where the system's policy (openssl.cnf) leaves
+    us nothing else of TLS 1.2, TLS 1.3 is what is left.
     """
-    kept = [each["name"] for each in context.get_ciphers() if not each["kea"].startswith("kx-dhe")]
-    context.set_ciphers(":".join(kept))
+    kept = [each for each in context.get_ciphers() if not each["kea"].startswith("kx-dhe")]
+    if any(each["protocol"] != "TLSv1.3" for each in kept):
+        context.set_ciphers(":".join(each["name"] for each in kept))
+    else:
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        _log.warning(
+            "OpenSSL's configuration leaves no cipher suite of TLS 1.2 but with finite-field Diffie-Hellman, which a "
+            "client here does not speak; hosts without TLS 1.3 cannot be talked to in TLS (CipherString in openssl.cnf)"
+        )
     return context
 
 

@@ -6,6 +6,8 @@ import os
 import shutil
 import ssl
 import stat
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from structlog.testing import capture_logs
 
-from forwarder.net.tls import ServerTls, TlsFilesError, client_context, self_signed
+from forwarder.net.tls import ServerTls, TlsFilesError, client_context, self_signed, without_dhe
 from forwarder.net.tls import _server_context as server_context
 
 
@@ -255,3 +257,35 @@ def test_no_host_makes_us_compute_in_a_group_of_its_own() -> None:
         assert not [each["name"] for each in context.get_ciphers() if each["name"].startswith("DHE-")]
     assert (weak.security_level, strong.security_level > 0) == (0, True)
     assert verifying.security_level == ssl.create_default_context().security_level
+
+
+def test_where_the_system_leaves_nothing_else_of_tls_1_2_a_client_speaks_tls_1_3(tmp_path: Path) -> None:
+    policy = tmp_path / "openssl.cnf"
+    policy.write_text(
+        "openssl_conf = all\n[all]\nssl_conf = tls\n[tls]\nsystem_default = here\n[here]\n"
+        "CipherString = DHE-RSA-AES256-GCM-SHA384\n"
+    )
+    script = (
+        "from forwarder.net.tls import client_context\n"
+        "for verify, weak in ((True, True), (False, False), (False, True)):\n"
+        "    print(client_context(verify=verify, weak=weak).minimum_version.name)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"OPENSSL_CONF": str(policy)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = [line for line in ran.stdout.splitlines() if line.startswith("TLSv1_")]
+    assert found == ["TLSv1_3", "TLSv1_3", "TLSv1_2"]  # what does not verify may be weak, whatever the policy
+    assert ran.stdout.count("leaves no cipher suite of TLS 1.2") == 2
+
+    server = server_context(*self_signed(["x.test"], tmp_path))
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    client.set_ciphers("DHE-RSA-AES256-GCM-SHA384")
+    assert handshake(server, without_dhe(client)).version() == "TLSv1.3"
+    server.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(ssl.SSLError):
+        handshake(server, client)
