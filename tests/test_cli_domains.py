@@ -59,6 +59,8 @@ def test_keys_that_leaked_are_replaced_at_once(hosted: Cli) -> None:
     turned = hosted.json("domain", "rotate", "example.com", "--now")
     assert [re.sub(r"\d{8}", "…", name) for name in turned["signs_with"]] == ["fwd-…a1", "fwd-…a2"]
     assert turned["next"] == []
+    published = [record["name"].partition(".")[0] for record in turned["records"]]
+    assert published == turned["signs_with"]
     names = [former["name"] for former in turned["retired"]]
     assert names == ["fwd1._domainkey.example.com", "fwd2._domainkey.example.com"]
     kept = datetime.fromisoformat(turned["retired"][0]["keep_until"]) - datetime.now(UTC)
@@ -68,6 +70,7 @@ def test_keys_that_leaked_are_replaced_at_once(hosted: Cli) -> None:
     listed = hosted.json("domain", "dns", "example.com")["records"]
     assert [r["name"].partition(".")[0] for r in listed if "dkim" in r["purpose"]] == turned["signs_with"]
     assert "to be removed not before" in hosted("domain", "rotate", "example.com")[1]
+    assert "IN TXT" not in hosted("domain", "rotate", "example.com")[1]
     once_more = hosted.json("domain", "rotate", "example.com", "--now")
     assert once_more["signs_with"] == [name.replace("a", "b") for name in turned["signs_with"]]
     assert len(once_more["retired"]) == 4
@@ -75,3 +78,11 @@ def test_keys_that_leaked_are_replaced_at_once(hosted: Cli) -> None:
 
 def test_keys_of_a_domain_that_is_not_hosted_are_not_made(hosted: Cli) -> None:
     assert "is not hosted here" in hosted.fails("domain", "rotate", "elsewhere.test")
+
+
+def test_who_replaces_keys_at_once_is_shown_what_to_publish(hosted: Cli) -> None:
+    output = hosted("domain", "rotate", "example.com", "--now", "--cname")[1]
+    _, _, pasted = output.partition("until these records are found")
+    name, target = (r"fwd-\d{8}a1\._domainkey\.example\.com", r"\.mx1\.example\.net\.")
+    assert re.search(rf"^{name}\.  IN CNAME  {name}{target}$", pasted, re.MULTILINE)
+    assert re.search(rf'^{name}{target}  IN TXT  "v=DKIM1; k=rsa; p=', pasted, re.MULTILINE)

@@ -18,7 +18,7 @@ from forwarder.commands.access import settings_of, vault_of, with_store
 from forwarder.commands.answer import answer
 from forwarder.commands.frame import AsJson, Config, Failure
 from forwarder.commands.named import domain_named
-from forwarder.commands.zone import KeysShown, other_keys
+from forwarder.commands.zone import KeysShown, key_records, other_keys, plain_record, print_records
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from api.findings import Checked
     from forwarder.config import Settings
+    from forwarder.mail.records import KeyRecord
     from forwarder.store.dkim_keys import DkimKey
     from forwarder.store.domains import Domain
     from forwarder.store.engine import Database
@@ -46,41 +47,55 @@ def rotate(
     as_json: AsJson = False,
 ) -> None:
     """New DKIM keys for a domain, that sign once their records are in the DNS; again: look whether they are."""
+    from forwarder.mail.records import keys_to_publish, zone_of_keys
+
     settings = settings_of(config)
     vault = vault_of(settings)
 
     async def work(
         database: "Database", settings: "Settings"
-    ) -> "tuple[Domain, Checked | None, list[str], KeysShown]":
+    ) -> "tuple[Domain, Checked | None, list[KeyRecord], KeysShown]":
         checked = await _turn(database, settings, vault, name, at_once=at_once)
         return await database.read(lambda conn: _state(conn, settings, checked))
 
     def _state(
         conn: "Connection", settings: "Settings", checked: "Checked | None"
-    ) -> "tuple[Domain, Checked | None, list[str], KeysShown]":
+    ) -> "tuple[Domain, Checked | None, list[KeyRecord], KeysShown]":
         from forwarder.store import dkim_keys
 
         found = domain_named(conn, name)
-        selectors = [key.selector for key in dkim_keys.list_keys(conn, found.id)]
-        return found, checked, selectors, other_keys(conn, found, settings, cname=cname)
+        signing = key_records(dkim_keys.list_keys(conn, found.id))
+        return found, checked, signing, other_keys(conn, found, settings, cname=cname)
 
-    found, checked, selectors, others = with_store(config, work)
+    found, checked, signing, others = with_store(config, work)
+    selectors = [key.selector for key in signing]
     missing = [record.advice for record in checked.waiting if record.advice] if checked else []
+    records = keys_to_publish(found.name, settings.hostname, signing, as_txt=not cname)
+    ours = zone_of_keys(found.name, settings.hostname, signing) if cname else ()
 
     def people(out: "Console") -> None:
         out.print(f"{found.display} signs with {', '.join(selectors)}.\n", markup=False)
+        if at_once:
+            print_records(out, "Nothing is submitted as the domain until these records are found", records)
+            if ours:
+                print_records(out, "In the zone of this server, where those CNAMEs lead", ours)
         others.print(out)
         for advice in missing:
             out.print(advice, markup=False)
         if others.waiting:
-            every = settings.api.recheck_every
-            looks = f"; the engine looks every {every} by itself" if every else ""
+            again = f"forwarder domain rotate {found.display}"
             out.print(
-                f"Then: forwarder domain rotate {found.display}, which looks for them{looks}.", markup=False
+                f"Then: {again}, which looks for them, as the engine does from time to time.", markup=False
             )
 
-    value = {"domain": found.name, "signs_with": selectors, "missing": missing} | others.plain()
-    answer(value, as_json=as_json, people=people)
+    value = {
+        "domain": found.name,
+        "signs_with": selectors,
+        "records": [plain_record(record) for record in records],
+        "key_zone": [plain_record(record) for record in ours],
+        "missing": missing,
+    }
+    answer(value | others.plain(), as_json=as_json, people=people)
 
 
 async def _turn(
