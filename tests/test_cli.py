@@ -302,6 +302,9 @@ def test_a_credential_gets_a_password(hosted: Cli, tmp_path: Path) -> None:
     made = hosted.json("credential", "add", "example.com", "richard")
     assert made["login"] == "richard@example.com"
     assert len(made["password"]) >= 20
+    _, output, _ = hosted("credential", "add", "example.com", "printer")
+    assert "Server mx1.example.net: port 587 with STARTTLS, or port 465 with TLS." in output
+    assert "does not listen there without a certificate: set [tls]" in output
     given = hosted.json("credential", "add", "example.com", "other", "--password", "hunter2hunter2")
     assert given == {"login": "other@example.com"}
     assert "already exists" in hosted.fails("credential", "add", "example.com", "richard")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from forwarder.clock import utc_now
-from forwarder.commands.access import read, write
+from forwarder.commands.access import read, settings_of, write
 from forwarder.commands.answer import answer, listing, tell
 from forwarder.commands.frame import AsJson, Config, Failure, command
 from forwarder.commands.named import domain_named, owner_of
@@ -57,7 +57,7 @@ def add_credential(
         )
         return _login(made.username, hosted)
 
-    _tell(write(config, add), password if made_here else None, as_json=as_json)
+    _tell(write(config, add), password if made_here else None, settings_of(config), as_json=as_json)
 
 
 @command(app, "list")
@@ -101,7 +101,7 @@ def set_password(
         credentials.update_credential(conn, hosted, name, utc_now(), password_hash=digest)
         return _login(name, hosted)
 
-    _tell(write(config, change), password if made_here else None, as_json=as_json)
+    _tell(write(config, change), password if made_here else None, settings_of(config), as_json=as_json)
 
 
 @command(app, "remove")
@@ -177,7 +177,7 @@ def _login(username: str, hosted: "Domain") -> str:
     return Path(local=username, domain=hosted.name).wire()
 
 
-def _tell(login: str, made: str | None, *, as_json: bool) -> None:
+def _tell(login: str, made: str | None, settings: "Settings", *, as_json: bool) -> None:
     """The log-in, and its password if it was made here."""
 
     def people(out: "Console") -> None:
@@ -186,7 +186,11 @@ def _tell(login: str, made: str | None, *, as_json: bool) -> None:
         out.print(
             f"Log in as [bold]{escape(login)}[/]" + (f" with the password [bold]{made}[/]" if made else "")
         )
-        out.print("Servers: port 587 with STARTTLS, or port 465 with TLS.")
+        out.print(f"Server {settings.hostname}: port 587 with STARTTLS, or port 465 with TLS.")
+        if not settings.tls.configured:
+            out.print(
+                "It does not listen there without a certificate: set [tls] certificate and key.", markup=False
+            )
 
     value = {"login": login} | ({"password": made} if made else {})
     name, _, domain = login.rpartition("@")
