@@ -104,7 +104,7 @@ def read(path: str | None, environ: Mapping[str, str]) -> Source:
             return Source(origin="environment", text="")
         reason = (
             f"there is no ./{DEFAULT_FILE}; copy config.example.toml to {DEFAULT_FILE} and set hostname in "
-            "it, or name another file with --config or FORWARDER_CONFIG"
+            "it, or name another file with --config or FORWARDER_CONFIG; FORWARDER_HOSTNAME alone will do, too"
         )
         raise ConfigError([Problem(origin="configuration", key="", reason=reason)])
     origin = chosen or DEFAULT_FILE
