@@ -35,8 +35,14 @@ async def of_alias(call: Call) -> Json:
     domain, alias = await call.rooms.database.read(
         lambda conn: (domain := domain_in(conn, call, name), aliases.find(conn, domain.id, wanted))
     )
-    page = await _page(call, domain, stored_name(wanted) if alias is None else alias.pattern)
-    if alias is None and not page["logs"]:
+    pattern = stored_name(wanted) if alias is None else alias.pattern
+    page = await _page(call, domain, pattern)
+    # An empty page may also be the last one, or one without failures.
+    if (
+        alias is None
+        and not page["logs"]
+        and not await call.rooms.journal.page(domain.id, alias=pattern, limit=1)
+    ):
         raise not_found("alias")
     return page
 

@@ -106,6 +106,19 @@ async def test_the_logs_of_an_alias_that_is_gone_are_found_by_what_found_it(desk
         await desk.delete("/domains/piedpiper.com/aliases/richard")
 
 
+@pytest.mark.parametrize("query", ["limit=1&next_cursor={oldest}", "filter=failure"])
+async def test_the_logs_of_an_alias_that_is_gone_end_with_a_page_of_none(desk: Desk, query: str) -> None:
+    await desk.domain(aliases={"richard": "r@example.com"})
+    oldest, _ = await desk.mail("piedpiper.com", count=2)
+    await desk.delete("/domains/piedpiper.com/aliases/richard")
+    cursor = (await desk.get("/domains/piedpiper.com/logs/richard")).json()["logs"][-1]["id"]
+    assert cursor.endswith(oldest)
+    answer = await desk.get(f"/domains/piedpiper.com/logs/richard?{query.format(oldest=cursor)}")
+    assert (answer.status_code, answer.json()) == (200, {"logs": [], "success": True})
+    never = await desk.get(f"/domains/piedpiper.com/logs/nobody?{query.format(oldest=cursor)}")
+    assert never.status_code == 404
+
+
 async def test_an_alias_is_addressed_by_its_id_and_a_name_of_digits_is_a_name_first(desk: Desk) -> None:
     await desk.domain("piedpiper.com", {"richard": "richard@gmail.com"})
     number = (await desk.get("/domains/piedpiper.com/aliases/richard")).json()["alias"]["id"]
