@@ -1,8 +1,9 @@
 """Paths to operations, on the path as it was sent.
 
 The raw path is split at its slashes first and each segment is decoded afterwards: an alias that is a regular
-expression may hold ``%2F``, and ``%2e%2e`` is a name like any other, never a way up. A trailing slash means nothing.
-A known path under a method it does not have is 405; HEAD is answered as GET is.
+expression may hold ``%2F``, and ``%2e%2e`` is a name like any other, never a way up. A trailing slash means nothing,
+and neither does one at the end of the base URL (``/v3//domains``). A known path under a method it does not have is 405;
+HEAD is answered as GET is.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,12 +17,14 @@ _SEGMENTS = "forwarder.segments"
 
 
 def segments(scope: Scope) -> list[str] | None:
-    """The decoded segments of the path without a trailing slash; None when they are not UTF-8."""
+    """The decoded segments of the path without slashes that mean nothing; None when they are not UTF-8."""
     raw = scope.get("raw_path")
     text = raw.decode("latin-1") if raw else quote(scope["path"])
     parts = text.partition("?")[0].split("/")[1:]
     if parts and not parts[-1]:
         parts.pop()
+    if parts[1:2] == [""]:
+        del parts[1]  # no others: a client whose variable is empty would be heard to mean something else
     try:
         return [unquote(part, errors="strict") for part in parts]
     except UnicodeDecodeError:

@@ -71,6 +71,14 @@ async def test_a_trailing_slash_works_on_every_path_without_a_redirect(desk: Des
     assert (await desk.delete("/domains/piedpiper.com/aliases/a/")).status_code == 200
 
 
+async def test_a_base_url_may_have_a_slash_at_its_end(desk: Desk) -> None:
+    base = "http://api.test/v3/"
+    for name, path in (("one.com", "/domains"), ("two.com", "/domains/")):
+        assert (await desk.post(base + path, {"domain": name})).status_code == 200
+    assert (await desk.get(f"{base}/domains/one.com")).json()["domain"]["domain"] == "one.com"
+    assert (await desk.delete(f"{base}/domains/one.com/aliases/*")).json() == {"success": True}
+
+
 @pytest.mark.parametrize("written", ["*", "%2A", "%2a"])
 async def test_the_alias_star_is_addressed_plainly_or_encoded(desk: Desk, written: str) -> None:
     await desk.domain()

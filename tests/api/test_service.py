@@ -250,8 +250,10 @@ async def test_dots_in_a_path_are_names_and_lead_nowhere(desk: Desk) -> None:
             "/v3/domains/piedpiper.com/aliases/../../piedpiper.com",
             "/v3/domains/piedpiper.com/aliases/%FF",
             "/v3/domains/piedpiper.com/aliases/%00",
-            "/v3//domains",
             "//v3/domains",
+            "/v3///domains",
+            "/v3/domains//aliases",
+            "/v3/domains/piedpiper.com//",
         ):
             status, _, answer = await socket.send(f"GET {path} HTTP/1.1\n{head}")
             assert (status, answer["code"]) == (404, 404), path
