@@ -175,11 +175,14 @@ class Composer:
                     discard=recipient.discarded,
                 )
             for step in recipient.told:
-                told = self._told(recipient, name, step, now)
-                made[*whom, told.destination, told.domain_id, told.alias] = told
+                destination = spelled.setdefault(identity(step.address), step.address.storage())
+                told = self._told(recipient, name, step, destination, now)
+                made.setdefault((*whom, told.destination, told.domain_id, told.alias), told)
         return tuple(made.values())
 
-    def _told(self, recipient: Recipient, name: str | None, step: Step, now: datetime) -> NewDelivery:
+    def _told(
+        self, recipient: Recipient, name: str | None, step: Step, destination: str, now: datetime
+    ) -> NewDelivery:
         """What goes nowhere, or on behind an alias of another account, for the log of the alias that leads there."""
         way = recipient.ways[0]
         assert way is not None  # an alias leads there
@@ -191,7 +194,7 @@ class Composer:
             alias=alias,
             recipient=recipient.path,
             recipient_name=name,
-            destination=step.address.storage(),
+            destination=destination,
             destination_domain=step.address.domain,
             leased=False,
             next_attempt_at=now,

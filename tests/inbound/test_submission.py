@@ -715,6 +715,29 @@ async def test_a_domain_that_somebody_only_says_is_theirs_gets_no_mail_of_others
     ]
 
 
+async def test_what_an_alias_of_another_account_has_is_in_the_log_of_the_sender_too(engine, domain):
+    """Where it leads, and whether it swallows the mail, is for their log alone."""
+    forwards = {"boss": "secret@dest.test", "quiet": "secret@dest.test"}
+    theirs = await engine.host("theirs.test", forwards, account="other@example.org", active=True)
+    await engine.disable(theirs, "quiet", 250)
+    to = (b"boss@theirs.test", b"BOSS@theirs.test", b"quiet@theirs.test", b"info@here.test", b"b@else.test")
+    assert (await submit(engine, to=to))[-1].code == 250
+    mine = {entry.recipient_email: entry for entry in await engine.logs(domain)}
+    assert len(mine) == len(await engine.logs(domain)) == 4
+    for address in ("boss@theirs.test", "quiet@theirs.test"):
+        entry = mine[address]
+        assert (entry.alias, entry.forward_email, entry.transport) == ("ann", address, "submission")
+        queued, taken_on = entry.events
+        assert queued.status is Status.QUEUED
+        assert (taken_on.status, taken_on.code) == (Status.DELIVERED, 250)
+        assert taken_on.message == "2.1.5 an alias of another account here has it"
+        assert taken_on.recipient == address
+    assert sorted((entry.alias, entry.forward_email) for entry in await engine.logs(theirs)) == [
+        ("boss", "secret@dest.test"),
+        ("quiet", "quiet@theirs.test"),
+    ]
+
+
 async def test_a_recipient_refused_shows_in_a_log(engine, domain):
     other = await engine.host("other.test", {"info": "person@dest.test"})
     answers = await submit(engine, to=[b"nobody@other.test", b"SRS0=AAAA=AA=x.test=y@mx.test"])
