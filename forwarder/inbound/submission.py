@@ -194,15 +194,17 @@ class SubmissionReception:
     def refused(self, session: Session, transaction: Transaction, content: bytes, reply: Reply) -> None:
         login = session.login
         assert login is not None
-        self._refusals.write(
-            session,
-            reply,
-            domain_id=login.domain.id,
-            alias=login.credential.username,
-            sender=transaction.reverse_path,
-            recipient=transaction.recipients[0].path,
-            seen=facts(shown(contents.split(content)[0])),
-        )
+        seen = facts(shown(contents.split(content)[0]))
+        for recipient in transaction.recipients:
+            self._refusals.write(
+                session,
+                reply,
+                domain_id=login.domain.id,
+                alias=login.credential.username,
+                sender=transaction.reverse_path,
+                recipient=recipient.path,
+                seen=seen,
+            )
 
     async def message(self, session: Session, transaction: Transaction, content: bytes) -> Reply:
         reach("receive.after-dot")

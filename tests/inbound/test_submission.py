@@ -754,6 +754,18 @@ async def test_a_recipient_refused_shows_in_a_log(engine, domain):
         assert (entry.transport, entry.sender_email) == ("submission", "ann@here.test")
 
 
+async def test_a_message_refused_shows_in_the_log_for_each_recipient(engine, domain):
+    to = (b"b@else.test", b"info@here.test", b"c@else.test")
+    answers = await submit(engine, CONTENT.replace(b"ann@here.test>", b"eve@else.test>", 1), to=to)
+    assert [answer.code for answer in answers] == [250, 250, 250, 250, 354, 550]
+    entries = await engine.logs(domain)
+    assert sorted(entry.recipient_email for entry in entries) == [address.decode() for address in sorted(to)]
+    for entry in entries:
+        [event] = entry.events
+        assert (event.status, event.code, event.recipient) == (Status.REFUSED, 550, entry.recipient_email)
+        assert (entry.alias, entry.transport, entry.subject) == ("ann", "submission", "hello")
+
+
 async def test_the_client_is_shown_where_that_is_configured(engine):
     await engine.start(submission={"show_client_address": True})
     domain = await engine.host("here.test", {})
