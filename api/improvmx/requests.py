@@ -63,7 +63,10 @@ def _domain(text: str) -> str:
 
 
 def _email(text: str) -> str:
-    return parse_address(text.strip()).storage()
+    try:
+        return parse_address(text.strip()).storage()
+    except AddressError as fault:
+        raise ValueError(f"{fault}; one address alone is wanted, such as richard@example.com") from None
 
 
 def _webhook(text: str, info: ValidationInfo) -> str:

@@ -111,14 +111,22 @@ def parse_forward(text: str, *, plain_http: bool = False) -> tuple[Destination, 
     if len(pieces) > MAX_DESTINATIONS:
         raise RuleError(f"an alias leads to at most {MAX_DESTINATIONS:,} destinations")
     found: dict[str, Destination] = {}
+    before: Destination | None = None
     for piece in pieces:
-        if not piece:
-            raise RuleError("a destination between commas is empty")
-        destination = (
-            parse_url(piece, plain_http=plain_http) if _SCHEME.match(piece) else _parse_mailbox(piece)
-        )
-        found.setdefault(str(destination), destination)
+        try:
+            before = _parse_piece(piece, plain_http)
+        except RuleError as fault:
+            if not isinstance(before, Url):
+                raise
+            raise RuleError(f"{fault}; a comma in a URL is written %2C") from None
+        found.setdefault(str(before), before)
     return tuple(found.values())
+
+
+def _parse_piece(piece: str, plain_http: bool) -> Destination:
+    if not piece:
+        raise RuleError("a destination between commas is empty")
+    return parse_url(piece, plain_http=plain_http) if _SCHEME.match(piece) else _parse_mailbox(piece)
 
 
 def canonical_forward(destinations: tuple[Destination, ...]) -> str:
@@ -175,7 +183,8 @@ def _address(text: str, shown: str) -> Path:
     try:
         return parse_address(text)
     except AddressError as error:
-        raise RuleError(f'"{printable(shown, _SHOWN)}" is not an address: {error}') from None
+        several = "; destinations are separated by commas" if text.count("@") > 1 else ""
+        raise RuleError(f'"{printable(shown, _SHOWN)}" is not an address: {error}{several}') from None
 
 
 def parse_url(text: str, *, plain_http: bool = False) -> Url:
@@ -193,8 +202,10 @@ def parse_url(text: str, *, plain_http: bool = False) -> Url:
         raise refuse("it is not a well-formed URL") from None
     if parts.scheme not in schemes:
         raise refuse(f"a URL begins with {' or '.join(f'{scheme}://' for scheme in schemes)}")
-    if "@" in parts.netloc or not parts.hostname or port == 0 or parts.netloc.endswith(":"):
+    if "@" in parts.netloc or not parts.hostname:
         raise refuse("a URL needs a host, and no user or password before it")
+    if port == 0 or parts.netloc.endswith(":"):
+        raise refuse("a port is a number from 1 to 65535")
     if parts.fragment or text.endswith("#"):
         raise refuse("the part after # of a URL is never sent; leave it away")
     tail = text[text.index("://") + 3 + len(parts.netloc) :]

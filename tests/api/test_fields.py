@@ -367,6 +367,32 @@ async def test_a_sentence_repeats_what_was_sent_letter_by_letter(
     assert answer.json()["errors"]["forward"][0].startswith(begins)
 
 
+@pytest.mark.parametrize(
+    ("forward", "ends"),
+    [
+        ("a@y.org;b@y.org", "is not well formed; destinations are separated by commas."),
+        ("a@y.org b@y.org", "is not well formed; destinations are separated by commas."),
+        ("https://h.example/x?ids=1,2", "and a domain; a comma in a URL is written %2C."),
+        ("https://h.example/x,", "between commas is empty; a comma in a URL is written %2C."),
+        ("a@y.org,nobody", '"nobody" is not an address: an address needs a local part, an @ and a domain.'),
+        ("https://h.example:0/x", "a port is a number from 1 to 65535."),
+        ("https://h.example:/x", "a port is a number from 1 to 65535."),
+    ],
+)
+async def test_a_sentence_says_how_destinations_are_written(desk: Desk, forward: str, ends: str) -> None:
+    await desk.domain()
+    answer = await desk.post("/domains/piedpiper.com/aliases", {"alias": "richard", "forward": forward})
+    (sentence,) = answer.json()["errors"]["forward"]
+    assert sentence.endswith(ends), sentence
+
+
+@pytest.mark.parametrize("email", ["ops@y.org,b@y.org", "Ops <ops@y.org>", "ops"])
+async def test_notices_go_to_one_address(desk: Desk, email: str) -> None:
+    answer = await desk.post("/domains", {"domain": "piedpiper.com", "notification_email": email})
+    (sentence,) = answer.json()["errors"]["notification_email"]
+    assert sentence.endswith("; one address alone is wanted, such as richard@example.com."), sentence
+
+
 async def test_a_webhook_stays_as_it_was_written(desk: Desk) -> None:
     await desk.domain()
     url = "https://h.example/a,b?x=1,2"
