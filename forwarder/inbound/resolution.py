@@ -31,6 +31,7 @@ class Refused:
     reply: Reply
     domain_id: int | None = None
     alias: str | None = None
+    account_id: int | None = None  # whose domain it is
 
 
 class Resolution:
@@ -68,7 +69,12 @@ class Resolution:
             return Recipient(path=path, ways=(None,), elsewhere=elsewhere or path)
         reply = refusal(trouble)
         if reply is not None:
-            return Refused(reply=reply, domain_id=expansion.domain_id, alias=expansion.alias)
+            return Refused(
+                reply=reply,
+                domain_id=expansion.domain_id,
+                alias=expansion.alias,
+                account_id=expansion.account_id,
+            )
         assert expansion.domain_id is not None
         swallowed = Target(
             destination=path, alias=expansion.alias or "", domain_id=expansion.domain_id, domain=path.domain

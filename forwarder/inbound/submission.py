@@ -180,15 +180,19 @@ class SubmissionReception:
             return replies.RECIPIENT_OK
         login = session.login
         assert login is not None
-        hosted = found.domain_id is not None  # its log tells of it as it would had the mail come to the MX
-        self._refusals.write(
-            session,
-            found.reply,
-            domain_id=found.domain_id if hosted else login.domain.id,
-            alias=found.alias if hosted else login.credential.username,
-            sender=transaction.reverse_path,
-            recipient=path,
-        )
+        # The log of a domain hosted here tells of it as it would had the mail come to the MX.
+        logs = [] if found.domain_id is None else [(found.domain_id, found.alias)]
+        if found.account_id != login.domain.account_id:
+            logs.append((login.domain.id, login.credential.username))
+        for domain_id, alias in logs:
+            self._refusals.write(
+                session,
+                found.reply,
+                domain_id=domain_id,
+                alias=alias,
+                sender=transaction.reverse_path,
+                recipient=path,
+            )
         return found.reply
 
     def refused(self, session: Session, transaction: Transaction, content: bytes, reply: Reply) -> None:

@@ -754,6 +754,25 @@ async def test_a_recipient_refused_shows_in_a_log(engine, domain):
         assert (entry.transport, entry.sender_email) == ("submission", "ann@here.test")
 
 
+async def test_a_recipient_refused_at_another_account_shows_in_both_logs(engine, domain):
+    theirs = await engine.host(
+        "theirs.test", {"off": "secret@dest.test"}, account="other@example.org", active=True
+    )
+    await engine.disable(theirs, "off", 550)
+    to = [b"nobody@theirs.test", b"off@theirs.test"]
+    answers = await submit(engine, to=to)
+    assert [str(answer)[:9] for answer in answers[1:3]] == ["550 5.1.1", "550 5.2.1"]
+    for whose, aliases in ((domain, ["ann", "ann"]), (theirs, [None, "off"])):
+        entries = sorted(await engine.logs(whose), key=lambda entry: entry.recipient_email)
+        assert [(entry.recipient_email.encode(), entry.alias) for entry in entries] == list(
+            zip(to, aliases, strict=True)
+        )
+        assert [entry.events[0].message[:6] for entry in entries] == ["5.1.1 ", "5.2.1 "]
+        assert {(entry.transport, entry.sender_email) for entry in entries} == {
+            ("submission", "ann@here.test")
+        }
+
+
 async def test_a_message_refused_shows_in_the_log_for_each_recipient(engine, domain):
     to = (b"b@else.test", b"info@here.test", b"c@else.test")
     answers = await submit(engine, CONTENT.replace(b"ann@here.test>", b"eve@else.test>", 1), to=to)
