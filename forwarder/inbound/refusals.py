@@ -52,10 +52,12 @@ class Refusals:
         domain_id: int | None,
         alias: str | None,
         sender: Path,
-        recipient: Path,
+        recipient: Path | None,
         seen: Facts | None = None,
     ) -> None:
         """Note one refusal at a hosted domain, with what was ``seen`` of the message if there is one already.
+
+        ``recipient`` None: refused before one was named.
 
         Returns at once and never raises.
         """
@@ -63,13 +65,14 @@ class Refusals:
         if domain_id is None or not self._may(client_of(session.client), domain_id, now.timestamp()):
             return
         client = client_name(session)
+        to = None if recipient is None else recipient.storage()
         event = NewEvent(
             status=Status.REFUSED,
             code=reply.code,
             message=f"{reply.enhanced} {reply.text}".strip(),
             local=self._local_name,
             server=client,
-            recipient=recipient.storage(),
+            recipient=to,
         )
         log = RefusedLog(
             id=self._ids(),
@@ -83,8 +86,8 @@ class Refusals:
             # The address and the name of one person, in the form of the log of a message that is taken.
             sender_email=(seen.sender_email if seen else None) or sender.storage() or None,
             sender_name=seen.sender_name if seen else None,
-            recipient_email=recipient.storage(),
-            recipient_name=seen.name_of(recipient) if seen else None,
+            recipient_email=to,
+            recipient_name=seen.name_of(recipient) if seen and recipient else None,
             event=event,
         )
         self._journal.refused(log)

@@ -156,22 +156,32 @@ class SubmissionReception:
             login = session.login = await self._authenticator.renewed(login)
         if login is None:
             return replies.AUTH_REQUIRED if session.tls else replies.TLS_REQUIRED
-        # A read receipt has the null reverse-path (RFC 8098 3); its From is checked like any other.
-        if not command.path.is_null:
-            try:
-                parse_path(command.path.wire(), smtputf8=True)  # what is said of it must be able to come back
-            except AddressError as error:
-                return replies.BAD_SENDER.saying(str(error))
-            refusal = await self._objection(login, command.path)
-            if refusal is not None:
-                return refusal
-        if self._settings.require_dns:
-            refusal = await self._readiness.objection(login.domain)
-            if refusal is not None:
-                return refusal
+        refusal = await self._refusal_of(login, command.path)
+        if refusal is not None:
+            self._refusals.write(
+                session,
+                refusal,
+                domain_id=login.domain.id,
+                alias=login.credential.username,
+                sender=command.path,
+                recipient=None,
+            )
+            return refusal
         if not await self._disk.takes(self._settings.size_limit):
             return replies.STORAGE_FULL
         return replies.SENDER_OK
+
+    async def _refusal_of(self, login: Login, sender: Path) -> Reply | None:
+        # A read receipt has the null reverse-path (RFC 8098 3); its From is checked like any other.
+        if not sender.is_null:
+            try:
+                parse_path(sender.wire(), smtputf8=True)  # what is said of it must be able to come back
+            except AddressError as error:
+                return replies.BAD_SENDER.saying(str(error))
+            refusal = await self._objection(login, sender)
+            if refusal is not None:
+                return refusal
+        return await self._readiness.objection(login.domain) if self._settings.require_dns else None
 
     async def recipient(self, session: Session, transaction: Transaction, path: Path) -> Reply:
         found = await self._resolution.find(path, sender=session.login)

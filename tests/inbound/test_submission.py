@@ -754,6 +754,17 @@ async def test_a_recipient_refused_shows_in_a_log(engine, domain):
         assert (entry.transport, entry.sender_email) == ("submission", "ann@here.test")
 
 
+async def test_a_sender_refused_shows_in_the_log_with_what_to_do(engine, domain):
+    """Nobody was named yet to whom the mail should go."""
+    answer = (await submit(engine, sender=b"eve@else.test"))[-1]
+    assert answer.code == 550
+    [entry] = await engine.logs(domain)
+    [event] = entry.events
+    assert (event.status, event.code, event.message) == (Status.REFUSED, 550, answer.text)
+    assert (entry.alias, entry.transport, entry.sender_email) == ("ann", "submission", "eve@else.test")
+    assert (entry.recipient_email, event.recipient) == (None, None)
+
+
 async def test_a_recipient_refused_at_another_account_shows_in_both_logs(engine, domain):
     theirs = await engine.host(
         "theirs.test", {"off": "secret@dest.test"}, account="other@example.org", active=True
@@ -962,6 +973,8 @@ async def test_nothing_is_sent_before_the_dns_lets_it_pass(engine, monkeypatch):
     assert "TXT here.test" in answer.text
     assert "include:mx.test" in answer.text
     assert "fwd1._domainkey.here.test" in answer.text
+    [entry] = await engine.logs(domain)
+    assert (entry.events[0].status, entry.events[0].message) == (Status.REFUSED, answer.text)
     dns.texts["here.test"] = b"v=spf1 includ:other.test include:mx.test ~all"  # a permerror
     assert '"includ:other.test" is no term of SPF' in (await submit(engine))[-1].text
     dns.texts["here.test"] = b"v=spf1 include:mx.test ~all"
