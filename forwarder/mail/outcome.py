@@ -163,6 +163,14 @@ def is_permanent(scope: Scope, reply: Reply) -> bool:
     return reply.permanent
 
 
+def is_one_too_many(reply: Reply) -> bool:
+    """Whether RCPT is refused because others were taken: who is meant goes in another transaction.
+
+    RFC 5321 4.5.3.1.10: 552 there is an old word for 452. RFC 3463 3.6: X.5.3 is for this, whatever the code.
+    """
+    return reply.code in (452, 552) or reply.enhanced[1:] == ".5.3"
+
+
 def untried(last: Reply | None) -> Reply:
     """What is said of mail whose host is left alone for a while, after this last word of it; None: it had none.
 

@@ -24,7 +24,7 @@ from forwarder import failpoint
 from forwarder.mail import trace
 from forwarder.mail.address import Path
 from forwarder.mail.event import DeliveryKind, Transport
-from forwarder.mail.outcome import Action, Fault, Scope, decide, is_permanent, reply_for
+from forwarder.mail.outcome import Action, Fault, Scope, decide, is_one_too_many, is_permanent, reply_for
 from forwarder.mail.reply import Reply
 from forwarder.mail.srs import Srs
 from forwarder.net.smtp_answers import Answered, SessionFault
@@ -38,7 +38,6 @@ from forwarder.store.records import Delivery
 from forwarder.tally import SENT, Tally
 
 _DIALS = 10  # addresses tried in one attempt, of at most five hosts
-_TOO_MANY = (452, 552)  # at RCPT; RFC 5321 4.5.3.1.10: 552 there means 452
 
 
 class Courier:
@@ -247,7 +246,7 @@ class _Attempt:
             if reply.positive:
                 accepted = True
                 self._verdict(delivery, Action.DELIVERED, reply, host)
-            elif scope is Scope.RECIPIENT and reply.code in _TOO_MANY:
+            elif scope is Scope.RECIPIENT and is_one_too_many(reply):
                 postponed.append((delivery, reply))
             else:
                 self._judge(delivery, scope, reply, host, more_hosts=more_hosts)

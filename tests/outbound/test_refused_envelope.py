@@ -90,6 +90,7 @@ class Host:
                 case b"EHLO":
                     writer.write(b"250-x\r\n250 PIPELINING\r\n" if self._pipelining else b"250 x\r\n")
                 case b"MAIL":
+                    rcpts = 0
                     writer.write(f"{mail} of mail\r\n".encode())
                     last = not self._pipelining and mail != "250"
                 case b"RCPT":
@@ -230,6 +231,28 @@ async def test_503_behind_a_421_is_the_word_of_a_host_that_is_closing(
 async def test_503_behind_a_421_is_so_too_when_the_host_hangs_up_before_the_last_answer() -> None:
     verdicts = await attempt(Host(("250", "421/503", "close")))
     assert [(verdict.action, verdict.reply.code) for verdict in verdicts] == [(Action.RETRY_LATER, 451)] * 2
+
+
+@pytest.mark.parametrize("pipelining", [True, False], ids=["pipelined", "stepwise"])
+@pytest.mark.parametrize("rcpt", ["452", "552", "450 4.5.3", "550 5.5.3", "554 5.5.3"])
+async def test_who_was_one_too_many_goes_in_another_transaction(rcpt: str, pipelining: bool) -> None:
+    """RFC 5321 4.5.3.1.10; RFC 3463 3.6: X.5.3 asks for the rest of the recipients in a message of their own."""
+    host = Host(("250", f"250/{rcpt}", "354"), pipelining=pipelining)
+    verdicts = await attempt(host)
+    assert [(verdict.action, verdict.reply.code) for verdict in verdicts] == [(Action.DELIVERED, 250)] * 2
+    assert (host.connections, host.received) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("rcpt", "expected"), [("450 4.5.3", (Action.RETRY_LATER, 450)), ("550 5.5.3", (Action.GIVE_UP, 550))]
+)
+async def test_where_nobody_was_taken_nobody_was_one_too_many(
+    rcpt: str, expected: tuple[Action, int]
+) -> None:
+    host = Host(("250", rcpt, "503"))
+    verdicts = await attempt(host)
+    assert [(verdict.action, verdict.reply.code) for verdict in verdicts] == [expected] * 2
+    assert (host.connections, host.received) == (1, 0)
 
 
 class Once(Host):
