@@ -4,7 +4,7 @@ Promises: what is sent is what was given, octet for octet, with dots doubled (RF
 touched; the paths on the wire are those given, character for character. MAIL, every RCPT and DATA go out in one
 write when the peer announces PIPELINING. Every wait has a deadline (``Timeouts``). Recipients are answered one by
 one; content goes to those accepted. When the peer takes DATA although it took no recipient, it gets a lone dot
-(RFC 2920 3.1).
+(RFC 2920 3.1); where it took one and not MAIL, it is left, or that recipient might get an empty message.
 
 How it fails: ``SessionFault`` when the session is over, whoever ended it; its ``reply`` is the peer's (a 421, a
 554 greeting) or stands for the failure (``mail.outcome.reply_for``), its ``unknown`` says that the content had gone
@@ -219,7 +219,10 @@ class ClientSession:
             raise SessionFault(Stage.MAIL, mail)
         wanted = mail.positive and any(answer.positive for answer in answers)
         if data is not None and data.code == 354 and not wanted:
-            await self._end_of_nothing()
+            if any(answer.positive for answer in answers):  # without MAIL; a dot would be mail to them
+                self.abort()
+            else:
+                await self._end_of_nothing()
         if not mail.positive:
             self._dirty = False
             return Answered(mail=mail)

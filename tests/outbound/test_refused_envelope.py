@@ -59,6 +59,7 @@ class Host:
         self.says = says
         self.connections = 0
         self.received = 0
+        self.emptied = 0  # transactions with a recipient that ended in a lone dot
         self._closes = closes
         self._pipelining = pipelining
         self._open: set[asyncio.Task[None]] = set()
@@ -104,6 +105,7 @@ class Host:
                     if data == "354":
                         lines = [line async for line in until_dot(reader)]
                         self.received += len(lines) > 1
+                        self.emptied += lines == [b".\r\n"] and "250" in to_each[:rcpts]
                         if not self._closes:
                             writer.write(b"250 of dot\r\n")
                     last = True
@@ -192,9 +194,11 @@ async def test_what_a_host_says_to_the_envelope_decides(
     unknown = closes and says == UNKNOWN
     if unknown:
         expected = (Action.RETRY_LATER, 451)
-    verdicts = await attempt(Host(says, closes=closes, pipelining=pipelining))
+    host = Host(says, closes=closes, pipelining=pipelining)
+    verdicts = await attempt(host)
     assert [(verdict.action, verdict.reply.code) for verdict in verdicts] == [expected] * 2
     assert ["delivery_unknown" in verdict.reply.text for verdict in verdicts] == [unknown] * 2
+    assert host.emptied == 0  # nobody gets an empty message
 
     other = Host(GOOD, pipelining=pipelining)
     verdicts = await attempt(Host(says, closes=closes, pipelining=pipelining), other)
