@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from forwarder.store.trouble import (
     CommitUnknown,
+    Misplaced,
     SharedSessions,
     StoreFull,
     StoreUnavailable,
@@ -66,6 +67,11 @@ _NO_DATABASE = Explained(
 )
 _DAMAGED = Explained(
     text="the database is damaged; stop whatever uses it and restore it from the backup", passes=False
+)
+_MISPLACED = Explained(
+    text="the file of the database, or the -wal beside it, was removed or replaced while the engine uses it; nothing "
+    "is taken until the engine is started again, with the right file in its place (if only the -wal is gone, it is)",
+    passes=False,
 )
 _READ_ONLY = Explained(
     text="the database takes no changes: it is a standby, or it or its user is set to read only; name the primary in "
@@ -197,6 +203,8 @@ def explain(trouble: BaseException) -> Explained:
             return _CHANGED
         if isinstance(error, CommitUnknown) and isinstance(error.__cause__, TimeoutError):
             return _UNENDED
+        if isinstance(error, Misplaced):
+            return _MISPLACED
         if isinstance(error, WrongEncoding):
             return _ENCODING
         if isinstance(error, SharedSessions):

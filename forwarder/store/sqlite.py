@@ -33,10 +33,11 @@ from sqlalchemy.pool import NullPool
 
 from forwarder.failpoint import reach
 from forwarder.store.faults import ended_for_certain, trouble_of
+from forwarder.store.place import Place
 from forwarder.store.room import Room
 from forwarder.store.straight import begin, begin_reading, commit, rollback
 from forwarder.store.telling import Telling
-from forwarder.store.trouble import CommitUnknown, StoreFull, StoreUnavailable
+from forwarder.store.trouble import CommitUnknown, Misplaced, StoreFull, StoreUnavailable
 from forwarder.store.writer import Failed, Item, Writer, apply_group, halves
 from forwarder.tally import Tally
 
@@ -117,6 +118,7 @@ class SqliteWriter(Writer):
         super().__init__(tally)
         self._lock = FairLock(path)
         self._room = Room(path)
+        self._place = Place(path)
         self._engine = make_engine(path, immediate=True, begins=False)
         self._conn: Connection | None = None
         # Not an Event, whose lock and condition are Python's own: waking would take ten times as long.
@@ -178,7 +180,8 @@ class SqliteWriter(Writer):
             if trouble is not error:  # else it knows its own cause
                 trouble.__cause__ = error
             self.failing = True
-            self._drop_connection()
+            if not isinstance(trouble, Misplaced):  # then it is all that is left of the files
+                self._drop_connection()
             told = {id(item) for item, _ in done}
             failed = [item for item in group or self.waiting.take() if id(item) not in told]
             done += [(item, Failed(trouble)) for item in failed]
@@ -229,7 +232,10 @@ class SqliteWriter(Writer):
 
     def _connection(self) -> Connection:
         if self._conn is None:
+            self._place.before_connecting()
             self._conn = self._engine.connect()
+        else:
+            self._place.look(self._conn)
         return self._conn
 
     def _drop_connection(self) -> None:

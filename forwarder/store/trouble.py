@@ -20,6 +20,13 @@ class StoreFull(StoreUnavailable):
         super().__init__("the store is full")
 
 
+class Misplaced(StoreUnavailable):
+    """The file of the store, or its log, was removed or replaced while it was open: what is written would be lost."""
+
+    def __init__(self) -> None:
+        super().__init__("the files of the store are not those that were opened")
+
+
 class CommitUnknown(StoreUnavailable):
     """The store went away after COMMIT was sent: the change may be in force, and nobody can tell yet."""
 

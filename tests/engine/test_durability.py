@@ -13,6 +13,7 @@ from forwarder import failpoint
 from forwarder.inbound import mx
 from tests.engine.test_outage import begin, locked, temporary
 from tests.engine.town import MAIL, Town
+from tests.harness import EngineProcess, wait_until
 from tests.postgres import Server
 
 
@@ -104,3 +105,27 @@ async def test_a_client_that_is_gone_before_the_reply_left_all_or_nothing(engine
     await engine.settled()
     copies = sorted(to for m in engine.sink.messages for to in m.recipients)
     assert copies.count("first@dest.test") == copies.count("second@dest.test") in (1, 2)
+
+
+async def test_what_was_acknowledged_outlives_a_log_that_is_removed_and_a_kill(town: Town) -> None:
+    town.sink.play("mail", "450")
+    async with EngineProcess(town, workers={"processes": 1, "lease": "1s"}) as process:
+        await town.database.close()  # it has the log open, too
+        assert (await town.send("ann@out.test", "info@example.com", MAIL)).code == 250
+        (town.settings.data_dir / "forwarder.db-wal").unlink()
+
+        async def noticed() -> bool:  # by its next sign of life
+            async with town.api() as client:
+                return (await client.get("/health/ready")).status_code == 503
+
+        await wait_until(noticed)
+        assert temporary(await town.send("ann@out.test", "info@example.com", MAIL))
+        process.process.kill()
+        await process.process.wait()
+        assert "-wal beside it" in process.log()
+        town.sink.behave()
+        await process.start()
+        (received,) = await town.sink.wait_for(1)
+        assert received.content.endswith(MAIL)
+        assert (await town.send("ann@out.test", "info@example.com", MAIL)).code == 250
+        await town.sink.wait_for(2)
