@@ -4,8 +4,8 @@ The library asks DNS in the middle of its evaluation and waits. Here it never wa
 so far and those that the resolver remembers, stops at the first one that is missing, the resolver fetches that one
 (for MX records, the addresses of all hosts at once), and it runs again. An evaluation takes a tenth of a millisecond,
 half a one where big services are included, and RFC 7208 section 4.6.4 bounds the number of answers; ``MAX_ROUNDS``
-bounds it whatever the library counts, and ``MAX_RECORD`` the work of each round. A domain without an SPF record, and
-one that cannot have any, costs no evaluation.
+bounds it whatever the library counts, ``MAX_RECORD`` and ``MAX_TERM`` the work on a record, most of which is done once.
+A domain without an SPF record, and one that cannot have any, costs no evaluation.
 
 Nothing raises but cancellation: DNS trouble is TEMPERROR, a record the library stumbles over is PERMERROR.
 The explanation (exp=) is never fetched: it is text of a stranger that we would not repeat.
@@ -31,6 +31,9 @@ with warnings.catch_warnings():
 MAX_ROUNDS = 40
 MAX_MX = 10  # RFC 7208 4.6.4
 MAX_RECORD = 4096  # octets; RFC 7208 3.4 wants 450, and evaluation is repeated for each answer
+MAX_TERM = 300  # octets; a name has 253, and the library's time grows with the square of a term
+MAX_NAME = 253
+_SHORT = 32  # octets of a text whose macros are soon expanded
 NETWORKS = 8192  # that are remembered; the records of the biggest services hold some hundreds
 _NETWORK = re.compile(r"[-+?~]?ip[46]:[0-9a-f:.]{2,45}(?:/[0-9]{1,3})?\Z", re.IGNORECASE)
 _HOST_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})+\Z")
@@ -96,7 +99,18 @@ class _Evaluation(spf.query):  # type: ignore[misc]
     def validate_mechanism(self, mechanism: str) -> tuple[Any, ...]:
         if _NETWORK.match(mechanism):
             return _network_mechanism(mechanism)
-        return tuple(super().validate_mechanism(mechanism))
+        made, key = self.answers.made, (mechanism, self.d)
+        if key not in made:
+            made[key] = super().validate_mechanism(mechanism)
+        return tuple(made[key])
+
+    def expand(self, text: str, stripdot: bool = True) -> str:
+        if len(text) <= _SHORT:
+            return str(super().expand(text, stripdot))
+        made, key = self.answers.made, (text, self.d, stripdot)
+        if key not in made:
+            made[key] = super().expand(text, stripdot)
+        return str(made[key])
 
     def cidrmatch(self, addresses: Sequence[str], bits: int) -> bool:
         return any(self.ipaddr in _network(address, bits) for address in addresses)
@@ -111,8 +125,8 @@ class _Evaluation(spf.query):  # type: ignore[misc]
             records = self.answers.of(question)
         if records is None:
             raise spf.TempError("DNS cannot tell")
-        if qtype == "TXT" and any(len(text) > MAX_RECORD and _RECORD.match(text) for [text] in records):
-            raise spf.PermError("the record is too long")
+        if qtype == "TXT" and any(map(_is_too_long, records)):
+            raise spf.PermError("the record, or a term of it, is too long")
         if not records and not ignore_void:
             self.void_lookups += 1
             if self.void_lookups > spf.MAX_VOID_LOOKUPS:
@@ -145,12 +159,21 @@ def _network(address: str, bits: int) -> ipaddress.IPv4Network | ipaddress.IPv6N
     return ipaddress.ip_network(address).supernet(new_prefix=bits)
 
 
+def _is_too_long(record: Sequence[bytes]) -> bool:
+    [text] = record
+    if len(text) <= MAX_TERM or not _RECORD.match(text):
+        return False
+    return len(text) > MAX_RECORD or max(map(len, text.split(b" "))) > MAX_TERM
+
+
 class SpfCheck:
-    """SPF of one sender, and what is known of the DNS while it is looked at."""
+    """SPF of one sender, and what is known of the DNS, and of records, while it is looked at."""
 
     _missing: Question | None = None  # what the latest evaluation could not go on without
 
     def __init__(self, resolver: Questions, sender: Sender) -> None:
+        # What the library made of the terms of a domain's record, for the evaluations that follow.
+        self.made: dict[tuple[str | bool, ...], Any] = {}
         self._resolver = resolver
         self._sender = sender
         self._known: Known = {}
@@ -186,7 +209,7 @@ class SpfCheck:
     def _judged(self) -> SpfResult:
         sender = self._sender
         domain = sender.domain
-        if not _HOST_NAME.match(domain) or len(domain) > 253:
+        if not _is_host_name(domain):
             return sender.result(AuthResult.NONE)
         texts = self.of((domain, "TXT"))
         if texts is None:
@@ -198,7 +221,7 @@ class SpfCheck:
     def _evaluated(self, domain: str) -> AuthResult:
         sender = self._sender
         address = "" if sender.reverse_path.is_null else f"{sender.reverse_path.local}@{domain}"
-        helo = sender.helo if _HOST_NAME.match(sender.helo.lower().removesuffix(".")) else "unknown"
+        helo = sender.helo if _is_host_name(sender.helo.lower().removesuffix(".")) else "unknown"
         try:
             query = _Evaluation(i=sender.client_address, s=address, h=helo, receiver=sender.receiver)
             query.answers = self
@@ -242,6 +265,10 @@ class SpfCheck:
             case "MX":
                 return _records(kind, await self._resolver.mx(name))
         return []
+
+
+def _is_host_name(text: str) -> bool:
+    return len(text) <= MAX_NAME and _HOST_NAME.match(text) is not None
 
 
 def _records(kind: str, answer: Answer[Any]) -> list[Any] | None:

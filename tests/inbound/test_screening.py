@@ -224,6 +224,44 @@ async def test_spf_of_large_records_costs_little() -> None:
     assert await spf({TOP: [b"v=spf1" + b" ip4:198.51.100.1" * 1000 + b" -all"]}) is AuthResult.PERMERROR
 
 
+# Below the bound of a record: the library looks at the end of a domain, and for macros, in quadratic time.
+LONG_NAME, MANY_LABELS, MANY_MACROS = b"a:a." + b"a" * 3900 + b"!.b", b"a:%{d}" + b".a" * 1900, b"%{hr}" * 770
+# The same in terms that are short enough.
+LONG_NAMES, MACROS = b" ".join([b"a:a." + b"a" * 285 + b"!.b"] * 13), b" ".join([b"a:" + b"%{hr}" * 58] * 13)
+
+
+@pytest.mark.parametrize(
+    "terms", [LONG_NAME, MANY_LABELS, b"exists:" + MANY_MACROS, b"x=" + MANY_MACROS, LONG_NAMES, MACROS]
+)
+async def test_terms_made_to_be_read_slowly_cost_little(terms: bytes) -> None:
+    """Every one of ten answers has all records before it read once more."""
+    records: dict[tuple[str, str], list[Any]] = {TOP: [b"v=spf1 include:c0.example -all"]}
+    for number in range(10):
+        records["TXT", f"c{number}.example"] = [b"v=spf1 include:c%d.example %s" % (number + 1, terms)]
+    begun = time.process_time()
+    assert await spf(records, helo="a." * 900 + "example") is AuthResult.PERMERROR
+    assert time.process_time() - begun < 0.5
+
+
+async def test_a_term_is_as_long_as_a_name_may_be() -> None:
+    name = ".".join(["a" * 63] * 3 + ["b" * 61])
+    records: dict[tuple[str, str], list[Any]] = {("A", name): [CLIENT]}
+    for more, expected in ((b"", AuthResult.PASS), (b" x=" + b"y" * 300, AuthResult.PERMERROR)):
+        assert await spf(records | {TOP: [b"v=spf1 a:%s%s -all" % (name.encode(), more)]}) is expected
+
+
+async def test_a_mechanism_means_the_domain_whose_record_it_is_in() -> None:
+    records: dict[tuple[str, str], list[Any]] = {
+        TOP: [b"v=spf1 a include:other.example include:%{d2}.third.example -all"],
+        ("TXT", "other.example"): [b"v=spf1 a exists:%{d} -all"],
+        ("TXT", "example.org.third.example"): [b"v=spf1 a -all"],
+        ("A", "example.org"): ["203.0.113.1"],
+        ("A", "example.org.third.example"): [CLIENT],
+    }
+    assert await spf(records) is AuthResult.PASS
+    assert await spf(records, client="203.0.113.2") is AuthResult.FAIL
+
+
 async def test_spf_of_the_null_reverse_path_is_that_of_the_helo_name() -> None:
     records = {("TXT", "mail.example.org"): [b"v=spf1 ip4:192.0.2.10 -all"]}
     assert await spf(records, sender=Path.null()) is AuthResult.PASS
