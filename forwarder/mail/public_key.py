@@ -5,6 +5,7 @@ an Authentication-Results header. RSA keys outside 1,024 to 8,192 bits are unusa
 section 3.2, the long ones, as those with a long exponent, because they cost us more than they cost the sender.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +20,12 @@ MIN_RSA_BITS = 1024
 MAX_RSA_BITS = 8192
 KEYS_KEPT = 256  # some KiB each
 MAX_EXPONENT_BITS = 64  # nearly all have 17; with as many as the key has, a check takes fifty times as long
+# How an RSA key begins, by itself (RFC 8017 A.1.1) or with its kind before it (RFC 3279 2.3.1). No other is read: of
+# one for Diffie-Hellman the library checks the numbers while it reads them, for a minute if a record is full of them.
+_RSA = re.compile(
+    rb"\x30(?:[\x00-\x7f]|\x81.|\x82..)(?:\x02|\x30[\x0b\x0d]\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01)",
+    re.DOTALL,
+)
 
 
 class KeyRecordError(ValueError):
@@ -98,7 +105,7 @@ def _load(kind: str, octets: bytes) -> rsa.RSAPublicKey | ed25519.Ed25519PublicK
         if kind == "ed25519":
             # RFC 8463 section 4.2: the bare 32 octets, not a SubjectPublicKeyInfo.
             return ed25519.Ed25519PublicKey.from_public_bytes(octets)
-        key = serialization.load_der_public_key(octets) if kind == "rsa" else None
+        key = serialization.load_der_public_key(octets) if kind == "rsa" and _RSA.match(octets) else None
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise KeyRecordError("the key cannot be read") from error
     if not isinstance(key, rsa.RSAPublicKey):

@@ -171,6 +171,40 @@ def test_keys_with_a_long_exponent_do_not_count(bits: int, counts: bool) -> None
             read_key([record])
 
 
+def element(tag: int, *content: bytes) -> bytes:
+    """DER of what takes more than 255 octets (X.690 8.1.3.5)."""
+    octets = b"".join(content)
+    return bytes([tag, 0x82]) + len(octets).to_bytes(2, "big") + octets
+
+
+def of_another_kind(octets: int) -> bytes:
+    """A key for Diffie-Hellman (RFC 3279 2.3.3) of which each number has so many octets, and none is a group's."""
+    prime, generator, order, value = (
+        element(2, b"\x7f", bytes([one]) * (octets - 1)) for one in (7, 1, 5, 3)
+    )
+    kind = bytes.fromhex("06072a8648ce3e0201")
+    key = element(3, b"\0", value)
+    return element(0x30, element(0x30, kind, element(0x30, prime, generator, order)), key)
+
+
+def test_keys_of_another_kind_are_not_even_read() -> None:
+    """With three times as many octets, which a record has room for, one takes a minute."""
+    record = b"v=DKIM1; k=rsa; p=" + base64.b64encode(of_another_kind(1100))
+    begun = time.process_time()
+    with pytest.raises(KeyRecordError, match="unknown kind of key"):
+        read_key([record] * 10)
+    assert time.process_time() - begun < 0.5
+
+
+@pytest.mark.parametrize("bits", [1024, 2048, 8192])
+@pytest.mark.parametrize("form", [PublicFormat.SubjectPublicKeyInfo, PublicFormat.PKCS1])
+def test_both_forms_of_an_rsa_key_are_read(form: PublicFormat, bits: int) -> None:
+    """RFC 6376 3.6.1 asks for the bare one; nearly all publish the other."""
+    key = rsa.RSAPublicNumbers(65537, (1 << (bits - 1)) + 0x1D5).public_key()
+    record = b"v=DKIM1; p=" + base64.b64encode(key.public_bytes(Encoding.DER, form))
+    assert read_key([record]).key == key
+
+
 def test_the_time_a_signature_is_good_for() -> None:
     def until(seconds: int) -> bytes:
         header = b"DKIM-Signature: v=1; a=rsa-sha256; c=relaxed/relaxed; d=example.org; s=sel;"
