@@ -49,6 +49,7 @@ _DIGESTS: dict[int, Callable[[bytes], bytes]] = {
     _SHA512: lambda octets: hashlib.sha512(octets).digest(),
 }
 _LENGTHS = {_SHA256: 32, _SHA512: 64}
+_ALGORITHMS = (x509.PublicKeyAlgorithmOID.RSAES_PKCS1_v1_5, x509.PublicKeyAlgorithmOID.EC_PUBLIC_KEY)
 _SEQUENCE, _VERSION = 0x30, 0xA0  # ASN.1 tags of a certificate (X.690 8.1.2, RFC 5280 4.1)
 
 
@@ -189,6 +190,8 @@ def _parsed(certificate: bytes) -> x509.Certificate | None:
 def _is_quick(authority: x509.Certificate) -> bool:
     """Whether its signatures are of a kind that can count, and quickly checked."""
     try:
+        if authority.public_key_algorithm_oid not in _ALGORITHMS:  # only to read it might take long
+            return False
         key = authority.public_key()
     except Exception:  # noqa: BLE001 - as above
         return False

@@ -1,6 +1,7 @@
 """Which chains the TLSA records of a host mean. Certificates are made here; digests are taken by ``hashlib``."""
 
 import hashlib
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -338,6 +339,27 @@ def test_an_authority_whose_signatures_take_long_to_check_is_none() -> None:
         for names in (("mx.dest.test",), ()):
             host = made("mx.dest.test", by=authority, names=names)
             assert means(ta(authority), chain=[host.der, authority.der]) is holds
+
+
+def element(tag: int, *content: bytes) -> bytes:
+    """DER of what takes more than 255 octets (X.690 8.1.3.5)."""
+    octets = b"".join(content)
+    return bytes([tag, 0x82]) + len(octets).to_bytes(2, "big") + octets
+
+
+def test_the_key_of_an_authority_that_is_none_of_an_authority_is_not_even_read() -> None:
+    """One for Diffie-Hellman (RFC 3279 2.3.3): of four times as many octets it takes minutes."""
+    numbers = [element(2, b"\x7f", bytes([one]) * 1099) for one in (7, 1, 5, 3)]
+    kind = element(0x30, bytes.fromhex("06072a8648ce3e0201"), element(0x30, *numbers[:3]))
+    key = element(0x30, kind, element(3, b"\0", numbers[3]))
+    of_rsa = made("authority", ca=True, key=rsa.generate_private_key(65537, 2048))
+    signed = of_rsa.parsed.tbs_certificate_bytes
+    changed = element(0x30, signed[4:].replace(of_rsa.public_key, key))
+    authority = element(0x30, changed, of_rsa.der[4 + len(signed) :])
+    begun = time.process_time()
+    assert not means(Tlsa(2, 1, 1, sha256(key)), chain=[HOST.der, *[authority] * (dane.CHAIN - 1)])
+    assert not means(*[Tlsa(2, 0, 0, authority)] * RECORDS)
+    assert time.process_time() - begun < 0.5
 
 
 @pytest.mark.parametrize("names", [("mx.dest.test",), ()])
