@@ -143,17 +143,17 @@ def _parse(raw: bytes) -> Signature:
     tags = signature.tags
     if tags.get("v") != "1":
         raise SignatureError("unknown version")
-    check_terms(signature)
+    if b"from" not in signature.names:
+        raise SignatureError("From is not signed")
+    check_way_to_key(signature)
     domain = _identity_domain(signature)
     if domain != signature.domain and not domain.endswith("." + signature.domain):
         raise SignatureError("i= is not of the signing domain")
     return signature
 
 
-def check_terms(signature: Signature) -> None:
-    """What a signature of a message must cover, and how its key is asked for; SignatureError."""
-    if b"from" not in signature.names:
-        raise SignatureError("From is not signed")
+def check_way_to_key(signature: Signature) -> None:
+    """Whether its key may be asked for as keys are; SignatureError."""
     if "dns/txt" not in without_white(signature.tags.get("q", "dns/txt")).lower().split(":"):
         raise SignatureError("unknown way to ask for the key")
 
