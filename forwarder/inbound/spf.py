@@ -33,6 +33,7 @@ MAX_MX = 10  # RFC 7208 4.6.4
 MAX_RECORD = 4096  # octets; RFC 7208 3.4 wants 450, and evaluation is repeated for each answer
 MAX_TERM = 300  # octets; a name has 253, and the library's time grows with the square of a term
 MAX_NAME = 253
+MAX_ADDRESSES = 1000  # of all names together; RFC 7208 4.6.4 bounds the names, a hundred of them
 _SHORT = 32  # octets of a text whose macros are soon expanded
 NETWORKS = 8192  # that are remembered; the records of the biggest services hold some hundreds
 _NETWORK = re.compile(r"[-+?~]?ip[46]:[0-9a-f:.]{2,45}(?:/[0-9]{1,3})?\Z", re.IGNORECASE)
@@ -95,6 +96,7 @@ class _Evaluation(spf.query):  # type: ignore[misc]
     """
 
     answers: "SpfCheck"
+    addresses = 0  # that were compared
 
     def validate_mechanism(self, mechanism: str) -> tuple[Any, ...]:
         if _NETWORK.match(mechanism):
@@ -127,6 +129,10 @@ class _Evaluation(spf.query):  # type: ignore[misc]
             raise spf.TempError("DNS cannot tell")
         if qtype == "TXT" and any(map(_is_too_long, records)):
             raise spf.PermError("the record, or a term of it, is too long")
+        if qtype in ("A", "AAAA"):
+            self.addresses += len(records)
+            if self.addresses > MAX_ADDRESSES:
+                raise spf.PermError("too many addresses")
         if not records and not ignore_void:
             self.void_lookups += 1
             if self.void_lookups > spf.MAX_VOID_LOOKUPS:

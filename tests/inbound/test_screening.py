@@ -243,6 +243,32 @@ async def test_terms_made_to_be_read_slowly_cost_little(terms: bytes) -> None:
     assert time.process_time() - begun < 0.5
 
 
+async def test_names_that_have_addresses_without_end_cost_little() -> None:
+    """A hundred hosts of a thousand each, which every evaluation compared with the client's anew."""
+    records: dict[tuple[str, str], list[Any]] = {TOP: [b"v=spf1" + b" mx:m%d.example" * 10 % (*range(10),)]}
+    for domain in range(10):
+        hosts = [f"h{host}.m{domain}.example" for host in range(10)]
+        records["MX", f"m{domain}.example"] = [Mx(preference=10, host=host) for host in hosts]
+        for place, host in enumerate(hosts):
+            network = f"10.{10 * domain + place}"
+            records["A", host] = [f"{network}.{number >> 8}.{number & 255}" for number in range(1000)]
+    begun = time.process_time()
+    assert await spf(records) is AuthResult.PERMERROR
+    assert time.process_time() - begun < 1
+
+
+@pytest.mark.parametrize(("others", "expected"), [(999, AuthResult.PASS), (1000, AuthResult.PERMERROR)])
+async def test_so_many_addresses_are_compared(others: int, expected: AuthResult) -> None:
+    first = [f"10.0.{number >> 8}.{number & 255}" for number in range(500)]
+    second = [f"10.1.{number >> 8}.{number & 255}" for number in range(others - 500)]
+    records: dict[tuple[str, str], list[Any]] = {
+        TOP: [b"v=spf1 a:one.example a:two.example -all"],
+        ("A", "one.example"): first,
+        ("A", "two.example"): [*second, CLIENT],
+    }
+    assert await spf(records) is expected
+
+
 async def test_a_term_is_as_long_as_a_name_may_be() -> None:
     name = ".".join(["a" * 63] * 3 + ["b" * 61])
     records: dict[tuple[str, str], list[Any]] = {("A", name): [CLIENT]}
