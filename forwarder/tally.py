@@ -103,7 +103,7 @@ CHANGES: Final = Family(
 )
 REQUESTS: Final = Family(
     "forwarder_api_requests",
-    "Requests of the API (/v3), by the status of the answer; 401 is a wrong key.",
+    "Requests of the API (/v3), by the status of the answer; 401 is no valid key.",
     (
         (
             "status",
