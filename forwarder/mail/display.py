@@ -61,6 +61,9 @@ def _addresses(text: str) -> list[tuple[str, str | None, str]]:
     for character in text:
         if escaped:
             escaped = False
+            if depth:
+                comments.append(character)
+                continue
         elif character == "\\" and (in_quotes or depth):
             escaped = True
             continue

@@ -17,6 +17,8 @@ from forwarder.mail import display
         (b' "" <ann@example.org>', "ann@example.org", None),
         (b' A "B" <ann@example.org>', "ann@example.org", "A B"),
         (b" ann@example.org (Ann (the) Lee)", "ann@example.org", "Ann (the) Lee"),
+        (b" ann@example.org (Ann \\(Lee\\))", "ann@example.org", "Ann (Lee)"),
+        (b" Ann <ann@example.org> (a\\)b)", "ann@example.org", "Ann"),
         (b" =?utf-8?b?SsO2cmc=?= <j@x.org>", "j@x.org", "Jörg"),
         (b" =?utf-8?q?a=40evil.org=3E=2C?= <real@x.org>", "real@x.org", "a@evil.org>,"),
         (b" friends: ann@example.org, bob@x.org;", "ann@example.org", None),
