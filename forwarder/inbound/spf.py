@@ -134,18 +134,34 @@ class _Evaluation(spf.query):  # type: ignore[misc]
             if self.addresses > MAX_ADDRESSES:
                 raise spf.PermError("too many addresses")
         if not records and not ignore_void:
-            self.void_lookups += 1
-            if self.void_lookups > spf.MAX_VOID_LOOKUPS:
-                raise spf.PermError("too many look-ups without an answer")
+            self._found_nothing()
         return list(records)
 
+    def _found_nothing(self) -> None:
+        self.void_lookups += 1
+        if self.void_lookups > spf.MAX_VOID_LOOKUPS:
+            raise spf.PermError("too many look-ups without an answer")
+
+    def dns_mx(self, domain: str) -> list[str]:
+        """RFC 7208 4.6.4 bounds the terms that find nothing. The library counts each host of an ``mx`` term.
+
+        Those of many domains have no address to compare with that of a client of IPv6.
+        """
+        hosts = self.dns(domain, "MX")
+        if len(hosts) > MAX_MX:
+            raise spf.PermError("too many MX records")
+        found = [address for _, host in hosts if host for address in self.dns(host, self.A, ignore_void=True)]
+        if hosts and not found:
+            self._found_nothing()
+        return found
+
     def validated_ptrs(self) -> list[str]:
-        """RFC 7208 5.5: at most ten names, and one whose address cannot be told is skipped."""
+        """RFC 7208 5.5: at most ten names, and one whose address cannot be told, or that has none, is skipped."""
         return [name for name in self.dns_ptr(self.i)[: spf.MAX_PTR] if self._leads_back(name)]
 
     def _leads_back(self, name: str) -> bool:
         try:
-            return bool(self.cidrmatch(self.dns_a(name, self.A), self.cidrmax))
+            return bool(self.cidrmatch(self.dns(name, self.A, ignore_void=True), self.cidrmax))
         except spf.TempError:
             return False
 

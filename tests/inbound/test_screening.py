@@ -195,6 +195,42 @@ async def test_spf_of_ipv6() -> None:
     assert await spf(records, client="2001:db8:3::1") is AuthResult.FAIL
 
 
+async def test_hosts_without_an_ipv6_address_are_of_one_term() -> None:
+    """RFC 7208 4.6.4: more than two terms that find nothing are an error, not more than two names."""
+    hosts = [Mx(preference=10, host=f"mx{number}.relay.example") for number in range(4)]
+    records: dict[tuple[str, str], list[Any]] = {
+        ("TXT", "cloud.example"): [b"v=spf1 ip6:2001:db8::/32 -all"],
+        ("PTR", "2001:db8::1"): [mx.host for mx in hosts],
+        **{("MX", f"{name}.example"): hosts for name in ("relay", "second", "third")},
+        **{("A", mx.host): ["192.0.2.10"] for mx in hosts},
+    }
+
+    async def to(client: str, terms: bytes) -> AuthResult:
+        return await spf(records | {TOP: [b"v=spf1 %s include:cloud.example -all" % terms]}, client=client)
+
+    assert await to("2001:db8::1", b"mx:relay.example") is AuthResult.PASS
+    assert await to("192.0.2.10", b"mx:relay.example") is AuthResult.PASS
+    assert await to("2001:db8::1", b"mx:relay.example mx:second.example") is AuthResult.PASS
+    assert await to("2001:db8::1", b"mx:relay.example mx:none.example a:none.example") is AuthResult.PERMERROR
+    assert (
+        await to("2001:db8::1", b"mx:relay.example mx:second.example mx:third.example")
+        is AuthResult.PERMERROR
+    )
+    assert await to("2001:db8::1", b"ptr:relay.example") is AuthResult.PASS
+
+
+async def test_more_mail_hosts_than_spf_looks_at_are_an_error() -> None:  # RFC 7208 4.6.4
+    hosts = [Mx(preference=10, host=f"mx{number}.example.org") for number in range(11)]
+    records: dict[tuple[str, str], list[Any]] = {
+        TOP: [b"v=spf1 mx -all"],
+        ("A", "mx0.example.org"): [CLIENT],
+    }
+    assert await spf(records | {("MX", "example.org"): hosts[:10]}) is AuthResult.PASS
+    assert await spf(records | {("MX", "example.org"): hosts}) is AuthResult.PERMERROR
+    nowhere = [Mx(preference=0, host="")]  # RFC 7505
+    assert await spf(records | {("MX", "example.org"): nowhere}) is AuthResult.FAIL
+
+
 async def test_spf_when_dns_is_in_trouble() -> None:
     assert await spf({}, broken={"example.org"}) is AuthResult.TEMPERROR
     records = {TOP: [b"v=spf1 include:other.example -all"]}
