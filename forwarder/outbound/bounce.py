@@ -14,21 +14,17 @@ The report is a ``NewMessage`` for ``Queue.settle`` to store in the transaction 
 the report could double, after it, it could get lost. Raises what the store raises when it is asked for the sender.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from urllib.parse import urlsplit
 
 from forwarder.mail.address import Path
 from forwarder.mail.dsn import MAX_FAILURES, SUBJECT, FailedRecipient, build_report
 from forwarder.mail.event import Transport
 from forwarder.mail.reply import TAKEN_ON
 from forwarder.outbound.addressees import Addressee, Addressees
+from forwarder.outbound.discretion import to_hide, without_destinations
 from forwarder.outbound.parcel import Parcel, Verdict
 from forwarder.store.records import NewDelivery, NewMessage
-
-MOST_NAMED = 20  # destinations in the text of one refusal
-HIDDEN = "[hidden]"
 
 
 class Bounces:
@@ -83,7 +79,7 @@ class Bounces:
         identifier = self._ids()  # younger than those of the deliveries, so that their events sort
         message_id = f"<{identifier}@{self._hostname}>"
         named = self._named(failed)
-        hidden = _to_hide(failed)
+        hidden = to_hide(failed)
         report = build_report(
             reporting_mta=self._hostname,
             sender=self._sender,
@@ -138,7 +134,7 @@ class Bounces:
     def _failure(self, verdict: Verdict, hidden: Mapping[str, Path], now: datetime) -> FailedRecipient:
         delivery, reply = verdict.delivery, verdict.reply
         alias = delivery.recipient.wire()
-        text = reply.text if self._disclose else _without_destinations(reply.text, verdict, hidden)
+        text = reply.text if self._disclose else without_destinations(reply.text, verdict, hidden)
         diagnostic = f"{reply.code} {reply.enhanced} {text}" if reply.enhanced else f"{reply.code} {text}"
         return FailedRecipient(
             address=alias,
@@ -148,66 +144,3 @@ class Bounces:
             destination=delivery.destination if self._disclose else "",
             last_attempt_at=now,
         )
-
-
-def _to_hide(failed: Sequence[Verdict]) -> dict[str, Path]:
-    """The addresses that failed together, each once, with a recipient that led there; thousands may lead to one."""
-    return {
-        each.delivery.destination: each.delivery.recipient
-        for each in failed
-        if "://" not in each.delivery.destination
-    }
-
-
-def _without_destinations(text: str, verdict: Verdict, hidden: Mapping[str, Path]) -> str:
-    """``concealed`` for all that failed together: a host that refuses the content may name every recipient of it.
-
-    A text that may name more than MOST_NAMED is left out: to look for each, for each, would take minutes.
-    """
-    own, said = verdict.delivery, text.lower()
-    named = {
-        destination: recipient.wire()
-        for destination, recipient in hidden.items()
-        if _may_be_named(destination, said)
-    }
-    if len(named) > MOST_NAMED:
-        return HIDDEN
-    named[own.destination] = own.recipient.wire()
-    whole = sorted(named, key=len, reverse=True)  # one may be the end of another
-    for destination in whole:
-        text = _renamed(text, destination, named[destination])
-    for destination in whole:
-        text = concealed(text, destination, named[destination])
-    return text
-
-
-def _may_be_named(destination: str, said: str) -> bool:
-    local = destination.rpartition("@")[0].lower()
-    return local in said and (len(local) > 2 or f"{local}@" in said or f"{local}%40" in said)
-
-
-def concealed(text: str, destination: str, alias: str) -> str:
-    """Text of a host without the destination it may quote: the address becomes the alias, its parts are hidden."""
-    text = _renamed(text, destination, alias)
-    is_url = "://" in destination
-    if is_url:
-        # What a web server answers is not for strangers: many quote the path, which is all the secret a hook has.
-        text = text.partition(": ")[0]
-    local, _, domain = destination.rpartition("@")
-    parts = [urlsplit(destination).hostname or ""] if is_url else [domain, local, local.partition("+")[0]]
-    for part in parts:
-        # One or two characters are a part of ordinary words, and tell nobody anything.
-        if len(part) > 2 and part.lower() not in alias.lower():
-            text = re.sub(rf"(?<!\w){re.escape(part)}(?!\w)", HIDDEN, text, flags=re.IGNORECASE)
-    return text
-
-
-def _renamed(text: str, destination: str, alias: str) -> str:
-    if "://" not in destination:
-        # Hosts name the mailbox without its label too, and some write its @ for a URL.
-        local, _, domain = destination.rpartition("@")
-        locals_ = "|".join(map(re.escape, dict.fromkeys((local, local.partition("+")[0] or local))))
-        spelled = rf"(?<![\w+.-])(?:{locals_})(?:@|%40){re.escape(domain)}|{re.escape(destination)}"
-    else:
-        spelled = re.escape(destination)
-    return re.sub(spelled, lambda _: alias, text, flags=re.IGNORECASE)

@@ -25,6 +25,7 @@ from forwarder.mail.event import DeliveryKind, Status
 from forwarder.mail.outcome import Action, expired
 from forwarder.mail.schedule import RetryPolicy, next_attempt_at
 from forwarder.outbound.bounce import Bounces
+from forwarder.outbound.discretion import Discretion
 from forwarder.outbound.parcel import Parcel, Told, Verdict
 from forwarder.store.queue import Queue
 from forwarder.store.records import NewEvent, NewMessage, Outcome, Settlement
@@ -76,8 +77,9 @@ class Clerk:
         # One throw for all: what is due apart is sent apart, and an address to which several recipients lead would get
         # a copy for each of them.
         now, jitter = self._clock(), self._jitter()
+        discretion = Discretion(verdicts)
         for verdict in verdicts:
-            settlement = self._settlement(verdict, now, jitter)
+            settlement = self._settlement(verdict, now, jitter, discretion)
             if settlement is not None:
                 settlements.append(settlement)
             else:
@@ -85,7 +87,7 @@ class Clerk:
         if settlements:
             await self._write(settlements)
         if failed:
-            await self._give_up(parcel, failed, read)
+            await self._give_up(parcel, failed, read, discretion)
 
     async def persistently(self, act: Callable[[], Awaitable[_T]]) -> _T:
         """Do something with the store, again and again until the store is there."""
@@ -103,11 +105,13 @@ class Clerk:
                     self.unwritten -= 1
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
-    def _settlement(self, verdict: Verdict, now: datetime, jitter: float) -> Settlement | None:
+    def _settlement(
+        self, verdict: Verdict, now: datetime, jitter: float, discretion: Discretion
+    ) -> Settlement | None:
         """The settlement of what is not given up; None: it is."""
         delivery = verdict.delivery
         if verdict.action is Action.DELIVERED:
-            event = self._event(Status.DELIVERED, verdict)
+            event = self._event(Status.DELIVERED, verdict, discretion)
             return Settlement(delivery=delivery, outcome=Outcome.DELIVERED, event=event)
         if verdict.action is Action.GIVE_UP:
             return None
@@ -120,7 +124,7 @@ class Clerk:
         )
         if due is None:
             return None
-        event = self._event(Status.SOFT_BOUNCE, verdict)
+        event = self._event(Status.SOFT_BOUNCE, verdict, discretion)
         return Settlement(delivery=delivery, outcome=Outcome.SOFT, event=event, next_attempt_at=due)
 
     def _final(self, verdict: Verdict) -> Verdict:
@@ -129,7 +133,9 @@ class Clerk:
             return verdict
         return replace(verdict, action=Action.GIVE_UP, reply=expired(verdict.reply))
 
-    async def _give_up(self, parcel: Parcel, failed: Sequence[Verdict], read: Read) -> None:
+    async def _give_up(
+        self, parcel: Parcel, failed: Sequence[Verdict], read: Read, discretion: Discretion
+    ) -> None:
         """Settle failures, which share one report: it is stored with them, once, if any of them is still ours.
 
         All in one group: were the first of them settled alone, a death right after it would make the others fail
@@ -140,7 +146,9 @@ class Clerk:
             news = [verdict for verdict in failed if verdict.delivery.recipient not in told.recipients]
             content = await read(parcel) if news and parcel.can_be_bounced else None
             report = await self.persistently(lambda: self._report(parcel, news, content))
-            written = await self._write([self._hard(verdict, parcel, report, told) for verdict in failed])
+            written = await self._write(
+                [self._hard(verdict, parcel, report, told, discretion) for verdict in failed]
+            )
             if any(written) and report is not None:
                 self._reports.add()
                 told.recipients.update(verdict.delivery.recipient for verdict in news)
@@ -156,8 +164,15 @@ class Clerk:
         due = next_attempt_at(self._policy, created_at=now, attempts=1, now=now, jitter=self._jitter())
         return await self._bounces.report(parcel, news, content or b"", lease=self._lease, due=due)
 
-    def _hard(self, verdict: Verdict, parcel: Parcel, report: NewMessage | None, told: Told) -> Settlement:
-        event = self._event(Status.HARD_BOUNCE, verdict)
+    def _hard(
+        self,
+        verdict: Verdict,
+        parcel: Parcel,
+        report: NewMessage | None,
+        told: Told,
+        discretion: Discretion,
+    ) -> Settlement:
+        event = self._event(Status.HARD_BOUNCE, verdict, discretion)
         if not parcel.can_be_bounced and verdict.delivery.kind is not DeliveryKind.NOTIFY:
             why = "the reverse-path is null" if not parcel.is_report else "this is a report itself"
             event = replace(event, message=f"{event.message} (double_bounce: nobody was told, since {why})")
@@ -165,12 +180,12 @@ class Clerk:
             event = replace(event, message=f"{event.message} (its sender was told of this recipient before)")
         return Settlement(delivery=verdict.delivery, outcome=Outcome.HARD, event=event, report=report)
 
-    def _event(self, status: Status, verdict: Verdict) -> NewEvent:
-        reply = verdict.reply
+    def _event(self, status: Status, verdict: Verdict, discretion: Discretion) -> NewEvent:
+        reply, text = verdict.reply, discretion.text(verdict)
         return NewEvent(
             status=status,
             code=reply.code,
-            message=f"{reply.enhanced} {reply.text}" if reply.enhanced else reply.text,
+            message=f"{reply.enhanced} {text}" if reply.enhanced else text,
             local=self._hostname,
             server=verdict.server,
             recipient=verdict.delivery.destination,

@@ -228,6 +228,23 @@ async def test_where_the_ways_of_two_accounts_come_together_there_is_one_copy_an
     assert report.content.count(b"\r\nFinal-Recipient: ") == 1
 
 
+async def test_a_host_that_names_all_recipients_tells_no_domain_where_the_mail_of_another_goes(
+    engine: Town,
+) -> None:
+    await engine.host("theirs.test", {"boss": "secret+x@dest.test"}, account="other@example.org")
+    engine.sink.play("dot", "naming")
+    assert (await engine.send("ann@out.test", ["pair@example.com", "boss@theirs.test"], MAIL)).code == 250
+    await engine.settled()
+    mine = {text for status, _, text in await engine.events("example.com") if status == "HARD-BOUNCE"}
+    assert mine == {"5.7.1 refused for first@dest.test, second@dest.test, [hidden]"}
+    (theirs,) = [text for status, _, text in await engine.events("theirs.test") if status == "HARD-BOUNCE"]
+    assert theirs == "5.7.1 refused for [hidden], [hidden], secret+x@dest.test"
+    (report,) = engine.origin.messages
+    assert b"refused for pair@example.com, pair@example.com, boss@theirs.test" in report.content
+    engine.sink.behave()
+    await engine.goes_on()
+
+
 async def test_who_sends_to_an_alias_of_another_account_has_a_log_of_it(engine: Town) -> None:
     await engine.host("theirs.test", {"boss": "secret@dest.test"}, account="other@example.org")
     await engine.leads_here("theirs.test")

@@ -15,8 +15,9 @@ from forwarder.mail.event import DeliveryKind, Transport
 from forwarder.mail.outcome import Action
 from forwarder.mail.reply import Reply
 from forwarder.outbound.addressees import Addressee, Addressees
-from forwarder.outbound.bounce import Bounces, concealed
+from forwarder.outbound.bounce import Bounces
 from forwarder.outbound.budget import Budget
+from forwarder.outbound.discretion import Discretion, concealed
 from forwarder.outbound.parcel import Parcel, Verdict
 from forwarder.store.records import Delivery
 from tests.outbound.house import house
@@ -301,3 +302,23 @@ async def test_words_that_are_somebodys_short_name_are_quoted() -> None:
     short = ["".join(name) for name in itertools.product("iaeont", repeat=2)]
     text = "it is not in our interest to take it"
     assert f"550 5.7.1 {text}" in await report([given_up(name, text) for name in short])
+
+
+def test_a_log_has_what_was_said_without_the_destinations_of_other_domains() -> None:
+    text = "no info: me@x.test ME@y.test info@x.test see http://h.test/?a=info%40X.test"
+    mine, theirs, label = (
+        replace(given_up("alias", text), delivery=replace(given_up("alias", text).delivery, **changes))
+        for changes in (
+            {"domain_id": 1, "destination": "me@x.test"},
+            {"domain_id": 2, "destination": "info+label@x.test"},
+            {"domain_id": 2, "destination": "me@y.test"},
+        )
+    )
+    both = Discretion([mine, theirs, label])
+    assert both.text(mine) == ("no info: me@x.test [hidden] [hidden] see http://h.test/?a=[hidden]")
+    assert both.text(theirs) == text.replace(" me@x.test", " [hidden]")
+    assert Discretion([theirs, label]).text(theirs) == text
+    many = [replace(theirs, delivery=replace(theirs.delivery, destination=f"u{n}@x.test")) for n in range(21)]
+    named = " ".join(each.delivery.destination for each in many)
+    said = replace(mine, reply=replace(mine.reply, text=named))
+    assert Discretion([said, *many]).text(said) == "[hidden]"

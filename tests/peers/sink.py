@@ -17,6 +17,7 @@ Phases: connect, ehlo, helo, starttls, mail, rcpt, data, dot, rset, quit.  Parts
     garbage           ``banana``
     endless           64 MiB of continuation lines        endless-line   64 MiB without a line end
     mixed             a multi-line reply that changes its code
+    naming            (dot) 550 with the name of every recipient
     multi-line-550    550 in several lines with ESC, NUL, 0xFF and a bare CR; ``multi-line-550@`` plays it at rcpt
     450-then-close    that reply, then the connection is closed
     ok-then-close     the normal reply, then the connection is closed
@@ -316,6 +317,9 @@ class Sink:
         if kept:
             self.messages.append(message)
             self._changed.set()
+        if part == "naming":
+            await self._say(d, f"550 5.7.1 refused for {', '.join(message.recipients)}\r\n".encode())
+            return
         await self._perform(d, part, b"250 2.0.0 ok %d.%d\r\n" % (d.number, len(self.messages)))
 
     # --- playing parts
