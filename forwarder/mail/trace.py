@@ -4,7 +4,8 @@
 delivery again when the message comes back inside a DSN. The mark is a keyed digest of the recipient (the alias address
 that accepted the message), so that this engine, and only an engine with the same key, can see that the same alias
 already forwarded the message: a loop (RFC 5321 6.3 leaves the means to us; counting ``Received`` fields is the
-other one). A bare digest would let a reader test guesses about Bcc recipients; a keyed one does not.
+other one). A bare digest would let a reader test guesses about Bcc recipients; with a keyed one he would have to ask
+at our door, by mail that bears it, and be seen in the log of whom he guessed.
 
 Where a transaction has several recipients, all its copies bear the marks of all of them. Who gets such a copy may be a
 mailing list, or a person whose mail goes on, and sends it to another of them, through whom this very copy never went.
