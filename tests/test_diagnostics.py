@@ -57,6 +57,7 @@ def test_every_event_is_one_object_with_bounded_fields(output: io.StringIO) -> N
 )
 def test_what_is_named_as_a_secret_is_not_shown(output: io.StringIO, name: str) -> None:
     structlog.get_logger("test").debug("x", **{name: "hunter2"})
+    assert [event[name] for event in lines(output)] == ["(not shown)"]
     assert "hunter2" not in output.getvalue()
 
 

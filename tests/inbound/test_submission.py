@@ -1053,6 +1053,7 @@ async def test_no_password_in_any_log(engine, domain, capfd, caplog):
         await client.login("ann@here.test", PASSWORD)
     out, err = capfd.readouterr()
     shown = out + err + caplog.text
+    assert "a log-in failed" in shown
     for secret in (PASSWORD, PLAIN.decode(), b64(PASSWORD).decode()):
         assert secret not in shown
 

@@ -54,7 +54,8 @@ def test_the_mailbox_behind_a_label_is_not_quoted(text: str, shown: str) -> None
 
 def test_a_webhook_s_url_is_not_quoted() -> None:
     said = "451 4.4.1 hooks.test did not answer within 30 s"
-    assert "hooks.test" not in concealed(said, "https://hooks.test/secret", "ann@hosted.test")
+    shown = "451 4.4.1 [hidden] did not answer within 30 s"
+    assert concealed(said, "https://hooks.test/secret", "ann@hosted.test") == shown
 
 
 @pytest.mark.parametrize(
@@ -133,10 +134,8 @@ async def test_who_is_cancelled_while_waiting_takes_nothing() -> None:
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-    taken = False
     async with asyncio.timeout(5), budget.hold(10, "site"):
-        taken = True
-    assert taken
+        pass  # all of it is free
 
 
 async def test_who_is_cancelled_while_waiting_lets_those_behind_in() -> None:
@@ -161,10 +160,8 @@ async def test_who_is_cancelled_when_its_turn_has_come_gives_it_back() -> None:
     await first.__aexit__(None, None, None)  # now it is the other's turn
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    taken = False
     async with asyncio.timeout(5), budget.hold(10, "site"):
-        taken = True
-    assert taken
+        pass  # all of it is free
 
 
 async def test_the_host_of_a_private_destination_is_not_named(tmp_path: Path) -> None:
