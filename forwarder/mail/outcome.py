@@ -163,12 +163,16 @@ def is_permanent(scope: Scope, reply: Reply) -> bool:
     return reply.permanent
 
 
-def is_one_too_many(reply: Reply) -> bool:
-    """Whether RCPT is refused because others were taken: who is meant goes in another transaction.
+def goes_apart(reply: Reply, *, beside_its_domain: bool) -> bool:
+    """Whether who is refused at RCPT beside others that are taken is to be named in another transaction at once.
 
-    RFC 5321 4.5.3.1.10: 552 there is an old word for 452. RFC 3463 3.6: X.5.3 is for this, whatever the code.
+    RFC 5321 4.5.3.1.10: too many; 552 there is an old word for 452. RFC 3463 3.6: X.5.3 is for this, whatever the code.
+    And hosts of many domains that take one in a transaction say so of the others in a word that any trouble may have
+    (Google: 451 4.3.0): any temporary one counts, unless some of its own domain were taken.
     """
-    return reply.code in (452, 552) or reply.enhanced[1:] == ".5.3"
+    if reply.code in (452, 552) or reply.enhanced[1:] == ".5.3":
+        return True
+    return reply.temporary and reply.code != 421 and not beside_its_domain
 
 
 def untried(last: Reply | None) -> Reply:

@@ -24,7 +24,7 @@ from forwarder import failpoint
 from forwarder.mail import trace
 from forwarder.mail.address import Path
 from forwarder.mail.event import DeliveryKind, Transport
-from forwarder.mail.outcome import Action, Fault, Scope, decide, is_one_too_many, is_permanent, reply_for
+from forwarder.mail.outcome import Action, Fault, Scope, decide, goes_apart, is_permanent, reply_for
 from forwarder.mail.reply import Reply
 from forwarder.mail.srs import Srs
 from forwarder.net.smtp_answers import Answered, SessionFault
@@ -189,8 +189,9 @@ class _Attempt:
 
     async def _send(self, session: ClientSession, host: str, *, more_hosts: bool, kept: bool = False) -> bool:
         """Transactions over one session until the host has judged everyone who waits; False: it broke off."""
-        while self._waiting:
-            asked = self._waiting
+        asked: Sequence[Delivery] = self._waiting
+        self._waiting = []
+        while asked:
             # Several recipients may lead to one address; it is named once, or it might get as many copies.
             named = {
                 address: place for place, address in enumerate(dict.fromkeys(d.destination for d in asked))
@@ -206,7 +207,7 @@ class _Attempt:
                 )
             except SessionFault as fault:
                 self._pool.release(self._route, session)
-                self._broken(fault, named, host, more_hosts=more_hosts, kept=kept)
+                self._broken(fault, asked, named, host, more_hosts=more_hosts, kept=kept)
                 return False
             except BaseException:
                 self._pool.release(self._route, session)
@@ -217,11 +218,11 @@ class _Attempt:
                 # Said in a session that served other mail before, this may be about the session (some hosts take a few
                 # messages each, and answer 503 or 550 to the next MAIL, or refuse each RCPT by a policy): in a new one
                 # it is about the message. Not what is said after the dot: then the host has read the message.
+                self._waiting += asked
                 session.leave()
                 return False
-            kept = False
-            if not self._judged(answered, asked, named, host, more_hosts=more_hosts):
-                break
+            asked = self._judged(answered, asked, named, host, more_hosts=more_hosts)
+            kept = True
         self._pool.release(self._route, session)
         return True
 
@@ -233,34 +234,42 @@ class _Attempt:
         host: str,
         *,
         more_hosts: bool,
-    ) -> bool:
-        """Sort the recipients by what was answered; True: this host asked for the rest in another transaction.
+    ) -> Sequence[Delivery]:
+        """Sort the recipients by what was answered; those to be named to this host in another transaction.
 
         ``named``: the place of each address among those the host was told.
         """
-        self._waiting = []
-        postponed: list[tuple[Delivery, Reply]] = []
-        accepted = False
+        refused: list[tuple[Delivery, Scope, Reply]] = []
         for delivery in asked:
             scope, reply = answered.judge(named[delivery.destination])
             if reply.positive:
-                accepted = True
                 self._verdict(delivery, Action.DELIVERED, reply, host)
-            elif scope is Scope.RECIPIENT and is_one_too_many(reply):
-                postponed.append((delivery, reply))
+            else:
+                refused.append((delivery, scope, reply))
+        if not refused:
+            return ()
+        left = {delivery.id for delivery, _, _ in refused}
+        taken = {delivery.destination_domain for delivery in asked if delivery.id not in left}
+        once_more: list[Delivery] = []
+        for delivery, scope, reply in refused:
+            beside = delivery.destination_domain in taken
+            if taken and scope is Scope.RECIPIENT and goes_apart(reply, beside_its_domain=beside):
+                self._last = self._heard[delivery.id] = (reply, host)
+                once_more.append(delivery)
             else:
                 self._judge(delivery, scope, reply, host, more_hosts=more_hosts)
-        if accepted and postponed:
-            self._waiting += [delivery for delivery, _ in postponed]
-            return True
-        for delivery, reply in postponed:
-            self._judge(delivery, Scope.RECIPIENT, reply, host, more_hosts=more_hosts)
-        return False
+        return once_more
 
     def _broken(
-        self, fault: SessionFault, named: Mapping[str, int], host: str, *, more_hosts: bool, kept: bool
+        self,
+        fault: SessionFault,
+        asked: Sequence[Delivery],
+        named: Mapping[str, int],
+        host: str,
+        *,
+        more_hosts: bool,
+        kept: bool,
     ) -> None:
-        asked, self._waiting = self._waiting, []
         lost: list[Delivery] = []
         for delivery in asked:
             refusal = fault.refusal(named[delivery.destination])

@@ -61,6 +61,7 @@ class Hosts:
 class _Delivery:
     id = "d"
     destination = "a@x.test"
+    destination_domain = "x.test"
 
 
 TWO = (MxHost(name="mx1", addresses=("1", "1b")), MxHost(name="mx2", addresses=("2",), rank=1))

@@ -150,6 +150,7 @@ async def dialled(name: str, port: int) -> ClientSession:
 class _Delivery:
     def __init__(self, address: str) -> None:
         self.id = self.destination = address
+        self.destination_domain = address.partition("@")[2]
 
 
 @asynccontextmanager
@@ -165,7 +166,9 @@ async def listening(*hosts: Host) -> AsyncIterator[dict[str, int]]:
             await host.closed()
 
 
-async def attempt(*hosts: Host, kept: bool = False) -> Sequence[Verdict]:
+async def attempt(
+    *hosts: Host, kept: bool = False, addresses: Sequence[str] = ADDRESSES
+) -> Sequence[Verdict]:
     async with listening(*hosts) as ports:
         made = _Attempt(
             pool=cast(Any, _Pool(ports, await dialled("mx0", ports["mx0"]) if kept else None)),
@@ -177,7 +180,7 @@ async def attempt(*hosts: Host, kept: bool = False) -> Sequence[Verdict]:
                 port=25,
             ),
             reverse_path=Path.null(),
-            deliveries=[cast(Delivery, _Delivery(address)) for address in ADDRESSES],
+            deliveries=[cast(Delivery, _Delivery(address)) for address in addresses],
             buffers=[CONTENT],
             smtputf8=False,
         )
@@ -257,6 +260,155 @@ async def test_where_nobody_was_taken_nobody_was_one_too_many(
     verdicts = await attempt(host)
     assert [(verdict.action, verdict.reply.code) for verdict in verdicts] == [expected] * 2
     assert (host.connections, host.received) == (1, 0)
+
+
+class OfOneDomain(Host):
+    """Takes recipients of one domain in a transaction, as Google's hosts do; of ``busy.test`` it takes nobody."""
+
+    def __init__(self, refusal: bytes) -> None:
+        super().__init__(GOOD)
+        self.named: list[bytes] = []
+        self._refusal = refusal
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 x\r\n")
+        taken = b""
+        while line := await reader.readline():
+            said = b"250 x\r\n"
+            match line[:4]:
+                case b"EHLO":
+                    said = b"250-x\r\n250 PIPELINING\r\n"
+                case b"MAIL":
+                    taken = b""
+                case b"RCPT":
+                    self.named.append(line[len("RCPT TO:<") : -len(">\r\n")])
+                    domain = self.named[-1].partition(b"@")[2]
+                    taken = taken or (domain if domain != b"busy.test" else b"")
+                    said = said if domain == taken else self._refusal
+                case b"DATA" if not taken:
+                    said = b"503 x\r\n"
+                case b"DATA":
+                    writer.write(b"354 x\r\n")
+                    self.received += len([line async for line in until_dot(reader)]) > 1
+            writer.write(said)
+
+
+@pytest.mark.parametrize("refusal", [b"451 4.3.0 one domain at a time\r\n", b"450 x\r\n"])
+async def test_who_is_refused_for_now_beside_another_domain_goes_in_another_transaction(
+    refusal: bytes,
+) -> None:
+    host = OfOneDomain(refusal)
+    verdicts = await attempt(host, addresses=("a@x.test", "b@y.test", "c@x.test", "d@z.test"))
+    assert [(verdict.action, verdict.reply.code) for verdict in verdicts] == [(Action.DELIVERED, 250)] * 4
+    assert (host.connections, host.received) == (1, 3)
+
+
+async def test_and_there_it_is_refused_for_now_as_before() -> None:
+    host, other = OfOneDomain(b"450 4.2.1 busy\r\n"), Host(GOOD)
+    addresses = ("a@x.test", "b@busy.test")
+    verdicts = await attempt(host, addresses=addresses)
+    assert [(verdict.action, verdict.reply.code) for verdict in verdicts] == [
+        (Action.DELIVERED, 250),
+        (Action.RETRY_LATER, 450),
+    ]
+    assert host.named == [b"a@x.test", b"b@busy.test", b"b@busy.test"]
+    verdicts = await attempt(host, other, addresses=addresses)
+    assert [verdict.server for verdict in verdicts] == ["mx0", "mx1"]
+
+
+class Named(OfOneDomain):
+    """Says so to the recipients of a transaction, one after the other."""
+
+    def __init__(self, says: str) -> None:
+        super().__init__(b"")
+        self._says = says.split("/")
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 x\r\n")
+        rcpts = 0
+        while line := await reader.readline():
+            said = "250"
+            match line[:4]:
+                case b"MAIL":
+                    rcpts = 0
+                case b"RCPT":
+                    self.named.append(line[len("RCPT TO:<") : -len(">\r\n")])
+                    said = self._says[rcpts]
+                    rcpts += 1
+                case b"DATA":
+                    writer.write(b"354 x\r\n")
+                    self.received += len([line async for line in until_dot(reader)]) > 1
+            writer.write(f"{said} x\r\n".encode())
+
+
+class OneEach(Host):
+    """Takes one recipient in a transaction, and one transaction in a session."""
+
+    def __init__(self, farewell: bytes) -> None:
+        super().__init__(GOOD)
+        self._farewell = farewell
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 x\r\n")
+        rcpts = mails = 0
+        while line := await reader.readline():
+            said = b"250 x\r\n"
+            match line[:4]:
+                case b"MAIL":
+                    mails += 1
+                    rcpts = 0
+                    said = said if mails == 1 else self._farewell
+                case b"RCPT":
+                    rcpts += 1
+                    said = said if rcpts == 1 else b"452 4.5.3 one at a time\r\n"
+                case b"DATA":
+                    writer.write(b"354 x\r\n")
+                    self.received += len([line async for line in until_dot(reader)]) > 1
+            writer.write(said)
+
+
+@pytest.mark.parametrize("farewell", [b"550 5.7.0 one each session\r\n", b"503 x\r\n", b"421 x\r\n"])
+async def test_a_host_that_takes_no_other_transaction_has_not_refused_who_was_one_too_many(
+    farewell: bytes,
+) -> None:
+    host, other = OneEach(farewell), OneEach(farewell)
+    verdicts = await attempt(host)
+    assert [verdict.action for verdict in verdicts] == [Action.DELIVERED, Action.RETRY_LATER]
+    verdicts = await attempt(host, other)
+    assert [(verdict.action, verdict.server) for verdict in verdicts] == [
+        (Action.DELIVERED, "mx0"),
+        (Action.DELIVERED, "mx1"),
+    ]
+    verdicts = await attempt(host, kept=True)  # in a new session
+    assert [verdict.action for verdict in verdicts] == [Action.DELIVERED] * 2
+
+
+async def test_who_is_for_the_next_host_is_not_named_to_the_same_beside_who_goes_apart() -> None:
+    host, other = Named("250/450/452"), Named("250")
+    verdicts = await attempt(host, other, addresses=("a@x.test", "b@x.test", "c@x.test"))
+    assert [verdict.action for verdict in verdicts] == [Action.DELIVERED] * 3
+    assert host.named == [b"a@x.test", b"b@x.test", b"c@x.test", b"c@x.test"]
+    assert other.named == [b"b@x.test"]
+
+
+async def test_who_is_refused_beside_its_own_domain_is_not_asked_again_by_the_same_host() -> None:
+    host = Host(("250", "250/450", "354"))
+    verdicts = await attempt(host)
+    assert [(verdict.action, verdict.reply.code) for verdict in verdicts] == [
+        (Action.DELIVERED, 250),
+        (Action.RETRY_LATER, 450),
+    ]
+    assert host.received == 1
+
+
+async def test_another_domain_beside_others_is_refused_for_good_where_the_host_says_so() -> None:
+    host = OfOneDomain(b"550 5.1.1 nobody\r\n")
+    verdicts = await attempt(host, addresses=("a@x.test", "b@y.test"))
+    assert sorted((verdict.action, verdict.reply.code) for verdict in verdicts) == [
+        (Action.DELIVERED, 250),
+        (Action.GIVE_UP, 550),
+    ]
+    assert host.received == 1
 
 
 class Once(Host):
