@@ -4,8 +4,8 @@ The library asks DNS in the middle of its evaluation and waits. Here it never wa
 so far and those that the resolver remembers, stops at the first one that is missing, the resolver fetches that one
 (for MX records, the addresses of all hosts at once), and it runs again. An evaluation takes a tenth of a millisecond,
 half a one where big services are included, and RFC 7208 section 4.6.4 bounds the number of answers; ``MAX_ROUNDS``
-bounds it whatever the library counts, ``MAX_RECORD`` and ``MAX_TERM`` the work on a record, most of which is done once.
-A domain without an SPF record, and one that cannot have any, costs no evaluation.
+bounds it whatever the library counts, and the bounds below the work of each round: what goes beyond them is made to be
+read slowly. A domain without an SPF record, and one that cannot have any, costs no evaluation.
 
 Nothing raises but cancellation: DNS trouble is TEMPERROR, a record the library stumbles over is PERMERROR.
 The explanation (exp=) is never fetched: it is text of a stranger that we would not repeat.
@@ -31,10 +31,12 @@ with warnings.catch_warnings():
 MAX_ROUNDS = 40
 MAX_MX = 10  # RFC 7208 4.6.4
 MAX_RECORD = 4096  # octets; RFC 7208 3.4 wants 450, and evaluation is repeated for each answer
-MAX_TERM = 300  # octets; a name has 253, and the library's time grows with the square of a term
+MAX_TERM = 300  # octets; a name has 253
+MAX_TERMS = 350  # of a record; there is room for no more networks in it
+MAX_MACROS = 60  # of a record
+MAX_DOTS = 30  # beside a macro; for each the library looks for wrong ones in the whole text
 MAX_NAME = 253
 MAX_ADDRESSES = 1000  # of all names together; RFC 7208 4.6.4 bounds the names, a hundred of them
-_SHORT = 32  # octets of a text whose macros are soon expanded
 NETWORKS = 8192  # that are remembered; the records of the biggest services hold some hundreds
 _NETWORK = re.compile(r"[-+?~]?ip[46]:[0-9a-f:.]{2,45}(?:/[0-9]{1,3})?\Z", re.IGNORECASE)
 _HOST_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})+\Z")
@@ -101,18 +103,20 @@ class _Evaluation(spf.query):  # type: ignore[misc]
     def validate_mechanism(self, mechanism: str) -> tuple[Any, ...]:
         if _NETWORK.match(mechanism):
             return _network_mechanism(mechanism)
-        made, key = self.answers.made, (mechanism, self.d)
-        if key not in made:
-            made[key] = super().validate_mechanism(mechanism)
-        return tuple(made[key])
+        return tuple(super().validate_mechanism(mechanism))
+
+    def expand_domain(self, text: str) -> str:
+        """As the library has it (RFC 7208 7.1), which takes the square of the last label to find that it is none."""
+        last = spf.RE_CHAR.split(text)[-1]  # what follows the last macro
+        _, dot, label = last.removesuffix(".").rpartition(".")
+        if last and not (dot and _is_top_label(label)):
+            raise spf.PermError("not a domain", text)
+        return self.expand(text)
 
     def expand(self, text: str, stripdot: bool = True) -> str:
-        if len(text) <= _SHORT:
-            return str(super().expand(text, stripdot))
-        made, key = self.answers.made, (text, self.d, stripdot)
-        if key not in made:
-            made[key] = super().expand(text, stripdot)
-        return str(made[key])
+        if "%" in text and text.count(".") > MAX_DOTS:
+            raise spf.PermError("too many labels", text)
+        return str(super().expand(text, stripdot))
 
     def cidrmatch(self, addresses: Sequence[str], bits: int) -> bool:
         return any(self.ipaddr in _network(address, bits) for address in addresses)
@@ -181,21 +185,29 @@ def _network(address: str, bits: int) -> ipaddress.IPv4Network | ipaddress.IPv6N
     return ipaddress.ip_network(address).supernet(new_prefix=bits)
 
 
+def _is_top_label(label: str) -> bool:
+    return label.replace("-", "").isalnum() and label.strip("-") == label and not label.isdigit()
+
+
 def _is_too_long(record: Sequence[bytes]) -> bool:
     [text] = record
     if len(text) <= MAX_TERM or not _RECORD.match(text):
         return False
-    return len(text) > MAX_RECORD or max(map(len, text.split(b" "))) > MAX_TERM
+    terms = text.split(b" ")
+    return (
+        len(text) > MAX_RECORD
+        or len(terms) > MAX_TERMS
+        or max(map(len, terms)) > MAX_TERM
+        or text.count(b"%") > MAX_MACROS
+    )
 
 
 class SpfCheck:
-    """SPF of one sender, and what is known of the DNS, and of records, while it is looked at."""
+    """SPF of one sender, and what is known of the DNS while it is looked at."""
 
     _missing: Question | None = None  # what the latest evaluation could not go on without
 
     def __init__(self, resolver: Questions, sender: Sender) -> None:
-        # What the library made of the terms of a domain's record, for the evaluations that follow.
-        self.made: dict[tuple[str | bool, ...], Any] = {}
         self._resolver = resolver
         self._sender = sender
         self._known: Known = {}
