@@ -23,15 +23,15 @@ def bounces(hosted: Cli, tmp_path: File) -> Srs:
     return Srs([secret], domain="mx1.example.net")
 
 
-def lead_here(folder: File) -> None:
-    """The MX record of ``example.com`` is found to lead here: only then are its aliases heeded for mail of our own."""
+def lead_here(folder: File, name: str = "example.com") -> None:
+    """The MX record of a domain is found to lead here: only then are its aliases heeded for mail of our own."""
 
     async def record() -> None:
         database = await Database.open(f"sqlite:///{folder / 'data' / 'forwarder.db'}")
         now = datetime.now(UTC)
 
         def found(conn: Connection) -> None:
-            domain = domains.get(conn, "example.com")
+            domain = domains.get(conn, name)
             assert domain is not None
             domains.record_check(
                 conn,
@@ -126,6 +126,23 @@ def test_the_postmaster_can_be_asked_about_without_keys(
     (tmp_path / "data" / "keys" / "srs").unlink()
     assert route(hosted, "postmaster@mx1.example.net")["accepted"] is True
     assert "srs" in hosted.fails("route", "SRS0=aaaaaaaa=AA=x.org=a@mx1.example.net")
+
+
+def test_where_aliases_of_two_accounts_lead_is_shown_once(hosted: Cli, tmp_path: File) -> None:
+    hosted.json("account", "create", "other@example.org")
+    hosted.json("domain", "add", "theirs.test", "--account", "other@example.org")
+    lead_here(tmp_path, "theirs.test")
+    for domain, alias, forward in (
+        ("theirs.test", "boss", "person@dest.test"),
+        ("example.com", "mine", "person@dest.test"),
+        ("example.com", "both", "boss@theirs.test,mine@example.com"),
+    ):
+        hosted.json("alias", "add", domain, alias, forward)
+    found = route(hosted, "both@example.com")
+    assert found["destinations"] == [
+        {"destination": "person@dest.test", "alias": "both", "domain": "example.com"}
+    ]
+    assert len(found["steps"]) == 3
 
 
 def test_what_an_alias_discards_is_accepted_and_goes_nowhere(hosted: Cli, tmp_path: File) -> None:
