@@ -18,10 +18,11 @@ from forwarder.mail.aliases import Match
 from forwarder.store import migrations
 from forwarder.store.aliases import list_aliases
 from forwarder.store.directory import Directory
+from forwarder.store.dkim_keys import list_keys
 from forwarder.store.engine import Database
 from forwarder.store.faults import explain
 from forwarder.store.sessions import LATER
-from forwarder.store.tables import accounts, aliases, confirmations, domains, metadata
+from forwarder.store.tables import accounts, aliases, confirmations, dkim_keys, domains, metadata
 from forwarder.store.trouble import StoreUnavailable
 
 really_upgrade = command.upgrade
@@ -114,6 +115,31 @@ async def test_a_worker_of_a_release_whose_schema_is_still_to_come_says_what_to_
 
 def did(statement: Executable, conn: Connection) -> None:
     conn.execute(statement)
+
+
+async def test_keys_of_an_older_schema_sign_on(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = datetime(2026, 3, 4, tzinfo=UTC)
+    with monkeypatch.context() as then:
+        then.setattr(command, "upgrade", lambda config, _newest: really_upgrade(config, "0005"))
+        await asyncio.to_thread(migrations.upgrade, database_url)
+    database = await Database.open(database_url)
+
+    def fill(conn: Connection) -> None:
+        conn.execute(insert(accounts).values(id=1, email="r@hooli.test", plan="default", created_at=at))
+        hosted = {"id": 1, "account_id": 1, "name": "piedpiper.com", "display": "piedpiper.com"}
+        conn.execute(
+            insert(domains).values(hosted | {"webhook_key": "k", "dkim_selector": "s", "added_at": at})
+        )
+        key = {"selector": "s1", "algorithm": "rsa", "private_key": b"sealed", "public_record": "p"}
+        conn.execute(insert(dkim_keys).values(key | {"domain_id": 1, "created_at": at}))
+
+    await database.write(fill)
+    await database.close()
+    await asyncio.to_thread(migrations.upgrade, database_url)
+    database = await Database.open(database_url)
+    (key,) = await database.read(lambda conn: list_keys(conn, 1))
+    assert (key.selector, key.private_key, key.is_waiting, key.retired_at) == ("s1", b"sealed", False, None)
+    await database.close()
 
 
 async def test_upgrading_again_changes_nothing(database_url: str) -> None:
