@@ -11,7 +11,7 @@ long as can be. It ends at its bound, whatever the octets; what is no message is
 
 import struct
 
-MOST = 4000  # the addresses of a hundred hosts are some hundreds; two hundredths of a second
+MOST = 1500  # the addresses of a hundred hosts are some hundreds; less than a hundredth of a second
 _LONGEST_NAME = 128  # labels
 _POINTER = 0xC0
 _IN = 1
