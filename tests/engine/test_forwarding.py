@@ -188,23 +188,23 @@ async def test_where_an_alias_of_another_account_leads_is_in_no_log_but_theirs(e
 
 
 async def test_where_the_ways_of_two_accounts_come_together_there_is_one_copy_and_a_log_for_each(
-    engine: Town,
+    either: Town,
 ) -> None:
-    await engine.host(
+    await either.host(
         "theirs.test", {"boss": "shared@dest.test,secret@dest.test"}, account="other@example.org"
     )
-    await engine.leads_here("theirs.test")
-    await engine.alias("both", "boss@theirs.test,mine@example.com")
-    await engine.alias("mine", "shared@dest.test")
-    engine.sink.play("rcpt", "450", times=2)  # once for each of the two mailboxes
-    assert (await engine.send("both@example.com", "both@example.com", MAIL)).code == 250
-    await engine.settled()
-    (message,) = engine.sink.messages
+    await either.leads_here("theirs.test")
+    await either.alias("both", "boss@theirs.test,mine@example.com")
+    await either.alias("mine", "shared@dest.test")
+    either.sink.play("rcpt", "450", times=2)  # once for each of the two mailboxes
+    assert (await either.send("both@example.com", "both@example.com", MAIL)).code == 250
+    await either.settled()
+    (message,) = either.sink.messages
     assert sorted(message.recipients) == ["secret@dest.test", "shared@dest.test"]
     ends = {
         (domain, log.alias, log.forward_email, log.events[-1].status.value)
         for domain in ("example.com", "theirs.test")
-        for log in await engine.logs(domain)
+        for log in await either.logs(domain)
     }
     assert ends == {
         ("example.com", "both", "boss@theirs.test", "DELIVERED"),
@@ -213,18 +213,18 @@ async def test_where_the_ways_of_two_accounts_come_together_there_is_one_copy_an
         ("theirs.test", "boss", "shared@dest.test", "DELIVERED"),
     }
     # A report goes both ways as well, and there is one for the one recipient.
-    engine.well.play("rcpt", "550")
-    assert (await engine.send("both@example.com", "well@example.com", MAIL)).code == 250
-    await engine.settled()
-    assert sorted(to for report in engine.sink.messages[1:] for to in report.recipients) == [
+    either.well.play("rcpt", "550")
+    assert (await either.send("both@example.com", "well@example.com", MAIL)).code == 250
+    await either.settled()
+    assert sorted(to for report in either.sink.messages[1:] for to in report.recipients) == [
         "secret@dest.test",
         "shared@dest.test",
     ]
-    assert len(await engine.logs("theirs.test")) == 4
-    engine.sink.play("rcpt", "550")
-    assert (await engine.send("ann@out.test", "both@example.com", MAIL)).code == 250
-    await engine.settled()
-    (report,) = engine.origin.messages
+    assert len(await either.logs("theirs.test")) == 4
+    either.sink.play("rcpt", "550")
+    assert (await either.send("ann@out.test", "both@example.com", MAIL)).code == 250
+    await either.settled()
+    (report,) = either.origin.messages
     assert report.content.count(b"\r\nFinal-Recipient: ") == 1
 
 
