@@ -1,5 +1,7 @@
 """URLs that people write cannot make us knock at doors inside."""
 
+import hmac
+
 from tests.engine.town import MAIL, Town
 from tests.peers.webhook_server import WebhookServer
 
@@ -64,3 +66,27 @@ async def test_redirects_are_not_followed(town: Town) -> None:
         assert code // 100 == 4
         await town.goes_on()
         assert inside.connections == 0
+
+
+async def test_a_url_to_which_aliases_of_two_accounts_lead_is_posted_to_under_the_key_of_each(
+    engine: Town,
+) -> None:
+    """Who knows the one key could not tell a post under the other from a forged one."""
+    async with WebhookServer() as hooks:
+        await engine.host("theirs.test", {"boss": hooks.url}, account="other@example.org")
+        await engine.leads_here("theirs.test")
+        await engine.alias("mine", hooks.url)
+        await engine.alias("both", "boss@theirs.test,mine@example.com")
+        assert (await engine.send("ann@out.test", "both@example.com", MAIL)).code == 250
+        await engine.settled()
+        signed = {}
+        for request in hooks.requests:
+            time, _, mac = request.headers["x-webhook-signature"].partition(",v1=")
+            for name in ("example.com", "theirs.test"):
+                key = (await engine.domain(name)).webhook_key
+                body = time.removeprefix("t=").encode() + b"." + request.body
+                if hmac.new(key.encode(), body, "sha256").hexdigest() == mac:
+                    signed[name] = request.json["headers"]["Delivered-To"]
+        assert len(hooks.requests) == 2
+        assert signed == {"example.com": "both@example.com", "theirs.test": "both@example.com"}
+        await engine.goes_on()
