@@ -23,7 +23,11 @@ MAX_OCTETS = 512 * 1024
 MAX_PARTS = 20
 MAX_GROUPS = 200
 _BOUNDARY = re.compile(rb'boundary[ \t]*=[ \t]*(?:"([^"\r\n]{1,200})"|([^;\s"]{1,200}))', re.IGNORECASE)
-_TRACE_LINE = re.compile(rb"^[ \t>]{0,10}x-forwarder-id:([^\r\n]{0,2000})", re.IGNORECASE | re.MULTILINE)
+# With the lines that follow as ``trace.lines`` folds them.
+_TRACE_LINES = re.compile(
+    rb"^[ \t>]{0,10}x-forwarder-id:([^\r\n]{0,2000}(?:\r\n[ \t>]{1,10}[0-9a-f]{32}-[0-9a-f]{16},?){0,199}+)",
+    re.IGNORECASE | re.MULTILINE,
+)
 # A comment may follow, as in any structured field (RFC 5322 3.2.2).
 _ACTION = re.compile(rb"[a-z]*", re.IGNORECASE)
 _STATUS = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
@@ -84,7 +88,7 @@ def read_report(content: bytes) -> ReturnedReport | None:
     hops = _hops(traces.each(trace.ID_FIELD, trace.MOST_FIELDS, trace.MOST_OCTETS))
     if not hops:
         # Reports without MIME quote the original's header in their text.
-        lines = islice(_TRACE_LINE.finditer(bytes(split(content)[1])), trace.MOST_FIELDS)
+        lines = islice(_TRACE_LINES.finditer(bytes(split(content)[1])), trace.MOST_FIELDS)
         hops = _hops(line[1] for line in lines)
     if told is None and not hops:
         return None

@@ -999,6 +999,20 @@ async def test_of_deliveries_that_shared_a_content_the_bounce_is_about_those_it_
     assert await failed_at(engine, domain) == failed
 
 
+async def test_a_bounce_that_quotes_the_header_as_text_is_about_the_delivery_it_names(engine):
+    domain = await hosting(engine)
+    await engine.send(b"ann@sender.test", [b"two@here.test"], MESSAGE)
+    rows = await engine.deliveries()
+    mark = trace.mark(SECRET, parse_address("two@here.test"))
+    ids = ",\r\n> \t".join(f"{row.id}-{mark}" for row in rows)  # folded, as we write it
+    content = report("one", "other").replace(b"one-other", ids.encode())
+    content = content.replace(b"text/rfc822-headers\r\n\r\n", b"text/plain\r\n\r\n> ")
+    content = content.replace(b"person@dest.test", b"b@other.test")
+    await engine.send(b"", [returning(sender="ann@sender.test")], content)
+    await engine.servers["mx"].drain(timedelta(seconds=5))
+    assert await failed_at(engine, domain) == {"b@other.test"}
+
+
 async def test_a_bounce_that_comes_again_is_not_about_those_who_went_with_it(engine):
     domain = await hosting(engine)
     await engine.send(b"ann@sender.test", [b"two@here.test"], MESSAGE)

@@ -326,6 +326,31 @@ def test_a_notice_that_quotes_the_header_of_the_original(mark: bytes) -> None:
     assert [passage.delivery_id for passage in returned.passages] == [ID]
 
 
+@pytest.mark.parametrize("mark", [b"", b"> ", b">"])
+def test_a_notice_that_quotes_the_trace_of_a_transaction_with_many(mark: bytes) -> None:
+    entry = TRACE.strip().partition(b": ")[2]
+    many = (
+        TRACE.strip()
+        + (b",\r\n" + mark + b"\t" + entry) * 59
+        + b"\r\n"
+        + mark
+        + b"Subject: "
+        + entry
+        + b"\r\n"
+    )
+    returned = read_report(QMAIL.replace(TRACE, mark + many))
+    assert returned is not None
+    assert [len(hop) for hop in returned.hops] == [60]
+
+
+def test_a_long_quoted_trace_costs_little() -> None:
+    entry = TRACE.strip().partition(b": ")[2]
+    for fold in (b"\r\n\t" + entry, b"\r\n\t" + entry + b", " * 500, b"\r\n\t> > > > > ", entry):
+        begun = time.process_time()
+        read_report(b"Subject: x\r\n\r\n" + (b"X-Forwarder-Id: " + fold * 300 + b"\r\n") * 40)
+        assert time.process_time() - begun < 1
+
+
 def test_of_fields_that_are_not_read_nothing_is_made() -> None:
     head = b"Content-Type: multipart/report; boundary=b\r\n\r\n--b\r\n"
     fields = b"x:\r\n" * 130_000
