@@ -44,7 +44,9 @@ class KeysShown:
         if self.key_zone:
             print_records(out, "In the zone of this server, where those CNAMEs lead", self.key_zone)
         if self.retired:
-            out.print("[bold]DKIM records of former keys, to be removed not before[/]\n")
+            out.print(
+                "[bold]DKIM records of former keys, to be removed not before (at once if the keys leaked)[/]\n"
+            )
             for name, until in self.retired:
                 out.print(f"{name}.  {until:%Y-%m-%d %H:%M}Z", markup=False, soft_wrap=True)
             out.print()
