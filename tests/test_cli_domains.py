@@ -1,5 +1,6 @@
 """``forwarder domain``: which names may be hosted, and new keys for those that are."""
 
+import json
 import re
 from datetime import UTC, datetime, timedelta
 
@@ -53,6 +54,9 @@ def test_a_domain_gets_new_keys_that_wait_until_their_records_are_found(hosted: 
     assert f"{first}.  IN TXT" in output
     assert "Then: forwarder domain rotate example.com, which looks for them" in output
     assert f"{first}.  IN TXT" in hosted("domain", "dns", "example.com")[1]
+    found = json.loads(hosted("check", "--json")[1])["findings"]
+    grades = {one["about"]: one["grade"] for one in found if "new DKIM" in one["about"]}
+    assert grades == {"example.com new DKIM 1": "advice", "example.com new DKIM 2": "advice"}
 
 
 def test_keys_that_leaked_are_replaced_at_once(hosted: Cli) -> None:
