@@ -128,13 +128,16 @@ class _Attempt:
         self._route = route
         self._reverse_path = reverse_path.wire()
         self._buffers = buffers
-        self._waiting = list(deliveries)
+        # Whom a host hangs up upon is not named first each time: those behind it would never be named.
+        turn = (deliveries[0].attempts - 1) % len(deliveries)
+        self._waiting = [*deliveries[turn:], *deliveries[:turn]]
         self._verdicts: list[Verdict] = []
         self._reached = False
         # Something so far failed in a way that another hour may mend.
         self._may_recover = not route.complete
         self._last: tuple[Reply, str | None] = (reply_for(Fault.INTERNAL), None)
         self._heard: dict[str, tuple[Reply, str | None]] = {}  # the last word about each delivery
+        self._taken: list[Delivery] = []  # by a host that then broke off at another recipient
         self._smtputf8 = smtputf8
         # A host that did not announce 8BITMIME gets the octets all the same: changing them would break signatures.
         self._body8bit = not all(buffer.isascii() for buffer in buffers)
@@ -163,6 +166,8 @@ class _Attempt:
             skipped.add(host.name)
             more = any(other.name not in skipped for other, _ in dials[place + 1 :])
             await self._send(session, host.name, more_hosts=more)
+            if self._taken:
+                await self._send_to_taken(host, address, more_hosts=more)
 
     def carried(self) -> Carried:
         """What came of it; whoever is left after the last host waits for the next attempt."""
@@ -187,7 +192,29 @@ class _Attempt:
                 left -= 1
                 yield host, address
 
-    async def _send(self, session: ClientSession, host: str, *, more_hosts: bool, kept: bool = False) -> bool:
+    async def _send_to_taken(self, host: MxHost, address: str, *, more_hosts: bool) -> None:
+        """Those whom the host had taken are named to it without the others: one whom it hangs up upon holds up nobody.
+
+        Some do for a domain (Google: 421 4.7.0, "TLS required for RCPT domain, closing connection").
+        """
+        others, self._waiting, self._taken = self._waiting, self._taken, []
+        try:
+            session = await self._pool.open(self._route, host, address)
+        except SessionFault as fault:
+            self._judge_all(Scope.SITE, fault.reply, host.name, more_hosts=more_hosts)
+        else:
+            await self._send(session, host.name, more_hosts=more_hosts, apart=True)
+        self._waiting += others
+
+    async def _send(
+        self,
+        session: ClientSession,
+        host: str,
+        *,
+        more_hosts: bool,
+        kept: bool = False,
+        apart: bool = False,
+    ) -> bool:
         """Transactions over one session until the host has judged everyone who waits; False: it broke off."""
         asked: Sequence[Delivery] = self._waiting
         self._waiting = []
@@ -207,6 +234,9 @@ class _Attempt:
                 )
             except SessionFault as fault:
                 self._pool.release(self._route, session)
+                if not (kept or apart):
+                    self._taken = [one for one in asked if fault.had_taken(named[one.destination])]
+                    asked = [one for one in asked if one not in self._taken]
                 self._broken(fault, asked, named, host, more_hosts=more_hosts, kept=kept)
                 return False
             except BaseException:

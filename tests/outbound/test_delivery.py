@@ -62,6 +62,7 @@ class _Delivery:
     id = "d"
     destination = "a@x.test"
     destination_domain = "x.test"
+    attempts = 1
 
 
 TWO = (MxHost(name="mx1", addresses=("1", "1b")), MxHost(name="mx2", addresses=("2",), rank=1))

@@ -148,7 +148,8 @@ async def dialled(name: str, port: int) -> ClientSession:
 
 
 class _Delivery:
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, attempts: int) -> None:
+        self.attempts = attempts
         self.id = self.destination = address
         self.destination_domain = address.partition("@")[2]
 
@@ -167,7 +168,7 @@ async def listening(*hosts: Host) -> AsyncIterator[dict[str, int]]:
 
 
 async def attempt(
-    *hosts: Host, kept: bool = False, addresses: Sequence[str] = ADDRESSES
+    *hosts: Host, kept: bool = False, addresses: Sequence[str] = ADDRESSES, attempts: int = 1
 ) -> Sequence[Verdict]:
     async with listening(*hosts) as ports:
         made = _Attempt(
@@ -180,7 +181,7 @@ async def attempt(
                 port=25,
             ),
             reverse_path=Path.null(),
-            deliveries=[cast(Delivery, _Delivery(address)) for address in addresses],
+            deliveries=[cast(Delivery, _Delivery(address, attempts)) for address in addresses],
             buffers=[CONTENT],
             smtputf8=False,
         )
@@ -409,6 +410,102 @@ async def test_another_domain_beside_others_is_refused_for_good_where_the_host_s
         (Action.GIVE_UP, 550),
     ]
     assert host.received == 1
+
+
+class Touchy(Host):
+    """Hangs up upon ``bad@``, with or without a word, and with ``takes`` also upon whoever comes after so many."""
+
+    def __init__(self, word: bytes = b"", *, takes: int = 9, pipelining: bool = True) -> None:
+        super().__init__(GOOD, pipelining=pipelining)
+        self._word = word
+        self._takes = takes
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 x\r\n")
+        rcpts = 0
+        while line := await reader.readline():
+            said = b"250 x\r\n"
+            match line[:4]:
+                case b"EHLO" if self._pipelining:
+                    said = b"250-x\r\n250 PIPELINING\r\n"
+                case b"RCPT":
+                    rcpts += 1
+                    if b"<bad@" in line or rcpts > self._takes:
+                        writer.write(self._word)
+                        return
+                case b"DATA":
+                    writer.write(b"354 x\r\n")
+                    self.received += len([line async for line in until_dot(reader)]) > 1
+            writer.write(said)
+
+
+THREE = ("a@x.test", "bad@y.test", "c@x.test")
+
+
+@pytest.mark.parametrize("pipelining", [True, False], ids=["pipelined", "stepwise"])
+@pytest.mark.parametrize("word", [b"421 4.7.0 closing connection\r\n", b""], ids=["421", "silent"])
+async def test_whom_a_host_hangs_up_upon_holds_up_nobody_for_ever(word: bytes, pipelining: bool) -> None:
+    host = Touchy(word, pipelining=pipelining)
+    verdicts = await attempt(host, addresses=THREE)
+    assert {v.delivery.id: v.action for v in verdicts} == {
+        "a@x.test": Action.DELIVERED,
+        "bad@y.test": Action.RETRY_LATER,
+        "c@x.test": Action.RETRY_LATER,
+    }
+    assert (host.connections, host.received) == (2, 1)
+    verdicts = await attempt(host, addresses=THREE[1:], attempts=2)
+    assert {v.delivery.id: v.action for v in verdicts} == {
+        "bad@y.test": Action.RETRY_LATER,
+        "c@x.test": Action.DELIVERED,
+    }
+
+
+async def test_what_may_have_been_delivered_is_not_sent_again_at_once() -> None:
+    """It went on after the 421 to another, and hung up upon the dot."""
+    host = Host(("250", "250/421", "354"), closes=True)
+    verdicts = await attempt(host)
+    assert [(verdict.action, "delivery_unknown" in verdict.reply.text) for verdict in verdicts] == [
+        (Action.RETRY_LATER, False),
+        (Action.RETRY_LATER, True),
+    ]
+    assert (host.connections, host.received) == (1, 1)
+
+
+async def test_those_it_had_not_taken_are_for_the_next_host() -> None:
+    host, other = Touchy(), Host(GOOD)
+    verdicts = await attempt(host, other, addresses=THREE)
+    assert {v.delivery.id: (v.action, v.server) for v in verdicts} == {
+        "a@x.test": (Action.DELIVERED, "mx0"),
+        "bad@y.test": (Action.DELIVERED, "mx1"),
+        "c@x.test": (Action.DELIVERED, "mx1"),
+    }
+
+
+async def test_a_host_that_hangs_up_upon_those_too_is_not_dialled_for_ever() -> None:
+    class Shrinking(Touchy):
+        def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._takes = 2 - self.connections
+            super().accept(reader, writer)
+
+    host = Shrinking()
+    verdicts = await attempt(host, addresses=("a@x.test", "b@x.test", "c@x.test"))
+    assert [verdict.action for verdict in verdicts] == [Action.RETRY_LATER] * 3
+    assert (host.connections, host.received) == (2, 0)
+
+
+async def test_nor_is_it_where_it_takes_no_connection_any_more() -> None:
+    class Gone(Touchy):
+        async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if self.connections == 1:
+                await super()._talk(reader, writer)
+
+    host, other = Gone(), Host(GOOD)
+    verdicts = await attempt(host, addresses=THREE)
+    assert [verdict.action for verdict in verdicts] == [Action.RETRY_LATER] * 3
+    assert host.connections == 2
+    verdicts = await attempt(Gone(), other, addresses=THREE)
+    assert [(verdict.action, verdict.server) for verdict in verdicts] == [(Action.DELIVERED, "mx1")] * 3
+    assert other.received == 1
 
 
 class Once(Host):
