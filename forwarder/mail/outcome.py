@@ -163,6 +163,14 @@ def is_permanent(scope: Scope, reply: Reply) -> bool:
     return reply.permanent
 
 
+def wants_tls(reply: Reply) -> bool:
+    """Whether a host refuses for good because nothing is encrypted.
+
+    RFC 3207 4: 530. RFC 5248: X.7.10. Google's word for it is X.7.29 (its SMTP error reference).
+    """
+    return reply.permanent and (reply.code == 530 or reply.enhanced in ("5.7.10", "5.7.29"))
+
+
 def goes_apart(reply: Reply, *, beside_its_domain: bool) -> bool:
     """Whether who is refused at RCPT beside others that are taken is to be named in another transaction at once.
 

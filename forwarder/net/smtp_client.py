@@ -74,6 +74,7 @@ class ClientSession:
         self.host = host
         self.features = features
         self.tls = tls  # "TLSv1.3 TLS_AES_256_GCM_SHA384"; "" in clear
+        self.fell_back = False  # in clear, since TLS, which the host offers, failed
         self.sent = 0  # transactions so far
         self._wire = wire
         self._command = timeouts.command.total_seconds()

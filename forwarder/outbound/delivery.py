@@ -24,7 +24,16 @@ from forwarder import failpoint
 from forwarder.mail import trace
 from forwarder.mail.address import Path
 from forwarder.mail.event import DeliveryKind, Transport
-from forwarder.mail.outcome import Action, Fault, Scope, decide, goes_apart, is_permanent, reply_for
+from forwarder.mail.outcome import (
+    Action,
+    Fault,
+    Scope,
+    decide,
+    goes_apart,
+    is_permanent,
+    reply_for,
+    wants_tls,
+)
 from forwarder.mail.reply import Reply
 from forwarder.mail.srs import Srs
 from forwarder.net.smtp_answers import Answered, SessionFault
@@ -251,7 +260,7 @@ class _Attempt:
                 self._waiting += asked
                 session.leave()
                 return False
-            asked = self._judged(answered, asked, named, host, more_hosts=more_hosts)
+            asked = self._judged(answered, asked, named, session, host, more_hosts=more_hosts)
             kept = True
         self._pool.release(self._route, session)
         return True
@@ -261,6 +270,7 @@ class _Attempt:
         answered: Answered,
         asked: Sequence[Delivery],
         named: Mapping[str, int],
+        session: ClientSession,
         host: str,
         *,
         more_hosts: bool,
@@ -274,6 +284,10 @@ class _Attempt:
             scope, reply = answered.judge(named[delivery.destination])
             if reply.positive:
                 self._verdict(delivery, Action.DELIVERED, reply, host)
+            elif session.fell_back and wants_tls(reply):
+                # It was in clear for trouble with TLS, which is the host's or ours, and no fault of the message.
+                self._pool.try_tls_again(self._route, session)
+                refused.append((delivery, Scope.SITE, reply_for(Fault.TLS, f"in clear it says {reply}")))
             else:
                 refused.append((delivery, scope, reply))
         if not refused:

@@ -10,7 +10,8 @@ whose addresses are such: a dead host does not cost each message its time, and m
 as soon as that is there again.
 
 Opportunistic TLS: a host whose handshake fails, or that offers TLS and never answers STARTTLS, gets the same message in
-clear over a new connection, and for ten minutes the handshake is not tried with it again. With ``tls = "required"``
+clear over a new connection, and for ten minutes, or until it refuses that for want of TLS, the handshake is not tried
+with it again. With ``tls = "required"``
 nothing goes in clear. A route that demands verified TLS (MTA-STS), and a host that has TLSA records (DANE), get it
 whatever the mode and the memory; such a route's site is another than that of a free route to the same hosts, so no
 session of theirs is ever lent to it.
@@ -127,15 +128,22 @@ class Pool:
     async def _open(self, route: Route, host: MxHost, address: str) -> ClientSession:
         mode = self._mode_for(route, host)
         key = (address, route.port)
-        if mode is TlsMode.OPPORTUNISTIC and self._is_remembered(self._broken_tls, key):
-            mode = TlsMode.OFF
-        try:
-            return await self._connect(host, address, route.port, mode)
-        except SessionFault as fault:
-            if mode is not TlsMode.OPPORTUNISTIC or not _tls_failed(fault):
-                raise
-        self._remember(self._broken_tls, key, BROKEN_TLS)
-        return await self._connect(host, address, route.port, TlsMode.OFF)
+        if mode is not TlsMode.OPPORTUNISTIC or not self._is_remembered(self._broken_tls, key):
+            try:
+                return await self._connect(host, address, route.port, mode)
+            except SessionFault as fault:
+                if mode is not TlsMode.OPPORTUNISTIC or not _tls_failed(fault):
+                    raise
+            self._remember(self._broken_tls, key, BROKEN_TLS)
+        session = await self._connect(host, address, route.port, TlsMode.OFF)
+        session.fell_back = True
+        return session
+
+    def try_tls_again(self, route: Route, session: ClientSession) -> None:
+        """The host insists on TLS in clear: the session is left, and the handshake tried with the next one."""
+        session.leave()
+        for address in (each for host in route.hosts if host.name == session.host for each in host.addresses):
+            self._broken_tls.pop((address, route.port), None)
 
     def release(self, route: Route, session: ClientSession) -> None:
         """Give a session back; one that is worn or broken is closed."""

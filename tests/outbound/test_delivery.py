@@ -22,6 +22,7 @@ def said(code: int, enhanced: str = "") -> Reply:
 
 class _Session:
     host = "mx1"
+    fell_back = False
 
     def __init__(self, rcpt: Reply | Answered | BaseException) -> None:
         self._rcpt = rcpt
