@@ -11,6 +11,7 @@ A body without a final line end is hashed as if it had one, since that is how it
 
 import hashlib
 import re
+from collections.abc import Iterator
 from enum import StrEnum
 
 from forwarder.mail.content import FIELD_END
@@ -123,24 +124,53 @@ def _boundaries(content: bytes) -> tuple[int, int]:
 
 
 def _hash_body(content: bytes, start: int, form: Form) -> tuple[bytes, int]:
-    if form is Form.RELAXED and _needs_relaxing(content, start):
-        body = content[start:] if content.endswith(_CRLF) else content[start:] + _CRLF
-        if b"\t" in body:
-            body = body.translate(_TAB_TO_SPACE)
-        body = _collapse(body).replace(b" \r\n", _CRLF)
-        content, start = body, 0
-    end = len(content)
-    while content.endswith(_MANY_CRLF, start, end):
-        end -= len(_MANY_CRLF)
-    while content.endswith(_CRLF, start, end):
-        end -= 2
-    hasher = hashlib.sha256(memoryview(content)[start:end])
-    length = end - start
+    hasher, length = hashlib.sha256(), 0
+    held = 0  # octets of line ends, which do not count unless text follows
+    relaxing = form is Form.RELAXED and _needs_relaxing(content, start)
+    for body, begin in _relaxed(content, start) if relaxing else ((content, start),):
+        end = _end_of_text(body, begin)
+        if end > begin:
+            if held:
+                for _ in range(held // len(_MANY_CRLF)):
+                    hasher.update(_MANY_CRLF)
+                hasher.update(_MANY_CRLF[: held % len(_MANY_CRLF)])
+            hasher.update(memoryview(body)[begin:end])
+            length += held + end - begin
+            held = 0
+        held += len(body) - end
     # An empty body is nothing when relaxed, and one CRLF when simple (RFC 6376 3.4.3, 3.4.4).
     if length or form is Form.SIMPLE:
         hasher.update(_CRLF)
         length += 2
     return hasher.digest(), length
+
+
+def _relaxed(content: bytes, start: int) -> Iterator[tuple[bytes, int]]:
+    """The body in relaxed form, some lines at a time: of 25 MiB, each step makes a copy."""
+    whole = len(content) - start <= _BLOCK
+    while start < len(content):
+        end = content.find(_CRLF, start + _BLOCK) + 2
+        if end < 2:
+            end = len(content)
+        lines = content[start:end]
+        if whole or _needs_relaxing(lines, 0):
+            if not lines.endswith(_CRLF):
+                lines += _CRLF
+            if b"\t" in lines:
+                lines = lines.translate(_TAB_TO_SPACE)
+            lines = _collapse(lines).replace(b" \r\n", _CRLF)
+        yield lines, 0
+        start = end
+
+
+def _end_of_text(body: bytes, start: int) -> int:
+    """Where the empty lines at the end begin, with the line end before them."""
+    end = len(body)
+    while body.endswith(_MANY_CRLF, start, end):
+        end -= len(_MANY_CRLF)
+    while body.endswith(_CRLF, start, end):
+        end -= 2
+    return end
 
 
 def _needs_relaxing(content: bytes, start: int) -> bool:
