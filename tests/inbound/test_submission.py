@@ -973,7 +973,7 @@ async def test_nothing_is_sent_before_the_dns_lets_it_pass(engine, monkeypatch):
     assert "TXT here.test" in answer.text
     assert "include:mx.test" in answer.text
     assert "fwd1._domainkey.here.test" in answer.text
-    [entry] = await engine.logs(domain)
+    [entry] = await engine.logs()
     assert (entry.events[0].status, entry.events[0].message) == (Status.REFUSED, answer.text)
     dns.texts["here.test"] = b"v=spf1 includ:other.test include:mx.test ~all"  # a permerror
     assert '"includ:other.test" is no term of SPF' in (await submit(engine))[-1].text
