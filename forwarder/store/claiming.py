@@ -38,7 +38,7 @@ from sqlalchemy.sql import Executable
 from forwarder.mail.address import Path
 from forwarder.mail.event import DeliveryKind, DeliveryState, Transport
 from forwarder.store.records import Delivery
-from forwarder.store.rows import Rows, by_dialect, execute, fetch, is_postgres
+from forwarder.store.rows import Rows, among, by_dialect, execute, fetch, is_postgres
 from forwarder.store.tables import IS_QUEUED, Id, deliveries, messages, micros
 
 BROUGHT_FORWARD = 1000  # deliveries a transaction
@@ -166,7 +166,7 @@ def _wanted(postgres: bool) -> Select[Any]:
             deliveries.c.destination,
             deliveries.c.next_attempt_at,
         )
-        .where(_IS_QUEUED_STILL, deliveries.c.message_id.in_(select(due.c.message_id)))
+        .where(_IS_QUEUED_STILL, among(postgres, deliveries.c.message_id, select(due.c.message_id)))
         .cte("fellows")
         .prefix_with("MATERIALIZED")  # a message is read once, not once for each of its addresses
     )
@@ -177,6 +177,7 @@ def _wanted(postgres: bool) -> Select[Any]:
         .where(tuple_(*key).in_(select(due.c.message_id, due.c.destination)))
         .group_by(*key)
         .cte("groups")
+        .prefix_with("MATERIALIZED")  # or PostgreSQL may sum up anew for each of the fellows
     )
     enough = groups.c.before < bindparam("limit", type_=Integer())
     return select(fellows.c.id).where(
@@ -192,24 +193,34 @@ def _found(postgres: bool) -> Select[Any]:
 
 @by_dialect
 def _mark(postgres: bool) -> Update:
-    given = _IDS.source(postgres)
-    return update(deliveries).where(deliveries.c.id.in_(select(given.c.id))).values(_leased())
+    return update(deliveries).where(_IDS.holds(postgres, deliveries.c.id)).values(_leased())
 
 
 @by_dialect
 def _claim(postgres: bool) -> Executable:
     # What an operator is changing just now is passed over.
     candidate = (
-        select(deliveries.c.id)
-        .where(_IS_QUEUED_STILL, deliveries.c.id.in_(_wanted(postgres)))
+        select(deliveries.c.id, deliveries.c.message_id)
+        .where(_IS_QUEUED_STILL, among(postgres, deliveries.c.id, _wanted(postgres)))
         .with_for_update(skip_locked=True)
         .cte("candidate")
     )
+    theirs = select(candidate.c.message_id)
+    envelopes = (
+        select(messages.c.id, *(column for column in _COLUMNS if column.table is messages))
+        .where(among(postgres, messages.c.id, theirs))
+        .cte("envelopes")
+        .prefix_with("MATERIALIZED")
+    )
     return (
         update(deliveries)
-        .where(deliveries.c.id == candidate.c.id, messages.c.id == deliveries.c.message_id)
+        .where(
+            among(postgres, deliveries.c.id, select(candidate.c.id)),
+            among(postgres, deliveries.c.message_id, theirs),  # or the index of these might be walked instead
+            envelopes.c.id == deliveries.c.message_id,
+        )
         .values(_leased())
-        .returning(*_COLUMNS)
+        .returning(*(envelopes.c[c.name] if c.table is messages else c for c in _COLUMNS))
     )
 
 

@@ -18,8 +18,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     Boolean,
     Column,
+    ColumnElement,
     Connection,
     FromClause,
     Integer,
@@ -29,6 +31,7 @@ from sqlalchemy import (
     Select,
     Table,
     Text,
+    any_,
     bindparam,
     func,
     select,
@@ -189,8 +192,17 @@ class Rows:
                 row[index] = micros(row[index])
         return {"rows": json.dumps(plain)}
 
+    def holds(self, postgres: bool, column: ColumnElement[Any], name: str = "id") -> ColumnElement[bool]:
+        """Whether a column of a table is one of the values of that name; as ``among``."""
+        if postgres:
+            return column == any_(self._array(name))
+        return column.in_(select(self._sources[False].c[name]))
+
+    def _array(self, name: str) -> BindParameter[Any]:
+        return bindparam(f"rows_{name}", type_=ARRAY(self._columns[name]))
+
     def _unnest(self) -> FromClause:
-        arrays = [bindparam(f"rows_{name}", type_=ARRAY(kind)) for name, kind in self._columns.items()]
+        arrays = [self._array(name) for name in self._columns]
         columns = [Column(name, kind) for name, kind in self._columns.items()]
         return func.unnest(*arrays).table_valued(*columns, name="given").render_derived()
 
@@ -202,6 +214,16 @@ class Rows:
                 for index, (name, kind) in enumerate(self._columns.items())
             )
         ).subquery("given")
+
+
+def among(postgres: bool, column: ColumnElement[Any], found: Select[Any]) -> ColumnElement[bool]:
+    """Whether a column of a table is one of those found.
+
+    On PostgreSQL a condition that an index answers in any plan. How a join is made depends on statistics: a queue that
+    was empty when they were made is taken for one row, and to walk its whole index, past all that is dead in it for as
+    long as somebody's transaction could see it, looks as cheap as to look for one.
+    """
+    return column == any_(func.array(found.scalar_subquery())) if postgres else column.in_(found)
 
 
 def execute(conn: Connection, statement: Lasting[Executable], parameters: dict[str, Any]) -> Any:

@@ -23,7 +23,6 @@ from sqlalchemy import (
     Update,
     bindparam,
     delete,
-    exists,
     func,
     select,
     update,
@@ -34,7 +33,7 @@ from forwarder.mail.event import DeliveryKind, DeliveryState
 from forwarder.store.enqueueing import Enqueueing
 from forwarder.store.recording import FAILURES, Recorded, clean, mark_failed, record_events, recorded
 from forwarder.store.records import Outcome, Settlement
-from forwarder.store.rows import Rows, by_dialect, execute, fetch, is_postgres
+from forwarder.store.rows import Rows, among, by_dialect, execute, fetch, is_postgres
 from forwarder.store.tables import Id, UtcDateTime, deliveries, events, logs, messages
 
 _IDS = Rows(id=Id)
@@ -143,7 +142,7 @@ def already_stored(conn: Connection, ids: Iterable[str]) -> set[str]:
 
 @by_dialect
 def _stored(postgres: bool) -> Select[Any]:
-    return select(messages.c.id).where(messages.c.id.in_(select(_IDS.source(postgres).c.id)))
+    return select(messages.c.id).where(_IDS.holds(postgres, messages.c.id))
 
 
 def still_ours(conn: Connection, worker_id: str, ids: Iterable[str]) -> dict[str, int]:
@@ -154,12 +153,11 @@ def still_ours(conn: Connection, worker_id: str, ids: Iterable[str]) -> dict[str
 
 @by_dialect
 def _leases(postgres: bool) -> Select[Any]:
-    given = _IDS.source(postgres)
     # On SQLite as an expression, or it may walk all leases of the worker instead of the primary key.
     owner = deliveries.c.lease_owner if postgres else deliveries.c.lease_owner.op("||")("")
     query = (
         select(deliveries.c.id, deliveries.c.attempts)
-        .where(deliveries.c.id.in_(select(given.c.id)), owner == bindparam("worker_id", type_=Id))
+        .where(_IDS.holds(postgres, deliveries.c.id), owner == bindparam("worker_id", type_=Id))
         .order_by(deliveries.c.id)  # one order for all who lock: no deadlocks among them
     )
     return query.with_for_update() if postgres else query
@@ -174,7 +172,7 @@ def delete_deliveries(conn: Connection, ids: Iterable[str]) -> None:
 
 @by_dialect
 def _deletion(postgres: bool) -> Delete:
-    return delete(deliveries).where(deliveries.c.id.in_(select(_IDS.source(postgres).c.id)))
+    return delete(deliveries).where(_IDS.holds(postgres, deliveries.c.id))
 
 
 def queue_again(conn: Connection, rows: Sequence[tuple[str, datetime | None, int, str | None]]) -> None:
@@ -188,7 +186,7 @@ def _return(postgres: bool) -> Update:
     given = _RETRIES.source(postgres)
     return (
         update(deliveries)
-        .where(deliveries.c.id == given.c.id)
+        .where(deliveries.c.id == given.c.id, _RETRIES.holds(postgres, deliveries.c.id))
         .values(
             state=DeliveryState.QUEUED.value,
             lease_owner=None,
@@ -212,8 +210,7 @@ def delete_finished(conn: Connection, message_ids: Iterable[str]) -> None:
 
 @by_dialect
 def _message_lock(postgres: bool) -> Select[Any]:
-    given = _IDS.source(postgres)
-    query = select(messages.c.id).where(messages.c.id.in_(select(given.c.id))).order_by(messages.c.id)
+    query = select(messages.c.id).where(_IDS.holds(postgres, messages.c.id)).order_by(messages.c.id)
     return query.with_for_update(key_share=True)
 
 
@@ -228,10 +225,8 @@ def _delete_without_deliveries(conn: Connection, wanted: list[str]) -> list[str]
 
 @by_dialect
 def _finished(postgres: bool) -> Executable:
-    given = _IDS.source(postgres)
-    query = delete(messages).where(
-        messages.c.id.in_(select(given.c.id)), ~exists().where(deliveries.c.message_id == messages.c.id)
-    )
+    left = select(deliveries.c.message_id).where(_IDS.holds(postgres, deliveries.c.message_id))
+    query = delete(messages).where(_IDS.holds(postgres, messages.c.id), ~among(postgres, messages.c.id, left))
     return query.returning(messages.c.id) if postgres else query
 
 

@@ -1,6 +1,7 @@
 """The queue's verbs on both databases: what is durable, what is guarded, what leaves no trace."""
 
 import asyncio
+import re
 import threading
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, event, func, select, text
 
 from forwarder.mail.event import DeliveryState, Status
 from forwarder.store import admin, claiming, queue, sqlite, straight, workers
@@ -248,6 +249,39 @@ async def test_what_an_operator_holds_while_it_is_claimed_is_passed_over(postgre
         assert [delivery.id for delivery in await claim] == [due.id]
         left = {row.id: row.state for row in await rows(operator, deliveries)}
         assert left == {due.id: "leased", fellow.id: "held"}
+
+
+async def test_what_is_dead_in_the_queue_is_not_walked_past(postgres_url: str) -> None:
+    """Of a queue that was nearly empty when its statistics were made, while a transaction keeps the dead in it.
+
+    To PostgreSQL it is a table of one row; its statements must look in an index all the same, whatever they join.
+    """
+    async with AsyncExitStack() as opened:
+        stage = Stage(postgres_url, opened)
+        worker = await stage.worker()
+        hand = await asyncpg.connect(postgres_url)
+        opened.push_async_callback(hand.close)
+        waiting = stage.message()
+        for kept in (waiting, *(stage.message(leased=True) for _ in range(500))):
+            await worker.queue.enqueue(kept)
+        await hand.execute("DELETE FROM messages WHERE id <> $1", waiting.id)
+        await hand.execute("VACUUM (ANALYZE, TRUNCATE OFF) messages, deliveries")
+        engine = worker.database._engine
+        assert engine is not None
+        said: list[tuple[str, Any]] = []
+        event.listen(engine.sync_engine, "before_cursor_execute", lambda *given: said.append(given[2:4]))
+        for ended in (partial(soft, at=NOON), delivered):
+            [claimed] = await worker.queue.claim_due(NOON, 9)
+            assert await worker.queue.release(claimed, next_attempt_at=NOON)
+            [claimed] = await worker.queue.claim_due(NOON, 9)
+            assert await worker.queue.settle(ended(claimed))
+        async with engine.connect() as conn:
+            found = [await conn.exec_driver_sql(f"EXPLAIN {each}", values) for each, values in list(said)]
+        plans = "\n".join(line for one in found for line in one.scalars())
+        # But for the messages that the first part of a claim locks: where nothing is due, it does not look for them.
+        scans = re.findall(r"Scan.* on (?:deliveries|messages messages_1)\b.*\n(.*)", plans)
+        assert len(scans) > 8
+        assert [below for below in scans if "Index Cond" not in below] == [], plans
 
 
 async def test_a_claim_reads_a_message_once_however_many_of_its_addresses_are_due(sqlite_url: str) -> None:
