@@ -94,13 +94,17 @@ class SessionFault(Exception):
         went_on = self.stage is Stage.DOT or any(later.code != 503 for later in self.answers[index + 1 :])
         return answer if answer.code != 421 or went_on else None
 
-    def had_taken(self, index: int) -> bool:
-        """Whether a recipient was taken before the peer broke off at another one, who may be all that is the matter."""
-        # Behind the last one's 421 the peer hangs up upon DATA.
-        at_another = self.stage is Stage.RCPT or (
+    @property
+    def at_recipient(self) -> bool:
+        """Whether the peer, having taken MAIL, broke off at a recipient, who may be all that is the matter."""
+        # Behind the last one's 421 it hangs up upon DATA.
+        return self.stage is Stage.RCPT or (
             self.stage is Stage.DATA and any(answer.code == 421 for answer in self.answers)
         )
-        return at_another and index < len(self.answers) and self.answers[index].positive
+
+    def had_taken(self, index: int) -> bool:
+        """Whether a recipient was taken before the peer broke off at another one."""
+        return self.at_recipient and index < len(self.answers) and self.answers[index].positive
 
     @property
     def may_be_of_session(self) -> bool:

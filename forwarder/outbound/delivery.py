@@ -314,6 +314,8 @@ class _Attempt:
         more_hosts: bool,
         kept: bool,
     ) -> None:
+        # One recipient whom a host hangs up upon must not count against the site, or all its mail would wait for him.
+        self._reached |= fault.at_recipient and fault.fault in (None, Fault.LOST)
         lost: list[Delivery] = []
         for delivery in asked:
             refusal = fault.refusal(named[delivery.destination])

@@ -17,7 +17,7 @@ from forwarder.net.smtp_client import ClientSession
 from forwarder.net.smtp_opening import open_session
 from forwarder.net.tls import TlsMode
 from forwarder.outbound.delivery import _Attempt
-from forwarder.outbound.parcel import Verdict
+from forwarder.outbound.parcel import Carried, Verdict
 from forwarder.outbound.route import MxHost, Route
 from forwarder.store.records import Delivery
 from tests.net.sessions import CONTENT, SHORT
@@ -167,9 +167,13 @@ async def listening(*hosts: Host) -> AsyncIterator[dict[str, int]]:
             await host.closed()
 
 
-async def attempt(
+async def attempt(*hosts: Host, **options: Any) -> Sequence[Verdict]:
+    return (await carried(*hosts, **options)).verdicts
+
+
+async def carried(
     *hosts: Host, kept: bool = False, addresses: Sequence[str] = ADDRESSES, attempts: int = 1
-) -> Sequence[Verdict]:
+) -> Carried:
     async with listening(*hosts) as ports:
         made = _Attempt(
             pool=cast(Any, _Pool(ports, await dialled("mx0", ports["mx0"]) if kept else None)),
@@ -186,7 +190,7 @@ async def attempt(
             smtputf8=False,
         )
         await made.run()
-        return made.carried().verdicts
+        return made.carried()
 
 
 @pytest.mark.parametrize("pipelining", [True, False], ids=["pipelined", "stepwise"])
@@ -458,6 +462,21 @@ async def test_whom_a_host_hangs_up_upon_holds_up_nobody_for_ever(word: bytes, p
         "bad@y.test": Action.RETRY_LATER,
         "c@x.test": Action.DELIVERED,
     }
+
+
+@pytest.mark.parametrize("pipelining", [True, False], ids=["pipelined", "stepwise"])
+@pytest.mark.parametrize("word", [b"421 4.7.0 closing connection\r\n", b""], ids=["421", "silent"])
+async def test_nor_does_it_count_against_the_site(word: bytes, pipelining: bool) -> None:
+    done = await carried(Touchy(word, pipelining=pipelining), addresses=("bad@y.test",))
+    assert [verdict.action for verdict in done.verdicts] == [Action.RETRY_LATER]
+    assert (done.reached, done.trouble) == (True, None)
+
+
+@pytest.mark.parametrize("mail", ["421", "close"])
+async def test_a_host_that_takes_no_mail_at_all_does(mail: str) -> None:
+    done = await carried(Host(("421", "503", "503"), closes=mail == "close"))
+    assert not done.reached
+    assert done.trouble is not None
 
 
 async def test_what_may_have_been_delivered_is_not_sent_again_at_once() -> None:
