@@ -153,9 +153,8 @@ class Expansion:
     account_id: int | None = None  # whose domain it is
     alias: str | None = None  # the pattern that answered for the recipient, if one did
     dead_ends: tuple[Step, ...] = ()  # branches that lead nowhere
-    handed_on: tuple[
-        Step, ...
-    ] = ()  # addresses that an alias of another account has, each for whom leads there
+    # Addresses that an alias of another account has, each for whom leads there.
+    handed_on: tuple[Step, ...] = ()
     steps: tuple[Step, ...] = ()
 
 
