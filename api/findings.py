@@ -77,6 +77,7 @@ class Checked:
     dmarc: CheckedRecord
     waiting: tuple[CheckedRecord, ...] = ()  # of keys that wait on, since not all of these are found
     found: tuple[DkimKey, ...] = ()  # the keys that waited, when all of their records are
+    signing: frozenset[int]  # the ids of the keys that ``dkim`` is about
 
     @property
     def sending(self) -> bool | None:
@@ -114,20 +115,24 @@ async def look(resolver: Resolver, domain: str, settings: Settings, keys: Sequen
         dmarc=_dmarc(dmarc, domain),
         waiting=() if complete else later,
         found=tuple(waiting) if complete else (),
+        signing=frozenset(key.id for key in (waiting if complete else signing)),
     )
 
 
 async def write_down(database: Database, domain: Domain, checked: Checked, now: datetime) -> Domain | None:
-    """Write down what was found; None when the domain is gone.
+    """Write down what was found; None when the domain is gone, or signs with other keys by now.
 
     The look took seconds, and ``domain`` may have been read minutes before it. So what was found is compared with what
-    the store holds now, which others may have written down meanwhile.
+    the store holds now, which others may have written down meanwhile. That the records of former keys are there lets
+    nothing be submitted under new ones.
     """
 
     def work(conn: Connection) -> Domain | None:
         if checked.found:
             dkim_keys.adopt(conn, domain, checked.found, now, published=True)
         while (known := domains.by_id(conn, domain.id)) is not None:
+            if checked.signing != {key.id for key in dkim_keys.list_keys(conn, domain.id)}:
+                return None
             changed = domains.record_check(conn, known, now, **_judged(known, checked, now))
             if changed is not None:
                 return changed

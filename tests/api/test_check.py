@@ -239,6 +239,35 @@ async def test_who_replaces_the_records_instead_of_adding_them_may_send_on(desk:
     assert domain.sending_checked_at == desk.now
 
 
+async def test_the_records_of_former_keys_let_nothing_be_sent_under_new_ones(
+    either_store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = check.look
+
+    async def overtaken(*given: Any) -> findings.Checked:
+        found = await really(*given)
+        new = await waiting_of(desk, *make_keys(Vault(bytes(32)), NAME, "next"))  # the old have leaked
+        assert await desk.database.write(
+            lambda conn: dkim_keys.adopt(conn, domain, new, desk.now, published=False)
+        )
+        return found
+
+    async with Desk(either_store_url) as desk:
+        await desk.domain(NAME)
+        await publish(desk)
+        await checked(desk)
+        found = await desk.database.read(lambda conn: domains.get(conn, NAME))
+        assert found is not None
+        domain = found
+        assert domain.sending_checked_at is not None
+        monkeypatch.setattr(check, "look", overtaken)
+        await checked(desk)
+        assert [key.selector for key in await keys_of(desk)] == ["next1", "next2"]
+        after = await desk.database.read(lambda conn: domains.get(conn, NAME))
+        assert after is not None
+        assert after.sending_checked_at is None
+
+
 async def test_two_spf_records_are_an_error_that_is_explained(desk: Desk) -> None:
     await desk.domain(NAME)
     desk.dns.set(NAME, "TXT", [f"v=spf1 include:{HOST} ~all", "v=spf1 -all"])
@@ -479,9 +508,12 @@ async def test_a_look_that_got_no_answer_takes_nothing_from_one_beside_it(
 
         return look
 
-    async def no_answer(*_given: object) -> findings.Checked:
+    async def no_answer(*given: Any) -> findings.Checked:
         unknown = findings.CheckedRecord(expected="", values=None, valid=None)
-        return findings.Checked(provider=None, mx=unknown, spf=unknown, dkim=(unknown,), dmarc=unknown)
+        signing = frozenset(key.id for key in given[-1])
+        return findings.Checked(
+            provider=None, mx=unknown, spf=unknown, dkim=(unknown,), dmarc=unknown, signing=signing
+        )
 
     async with Desk(either_store_url) as desk:
         await desk.domain(NAME)
