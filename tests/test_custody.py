@@ -435,3 +435,26 @@ async def test_a_key_that_waits_and_does_not_open_is_made_anew_and_waits(install
     assert waiting.public_record != foreign.public_record
     assert (await installation.key_of("one.test")).selector == "fwd2"
     assert (await installation.domain("one.test")).sending_checked_at == NOW
+
+
+async def test_keys_one_of_which_was_made_anew_do_not_sign_before_that_one_is_found(
+    installation: Installation,
+) -> None:
+    await check_keys(installation.database, installation.settings)
+    made = await installation.host("one.test")
+    vault = Vault(open_store_key(installation.settings))
+    new = [make_key(vault, "one.test", f"next{n}", "ed25519") for n in (1, 2)]
+
+    def work(conn: Connection) -> tuple[bool, list[str], list[str]]:
+        waiting = dkim_keys.propose(conn, made, new, NOW)
+        again = make_key(vault, "one.test", "next2", "ed25519")
+        assert dkim_keys.replace(conn, made, waiting[1], again, NOW)
+        adopted = dkim_keys.adopt(conn, made, waiting, NOW, published=True)
+        signing = dkim_keys.list_keys(conn, made.id)
+        return (
+            adopted,
+            [k.selector for k in signing],
+            [k.selector for k in dkim_keys.waiting_keys(conn, made.id)],
+        )
+
+    assert await installation.database.write(work) == (False, ["fwd2"], ["next1", "next2"])

@@ -91,9 +91,10 @@ def adopt(
     """
     changes.touch(conn, domain.name, now)
     ids = [key.id for key in waiting]
-    first = update(dkim_keys).where(dkim_keys.c.id.in_(ids), dkim_keys.c.is_waiting).values(is_waiting=False)
-    if not conn.execute(first).rowcount:
+    # All or none: one that was made anew meanwhile (``replace``) would be retired before it ever signed.
+    if not ids or {*ids} != {key.id for key in waiting_keys(conn, domain.id)}:
         return False
+    conn.execute(update(dkim_keys).where(dkim_keys.c.id.in_(ids)).values(is_waiting=False))
     others = (dkim_keys.c.domain_id == domain.id, dkim_keys.c.id.not_in(ids))
     too_old = dkim_keys.c.retired_at < now - UNDER_WAY
     conn.execute(delete(dkim_keys).where(*others, too_old))
