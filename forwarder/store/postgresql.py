@@ -144,10 +144,14 @@ class PostgresWriter(Writer):
         return await self._unbroken.run(self._in_turn(work))
 
     async def _in_turn(self, work: Callable[[Connection], T]) -> T:
+        ended = "failed"
         try:
-            return await self._aside(work)
+            result = await self._aside(work)
+            ended = "committed"
+            return result
         finally:
             self._turn.release()
+            self._changes[ended].add()
 
     async def _aside(self, work: Callable[[Connection], T]) -> T:
         item = Item(self._work, work, 0, self.loop.create_future(), None)

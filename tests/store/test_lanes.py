@@ -1,16 +1,19 @@
 """When PostgreSQL is given a second transaction beside the first."""
 
 import asyncio
+from contextlib import suppress
 
 import asyncpg
 import pytest
 from sqlalchemy import false, select
+from sqlalchemy.exc import IntegrityError
 
 from forwarder.store import postgresql
 from forwarder.store.engine import Database
 from forwarder.store.postgresql import LEAST, PostgresWriter
 from forwarder.store.tables import accounts, sequences
 from forwarder.store.writer import Item
+from forwarder.tally import CHANGES, Tally
 from tests.harness import wait_until
 
 
@@ -111,6 +114,17 @@ async def test_a_change_that_waits_keeps_those_behind_it_waiting_and_nobody_else
     }
     await holder.close()
     await database.close()
+
+
+async def test_changes_of_the_directory_are_counted_with_the_others(store_url: str) -> None:
+    tally = Tally()
+    database = await Database.open(store_url, tally=tally)
+    for name in ("a", "a"):
+        row = sequences.insert().values(name=name, value=0)
+        with suppress(IntegrityError):
+            await database.change(lambda conn, row=row: conn.execute(row) and None)
+    await database.close()
+    assert dict(tally.sums(CHANGES)) == {("committed",): 1, ("failed",): 1}
 
 
 async def test_while_all_lanes_are_at_work_nobody_looks_whether_one_should_join(
