@@ -1,7 +1,7 @@
 """The text of an SPF record: its terms, and those for which receivers take it as broken (RFC 7208 4.6, 5, 6 and 12).
 
-One term that is none makes a record worthless as a whole: the result is permerror, wherever it stands (4.6). Unknown
-modifiers (``name=…``) are none of that, nor is what follows ``all``, which is never looked at.
+One term that is none makes a record worthless as a whole: the result is permerror, wherever it stands (4.6), behind
+``all``, too. Unknown modifiers (``name=…``) are none of that.
 
 Pure, and linear in the text. Evaluation is ``inbound.spf``'s.
 """
