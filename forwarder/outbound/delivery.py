@@ -245,7 +245,7 @@ class _Attempt:
                 self._pool.release(self._route, session)
                 if not (kept or apart):
                     self._taken = [one for one in asked if fault.had_taken(named[one.destination])]
-                    asked = [one for one in asked if one not in self._taken]
+                    asked = [one for one in asked if not fault.had_taken(named[one.destination])]
                 self._broken(fault, asked, named, host, more_hosts=more_hosts, kept=kept)
                 return False
             except BaseException:
