@@ -11,10 +11,9 @@ as soon as that is there again.
 
 Opportunistic TLS: a host whose handshake fails, or that offers TLS and never answers STARTTLS, gets the same message in
 clear over a new connection, and for ten minutes, or until it refuses that for want of TLS, the handshake is not tried
-with it again. With ``tls = "required"``
-nothing goes in clear. A route that demands verified TLS (MTA-STS), and a host that has TLSA records (DANE), get it
-whatever the mode and the memory; such a route's site is another than that of a free route to the same hosts, so no
-session of theirs is ever lent to it.
+with it again. With ``tls = "required"`` nothing goes in clear. A route that demands verified TLS (MTA-STS), and a host
+that has TLSA records (DANE), get it whatever the mode and the memory; such a route's site is another than that of a
+free route to the same hosts, so no session of theirs is ever lent to it.
 
 How it fails: ``open`` raises ``SessionFault``; a reused session may still break at its first command (the peer's
 hanging up crossed our MAIL): the caller sees a fault at ``Stage.MAIL`` and opens a new one.
