@@ -125,4 +125,4 @@ def _is_network(argument: str | None, lengths: str, address: Callable[[str], obj
         address(argument or "")
     except ValueError:
         return False
-    return "%" not in (argument or "") and not lengths.startswith("//") and int(lengths[1:] or 0) <= most
+    return "%" not in (argument or "") and "//" not in lengths and int(lengths[1:] or 0) <= most

@@ -46,6 +46,10 @@ def test_what_is_right(record: str) -> None:
             "v=spf1 ip6:2001:db8::/129 ip6:fe80::1%eth0 ip6:",
             ["ip6:2001:db8::/129", "ip6:fe80::1%eth0", "ip6:"],
         ),
+        (
+            "v=spf1 ip4:192.0.2.0/24//64 ip6:2001:db8::/32//64 -all x",
+            ["ip4:192.0.2.0/24//64", "ip6:2001:db8::/32//64", "x"],
+        ),
         ("v=spf1 192.0.2.1 ~all", ["192.0.2.1"]),
         ("v=spf1 --all", ["--all"]),
         ("v=spf1 +redirect=x.example", ["+redirect=x.example"]),
