@@ -203,13 +203,13 @@ class _Search:
     """What ``expand`` knows so far.
 
     Ways of several accounts may come together at an address. It is followed, or gets its mail, once; of what becomes of
-    it each account sees the first way of its own.
+    it each account sees the first way of its own. Of a domain that is hosted for one of them alone both may be true.
     """
 
     def __init__(self, start: _Stop) -> None:
         self.waiting = deque([start])
         self.trouble: Trouble | None = None
-        self._recipient, self._rules = start.address, start.rules
+        self._start, self._recipient, self._rules = start.key, start.address, start.rules
         self._effort = 0
         self._steps: dict[_Key, Step] = {}
         self._ends: list[tuple[Path | Url, Theirs | None]] = []
@@ -241,7 +241,8 @@ class _Search:
         """Go on to where an alias leads; ``hosted``: the rules of that domain, if there are any."""
         whose = stop.rules.account_id
         if isinstance(destination, Path):
-            if hosted is not None and not hosted.answers_to(whose):
+            # Back to the recipient is a circle, whoever leads there: that address has the mail.
+            if hosted is not None and not hosted.answers_to(whose) and key != self._start:
                 hosted = None
             if stop.rules.withholds(destination, step.label, hosted):
                 waits = Step(address=destination, trouble=Trouble.UNCONFIRMED, theirs=stop.theirs)
@@ -250,13 +251,14 @@ class _Search:
         reached = self._reached.setdefault(key, set())
         if whose in reached:
             return
-        if isinstance(destination, Path) and key in self._followed:
+        # Whether a domain is hosted is asked for this account, whatever it is for another that comes to it.
+        if not isinstance(destination, Path) or hosted is None:
+            self._ends.append((destination, stop.theirs))
+        elif key in self._followed:
             self._again.append((key, destination, stop.theirs))
-        elif isinstance(destination, Path) and hosted is not None and not reached:
+        else:
             self._followed[key] = hosted.account_id
             self.waiting.append(_Stop(key, destination, hosted, stop.theirs, stop.depth + 1))
-        else:
-            self._ends.append((destination, stop.theirs))
         reached.add(whose)
 
     def bound(self, step: Step) -> None:

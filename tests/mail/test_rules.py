@@ -482,6 +482,24 @@ def test_whose_alias_leads_on_decides_not_whose_was_asked_first() -> None:
     assert ends(expanded("a@d.org", mine, shared, stranger)) == ["c@other.org"]
 
 
+@pytest.mark.parametrize("forward", ["b@shared.org,on@d.org", "on@d.org,b@shared.org"])
+def test_a_domain_that_an_account_only_added_is_hosted_for_its_own_ways_alone(forward: str) -> None:
+    mine = rules_of("d.org", 7, 1, ("a", forward), ("on", "victim@big.com"))
+    shared = rules_of("shared.org", 8, 2, ("b", "victim@big.com"))
+    expansion = expanded("a@d.org", mine, shared, theirs("big.com", active=False))
+    assert told(expansion) == {
+        ("b@shared.org 2.1.5", 7, "a"),
+        ("victim@big.com", 7, "a"),
+        ("thief@x.org", 8, "b"),
+    }
+
+
+def test_back_to_a_recipient_whose_records_were_not_yet_seen_to_lead_here_is_a_circle() -> None:
+    new = RuleSet("big.com", 9, 1, [Alias.stored(1, "*", "b@d.org,me@x.org", True, 550)], account_id=2)
+    expansion = expanded("a@big.com", new, rules_of("d.org", 7, 1, ("b", "a@big.com")))
+    assert ends(expansion) == ["me@x.org"]
+
+
 def test_where_the_way_comes_to_an_alias_of_another_account_is_told() -> None:
     """What is behind it is for the log of that alias, and for none before it."""
     mine = rule_set(("a", "b@d.org,c@shared.org,me@x.org"), ("b", "b@x.org"))
