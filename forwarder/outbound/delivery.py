@@ -244,8 +244,9 @@ class _Attempt:
             except SessionFault as fault:
                 self._pool.release(self._route, session)
                 if not (kept or apart):
-                    self._taken = [one for one in asked if fault.had_taken(named[one.destination])]
-                    asked = [one for one in asked if not fault.had_taken(named[one.destination])]
+                    taken = {address for address, place in named.items() if fault.had_taken(place)}
+                    self._taken = [one for one in asked if one.destination in taken]
+                    asked = [one for one in asked if one.destination not in taken]
                 self._broken(fault, asked, named, host, more_hosts=more_hosts, kept=kept)
                 return False
             except BaseException:
