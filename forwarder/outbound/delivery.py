@@ -247,7 +247,7 @@ class _Attempt:
                     taken = {address for address, place in named.items() if fault.had_taken(place)}
                     self._taken = [one for one in asked if one.destination in taken]
                     asked = [one for one in asked if one.destination not in taken]
-                self._broken(fault, asked, named, host, more_hosts=more_hosts, kept=kept)
+                self._broken(fault, asked, named, session, host, more_hosts=more_hosts, kept=kept)
                 return False
             except BaseException:
                 self._pool.release(self._route, session)
@@ -285,12 +285,8 @@ class _Attempt:
             scope, reply = answered.judge(named[delivery.destination])
             if reply.positive:
                 self._verdict(delivery, Action.DELIVERED, reply, host)
-            elif session.fell_back and wants_tls(reply):
-                # It was in clear for trouble with TLS, which is the host's or ours, and no fault of the message.
-                self._pool.try_tls_again(self._route, session)
-                refused.append((delivery, Scope.SITE, reply_for(Fault.TLS, f"in clear it says {reply}")))
             else:
-                refused.append((delivery, scope, reply))
+                refused.append((delivery, *self._condemned(scope, reply, session)))
         if not refused:
             return ()
         left = {delivery.id for delivery, _, _ in refused}
@@ -305,11 +301,20 @@ class _Attempt:
                 self._judge(delivery, scope, reply, host, more_hosts=more_hosts)
         return once_more
 
+    def _condemned(self, scope: Scope, reply: Reply, session: ClientSession) -> tuple[Scope, Reply]:
+        """What a refusal condemns, and the reply that says so."""
+        if not (session.fell_back and wants_tls(reply)):
+            return scope, reply
+        # It was in clear for trouble with TLS, which is the host's or ours, and no fault of the message.
+        self._pool.try_tls_again(self._route, session)
+        return Scope.SITE, reply_for(Fault.TLS, f"in clear it says {reply}")
+
     def _broken(
         self,
         fault: SessionFault,
         asked: Sequence[Delivery],
         named: Mapping[str, int],
+        session: ClientSession,
         host: str,
         *,
         more_hosts: bool,
@@ -323,7 +328,8 @@ class _Attempt:
             if refusal is None or (kept and fault.may_be_of_session):
                 lost.append(delivery)
             else:  # was said before the session broke off, and stands
-                self._judge(delivery, Scope.RECIPIENT, refusal, host, more_hosts=more_hosts)
+                scope, reply = self._condemned(Scope.RECIPIENT, refusal, session)
+                self._judge(delivery, scope, reply, host, more_hosts=more_hosts)
         if fault.unknown:
             # The host may have the message: going on to another one would make a second copy for certain.
             reply = fault.reply

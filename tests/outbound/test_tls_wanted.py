@@ -14,14 +14,17 @@ from tests.outbound.town import serving
 SOON = {"delays": ["100ms"]}
 
 
-@pytest.mark.parametrize("part", ["454", "bad-handshake"])
+@pytest.mark.parametrize(
+    ("part", "phase", "refusal"),
+    [("454", "mail", "530"), ("bad-handshake", "mail", "530"), ("454", "rcpt", "530-then-close")],
+)
 async def test_what_is_refused_in_clear_for_want_of_tls_is_sent_over_tls_the_next_time(
-    tmp_path: Path, part: str
+    tmp_path: Path, part: str, phase: str, refusal: str
 ) -> None:
     pair = self_signed(["mx.dest.test"], tmp_path / "host", valid_for=timedelta(days=1))
     async with house(tmp_path, retry=SOON, sink={"starttls": serving(*pair)}) as rooms:
         rooms.sink.play("starttls", part, times=1)
-        rooms.sink.play("mail", "530", times=1)
+        rooms.sink.play(phase, refusal, times=1)
         [delivery] = await rooms.accept("bob@dest.test")
         events = await rooms.until_statuses(delivery, "QUEUED", "SOFT-BOUNCE", "DELIVERED")
         assert events[1][1] == 451
