@@ -8,6 +8,7 @@ Pure, and linear in the text. Evaluation is ``inbound.spf``'s.
 
 import ipaddress
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -44,10 +45,9 @@ def parse_spf(record: str) -> tuple[list[Term], list[str]]:
         if not text:
             continue
         term = _term(text)
-        once = term is not None and term.name in ("redirect", "exp") and term.qualifier == "="
-        if term is None or (
-            once and any(term.name == known.name for known in terms)
-        ):  # RFC 7208 6: once at most
+        # RFC 7208 6: once at most.
+        once = term is not None and term.qualifier == "=" and term.name in ("redirect", "exp")
+        if term is None or (once and any(term.name == known.name for known in terms)):
             faults.append(text)
         else:
             terms.append(term)
@@ -70,8 +70,14 @@ def fault_of(record: str) -> str:
 
 def without_faults(record: str) -> str:
     """What is left of the record without the terms that break it."""
-    _, faults = parse_spf(record)
-    return " ".join(term for term in record.split(" ") if term not in faults)
+    faults = Counter(parse_spf(record)[1])
+    kept: list[str] = []
+    for term in reversed(record.split(" ")):  # of one that may stand there once, the first is right
+        if faults[term]:
+            faults[term] -= 1
+        else:
+            kept.append(term)
+    return " ".join(reversed(kept))
 
 
 def _term(text: str) -> Term | None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from forwarder.mail.spf_record import Term, parse_spf
+from forwarder.mail.spf_record import Term, parse_spf, without_faults
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,11 @@ def test_what_is_right(record: str) -> None:
 )
 def test_what_breaks_a_record(record: str, faults: list[str]) -> None:
     assert parse_spf(record)[1] == faults
+
+
+def test_what_is_left_without_the_faults() -> None:
+    assert without_faults("v=spf1 a,mx include:x.example a,mx ~all") == "v=spf1 include:x.example ~all"
+    assert without_faults("v=spf1 redirect=x.example redirect=x.example") == "v=spf1 redirect=x.example"
 
 
 def test_terms() -> None:
