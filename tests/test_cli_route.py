@@ -133,9 +133,9 @@ def test_where_aliases_of_two_accounts_lead_is_shown_once(hosted: Cli, tmp_path:
     hosted.json("domain", "add", "theirs.test", "--account", "other@example.org")
     lead_here(tmp_path, "theirs.test")
     for domain, alias, forward in (
-        ("theirs.test", "boss", "person@dest.test"),
+        ("theirs.test", "boss", "Person@dest.test"),
         ("example.com", "mine", "person@dest.test"),
-        ("example.com", "both", "boss@theirs.test,mine@example.com"),
+        ("example.com", "both", "mine@example.com,boss@theirs.test"),
     ):
         hosted.json("alias", "add", domain, alias, forward)
     found = route(hosted, "both@example.com")

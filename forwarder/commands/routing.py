@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from forwarder.config import Settings
     from forwarder.mail.address import Path
-    from forwarder.mail.rules import Expansion
+    from forwarder.mail.rules import Expansion, Target
     from forwarder.mail.srs import SrsFault
     from forwarder.store.engine import Database
 
@@ -104,14 +104,18 @@ def _refused(recipient: "Path", fault: "SrsFault") -> dict[str, Any]:
 
 def _explained(recipient: "Path", own: OfThisHost | None, found: "Expansion") -> dict[str, Any]:
     """What the MX would do with the recipient, and why."""
+    from forwarder.mail.destination import identity
     from forwarder.mail.rules import Trouble
 
     trouble = found.trouble
     steps = [str(step) for step in found.steps]
     # Where aliases of two accounts lead to one, it gets one copy.
-    ends = dict.fromkeys((str(t.destination), t.alias, t.domain) for t in found.targets)
+    ends: dict[tuple[str, str], Target] = {}
+    for target in found.targets:
+        ends.setdefault(identity(target.destination), target)
     targets: list[dict[str, str | None]] = [
-        {"destination": destination, "alias": alias, "domain": domain} for destination, alias, domain in ends
+        {"destination": str(end.destination), "alias": end.alias, "domain": end.domain}
+        for end in ends.values()
     ]
     if own is not None and trouble is Trouble.NOT_HOSTED:
         # Not a refusal: mail for this server's own addresses goes wherever they lead.

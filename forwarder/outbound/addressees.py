@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from forwarder.mail.address import Path
-from forwarder.mail.destination import Url
+from forwarder.mail.destination import Url, identity
 from forwarder.mail.event import DeliveryKind
 from forwarder.mail.rules import Expansion, Step, Target
 from forwarder.mail.srs import Srs
@@ -56,8 +56,13 @@ class Addressees:
         sender = origin if isinstance(origin, Path) else reverse_path
         expansion = await self._resolve(sender, behalf)
         if expansion.targets:
+            # Where ways of two accounts meet, each may spell the mailbox in its own way; it gets one copy.
+            spelled = {identity(each.destination): each.destination for each in reversed(expansion.targets)}
+            ends = (
+                replace(each, destination=spelled[identity(each.destination)]) for each in expansion.targets
+            )
             told = (_taken_on(sender, expansion.targets[0], step) for step in expansion.handed_on)
-            return (*(_addressee(sender, target) for target in expansion.targets), *told)
+            return (*(_addressee(sender, target) for target in ends), *told)
         to = expansion.recipient  # the sender; or where the postmaster of this server leads
         return (Addressee(recipient=sender, destination=to.storage(), domain=to.domain),)
 

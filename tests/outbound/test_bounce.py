@@ -14,6 +14,8 @@ from forwarder.mail.address import parse_address
 from forwarder.mail.event import DeliveryKind, Transport
 from forwarder.mail.outcome import Action
 from forwarder.mail.reply import Reply
+from forwarder.mail.rules import Expansion, Target, Theirs
+from forwarder.mail.srs import Srs
 from forwarder.outbound.addressees import Addressee, Addressees
 from forwarder.outbound.bounce import Bounces
 from forwarder.outbound.budget import Budget
@@ -246,6 +248,20 @@ async def test_a_report_is_sent_for_who_can_be_trusted_with_it(transport: Transp
     parcel = replace(Parcel.of_delivery(verdict.delivery), transport=transport)
     await reporting(sender).report(parcel, [verdict], b"", lease=lambda _: False, due=None)
     assert [path.wire() for path in sender.behalf] == [behalf]
+
+
+async def test_a_mailbox_that_two_accounts_spell_differently_gets_one_copy_of_a_report() -> None:
+    theirs = Theirs(alias="team", domain_id=9, account_id=2)
+    first = Target(destination=parse_address("me@x.test"), alias="alice", domain_id=7, domain="sender.test")
+    again = replace(first, destination=parse_address("Me@x.test"), theirs=theirs)
+
+    async def resolve(_: MailPath, __: MailPath) -> Expansion:
+        return Expansion(recipient=SENDER, targets=(first, again), domain_id=7, alias="alice")
+
+    found = await Addressees(srs=Srs([bytes(16)], "mx.test"), resolve=resolve, clock=lambda: NOW).of(
+        SENDER, SENDER
+    )
+    assert [(each.destination, each.domain_id) for each in found] == [("me@x.test", 7), ("me@x.test", 9)]
 
 
 @pytest.mark.parametrize(
