@@ -38,6 +38,7 @@ MAX_DEPTH = 10  # aliases in a row
 MAX_TARGETS = 1000
 MAX_LOOKUPS = 2000
 MAX_EFFORT = 4 * MAX_PROGRAMS  # instructions of expressions that addresses are compared with
+_Key = tuple[str, str]  # the identity of a destination
 
 
 class Trouble(StrEnum):
@@ -183,9 +184,6 @@ def expand(
             search.lead(stop, step, key, destination, asked[key])
         search.bound(step)
     return search.expansion()
-
-
-_Key = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)

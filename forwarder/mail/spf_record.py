@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
-LONGEST = 4096  # octets; RFC 7208 3.4 wants 450
+LONGEST = 4096  # octets; RFC 7208 3.4 wants 450, and an evaluation is repeated for each answer
 MOST_LOOKUPS = 10  # RFC 7208 4.6.4
 LOOKS_UP = frozenset({"include", "a", "mx", "ptr", "exists", "redirect"})
 
