@@ -34,7 +34,7 @@ LONG = os.environ.get("FORWARDER_LONG") == "1"
 pytestmark = pytest.mark.timeout(1800 if LONG else 300)
 
 MESSAGES = 200 if LONG else 30
-LARGE = 30 if LONG else 1  # of 700 kB each: thirty of them and the log file is checkpointed
+LARGE = 120 if LONG else 1  # of 700 kB each: with so many the log file is checkpointed (CHECKPOINT_PAGES)
 CUTS = 2000 if LONG else 150
 STARTS = 25 if LONG else 2
 
