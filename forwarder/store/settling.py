@@ -23,6 +23,7 @@ from sqlalchemy import (
     Update,
     bindparam,
     delete,
+    exists,
     func,
     select,
     update,
@@ -225,9 +226,11 @@ def _delete_without_deliveries(conn: Connection, wanted: list[str]) -> list[str]
 
 @by_dialect
 def _finished(postgres: bool) -> Executable:
+    query = delete(messages).where(_IDS.holds(postgres, messages.c.id))
+    if not postgres:  # one is enough to find; a message may have thousands left
+        return query.where(~exists().where(deliveries.c.message_id == messages.c.id))
     left = select(deliveries.c.message_id).where(_IDS.holds(postgres, deliveries.c.message_id))
-    query = delete(messages).where(_IDS.holds(postgres, messages.c.id), ~among(postgres, messages.c.id, left))
-    return query.returning(messages.c.id) if postgres else query
+    return query.where(~among(postgres, messages.c.id, left)).returning(messages.c.id)
 
 
 def under_way(conn: Connection) -> tuple[int, int]:

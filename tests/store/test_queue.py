@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import Connection, event, func, select, text
 
 from forwarder.mail.event import DeliveryState, Status
-from forwarder.store import admin, claiming, queue, sqlite, straight, workers
+from forwarder.store import admin, claiming, queue, settling, sqlite, straight, workers
 from forwarder.store.claiming import Claim, Claiming, bring_forward
 from forwarder.store.engine import Database
 from forwarder.store.records import Delivery
@@ -301,6 +301,19 @@ async def test_a_claim_reads_a_message_once_however_many_of_its_addresses_are_du
             )
         assert len(await worker.queue.leases()) == 80
         assert steps[1] < 3 * steps[0]
+
+
+async def test_to_settle_one_of_very_many_walks_none_of_the_others(sqlite_url: str) -> None:
+    async with AsyncExitStack() as opened:
+        stage = Stage(sqlite_url, opened)
+        worker = await stage.worker()
+        message = stage.message(*[f"{n}@dest.example" for n in range(2000)])
+        await worker.queue.enqueue(message)
+        steps = await worker.database.write(
+            lambda conn: machine_steps(conn, lambda: settling.delete_finished(conn, [message.id]))
+        )
+        assert await sizes(worker.database) == (1, 2000, 2000, 2000)
+        assert steps < 1000
 
 
 async def test_a_discarded_delivery_leaves_a_log_and_nothing_to_do(stage: Stage) -> None:
