@@ -135,10 +135,9 @@ class Inlet:
             if self._paused:
                 self._release()
             await self._more(deadline, stoppable=True)
-        overlong = overlong or end >= limit
-        line = b"" if overlong else bytes(buffer[: end + 1])
+        line = bytes(buffer[: end + 1])
         self._consume(end + 1)
-        if overlong:
+        if overlong or end >= limit:
             raise TooLong
         return line
 
