@@ -36,8 +36,7 @@ class Place:
 
     def before_connecting(self) -> None:
         """A connection will be opened; it would make a new file of that name."""
-        if _identity(self._path) != self._file:
-            raise Misplaced from _stale(self._path)
+        self._look_at_file()
         self._wal = None
 
     def look(self, conn: Connection) -> None:
@@ -45,14 +44,17 @@ class Place:
         now = time.monotonic()
         if now < self._good_until:
             return
-        if _identity(self._path) != self._file:
-            raise Misplaced from _stale(self._path)
+        self._look_at_file()
         log = f"{self._path}-wal"
         found = _identity(log)
         self._wal = self._wal or found
         if found != self._wal:
             raise Misplaced from _rescued(conn) or _stale(log)
         self._good_until = now + MEANWHILE
+
+    def _look_at_file(self) -> None:
+        if _identity(self._path) != self._file:
+            raise Misplaced from _stale(self._path)
 
 
 def _rescued(conn: Connection) -> SQLAlchemyError | None:
