@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 from forwarder.mail.address import Path
 from forwarder.mail.dmarc import SpfResult
-from forwarder.mail.spf_record import LONGEST
+from forwarder.mail.spf_record import LONGEST, ends_in_label
 from forwarder.mail.verification import AuthResult
 from forwarder.net.answers import Answer, CannotTell, Found, Mx
 
@@ -108,8 +108,7 @@ class _Evaluation(spf.query):  # type: ignore[misc]
     def expand_domain(self, text: str) -> str:
         """As the library has it (RFC 7208 7.1), which takes the square of the last label to find that it is none."""
         last = spf.RE_CHAR.split(text)[-1]  # what follows the last macro
-        _, dot, label = last.removesuffix(".").rpartition(".")
-        if last and not (dot and _is_top_label(label)):
+        if last and not ends_in_label(last):
             raise spf.PermError("not a domain", text)
         return self.expand(text)
 
@@ -183,10 +182,6 @@ def _network_mechanism(mechanism: str) -> tuple[Any, ...]:
 @lru_cache(maxsize=NETWORKS)
 def _network(address: str, bits: int) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     return ipaddress.ip_network(address).supernet(new_prefix=bits)
-
-
-def _is_top_label(label: str) -> bool:
-    return label.replace("-", "").isalnum() and label.strip("-") == label and not label.isdigit()
 
 
 def _is_too_long(record: Sequence[bytes]) -> bool:

@@ -116,6 +116,11 @@ def _is_domain(text: str) -> bool:
         return False
     if _MACRO_AT_END.search(text[-32:]):
         return True
+    return ends_in_label(text)
+
+
+def ends_in_label(text: str) -> bool:
+    """Whether it ends in a dot and a label that is no number, and perhaps a dot (RFC 7208 7.1: domain-end)."""
     _, dot, label = text.removesuffix(".").rpartition(".")
     return bool(dot) and _TOP_LABEL.fullmatch(label) is not None
 
