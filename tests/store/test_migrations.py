@@ -62,21 +62,31 @@ async def test_the_revisions_build_the_tables(database_url: str) -> None:
     await database.close()
 
 
+async def of_older_schema(url: str, monkeypatch: pytest.MonkeyPatch, revision: str, at: datetime) -> Database:
+    """A database as a former release has it, in which an account hosts one domain; both have the id 1."""
+    with monkeypatch.context() as then:
+        then.setattr(command, "upgrade", lambda config, _newest: really_upgrade(config, revision))
+        await asyncio.to_thread(migrations.upgrade, url)
+    database = await Database.open(url)
+
+    def host(conn: Connection) -> None:
+        conn.execute(insert(accounts).values(id=1, email="r@hooli.test", plan="default", created_at=at))
+        hosted = {"id": 1, "account_id": 1, "name": "piedpiper.com", "display": "piedpiper.com"}
+        more = {"webhook_key": "k", "dkim_selector": "s", "added_at": at}
+        conn.execute(insert(domains).values(hosted | more))
+
+    await database.write(host)
+    return database
+
+
 async def test_aliases_of_an_older_schema_stay_and_act_as_before(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at = datetime(2026, 3, 4, tzinfo=UTC)
     older = {"domain_id": 1, "forward": "r@gmail.com", "when_disabled": 421, "created_at": at}
-    with monkeypatch.context() as then:
-        then.setattr(command, "upgrade", lambda config, _newest: really_upgrade(config, "0002"))
-        await asyncio.to_thread(migrations.upgrade, database_url)
-    database = await Database.open(database_url)
+    database = await of_older_schema(database_url, monkeypatch, "0002", at)
 
     def fill(conn: Connection) -> None:
-        conn.execute(insert(accounts).values(id=1, email="r@hooli.test", plan="default", created_at=at))
-        hosted = {"id": 1, "account_id": 1, "name": "piedpiper.com", "display": "piedpiper.com"}
-        more = {"webhook_key": "k", "dkim_selector": "s", "added_at": at}
-        conn.execute(insert(domains).values(hosted | more))
         for pattern, is_active in (("on", True), ("off", False), ("(a|b)", True)):
             conn.execute(insert(aliases).values(older | {"pattern": pattern, "is_active": is_active}))
 
@@ -119,17 +129,9 @@ def did(statement: Executable, conn: Connection) -> None:
 
 async def test_keys_of_an_older_schema_sign_on(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     at = datetime(2026, 3, 4, tzinfo=UTC)
-    with monkeypatch.context() as then:
-        then.setattr(command, "upgrade", lambda config, _newest: really_upgrade(config, "0005"))
-        await asyncio.to_thread(migrations.upgrade, database_url)
-    database = await Database.open(database_url)
+    database = await of_older_schema(database_url, monkeypatch, "0005", at)
 
     def fill(conn: Connection) -> None:
-        conn.execute(insert(accounts).values(id=1, email="r@hooli.test", plan="default", created_at=at))
-        hosted = {"id": 1, "account_id": 1, "name": "piedpiper.com", "display": "piedpiper.com"}
-        conn.execute(
-            insert(domains).values(hosted | {"webhook_key": "k", "dkim_selector": "s", "added_at": at})
-        )
         key = {"selector": "s1", "algorithm": "rsa", "private_key": b"sealed", "public_record": "p"}
         conn.execute(insert(dkim_keys).values(key | {"domain_id": 1, "created_at": at}))
 
